@@ -1,0 +1,20 @@
+"""Antialiased convolutional networks in JAX and Flax."""
+
+from aa_flax.blurpool import BlurPool, MaxBlurPool, blur_pool
+from aa_flax.create import create_model
+from aa_flax.errors import InputError
+from aa_flax.models.registry import list_models
+from aa_flax.weights.torch_format import load_torch_state_dict, to_torch_state_dict
+
+__all__ = [
+    "BlurPool",
+    "InputError",
+    "MaxBlurPool",
+    "blur_pool",
+    "create_model",
+    "list_models",
+    "load_torch_state_dict",
+    "to_torch_state_dict",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,189 @@
+"""Layers that the nets share, computing what their torch namesakes compute, on NHWC arrays."""
+
+from collections.abc import Callable
+from functools import partial
+from math import prod, sqrt
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+_torch_linear_kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, with torch's running statistics.
+
+    The batch is normalised by its biased variance; `var` runs after the unbiased one, as in torch
+    (Flax runs after the biased one). Statistics are float32 whatever the compute type, and the
+    variance is taken about the mean, which does not cancel at large means.
+
+    Args:
+        num_features: channels `C`.
+        momentum: weight of the old running statistic (torch's `1 - momentum`).
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        rngs: nnx.Rngs,
+    ):
+        shape = (num_features,)
+        self.scale = nnx.Param(scale_init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(shape))
+        self.mean = nnx.BatchStat(jnp.zeros(shape))
+        self.var = nnx.BatchStat(jnp.ones(shape))
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_running_average = False
+
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        dtype = x.dtype
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._batch_statistics(x)
+        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        return ((x - mean) * scale + self.bias[...]).astype(dtype)
+
+    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
+        count = prod(x.shape[:-1])
+        if count < 2:
+            raise ValueError(
+                f"BatchNorm in training needs more than one value for each channel, got shape "
+                f"{x.shape}; use a larger batch or image, or call model.eval()"
+            )
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axes)
+        var = jnp.square(x - mean).mean(axes)
+        keep = self.momentum
+        self.mean[...] = keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean)
+        unbiased = lax.stop_gradient(var) * (count / (count - 1))
+        self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
+        return mean, var
+
+
+def conv2d(
+    in_features: int,
+    out_features: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    use_bias: bool = False,
+    kernel_init: nnx.Initializer = kaiming_normal_fan_out,
+    bias_init: nnx.Initializer = nnx.initializers.zeros,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square 2-D convolution with torch's arguments: `padding` pixels on every side."""
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=((padding, padding), (padding, padding)),
+        kernel_dilation=dilation,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        conv_general_dilated=lax.conv_general_dilated if groups == 1 else grouped_conv,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def linear(
+    in_features: int, out_features: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear layer with torch's default initialisation, uniform in +-1 / sqrt(in_features)."""
+    bound = 1 / sqrt(in_features)
+
+    def bias_init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=_torch_linear_kernel,
+        bias_init=bias_init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def max_pool(
+    x: Float[Array, "N *spatial C"], window: int, *, stride: int, padding: int = 0
+) -> Float[Array, "N *out C"]:
+    """Maximum over `window`-sided cubes of the spatial axes, `padding` pixels never winning.
+
+    The window is separable: a running maximum along each axis in turn, last axis first. Among
+    equal values the first in reading order takes the whole gradient, as in torch; NaN propagates.
+    """
+    if padding:
+        widths = [(0, 0), *[(padding, padding)] * (x.ndim - 2), (0, 0)]
+        x = jnp.pad(x, widths, constant_values=-jnp.inf)
+    for axis in reversed(range(1, x.ndim - 1)):
+        last = x.shape[axis] - window
+        if last < 0:
+            raise ValueError(
+                f"max pool with window {window} needs at least {window} pixels on each axis, got "
+                f"spatial size {x.shape[1:-1]} (padding included); use a larger image"
+            )
+        stop = last // stride * stride + 1
+        shifted = [lax.slice_in_dim(x, i, i + stop, stride, axis=axis) for i in range(window)]
+        x = shifted[0]
+        for later in shifted[1:]:
+            x = jnp.where((x >= later) | jnp.isnan(x), x, later)
+    return x
+
+
+def grouped_conv(x: Array, kernel: Array, *args, feature_group_count: int, **kwargs) -> Array:
+    """`lax.conv_general_dilated` with groups, NHWC by HWIO, and not slow on CPU.
+
+    XLA's CPU backend runs grouped convolutions, and above all their gradients, one to three
+    orders slower than dense ones. There, groups are taken a few at a time as dense convolutions
+    with a block-diagonal kernel, about `_BLOCK_CHANNELS` input channels wide: the zeros cost less
+    than what they save.
+    """
+    grouped = partial(lax.conv_general_dilated, **kwargs)
+
+    def native(x, kernel):
+        return grouped(x, kernel, *args, feature_group_count=feature_group_count)
+
+    def block_diagonal(x, kernel):
+        return _block_diagonal_conv(
+            x, kernel, feature_group_count, lambda x, k: grouped(x, k, *args)
+        )
+
+    return lax.platform_dependent(x, kernel, cpu=block_diagonal, default=native)
+
+
+_BLOCK_CHANNELS = 16  # the fastest of 4 to 256 on ResNeXt's shapes, forward and backward
+
+
+def _block_diagonal_conv(x: Array, kernel: Array, groups: int, conv: Callable) -> Array:
+    height, width, group_in, out = kernel.shape
+    group_out = out // groups
+    chunk = max(1, _BLOCK_CHANNELS // group_in)
+    outputs = []
+    for first in range(0, groups, chunk):
+        size = min(chunk, groups - first)
+        part = kernel[..., first * group_out : (first + size) * group_out]
+        part = part.reshape(height, width, group_in, size, group_out)
+        block = jnp.einsum("hwigo,gf->hwfigo", part, jnp.eye(size, dtype=kernel.dtype))
+        block = block.reshape(height, width, size * group_in, size * group_out)
+        outputs.append(conv(x[..., first * group_in : (first + size) * group_in], block))
+    return jnp.concatenate(outputs, axis=-1)

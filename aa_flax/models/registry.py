@@ -1,0 +1,59 @@
+"""The table of nets: the only place that knows a net's name and how it is built."""
+
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from functools import partial
+
+from aa_flax.errors import InputError
+from aa_flax.models.classifier import Classifier
+from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
+
+FILTER_SIZES = range(1, 8)
+
+_resnext50 = {"groups": 32, "width_per_group": 4}
+_resnext101 = {"groups": 32, "width_per_group": 8}
+_wide = {"width_per_group": 128}
+
+# The nets without antialiasing, each a torchvision net; `filter_size=k` makes `<name>_lpf<k>`.
+BASELINES: Mapping[str, Callable[..., Classifier]] = {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_resnext50),
+    "resnext101_32x8d": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_resnext101),
+    "wide_resnet50_2": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_wide),
+    "wide_resnet101_2": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_wide),
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` accepts and that match a shell pattern such as `resnet*_lpf4`."""
+    names = []
+    for base in BASELINES:
+        names += [base, *(f"{base}_lpf{k}" for k in FILTER_SIZES)]
+    return [name for name in names if fnmatch(name, pattern)]
+
+
+def parse_name(name: str) -> tuple[str, int | None]:
+    """Splits `resnet50_lpf4` into `("resnet50", 4)` and `resnet50` into `("resnet50", None)`.
+
+    Raises:
+        InputError: an unknown net or filter size; the message suggests the nearest name.
+    """
+    match = re.fullmatch(r"(.+?)(?:_lpf(\d+))?", name)
+    base, size = match.groups() if match else (name, None)
+    if base in BASELINES and (size is None or int(size) in FILTER_SIZES):
+        return base, None if size is None else int(size)
+    nearest = get_close_matches(name, list_models(), n=3)
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "see aa_flax.list_models()"
+    raise InputError(f"unknown model {name!r}; {hint}")
+
+
+def build(name: str, **options) -> Classifier:
+    """Builds a net by name; `options` go to its class."""
+    base, filter_size = parse_name(name)
+    return BASELINES[base](filter_size=filter_size, **options)
