@@ -99,7 +99,7 @@ def conv2d(
         use_bias=use_bias,
         kernel_init=kernel_init,
         bias_init=bias_init,
-        conv_general_dilated=lax.conv_general_dilated if groups == 1 else grouped_conv,
+        conv_general_dilated=conv_general_dilated,
         dtype=dtype,
         rngs=rngs,
     )
@@ -150,25 +150,39 @@ def max_pool(
     return x
 
 
-def grouped_conv(x: Array, kernel: Array, *args, feature_group_count: int, **kwargs) -> Array:
-    """`lax.conv_general_dilated` with groups, NHWC by HWIO, and not slow on CPU.
+def conv_general_dilated(
+    x: Array, kernel: Array, strides, padding, *, feature_group_count: int, **options
+) -> Array:
+    """`lax.conv_general_dilated`, NHWC by HWIO, without XLA's two slow paths on CPU.
 
-    XLA's CPU backend runs grouped convolutions, and above all their gradients, one to three
-    orders slower than dense ones. There, groups are taken a few at a time as dense convolutions
-    with a block-diagonal kernel, about `_BLOCK_CHANNELS` input channels wide: the zeros cost less
-    than what they save.
+    Grouped convolutions, and above all their gradients, run one to three orders slower there than
+    dense ones: groups are taken a few at a time as dense convolutions with a block-diagonal
+    kernel. Convolutions whose output is narrower than their kernel (3x3 on 2x2 maps, so the last
+    stage of a net on small images) fall into a scalar loop: they become a matrix product.
     """
-    grouped = partial(lax.conv_general_dilated, **kwargs)
+    dense = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
+    native = partial(dense, feature_group_count=feature_group_count)
+    output = jax.eval_shape(native, x, kernel).shape
+    if feature_group_count > 1:
+        on_cpu = partial(_block_diagonal_conv, groups=feature_group_count, conv=dense)
+    elif any(n < k for n, k in zip(output[1:3], kernel.shape[:2], strict=True)):
+        dilation = options["rhs_dilation"]
+        on_cpu = partial(_matmul_conv, strides=strides, padding=padding, dilation=dilation)
+    else:
+        return native(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
 
-    def native(x, kernel):
-        return grouped(x, kernel, *args, feature_group_count=feature_group_count)
 
-    def block_diagonal(x, kernel):
-        return _block_diagonal_conv(
-            x, kernel, feature_group_count, lambda x, k: grouped(x, k, *args)
-        )
-
-    return lax.platform_dependent(x, kernel, cpu=block_diagonal, default=native)
+def _matmul_conv(x: Array, kernel: Array, strides, padding, dilation) -> Array:
+    """Every window as one row, times the kernel as a matrix: `(N h w, kh kw I) @ (kh kw I, O)`."""
+    out = kernel.shape[-1]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (
+        [slice(i * d, n - (k - 1 - i) * d, s) for i in range(k)]
+        for n, k, s, d in zip(x.shape[1:3], kernel.shape, strides, dilation, strict=False)
+    )
+    windows = jnp.concatenate([x[:, row, column] for row in rows for column in columns], -1)
+    return windows @ kernel.reshape(-1, out)
 
 
 _BLOCK_CHANNELS = 16  # the fastest of 4 to 256 on ResNeXt's shapes, forward and backward

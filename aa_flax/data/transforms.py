@@ -1,0 +1,32 @@
+"""What is done to a batch of images on the device: crops and normalisation."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt8
+
+# Per-channel mean and standard deviation of ImageNet's training images, of values in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: UInt8[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
+    """Bytes to floats of about zero mean and unit variance, with ImageNet's statistics."""
+    return (images / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+
+
+def center_crop(images: UInt8[Array, "N H W 3"], size: int) -> UInt8[Array, "N h w 3"]:
+    """The middle square of `size` pixels, at offset `round((H - size) / 2)`, as in torch."""
+    top, left = (round((n - size) / 2) for n in images.shape[1:3])
+    return images[:, top : top + size, left : left + size]
+
+
+def crop_at(
+    images: UInt8[Array, "N H W 3"], offsets: Int[Array, "N 2"], size: int
+) -> UInt8[Array, "N h w 3"]:
+    """A square of `size` pixels from each image, at its own offset (top, left)."""
+
+    def crop(image, offset):
+        return lax.dynamic_slice(image, (offset[0], offset[1], 0), (size, size, image.shape[2]))
+
+    return jax.vmap(crop)(images, offsets)
