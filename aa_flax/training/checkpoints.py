@@ -1,6 +1,7 @@
 """Checkpoints of a run, by Orbax: the latest, the best by top-1, and every tenth epoch's."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,16 @@ from orbax.checkpoint import v1 as ocp
 from aa_flax.models.classifier import Classifier
 from aa_flax.training.state import TrainState
 
+
+def _top1(metrics: Any) -> float:
+    return metrics["top1"]
+
+
 _keep = ocp.training.preservation_policies
-_POLICY = _keep.AnyPreservationPolicy(
+_POLICY: Any = _keep.AnyPreservationPolicy(
     [
         _keep.LatestN(1),
-        _keep.BestN(get_metric_fn=lambda metrics: metrics["top1"], n=1),
+        _keep.BestN(get_metric_fn=_top1, n=1),
         _keep.EveryNSteps(10),
     ]
 )
@@ -28,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self._checkpointer = ocp.training.Checkpointer(
-            folder.resolve(), preservation_policy=_POLICY, cleanup_tmp_directories=True
+            str(folder.resolve()), preservation_policy=_POLICY, cleanup_tmp_directories=True
         )
 
     def __enter__(self):
@@ -46,14 +52,14 @@ class Checkpoints:
     def best_epoch(self) -> int | None:
         """The epoch of the highest top-1; the earlier one of two equals."""
         found = self._checkpointer.checkpoints
-        return max(found, key=lambda c: (c.metrics["top1"], -c.step)).step if found else None
+        return max(found, key=lambda c: (_top1(c.metrics), -c.step)).step if found else None
 
-    def save(self, epoch: int, state: TrainState, metrics: dict[str, float]) -> None:
-        """Starts writing the state after `epoch` epochs; `metrics` holds `top1`, in percent."""
+    def save(self, epoch: int, state: TrainState, top1: float) -> None:
+        """Starts writing the state after `epoch` epochs, and its top-1 in percent."""
         self._checkpointer.wait()  # a save asked for during another one would be left out
         # The next step overwrites the state's buffers while this one is still being written.
         copy = jax.tree.map(jnp.copy, state)
-        self._checkpointer.save_checkpointables_async(epoch, copy._asdict(), metrics=metrics)
+        self._checkpointer.save_checkpointables_async(epoch, copy._asdict(), metrics={"top1": top1})
 
     def restore(self, epoch: int, like: TrainState) -> TrainState:
         """The state after `epoch` epochs, placed as the arrays of `like` are."""

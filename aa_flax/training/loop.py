@@ -147,7 +147,7 @@ def _run_epochs(
         state, trained = _run_epoch(train_step, state, put, steps, epoch, config)
         seconds = time.perf_counter() - began
         accuracy = accuracy_on(update_model(model, state), sources["val"], config, mesh)
-        checkpoints.save(epoch, state, {"top1": accuracy["top1"]})
+        checkpoints.save(epoch, state, accuracy["top1"])
         print(
             f"epoch {epoch:3d}/{config.num_epochs}  train loss {trained['loss']:.4f} "
             f"top-1 {trained['top1']:6.2f} %  val loss {accuracy['loss']:.4f} "
