@@ -135,14 +135,13 @@ def max_pool(
     if padding:
         widths = [(0, 0), *[(padding, padding)] * (x.ndim - 2), (0, 0)]
         x = jnp.pad(x, widths, constant_values=-jnp.inf)
+    if min(x.shape[1:-1]) < window:
+        raise ValueError(
+            f"a map of spatial size {x.shape[1:-1]} (padding included) is too small for max "
+            f"pooling: window {window} needs at least {window} pixels; use a larger image"
+        )
     for axis in reversed(range(1, x.ndim - 1)):
-        last = x.shape[axis] - window
-        if last < 0:
-            raise ValueError(
-                f"max pool with window {window} needs at least {window} pixels on each axis, got "
-                f"spatial size {x.shape[1:-1]} (padding included); use a larger image"
-            )
-        stop = last // stride * stride + 1
+        stop = (x.shape[axis] - window) // stride * stride + 1
         shifted = [lax.slice_in_dim(x, i, i + stop, stride, axis=axis) for i in range(window)]
         x = shifted[0]
         for later in shifted[1:]:

@@ -7,8 +7,10 @@ Trained on centred digits only, then tested on shifted ones. README has the meas
 
 from ml_collections import ConfigDict
 
+from aa_flax.config import Config
 
-def get_config() -> ConfigDict:
+
+def get_config() -> Config:
     return ConfigDict(
         {
             "name": "digits_resnet18",  # the run's folder is runs/<name>, unless --workdir is given

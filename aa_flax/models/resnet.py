@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.blurpool import BlurPool
+from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, conv2d, linear, max_pool
 from aa_flax.models.classifier import Classifier
 
@@ -47,9 +48,9 @@ class BasicBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if groups != 1 or base_width != 64:
-            raise ValueError(f"BasicBlock has one group of width 64, got {groups} of {base_width}")
+            raise InputError(f"BasicBlock has one group of width 64, got {groups} of {base_width}")
         if dilation != 1:
-            raise ValueError("BasicBlock has no dilation; use a net of bottleneck blocks")
+            raise InputError("BasicBlock has no dilation; use a net of bottleneck blocks")
         self.blur = _blur(filter_size, stride)
         conv_stride = stride if self.blur is None else 1
         last_scale = nnx.initializers.zeros if zero_init_residual else nnx.initializers.ones
@@ -175,12 +176,12 @@ class ResNet(Classifier):
         rngs: nnx.Rngs,
     ):
         if len(replace_stride_with_dilation) != 3:
-            raise ValueError(
+            raise InputError(
                 "replace_stride_with_dilation has one entry for each of stages 2, 3 and 4, got "
                 f"{tuple(replace_stride_with_dilation)}"
             )
         if filter_size is None and not pool_only:
-            raise ValueError("pool_only=False needs an antialiased net: give a filter_size")
+            raise InputError("pool_only=False needs an antialiased net: give a filter_size")
         self.filter_size = filter_size
         self.pool_only = pool_only
         self.conv1 = conv2d(

@@ -51,6 +51,7 @@ class Checkpoints:
     @property
     def best_epoch(self) -> int | None:
         """The epoch of the highest top-1; the earlier one of two equals."""
+        self._checkpointer.wait()
         found = self._checkpointer.checkpoints
         return max(found, key=lambda c: (_top1(c.metrics), -c.step)).step if found else None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from jaxtyping import Array
 from tqdm import tqdm
@@ -42,10 +43,11 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     """
     sources = {split: make_source(config.data, split) for split in ("train", "val")}
     steps = steps_per_epoch(sources["train"], config.batch_size)
-    _claim_workdir(config, workdir)
     model = model_of(config)
+    schedule = make_schedule(config, steps)
+    _claim_workdir(config, workdir)  # what can be wrong with a config has shown by now
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        _run_epochs(config, model, sources, steps, checkpoints)
+        _run_epochs(config, model, sources, steps, schedule, checkpoints)
         best = checkpoints.best_epoch
         assert best is not None
         checkpoints.restore_model(best, model)
@@ -127,10 +129,10 @@ def _run_epochs(
     model: Classifier,
     sources: dict[str, Source],
     steps: int,
+    schedule: optax.Schedule,
     checkpoints: Checkpoints,
 ) -> None:
     mesh = data_mesh()
-    schedule = make_schedule(config, steps)
     optimizer = make_optimizer(config, schedule)
     state = init_state(model, optimizer, mesh)
     start = checkpoints.latest_epoch or 0

@@ -1,0 +1,27 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from aa_flax.data.transforms import center_crop, crop_at, normalise
+from tests.reference import torchvision
+
+
+@pytest.mark.parametrize("size", [(48, 48), (41, 48), (43, 45)])
+def test_center_crop_and_normalisation_equal_torchvision(size, rng):
+    images = rng.integers(0, 256, (3, *size, 3), np.uint8)
+    steps = torchvision.transforms
+    reference = steps.Compose(
+        [steps.CenterCrop(40), steps.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    )
+    expected = reference(torch.tensor(images).permute(0, 3, 1, 2) / 255).permute(0, 2, 3, 1)
+    found = normalise(center_crop(jnp.asarray(images), 40))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_crop_at_cuts_each_image_at_its_own_offset(rng):
+    images = rng.integers(0, 256, (3, 10, 12, 3), np.uint8)
+    offsets = np.array([[0, 0], [2, 4], [1, 3]])
+    found = crop_at(jnp.asarray(images), jnp.asarray(offsets), 8)
+    for crop, image, (top, left) in zip(found, images, offsets, strict=True):
+        np.testing.assert_array_equal(crop, image[top : top + 8, left : left + 8])

@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from aa_flax import InputError, create_model, list_models, load_torch_state_dict
+from aa_flax.weights.torch_format import to_torch_state_dict
+from tests.reference import abstract_model, assert_same_as_reference, state_shapes
+
+QUICK = ("resnet18", "resnet18_lpf4", "resnet50_lpf3", "resnext50_32x4d_lpf5", "wide_resnet50_2")
+FAMILY = [name for name in list_models("*resne[tx]*") if "_lpf" not in name or name[-1] in "2345"]
+OTHER_SIZES = [f"resnet18_lpf{k}" for k in (1, 6, 7)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in FAMILY + OTHER_SIZES
+    ],
+)
+def test_the_net_is_the_references(name):
+    assert_same_as_reference(name, (224, 224), (101, 75))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18_lpf4", {"pool_only": False}),
+        ("resnet50_lpf4", {"replace_stride_with_dilation": (False, True, True)}),
+        ("resnet50", {"replace_stride_with_dilation": (False, False, True)}),
+        ("resnet18_lpf2", {"num_classes": 7}),
+    ],
+)
+def test_with_options_the_net_is_the_references(name, options):
+    assert_same_as_reference(name, (101, 75), **options)
+
+
+@pytest.mark.parametrize("base", ["resnet18", "resnext50_32x4d"])
+def test_a_baseline_and_its_antialiased_nets_have_the_same_state_tree(base):
+    expected = state_shapes(abstract_model(base))
+    for k in range(1, 8):
+        assert state_shapes(abstract_model(f"{base}_lpf{k}")) == expected
+
+
+def test_zero_init_residual_starts_every_block_as_its_shortcut():
+    model = create_model("resnet18_lpf4", zero_init_residual=True)
+    scales = [block.bn2.scale[...] for block in (*model.layer1, *model.layer4)]
+    assert not any(np.any(scale) for scale in scales)
+    assert np.all(model.layer1[0].bn1.scale[...])
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters(rng):
+    x = jnp.asarray(rng.standard_normal((2, 64, 64, 3)), jnp.float32)
+    model = create_model("resnet18_lpf4", dtype=jnp.bfloat16)
+    half, full = model(x), create_model("resnet18_lpf4")(x)
+    assert half.dtype == jnp.bfloat16
+    assert {p.dtype for p in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.05 * np.abs(full).max())
+
+
+def test_features_are_what_the_classifier_averages(rng):
+    x = rng.standard_normal((1, 64, 64, 3), np.float32)
+    model = create_model("resnet18_lpf4")
+    features = model.features(x)
+    assert features.shape == (1, 2, 2, 512)
+    np.testing.assert_allclose(model.fc(features.mean((1, 2))), model(x), rtol=1e-6)
+
+
+def test_the_smallest_image_is_35_pixels():
+    model = create_model("resnet18_lpf4")
+    model(jnp.ones((1, 35, 35, 3)))
+    with pytest.raises(ValueError, match="too small"):
+        model(jnp.ones((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {"pool_only": False}, "give a filter_size"),
+        ("resnet18_lpf4", {"replace_stride_with_dilation": (False, True, True)}, "no dilation"),
+        ("resnet50", {"replace_stride_with_dilation": (True,)}, "one entry for each of stages"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(name, options, message):
+    with pytest.raises(InputError, match=message):
+        create_model(name, **options)
+
+
+@pytest.mark.parametrize("file_of", ["resnet18_lpf3", "resnet18"])
+def test_weights_for_another_filter_size_are_refused(file_of):
+    weights = to_torch_state_dict(create_model(file_of))
+    with pytest.raises(InputError, match=r"filter size 3|baseline"):
+        load_torch_state_dict(create_model("resnet18_lpf4"), weights)
+
+
+def test_weights_that_do_not_fit_list_both_missing_sides_and_change_nothing():
+    model = create_model("resnet18_lpf4")
+    weights = to_torch_state_dict(create_model("resnet18_lpf4", rngs=nnx.Rngs(1)))
+    weights["fc.wait"] = weights.pop("fc.weight")
+    weights["bn1.bias"] = np.zeros(3)
+    before = jax.tree.leaves(nnx.state(model))
+    with pytest.raises(InputError, match=r"fc\.weight.*fc\.wait.*bn1\.bias \(3,\).*\(64,\)"):
+        load_torch_state_dict(model, weights)
+    for old, new in zip(before, jax.tree.leaves(nnx.state(model)), strict=True):
+        np.testing.assert_array_equal(old, new)

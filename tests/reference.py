@@ -1,0 +1,95 @@
+"""The nets this project is measured against, and the comparison with them."""
+
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+# PyPI's torchvision has compiled operators for CUDA builds of torch only; its models need none.
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("absent"))
+
+import antialiased_cnns
+import torch
+import torchvision
+
+from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
+from aa_flax.models.classifier import Classifier
+from aa_flax.models.registry import parse_name
+
+
+def reference_net(name: str, **options) -> torch.nn.Module:
+    """torchvision's net, or for `..._lpf<k>` the original antialiased one, in evaluation mode.
+
+    All weights, biases and batch statistics are random, and of a size that keeps each layer's
+    share in the logits: a layer that is left out or mixed up shows.
+    """
+    base, filter_size = parse_name(name)
+    if filter_size is None:
+        net = getattr(torchvision.models, base)(**options)
+    else:
+        net = getattr(antialiased_cnns, base)(filter_size=filter_size, **options)
+    return randomised(net)
+
+
+def randomised(net: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.weight.data.uniform_(0.5, 1.5, generator=generator)
+            layer.running_mean.data.normal_(0, 0.3, generator=generator)
+            layer.running_var.data.uniform_(0.5, 1.5, generator=generator)
+        elif isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            std = (2 / layer.weight[0].numel()) ** 0.5
+            layer.weight.data.normal_(0, std, generator=generator)
+        if getattr(layer, "bias", None) is not None:
+            layer.bias.data.normal_(0, 0.3, generator=generator)
+    return net.eval()
+
+
+def relative_difference(x: jax.Array, reference: np.ndarray) -> float:
+    """The largest difference, over the largest value of the reference."""
+    return float(np.abs(np.asarray(x) - reference).max() / np.abs(reference).max())
+
+
+def assert_same_net(model: Classifier, net: torch.nn.Module, *sizes: tuple[int, int]) -> None:
+    """torch's weights fit by name and order and survive the way back; logits agree."""
+    weights = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    load_torch_state_dict(model, weights)
+    returned = to_torch_state_dict(model)
+    assert list(returned) == list(weights)
+    assert all(np.array_equal(returned[name], weights[name]) for name in weights)
+
+    graph, state = nnx.split(model)
+    logits = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    for height, width in sizes:
+        x = np.random.default_rng(0).standard_normal((2, height, width, 3), np.float32)
+        with torch.no_grad():
+            expected = net(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
+        difference = relative_difference(logits(state, x), expected)
+        assert difference <= 1e-5, f"{model.name} at {height}x{width}: {difference:.1e}"
+
+
+def assert_same_as_reference(name: str, *sizes: tuple[int, int], **options) -> None:
+    """`assert_same_net` for a net of the table."""
+    assert_same_net(create_model(name, **options), reference_net(name, **options), *sizes)
+
+
+def logits_shape(model: Classifier, size: int) -> tuple[int, ...]:
+    """Of one square image, by tracing alone; raises what a run would raise."""
+    graph, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, image).shape
+
+
+def abstract_model(name: str, **options) -> Classifier:
+    """A net of shapes alone: fast to build, to trace and to compare."""
+    return nnx.eval_shape(lambda: create_model(name, **options))
+
+
+def state_shapes(model: Classifier) -> dict[tuple, tuple[str, tuple[int, ...]]]:
+    """Kind and shape of every variable, by its path."""
+    state = nnx.to_flat_state(nnx.state(model))
+    return {path: (type(v).__name__, tuple(v.shape)) for path, v in state}

@@ -1,0 +1,179 @@
+import itertools
+from functools import partial
+
+import antialiased_cnns
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from aa_flax import BlurPool, MaxBlurPool, blur_pool
+from aa_flax.blurpool import binomial_taps
+
+REFERENCE_PADDING = {"reflect": "reflect", "replicate": "repl", "zero": "zero"}
+PADDINGS = ("reflect", "replicate", "zero", "circular")
+
+
+def reference_blur(x: np.ndarray, k: int, stride: int, padding: str, pad_offset: int = 0):
+    """The original's layer on a channels-last array."""
+    layer = antialiased_cnns.BlurPool if x.ndim == 4 else antialiased_cnns.BlurPool1D
+    blur = layer(x.shape[-1], REFERENCE_PADDING[padding], k, stride, pad_offset)
+    return np.moveaxis(blur(torch.tensor(np.moveaxis(x, -1, 1))).numpy(), 1, -1)
+
+
+def blur_all(x: np.ndarray, padding, implementation) -> dict[tuple[int, int], np.ndarray]:
+    """By filter size and stride, compiled together."""
+    options = list(itertools.product(range(1, 8), range(1, 5)))
+
+    @jax.jit
+    def blur(x):
+        return [blur_pool(x, *o, padding, implementation=implementation) for o in options]
+
+    return dict(zip(options, blur(x), strict=True))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (9, 12), (4, 11), (8,), (13,)])
+@pytest.mark.parametrize("padding", REFERENCE_PADDING)
+def test_equals_the_original(size, padding, rng):
+    x = rng.standard_normal((2, *size, 3), np.float32)
+    for implementation in ("conv", "gather", None):
+        for (k, stride), y in blur_all(x, padding, implementation).items():
+            expected = reference_blur(x, k, stride, padding)
+            np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_pad_offset_equals_the_original(k, rng):
+    x = rng.standard_normal((1, 9, 8, 2), np.float32)
+    expected = reference_blur(x, k, 2, "reflect", pad_offset=1)
+    y = blur_pool(jnp.asarray(x), k, pad_offset=1)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [(9,), (8, 11), (7, 6, 5)])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_gather_equals_conv_forward_and_gradient(dtype, size, padding, rng):
+    x = jnp.asarray(rng.standard_normal((2, *size, 3)), dtype)
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-7  # bfloat16: the sum rounds differently
+    for k, stride in ((1, 2), (2, 2), (4, 2), (5, 3), (7, 1), (9, 2)):
+        if max(k // 2 + 1, 2) > min(size):
+            continue
+
+        @partial(jax.jit, static_argnums=0)
+        def both(implementation, k=k, stride=stride):
+            def blur(x):
+                return blur_pool(x, k, stride, padding, implementation=implementation)
+
+            y, gradient = jax.vjp(blur, x)
+            return y, *gradient(jnp.cos(y))
+
+        for a, b in zip(both("gather"), both("conv"), strict=True):
+            assert a.dtype == b.dtype == dtype
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_gather_batches_under_vmap(rng):
+    x = jnp.asarray(rng.standard_normal((4, 2, 9, 8, 3)), jnp.float32)
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(blur_pool(x) ** 2))(x)
+
+    expected = jnp.stack([gradient(image) for image in x])
+    np.testing.assert_allclose(jax.vmap(gradient)(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", range(1, 12))
+def test_output_length_is_ceil_of_size_over_stride(k):
+    for size, stride in itertools.product((12, 13, 17), range(1, 6)):
+        assert blur_pool(jnp.ones((1, size, 1)), k, stride).shape[1] == -(-size // stride)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_constant_map_is_preserved_up_to_the_border(padding):
+    y = blur_pool(jnp.full((1, 16, 16, 2), 3.0), 5, 2, padding)
+    inner = y if padding != "zero" else y[:, 1:-1, 1:-1]
+    np.testing.assert_allclose(inner, 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_ramp_lands_where_the_taps_are_centred(k, stride):
+    y = blur_pool(jnp.arange(40.0)[None, :, None], k, stride)[0, :, 0]
+    middle = slice(4, -4)  # away from the border, where a reflected ramp is no ramp
+    expected = stride * jnp.arange(len(y)) + (0 if k % 2 else 0.5)
+    np.testing.assert_allclose(y[middle], expected[middle], rtol=1e-6)
+
+
+def test_dense_filter_equals_separable_filter(rng):
+    x = rng.standard_normal((10, 12))
+    taps = binomial_taps(5)
+    dense = np.zeros((6, 8))
+    for i, j in np.ndindex(dense.shape):
+        dense[i, j] = np.sum(np.outer(taps, taps) * x[i : i + 5, j : j + 5])
+    y = blur_pool(jnp.asarray(x, jnp.float32)[None, ..., None], 5, 1)[0, 2:-2, 2:-2, 0]
+    np.testing.assert_allclose(y, dense, rtol=1e-5, atol=1e-6)
+
+
+def test_taps_are_rows_of_pascals_triangle():
+    np.testing.assert_array_equal(binomial_taps(4), np.array([1, 3, 3, 1]) / 8)
+    np.testing.assert_array_equal(binomial_taps(7) * 64, [1, 6, 15, 20, 15, 6, 1])
+
+
+def test_size_and_stride_of_each_axis(rng):
+    x = jnp.asarray(rng.standard_normal((2, 9, 12, 3)), jnp.float32)
+    y = blur_pool(x, (3, 4), (1, 2))
+    rows = jax.vmap(lambda column: blur_pool(column, 3, 1), in_axes=2, out_axes=2)(x)
+    expected = jax.vmap(lambda row: blur_pool(row, 4, 2), in_axes=1, out_axes=1)(rows)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+def test_with_circular_padding_shifts_by_the_stride_commute(rng):
+    x = jnp.asarray(rng.standard_normal((1, 12, 12, 2)), jnp.float32)
+    shifted = blur_pool(jnp.roll(x, (4, 2), (1, 2)), padding="circular")
+    expected = jnp.roll(blur_pool(x, padding="circular"), (2, 1), (1, 2))
+    np.testing.assert_allclose(shifted, expected, atol=1e-6)
+
+
+def test_the_layer_has_no_variables():
+    assert not jax.tree.leaves(nnx.state(BlurPool()))
+
+
+def test_max_blur_pool_is_a_dense_maximum_then_blur(rng):
+    x = rng.standard_normal((2, 9, 11, 3), np.float32)
+    maximum = torch.nn.functional.max_pool2d(torch.tensor(x).permute(0, 3, 1, 2), 3, 1, 1)
+    expected = antialiased_cnns.BlurPool(3)(maximum).permute(0, 2, 3, 1)
+    y = MaxBlurPool(3, window_padding=1)(jnp.asarray(x))
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "least"), [(2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4)])
+def test_too_small_an_input_names_its_size_and_the_least(k, least):
+    blur_pool(jnp.ones((1, least, least, 1)), k)
+    with pytest.raises(ValueError, match=rf"\({least - 1}, 9\).*at least {least} pixels"):
+        blur_pool(jnp.ones((1, least - 1, 9, 1)), k)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"filter_size": 0}, "filter_size must be at least 1, got 0"),
+        ({"stride": 0}, "stride must be at least 1"),
+        ({"pad_offset": -1}, "pad_offset must be at least 0"),
+        ({"padding": "mirror"}, "reflect, replicate, zero, circular; got 'mirror'"),
+        ({"stride": (2, 2, 2)}, "3 entries for 2 spatial axes"),
+        ({"implementation": "fast"}, "conv, gather or None"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        blur_pool(jnp.ones((1, 8, 8, 1)), **arguments)
+
+
+def test_integers_and_unbatched_images_are_refused():
+    with pytest.raises(ValueError, match="floating point, got uint8"):
+        blur_pool(jnp.ones((1, 8, 8, 1), jnp.uint8))
+    with pytest.raises(ValueError, match="1 to 3 spatial axes"):
+        blur_pool(jnp.ones((8, 8)))
