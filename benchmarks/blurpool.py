@@ -35,13 +35,13 @@ def time_jax(x: np.ndarray, k: int, implementation, repeats: int) -> tuple[float
     def blur(x):
         return blur_pool(x, k, implementation=implementation)
 
-    x = jnp.asarray(x)
     g = jax.random.normal(jax.random.key(0), jax.eval_shape(blur, x).shape)
     forward = jax.jit(blur)
     backward = jax.jit(lambda x, g: jax.vjp(blur, x)[1](g))
+    images = jnp.asarray(x)
     return (
-        median_ms(lambda: jax.block_until_ready(forward(x)), repeats),
-        median_ms(lambda: jax.block_until_ready(backward(x, g)), repeats),
+        median_ms(lambda: jax.block_until_ready(forward(images)), repeats),
+        median_ms(lambda: jax.block_until_ready(backward(images, g)), repeats),
     )
 
 

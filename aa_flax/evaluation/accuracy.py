@@ -1,7 +1,8 @@
 """Accuracy of a net on images as they are: top-1, top-5 and loss."""
 
 from collections.abc import Iterable
-from typing import TypedDict
+from functools import partial
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -42,26 +43,10 @@ def evaluate_accuracy(
         crop_size: side of the crop in pixels.
         progress: a bar, advanced by one each image.
     """
-    forward, state = inference(model, mesh)
-
-    @jax.jit
-    def count(state, batch):
-        images = normalise(center_crop(batch["image"], crop_size))
-        logits = forward(state, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-        hits = top5 == batch["label"][:, None]
-        mask = batch["mask"]
-        return {
-            "num_images": mask.sum(),
-            "top1": (hits[:, 0] & mask).sum(),
-            "top5": (hits.any(-1) & mask).sum(),
-            "loss": jnp.where(mask, losses, 0).sum(),
-        }
-
+    graphdef, state = inference_state(model, mesh)
     totals = dict.fromkeys(Accuracy.__annotations__, 0.0)
     for batch in batches:
-        for name, value in count(state, put_batch(batch, mesh)).items():
+        for name, value in _count(graphdef, state, put_batch(batch, mesh), crop_size).items():
             totals[name] += value.item()
         if progress is not None:
             progress.update(int(batch["mask"].sum()))
@@ -74,15 +59,33 @@ def evaluate_accuracy(
     }
 
 
-def inference(model: Classifier, mesh: Mesh):
-    """A function `(state, float images) -> float32 logits` in evaluation mode, and its state.
-
-    The state is on every device of the mesh.
-    """
+def inference_state(model: Classifier, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """The net in evaluation mode, split; its state is on every device of the mesh."""
     model.eval()
     graphdef, state = nnx.split(model)
+    return graphdef, jax.device_put(state, replicated(mesh))
 
-    def forward(state: nnx.State, images: Array) -> Array:
-        return nnx.merge(graphdef, state, copy=True)(images).astype(jnp.float32)
 
-    return forward, jax.device_put(state, replicated(mesh))
+def logits_of(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
+    """float32 logits `(N, classes)` of uint8 images `(N, H, W, 3)`, for use under `jax.jit`.
+
+    With the graph definition as a static argument, a net compiles once, not once a call.
+    """
+    model: Any = nnx.merge(graphdef, state, copy=True)
+    return model(normalise(images)).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "crop_size"))
+def _count(graphdef: nnx.GraphDef, state: nnx.State, batch: Any, crop_size: int):
+    """Sums over the images of a batch that are not masked."""
+    logits = logits_of(graphdef, state, center_crop(batch["image"], crop_size))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    hits = top5 == batch["label"][:, None]
+    mask = batch["mask"]
+    return {
+        "num_images": mask.sum(),
+        "top1": (hits[:, 0] & mask).sum(),
+        "top5": (hits.any(-1) & mask).sum(),
+        "loss": jnp.where(mask, losses, 0).sum(),
+    }

@@ -1,6 +1,7 @@
 """Shift consistency: how often a net gives two shifted crops of an image the same class."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TypedDict
 
 import jax
@@ -11,9 +12,9 @@ from jaxtyping import Array, Int
 from tqdm import tqdm
 
 from aa_flax.data.loader import Batch
-from aa_flax.data.transforms import crop_at, normalise
+from aa_flax.data.transforms import crop_at
 from aa_flax.errors import InputError
-from aa_flax.evaluation.accuracy import inference
+from aa_flax.evaluation.accuracy import inference_state, logits_of
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import put_batch
 
@@ -36,6 +37,7 @@ class Consistency(TypedDict):
     seed: int
 
 
+@partial(jax.jit, static_argnames=("passes", "shift_range"))
 def random_offsets(
     seed: int, index: Int[Array, " N"], passes: int, shift_range: int
 ) -> Int[Array, "N passes 2 2"]:
@@ -76,22 +78,16 @@ def evaluate_consistency(
     Raises:
         InputError: images too small for these crops and offsets.
     """
-    forward, state = inference(model, mesh)
-
-    @jax.jit
-    def classify_pair(state, images, offsets):
-        """Top-1 classes `(N, 2)` of both crops, in one forward pass."""
-        pair = [crop_at(images, offsets[:, i], crop_size) for i in (0, 1)]
-        logits = forward(state, normalise(jnp.concatenate(pair)))
-        return logits.argmax(-1).reshape(2, -1).T
-
-    draw = jax.jit(lambda index: random_offsets(seed, index, passes, shift_range))
+    graphdef, state = inference_state(model, mesh)
     agreements, hits = [], []
     for batch in batches:
         _check_size(batch["image"].shape[1:3], crop_size, shift_range)
         on_device = put_batch(batch, mesh)
-        offsets = draw(on_device["index"])
-        classes = [classify_pair(state, on_device["image"], offsets[:, i]) for i in range(passes)]
+        offsets = random_offsets(seed, on_device["index"], passes, shift_range)
+        classes = [
+            _classify_pair(graphdef, state, on_device["image"], offsets[:, i], crop_size)
+            for i in range(passes)
+        ]
         classes = np.stack([np.asarray(c) for c in classes], 1)[batch["mask"]]  # (n, passes, 2)
         agreements.append((classes[..., 0] == classes[..., 1]).mean(1))
         hits.append((classes == batch["label"][batch["mask"], None, None]).mean((1, 2)))
@@ -106,6 +102,13 @@ def evaluate_consistency(
         "passes": passes,
         "seed": seed,
     }
+
+
+@partial(jax.jit, static_argnames=("graphdef", "crop_size"))
+def _classify_pair(graphdef, state, images: Array, offsets: Array, crop_size: int) -> Array:
+    """Top-1 classes `(N, 2)` of the crops at offsets `(N, 2, 2)`, in one forward pass."""
+    pair = jnp.concatenate([crop_at(images, offsets[:, i], crop_size) for i in (0, 1)])
+    return logits_of(graphdef, state, pair).argmax(-1).reshape(2, -1).T
 
 
 def _check_size(size: tuple[int, ...], crop_size: int, shift_range: int) -> None:
