@@ -8,7 +8,7 @@ what it keeps changes when the input moves by one pixel. BlurPool convolves with
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from math import comb
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -144,8 +144,20 @@ class MaxBlurPool(nnx.Module):
         return self.blur(max_pool(x, self.window, stride=1, padding=self.window_padding))
 
 
-# A signal axis of `size` pixels, filtered by `taps` binomial taps, kept at every `stride`-th place.
-_Axis = tuple[int, int, int, Padding, int]  # size, taps, stride, padding, pad_offset
+class _Axis(NamedTuple):
+    """What is done to one spatial axis."""
+
+    size: int
+    taps: int
+    stride: int
+    padding: Padding
+    pad_offset: int
+
+    @property
+    def pad_widths(self) -> tuple[int, int]:
+        return padding_widths(self.taps, self.pad_offset)
+
+
 _Geometry = tuple[_Axis, ...]
 
 
@@ -188,24 +200,23 @@ def _check(x, filter_size, stride, padding: Padding, pad_offset: int) -> _Geomet
                 f"{k} (pad_offset {pad_offset}) needs at least {least} pixels on each axis"
             )
     return tuple(
-        (n, k, s, padding, pad_offset) for n, k, s in zip(sizes, taps, strides, strict=True)
+        _Axis(n, k, s, padding, pad_offset) for n, k, s in zip(sizes, taps, strides, strict=True)
     )
 
 
 def _blur_by_conv(x: Array, geometry: _Geometry) -> Array:
     """The definition: pad, then convolve each channel with the outer product of the taps."""
-    _, taps, strides, (padding, *_), _ = zip(*geometry, strict=True)
-    widths = [(0, 0), *(padding_widths(k, offset) for _, k, _, _, offset in geometry), (0, 0)]
-    mode = _PAD_MODE[padding]
+    taps = [axis.taps for axis in geometry]
+    widths = [(0, 0), *(axis.pad_widths for axis in geometry), (0, 0)]
     kernel = np.ones(())
     for k in taps:
         kernel = np.multiply.outer(kernel, binomial_taps(k))
     channels = x.shape[-1]
     spatial = "DHW"[-len(taps) :]
     return lax.conv_general_dilated(
-        jnp.pad(x, widths, mode=mode),
+        jnp.pad(x, widths, mode=_PAD_MODE[geometry[0].padding]),
         jnp.broadcast_to(jnp.asarray(kernel, x.dtype)[..., None, None], (*taps, 1, channels)),
-        window_strides=strides,
+        window_strides=[axis.stride for axis in geometry],
         padding="VALID",
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=channels,
@@ -262,8 +273,8 @@ def _sparse_rows_dot(x: Array, rows: _Rows, axis: int) -> Array:
 
 def _blur_matrix(axis: _Axis) -> sparse.csr_array:
     """B of `_blur_by_gather`: `(output size, input size)`."""
-    size, k, stride, padding, pad_offset = axis
-    before, after = padding_widths(k, pad_offset)
+    size, k, stride, padding, _ = axis
+    before, after = axis.pad_widths
     if padding == "zero":
         source = np.arange(-before, size + after)
     else:

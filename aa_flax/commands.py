@@ -38,3 +38,5 @@ def run(main: Callable[[], None]) -> None:
         app.run(checked)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; train.py continues after the last finished epoch, given the same flags")
