@@ -6,13 +6,25 @@ from math import prod, sqrt
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from aa_flax.depthwise import depthwise_conv
+
 kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-_torch_linear_kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_uniform(fan_in: int) -> nnx.Initializer:
+    """torch's default for weights and biases: uniform in +-1 / sqrt(fan_in)."""
+    bound = 1 / sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
+
+    return init
 
 
 class BatchNorm(nnx.Module):
@@ -106,19 +118,20 @@ def conv2d(
 
 
 def linear(
-    in_features: int, out_features: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs
+    in_features: int,
+    out_features: int,
+    *,
+    kernel_init: nnx.Initializer | None = None,
+    bias_init: nnx.Initializer | None = None,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A linear layer with torch's default initialisation, uniform in +-1 / sqrt(in_features)."""
-    bound = 1 / sqrt(in_features)
-
-    def bias_init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+    """A linear layer; its initialisation is torch's default unless given."""
     return nnx.Linear(
         in_features,
         out_features,
-        kernel_init=_torch_linear_kernel,
-        bias_init=bias_init,
+        kernel_init=kernel_init or torch_uniform(in_features),
+        bias_init=bias_init or torch_uniform(in_features),
         dtype=dtype,
         rngs=rngs,
     )
@@ -149,6 +162,45 @@ def max_pool(
     return x
 
 
+def avg_pool(x: Float[Array, "N H W C"], window: int) -> Float[Array, "N h w C"]:
+    """Mean over adjoining squares of `window` pixels; what is left at the far edge is dropped."""
+    batch, height, width, channels = x.shape
+    h, w = height // window, width // window
+    if h == 0 or w == 0:
+        raise ValueError(
+            f"average pool with window {window} needs at least {window} pixels on each axis, got "
+            f"spatial size {(height, width)}; use a larger image"
+        )
+    x = x[:, : h * window, : w * window].reshape(batch, h, window, w, window, channels)
+    return x.mean((2, 4))
+
+
+def adaptive_avg_pool(x: Float[Array, "N H W C"], size: int) -> Float[Array, "N size size C"]:
+    """Means over `size` bins an axis, as many as an image has pixels or not.
+
+    Of n pixels bin i covers floor(i * n / size) to ceil((i + 1) * n / size). Along an axis that is
+    a small matrix times the signal, and so is its gradient.
+    """
+    dtype = x.dtype
+    y = x.astype(jnp.promote_types(dtype, jnp.float32))
+    for axis, product in ((1, "oh,nhwc->nowc"), (2, "ow,nhwc->nhoc")):
+        if x.shape[axis] == 0:
+            raise ValueError(f"average pool of an empty image, spatial size {x.shape[1:3]}")
+        if x.shape[axis] != size:
+            bins = jnp.asarray(_bins(x.shape[axis], size), y.dtype)
+            y = jnp.einsum(product, bins, y, precision=lax.Precision.HIGHEST)
+    return y.astype(dtype)
+
+
+def _bins(pixels: int, size: int) -> np.ndarray:
+    """The matrix `(size, pixels)` that takes a signal to the means of its bins."""
+    bins = np.zeros((size, pixels))
+    for i in range(size):
+        start, stop = i * pixels // size, -(-(i + 1) * pixels // size)
+        bins[i, start:stop] = 1 / (stop - start)
+    return bins
+
+
 def conv_general_dilated(
     x: Array, kernel: Array, strides, padding, *, feature_group_count: int, **options
 ) -> Array:
@@ -156,16 +208,24 @@ def conv_general_dilated(
 
     Grouped convolutions, and above all their gradients, run one to three orders slower there than
     dense ones: groups are taken a few at a time as dense convolutions with a block-diagonal
-    kernel. Convolutions whose output is narrower than their kernel (3x3 on 2x2 maps, so the last
-    stage of a net on small images) fall into a scalar loop: they become a matrix product.
+    kernel, and groups of one channel as a sum of shifted products. Convolutions whose output is
+    narrower than their kernel (3x3 on 2x2 maps, so the last stage of a net on small images) fall
+    into a scalar loop: they become a matrix product.
     """
     dense = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     native = partial(dense, feature_group_count=feature_group_count)
     output = jax.eval_shape(native, x, kernel).shape
-    if feature_group_count > 1:
+    if 0 in output[1:3]:
+        raise ValueError(
+            f"convolution with a {kernel.shape[0]}x{kernel.shape[1]} kernel needs at least as many "
+            f"pixels, got spatial size {x.shape[1:3]} and padding {padding}; use a larger image"
+        )
+    dilation = options["rhs_dilation"]
+    if kernel.shape[2] == 1 and 1 < kernel.shape[3] == feature_group_count:
+        on_cpu = partial(depthwise_conv, strides=strides, padding=padding, dilation=dilation)
+    elif feature_group_count > 1:
         on_cpu = partial(_block_diagonal_conv, groups=feature_group_count, conv=dense)
     elif any(n < k for n, k in zip(output[1:3], kernel.shape[:2], strict=True)):
-        dilation = options["rhs_dilation"]
         on_cpu = partial(_matmul_conv, strides=strides, padding=padding, dilation=dilation)
     else:
         return native(x, kernel)

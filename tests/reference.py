@@ -2,6 +2,7 @@
 
 import sys
 import types
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,13 @@ def relative_difference(x: jax.Array, reference: np.ndarray) -> float:
     return float(np.abs(np.asarray(x) - reference).max() / np.abs(reference).max())
 
 
+def compiled(model: Classifier) -> Callable[[np.ndarray], jax.Array]:
+    """The model as a compiled function of images; its state stays as it is."""
+    graph, state = nnx.split(model)
+    run = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    return lambda x: run(state, x)
+
+
 def assert_same_net(model: Classifier, net: torch.nn.Module, *sizes: tuple[int, int]) -> None:
     """torch's weights fit by name and order and survive the way back; logits agree."""
     weights = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
@@ -62,13 +70,12 @@ def assert_same_net(model: Classifier, net: torch.nn.Module, *sizes: tuple[int, 
     assert list(returned) == list(weights)
     assert all(np.array_equal(returned[name], weights[name]) for name in weights)
 
-    graph, state = nnx.split(model)
-    logits = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    logits = compiled(model)
     for height, width in sizes:
         x = np.random.default_rng(0).standard_normal((2, height, width, 3), np.float32)
         with torch.no_grad():
             expected = net(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
-        difference = relative_difference(logits(state, x), expected)
+        difference = relative_difference(logits(x), expected)
         assert difference <= 1e-5, f"{model.name} at {height}x{width}: {difference:.1e}"
 
 

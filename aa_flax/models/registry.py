@@ -7,8 +7,12 @@ from fnmatch import fnmatch
 from functools import partial
 
 from aa_flax.errors import InputError
+from aa_flax.models.alexnet import AlexNet
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.densenet import DenseNet
+from aa_flax.models.mobilenet import MobileNetV2
 from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
+from aa_flax.models.vgg import VGG
 
 FILTER_SIZES = range(1, 8)
 
@@ -18,6 +22,15 @@ _wide = {"width_per_group": 128}
 
 # The nets without antialiasing, each a torchvision net; `filter_size=k` makes `<name>_lpf<k>`.
 BASELINES: Mapping[str, Callable[..., Classifier]] = {
+    "alexnet": AlexNet,
+    "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
+    "vgg11_bn": partial(VGG, (1, 1, 2, 2, 2), batch_norm=True),
+    "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
+    "vgg13_bn": partial(VGG, (2, 2, 2, 2, 2), batch_norm=True),
+    "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
+    "vgg16_bn": partial(VGG, (2, 2, 3, 3, 3), batch_norm=True),
+    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
+    "vgg19_bn": partial(VGG, (2, 2, 4, 4, 4), batch_norm=True),
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
@@ -27,6 +40,11 @@ BASELINES: Mapping[str, Callable[..., Classifier]] = {
     "resnext101_32x8d": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_resnext101),
     "wide_resnet50_2": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_wide),
     "wide_resnet101_2": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_wide),
+    "densenet121": partial(DenseNet, (6, 12, 24, 16)),
+    "densenet161": partial(DenseNet, (6, 12, 36, 24), growth_rate=48, num_init_features=96),
+    "densenet169": partial(DenseNet, (6, 12, 32, 32)),
+    "densenet201": partial(DenseNet, (6, 12, 48, 32)),
+    "mobilenet_v2": MobileNetV2,
 }
 
 

@@ -14,24 +14,34 @@ from flax import nnx
 from aa_flax.blurpool import binomial_taps
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm
-from aa_flax.weights.torch_layout import Filter, torch_layers
+from aa_flax.weights.torch_layout import Filter, Flattened, torch_layers
 
 
 class Slot(NamedTuple):
-    """A variable of the model, and the axis orders that take its array to torch and back."""
+    """A variable of the model, and the axis orders that take its array to torch and back.
+
+    `view` is the variable's shape with its flattened axes apart, where torch flattens them in
+    another order.
+    """
 
     variable: nnx.Variable
     to_torch: tuple[int, ...]
+    view: tuple[int, ...] | None = None
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array.transpose(np.argsort(self.to_torch)))
+        shape = self.view or self.variable.shape
+        array = array.reshape([shape[i] for i in self.to_torch])
+        array = array.transpose(np.argsort(self.to_torch))
+        return np.ascontiguousarray(array).reshape(self.variable.shape)
 
     def as_torch(self) -> np.ndarray:
-        return np.ascontiguousarray(np.asarray(self.variable[...]).transpose(self.to_torch))
+        array = np.asarray(self.variable[...]).reshape(self.view or self.variable.shape)
+        return np.ascontiguousarray(array.transpose(self.to_torch)).reshape(self.torch_shape)
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        return tuple(self.variable.shape[i] for i in self.to_torch)
+        order = self.to_torch if self.view is None else _KERNEL_ORDER[nnx.Linear]
+        return tuple(self.variable.shape[i] for i in order)
 
 
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
@@ -46,7 +56,12 @@ def _slots(model: nnx.Module) -> dict[str, Slot]:
             for torch_leaf, leaf in _BATCH_NORM.items():
                 slots[f"{name}.{torch_leaf}"] = Slot(getattr(layer, leaf), (0,))
         elif not isinstance(layer, Filter):
-            slots[f"{name}.weight"] = Slot(layer.kernel, _KERNEL_ORDER[type(layer)])
+            view = None
+            if isinstance(layer, Flattened):
+                layer, height, width = layer
+                view = (height, width, layer.in_features // (height * width), layer.out_features)
+            order = _KERNEL_ORDER[nnx.Conv if view else type(layer)]
+            slots[f"{name}.weight"] = Slot(layer.kernel, order, view)
             if layer.bias is not None:
                 slots[f"{name}.bias"] = Slot(layer.bias, (0,))
     return slots
