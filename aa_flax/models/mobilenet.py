@@ -115,7 +115,7 @@ class MobileNetV2(Classifier):
         self.head = ConvBlock(in_features, last_features, 1, dtype=dtype, rngs=rngs)
         if dropout is None:
             dropout = 0.2 if filter_size is None else 0.0
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.classifier = linear(
             last_features,
             num_classes,
