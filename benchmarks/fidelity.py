@@ -2,11 +2,11 @@
 
     python benchmarks/fidelity.py [--models 'resnet*'] [--results runs/fidelity.json]
 
-For each net: the reference (torchvision's for a baseline, `antialiased-cnns` 0.3 for `_lpf<k>`) with
-random weights and batch statistics, saved as the original saves its files ({'state_dict': ...}, legacy
-pickle), read by `load_torch_state_dict`, and both run on the same random images, float32 on CPU. The
-figure is the largest difference of a logit over the largest logit. All nets take over half an hour;
-what is already in the results file is not run again.
+For each net: the reference (torchvision's for a baseline, `antialiased-cnns` 0.3 for `_lpf<k>`)
+with random weights and batch statistics, saved as the original saves its files
+({'state_dict': ...}, legacy pickle), read by `load_torch_state_dict`, and both run on the same
+random images, float32 on CPU. The figure is the largest difference of a logit over the largest
+logit. All nets take over half an hour; what is already in the results file is not run again.
 """
 
 import argparse
