@@ -39,15 +39,12 @@ def init_state(model: Classifier, optimizer: optax.GradientTransformation, mesh:
 def make_train_step(
     model: Classifier,
     optimizer: optax.GradientTransformation,
-    preprocess: Callable[[Array, Array], Array],
-    *,
-    seed: int,
+    preprocess: Callable[[Any], Array],
 ) -> Callable:
-    """Compiles `(state, images, labels) -> (state, metrics)`.
+    """Compiles `(state, batch) -> (state, metrics)`.
 
     Args:
-        preprocess: `(uint8 images, key) -> float images`, run on the device.
-        seed: of those keys, with the step.
+        preprocess: `batch -> float images`, run on the device.
 
     Returns:
         The step. It consumes the state it is given. `metrics` are sums over the batch: `loss`,
@@ -65,8 +62,8 @@ def make_train_step(
         return losses.mean(), (rest, logits)
 
     @jax.jit(donate_argnums=0)
-    def train_step(state: TrainState, images: Array, labels: Array):
-        images = preprocess(images, jax.random.fold_in(jax.random.key(seed), state.step))
+    def train_step(state: TrainState, batch: Any):
+        images, labels = preprocess(batch), batch["label"]
         (loss, (rest, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.rest, images, labels
         )
