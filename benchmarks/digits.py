@@ -23,7 +23,8 @@ def run(net: str, seed: int, random_shift: bool, folder: Path) -> dict:
     workdir = folder / f"{net}_{'random_shift_' if random_shift else ''}seed{seed}"
     if not (workdir / "results.json").exists():
         command = [sys.executable, "train.py", f"--config=configs/digits_{net}.py"]
-        command += [f"--config.seed={seed}", f"--config.data.random_shift={random_shift}"]
+        augmentation = "random_shift" if random_shift else "center_crop"
+        command += [f"--config.seed={seed}", f"--config.data.augmentation={augmentation}"]
         subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, check=True)
     return json.loads((workdir / "results.json").read_text())
 

@@ -5,37 +5,26 @@
 Trained on centred digits only, then tested on shifted ones. README has the measured results.
 """
 
-from ml_collections import ConfigDict
-
 from aa_flax.config import Config
+from configs import imagenet
 
 
 def get_config() -> Config:
-    return ConfigDict(
-        {
-            "name": "digits_resnet18",  # the run's folder is runs/<name>, unless --workdir is given
-            "model": "resnet18",
-            "seed": 0,
-            "dtype": "float32",  # of the computation; parameters and statistics are float32
-            "num_epochs": 8,
-            "batch_size": 64,
-            "optimizer": {
-                "schedule": "one_cycle",
-                "learning_rate": 0.05,  # the highest of the cycle
-                "momentum": 0.9,
-                "weight_decay": 1e-4,
-            },
-            "data": {
-                "name": "digits",
-                "image_size": 48,  # pixels, before cropping
-                "crop_size": 40,  # what the net sees
-                "random_shift": False,  # True: training crops at random offsets, too
-            },
-            "eval": {
-                "batch_size": 64,
-                "shift_range": 9,  # crops at offsets 0..8 on each axis
-                "passes": 20,  # pairs of crops for each image
-                "seed": 0,
-            },
-        }
-    )
+    config = imagenet.get_config()
+    config.name = "digits_resnet18"
+    config.model = "resnet18"
+    config.num_epochs = 8
+    config.batch_size = 64
+    config.optimizer.schedule = "one_cycle"
+    config.optimizer.learning_rate = 0.05  # the highest of the cycle
+    config.optimizer.per_step = True
+    config.data.name = "digits"
+    config.data.resize_size = 0  # as they are
+    config.data.image_size = 48
+    config.data.crop_size = 40
+    config.data.augmentation = "center_crop"
+    config.data.flip = False  # a mirrored digit is another sign
+    config.eval.batch_size = 64
+    config.eval.shift_range = 9  # crops at offsets 0..8 on each axis
+    config.eval.passes = 20
+    return config

@@ -1,6 +1,7 @@
 """Where labelled images come from: random access, one image a call."""
 
-from typing import Protocol, TypedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -8,18 +9,20 @@ from PIL import Image
 from aa_flax.config import Config
 from aa_flax.errors import InputError
 
-
-class Example(TypedDict):
-    """One labelled image: `image` uint8 `(H, W, 3)`, `label` a class index."""
-
-    image: np.ndarray
-    label: int
+# One labelled image: `image`, a PIL image in mode RGB or uint8 `(H, W, 3)`; `label`, a class index.
+Example = dict[str, Any]
 
 
 class Source(Protocol):
-    """Random access to labelled images, all of one size."""
+    """Random access to labelled images.
+
+    Attributes:
+        num_classes: labels are `0 .. num_classes - 1`.
+        class_names: of each class, e.g. its folder.
+    """
 
     num_classes: int
+    class_names: Sequence[str]
 
     def __len__(self) -> int: ...
 
@@ -38,6 +41,7 @@ class Digits:
     """
 
     num_classes = 10
+    class_names = tuple("0123456789")
     _HELD_OUT = 450
     _DIGIT_SIZE = 32
 

@@ -1,18 +1,44 @@
-"""What is done to a batch of images on the device: crops and normalisation."""
+"""What is done to a batch of images on the device: shifted crops, flips and normalisation."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from aa_flax.config import Config
 
 # Per-channel mean and standard deviation of ImageNet's training images, of values in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def preprocess(batch: Mapping[str, Any], data: Config) -> Float[Array, "N h w 3"]:
+    """What the net sees of a batch: a pure function, all that is random being in the batch.
+
+    Args:
+        batch: `image` uint8 `(N, H, W, 3)`; if it holds `offset` int `(N, 2)`, images are cropped
+            there to `data.crop_size`; if it holds `flip` bool `(N,)`, those are mirrored.
+        data: the config's `data`.
+    """
+    images = batch["image"]
+    if "offset" in batch:
+        images = crop_at(images, batch["offset"], data.crop_size)
+    if "flip" in batch:
+        images = flip_where(batch["flip"], images)
+    return normalise(images)
+
+
 def normalise(images: UInt8[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
     """Bytes to floats of about zero mean and unit variance, with ImageNet's statistics."""
     return (images / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+
+
+def flip_where(flip: Bool[Array, " N"], images: UInt8[Array, "N H W 3"]) -> UInt8[Array, "N H W 3"]:
+    """Mirrors the images of which `flip` is true, left to right."""
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
 def center_crop(images: UInt8[Array, "N H W 3"], size: int) -> UInt8[Array, "N h w 3"]:

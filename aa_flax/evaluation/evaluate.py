@@ -18,7 +18,9 @@ from aa_flax.sharding import data_mesh
 
 def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> Accuracy:
     """Accuracy on the centre crops of a source's images."""
-    batches = evaluation_batches(source, config.eval.batch_size)
+    batches = evaluation_batches(
+        source, config.eval.batch_size, config.data, crop=config.data.crop_size
+    )
     with _progress(source, "accuracy") as bar:
         return evaluate_accuracy(
             model, batches, crop_size=config.data.crop_size, mesh=mesh, progress=bar
@@ -27,7 +29,9 @@ def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -
 
 def consistency_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> Consistency:
     """Shift consistency on a source's images."""
-    batches = evaluation_batches(source, config.eval.batch_size)
+    batches = evaluation_batches(
+        source, config.eval.batch_size, config.data, crop=config.data.image_size
+    )
     with _progress(source, "consistency") as bar:
         return evaluate_consistency(
             model,

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
-from jaxtyping import Array
 from tqdm import tqdm
 
 from aa_flax.config import Config
 from aa_flax.create import create_model
-from aa_flax.data.loader import Batch, steps_per_epoch, training_batches
+from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
 from aa_flax.data.sources import Source, make_source
-from aa_flax.data.transforms import center_crop, crop_at, normalise
+from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluate import accuracy_on, evaluate
 from aa_flax.models.classifier import Classifier
@@ -139,13 +138,17 @@ def _run_epochs(
     if start:
         state = checkpoints.restore(start, like=state)
         print(f"continuing after epoch {start} of {config.num_epochs}")
-    train_step = make_train_step(model, optimizer, partial(_preprocess, config), seed=config.seed)
+    train_step = make_train_step(model, optimizer, partial(preprocess, data=config.data))
     batches = training_batches(
-        sources["train"], config.batch_size, seed=config.seed, start_step=start * steps
+        sources["train"],
+        config.batch_size,
+        config.data,
+        seed=config.seed,
+        start_step=start * steps,
     )
+    put = (batch for _, batch in put_ahead(batches, partial(put_batch, mesh=mesh)))
     for epoch in range(start + 1, config.num_epochs + 1):
         began = time.perf_counter()
-        put = (put_batch(batch, mesh) for batch in batches)
         state, trained = _run_epoch(train_step, state, put, steps, epoch, config)
         seconds = time.perf_counter() - began
         accuracy = accuracy_on(update_model(model, state), sources["val"], config, mesh)
@@ -159,19 +162,10 @@ def _run_epochs(
         )
 
 
-def _preprocess(config: Config, images: Array, key: Array) -> Array:
-    """Crops as training sees them: the centre, or anywhere within the evaluation's shifts."""
-    size = config.data.crop_size
-    if not config.data.random_shift:
-        return normalise(center_crop(images, size))
-    offsets = jax.random.randint(key, (len(images), 2), 0, config.eval.shift_range)
-    return normalise(crop_at(images, offsets, size))
-
-
 def _run_epoch(
     train_step,
     state: TrainState,
-    batches: Iterator[Batch],
+    batches: Iterator[Any],
     steps: int,
     epoch: int,
     config: Config,
@@ -183,7 +177,7 @@ def _run_epoch(
     with tqdm(total=steps * size, desc=title, unit="img", leave=False) as bar:
         for _ in range(steps):
             batch = next(batches)
-            state, metrics = train_step(state, batch["image"], batch["label"])
+            state, metrics = train_step(state, batch)
             history.append(metrics)
             if len(history) > 1:  # wait for the step before: the bar shows work that is done
                 bar.set_postfix(loss=f"{float(history[-2]['loss']) / size:.3f}", refresh=False)

@@ -12,8 +12,10 @@ from aa_flax.evaluation.accuracy import evaluate_accuracy
 from aa_flax.evaluation.consistency import evaluate_consistency, random_offsets
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh
+from configs import digits_resnet18
 
 COUNT, SIZE, CROP, RANGE, CLASSES = 22, 14, 10, 5, 6
+DATA = digits_resnet18.get_config().data  # images as they are
 
 
 class Noise:
@@ -50,7 +52,7 @@ def slow_logits(crop: np.ndarray) -> np.ndarray:
 def consistency(batch_size=8, devices=None, **options):
     return evaluate_consistency(
         Flat(),
-        evaluation_batches(Noise(), batch_size),
+        evaluation_batches(Noise(), batch_size, DATA, crop=SIZE),
         crop_size=CROP,
         shift_range=RANGE,
         mesh=data_mesh(devices),
@@ -65,7 +67,7 @@ def test_accuracy_equals_one_image_at_a_time():
     ranks = np.argsort(-logits, axis=1)
     hits = ranks == source.labels[:, None]
     found = evaluate_accuracy(
-        Flat(), evaluation_batches(source, 8), crop_size=CROP, mesh=data_mesh()
+        Flat(), evaluation_batches(source, 8, DATA, crop=CROP), crop_size=CROP, mesh=data_mesh()
     )
     loss = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(source.labels))
     assert found["num_images"] == COUNT
@@ -110,7 +112,7 @@ def test_images_too_small_for_the_shifts_are_refused():
     with pytest.raises(InputError, match=r"14x14 pixels are too small.*they need 17"):
         evaluate_consistency(
             Flat(),
-            evaluation_batches(Noise(), 8),
+            evaluation_batches(Noise(), 8, DATA, crop=SIZE),
             crop_size=CROP,
             shift_range=8,
             mesh=data_mesh(),

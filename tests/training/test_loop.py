@@ -18,7 +18,7 @@ def config():
     config.num_epochs = 2
     config.batch_size = 448
     config.eval.passes = 1
-    config.data.random_shift = True
+    config.data.augmentation = "random_shift"
     return config
 
 
