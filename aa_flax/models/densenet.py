@@ -7,7 +7,7 @@ Sec. 3.2):
     average pool, stride 2      ->  BlurPool, stride 2     (itself a weighted average)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -129,10 +129,9 @@ class DenseNet(Classifier):
         self, layers: Sequence[DenseLayer], x: Float[Array, "N H W C"]
     ) -> Float[Array, "N H W c"]:
         """Each layer sees the maps of all before it; the block gives all of them."""
-        run: Callable = nnx.remat(DenseLayer.__call__) if self.remat else DenseLayer.__call__
         maps = [x]
         for layer in layers:
-            maps.append(run(layer, maps))
+            maps.append(self.run(layer, maps))
         return jnp.concatenate(maps, axis=-1)
 
     def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:

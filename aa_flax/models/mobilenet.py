@@ -129,7 +129,7 @@ class MobileNetV2(Classifier):
         """The last feature map, before it is averaged."""
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x)
+            x = self.run(block, x)
         return self.head(x)
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:

@@ -237,7 +237,7 @@ class ResNet(Classifier):
         x = self.stem(x)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
-                x = block(x)
+                x = self.run(block, x)
         return x
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:

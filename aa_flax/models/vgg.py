@@ -81,7 +81,7 @@ class VGG(Classifier):
         """The last feature map, before it is averaged into 7x7 bins."""
         for stage in self.stages:
             for block in stage:
-                x = block(x)
+                x = self.run(block, x)
             x = self.pool(x)
         return x
 

@@ -109,7 +109,7 @@ class Checkpoints:
         step = int(state.step)
         self.wait()  # a save asked for during another one would be left out
         # The next step overwrites the state's buffers while this one is still being written.
-        parts = jax.tree.map(jnp.copy, state)._asdict()
+        parts = _parts(jax.tree.map(jnp.copy, state))
         checksums = {name: _checksum(part) for name, part in parts.items()}
         before, record = self._records.get(step), Record(step, epoch, top1, checksums, config)
         self._records[step] = record
@@ -151,12 +151,13 @@ class Checkpoints:
         Raises:
             InputError: there are checkpoints, and all are damaged.
         """
-        abstract = jax.tree.map(_abstract, like._asdict())
+        abstract = jax.tree.map(_abstract, _parts(like))
         steps = [c.step for c in self._checkpointer.checkpoints]
         for step in reversed(steps):
             parts, problem = self._load(step, abstract)
             if parts is not None:
-                return TrainState(**parts), self._records[step]
+                state = TrainState(**parts["model"], **parts["optimizer"])
+                return state, self._records[step]
             self._set_aside(step, problem)
         if steps:
             raise InputError(
@@ -201,14 +202,22 @@ class Checkpoints:
             InputError: the checkpoint is damaged, or of another net.
         """
         _, params, batch_stats, random_state = split_model(model)
-        like = {"params": params, "batch_stats": batch_stats, "random_state": random_state}
-        parts, problem = self._load(step, jax.tree.map(_abstract, like))
+        like = TrainState(jnp.zeros(()), params, batch_stats, random_state, opt_state=None)
+        abstract = jax.tree.map(_abstract, {"model": _parts(like)["model"]})
+        parts, problem = self._load(step, abstract)
         if parts is None:
             raise InputError(
                 f"the checkpoint of step {step} in {self.folder} does not fit {model.name} or is "
                 f"damaged: {problem}"
             )
-        update_model(model, TrainState(jnp.zeros(()), **parts, opt_state=None))
+        update_model(model, like._replace(**parts["model"]))
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds, in two parts that can be read one by one."""
+    fields = state._asdict()
+    optimizer = {name: fields.pop(name) for name in ("step", "opt_state")}
+    return {"model": fields, "optimizer": optimizer}
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -183,9 +183,10 @@ class ProgressBar:
     def __exit__(self, *_):
         self._bar.close()
 
-    def advance(self, figures: Figures) -> None:
+    def advance(self, meter: Meter) -> None:
         self._bar.update()
-        if not self._bar.disable and figures:
+        if not self._bar.disable:
+            figures = meter.epoch()
             self._bar.set_postfix_str(
                 f"loss {figures['train_loss']:.3f}, top-1 {figures['train_top1']:.1f} %, "
                 f"{figures['images_per_second']:.0f} img/s, data {figures['data_wait']:.0f} %",

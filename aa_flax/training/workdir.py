@@ -37,16 +37,22 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     Also writes `versions.json`: of Python, the packages and the devices of the latest start.
 
     Raises:
-        InputError: the folder holds a run with another config; the message has every difference.
+        InputError: the folder holds a run with another config that has saved a checkpoint; the
+            message has every difference.
     """
     path = workdir / "config.json"
     given = json.loads(config.to_json())
-    if path.exists():
+    if path.exists() and has_checkpoint(workdir):
         _check_same_run(workdir, _saved_config(path), given)
     if is_main_process():
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, given)
         write_json(workdir / "versions.json", versions())
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is something to continue."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def write_json(path: Path, content: Any) -> None:
