@@ -1,7 +1,6 @@
 """Batches of images, by Grain: the same stream for any number of workers, hosts and devices."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -9,20 +8,26 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from PIL import Image
+from absl import flags
+from tqdm import tqdm
 
 from aa_flax.config import Config
-from aa_flax.data.crops import evaluation_image
-from aa_flax.data.sources import Example, Source
+from aa_flax.data.examples import evaluation_example, training_example
+from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
 
 # A batch: `image` uint8 (N, H, W, 3) and `label` int32 (N,).
-# For evaluation also `index` int (N,), the image's place in the source, and `mask` bool (N,), False
-# for the padding of the last batch. For training also `flip` bool (N,), if the recipe flips, and
-# `offset` int32 (N, 2), if it shifts: where to crop on the device.
+# For evaluation also `index` int (N,), the image's place in the source, and `mask` bool (N,): False
+# for the padding of the last batch and for images that were skipped.
+# For training also `flip` bool (N,), if the recipe mirrors images, and `offset` int32 (N, 2), if it
+# shifts them: where to crop on the device.
 Batch = dict[str, np.ndarray]
 
-AUGMENTATIONS = ("random_resized_crop", "center_crop", "random_shift")
+_KNOWN = {
+    "augmentation": ("random_resized_crop", "center_crop", "random_shift"),
+    "on_error": ("stop", "skip"),
+    "worker_type": ("thread", "process"),
+}
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -48,19 +53,19 @@ def training_batches(
         batch_size: images in a batch over all hosts; each host yields its share of every batch.
         data: the config's `data`.
         seed: with the step, it fixes every batch.
+
+    Raises:
+        InputError: a config that is wrong in itself or does not fit the source; and, later on, an
+            image that cannot be read (with `data.on_error` "skip", another takes its place).
     """
-    if data.augmentation not in AUGMENTATIONS:
-        raise InputError(
-            f"unknown config.data.augmentation {data.augmentation!r}; known: "
-            f"{', '.join(AUGMENTATIONS)}"
-        )
-    count = len(source)
-    images = steps_per_epoch(source, batch_size) * batch_size
+    _check(data)
+    count, steps = len(source), steps_per_epoch(source, batch_size)
     order = grain.MapDataset.range(count).seed(seed).shuffle()
-    order = order.map_with_index(lambda place, index: (place // count, index))[:images]
-    mine = order[jax.process_index() :: jax.process_count()]
-    load = partial(_training_example, source, data, seed)
-    return _read(mine.map(load).repeat(), batch_size, data, start_step)
+    order = order.map_with_index(lambda place, index: (place // count, index))
+    mine = order[: steps * batch_size][jax.process_index() :: jax.process_count()]
+    examples = mine.map(partial(training_example, source, data, seed)).repeat()
+    batches = _batches(examples, batch_size, data, start_step)
+    return _report_skipped(batches, source, steps, start_step)
 
 
 def evaluation_batches(
@@ -72,10 +77,16 @@ def evaluation_batches(
         batch_size: images in a batch over all hosts; each host yields its share.
         data: the config's `data`.
         crop: side in pixels of the centre crop that is taken of each resized image.
+
+    Raises:
+        InputError: a config that is wrong in itself; and, later on, an image that cannot be read
+            (with `data.on_error` "skip" it is masked).
     """
-    count = -(-len(source) // batch_size) * batch_size
-    mine = grain.MapDataset.range(count)[jax.process_index() :: jax.process_count()]
-    return _read(mine.map(partial(_evaluation_example, source, data, crop)), batch_size, data)
+    _check(data)
+    steps = -(-len(source) // batch_size)
+    mine = grain.MapDataset.range(steps * batch_size)[jax.process_index() :: jax.process_count()]
+    examples = mine.map(partial(evaluation_example, source, data, crop))
+    return _report_skipped(_batches(examples, batch_size, data), source, steps)
 
 
 def put_ahead(
@@ -90,50 +101,49 @@ def put_ahead(
     yield from waiting
 
 
-def _training_example(source: Source, data: Config, seed: int, place: tuple[int, int]) -> Example:
-    epoch, index = place
-    rng = np.random.default_rng((seed, epoch, index))
-    example = source[index]
-    label = np.int32(example["label"])
-    shifted = data.augmentation == "random_shift"
-    size = data.image_size if shifted else data.crop_size
-    image = evaluation_image(_pil(example), data.resize_size, size)
-    extras = {}
-    if shifted:
-        extras["offset"] = rng.integers(0, size - data.crop_size + 1, 2, np.int32)
-    if data.flip:
-        extras["flip"] = rng.random() < 0.5
-    return {"image": image, "label": label, **extras}
+def _check(data: Config) -> None:
+    for field, known in _KNOWN.items():
+        if data[field] not in known:
+            raise InputError(
+                f"unknown config.data.{field} {data[field]!r}; known: {', '.join(known)}"
+            )
+    if data.image_size < data.crop_size:
+        raise InputError(
+            f"config.data.image_size {data.image_size} is smaller than crop_size {data.crop_size}, "
+            "which is cut from it"
+        )
 
 
-def _evaluation_example(source: Source, data: Config, crop: int, index: int) -> Example:
-    example = source[min(index, len(source) - 1)]
-    return {
-        "image": evaluation_image(_pil(example), data.resize_size, crop),
-        "label": np.int32(example["label"]),
-        "index": index,
-        "mask": index < len(source),
-    }
-
-
-def _pil(example: Example) -> Image.Image:
-    image = example["image"]
-    return image if isinstance(image, Image.Image) else Image.fromarray(image)
-
-
-def _read(
+def _batches(
     examples: grain.MapDataset, batch_size: int, data: Config, start_step: int = 0
 ) -> Iterator[Batch]:
-    share = _share_of_host(batch_size)
-    workers = data.num_workers or os.cpu_count() or 1
-    read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=share + 2 * workers)
-    stop = min(len(examples), sys.maxsize)
-    return iter(examples[start_step * share : stop].to_iter_dataset(read).batch(share))
-
-
-def _share_of_host(batch_size: int) -> int:
+    """Reads in threads an image at a time, or in processes a batch at a time."""
     if batch_size % jax.device_count():
         raise InputError(
             f"batch_size {batch_size} does not divide among {jax.device_count()} devices"
         )
-    return batch_size // jax.process_count()
+    share = batch_size // jax.process_count()
+    workers = data.num_workers or os.cpu_count() or 1
+    if data.worker_type == "thread":
+        read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=share + 2 * workers)
+        return iter(examples[start_step * share :].to_iter_dataset(read).batch(share))
+    if not flags.FLAGS.is_parsed():  # Grain asks for its own flags
+        flags.FLAGS.mark_as_parsed()
+    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    batches = examples.batch(share)[start_step:].to_iter_dataset(read)
+    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+
+
+def _report_skipped(
+    batches: Iterable[Batch], source: Source, steps: int, start_step: int = 0
+) -> Iterator[Batch]:
+    """Names, at the end of each epoch, the images of this host that were skipped in it."""
+    skipped: list[int] = []
+    for step, batch in enumerate(batches, start_step + 1):
+        indices = batch.pop("skipped")
+        skipped += indices[indices >= 0].tolist()
+        if step % steps == 0 and skipped:
+            names = "".join(f"\n  {source.name(i)}" for i in skipped)
+            tqdm.write(f"skipped {len(skipped)} images that cannot be read:{names}")
+            skipped = []
+        yield batch

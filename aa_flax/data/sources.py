@@ -1,16 +1,16 @@
 """Where labelled images come from: random access, one image a call."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from aa_flax.config import Config
+from aa_flax.data.folder import ImageFolder
+from aa_flax.data.images import Example
+from aa_flax.data.tfds import TFDS
 from aa_flax.errors import InputError
-
-# One labelled image: `image`, a PIL image in mode RGB or uint8 `(H, W, 3)`; `label`, a class index.
-Example = dict[str, Any]
 
 
 class Source(Protocol):
@@ -18,11 +18,17 @@ class Source(Protocol):
 
     Attributes:
         num_classes: labels are `0 .. num_classes - 1`.
-        class_names: of each class, e.g. its folder.
+        class_names: of every class, e.g. its folder's.
     """
 
     num_classes: int
-    class_names: Sequence[str]
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    def name(self, index: int) -> str:
+        """What to call an image, e.g. its path."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -36,7 +42,7 @@ class Digits:
     last 450 images are held out; their writers do not appear in the others.
 
     Args:
-        split: `train` or `val`.
+        split: `train` or `val`, the held out.
         image_size: side of the canvas in pixels, at least 32.
     """
 
@@ -48,8 +54,6 @@ class Digits:
     def __init__(self, split: str, image_size: int = 48):
         from sklearn.datasets import load_digits
 
-        if split not in ("train", "val"):
-            raise InputError(f"digits have the splits train and val, got {split!r}")
         if image_size < self._DIGIT_SIZE:
             raise InputError(
                 f"digits are {self._DIGIT_SIZE} pixels wide, got image_size {image_size}"
@@ -67,6 +71,9 @@ class Digits:
         canvas.paste(grey, (margin, margin))
         return np.asarray(canvas)
 
+    def name(self, index: int) -> str:
+        return f"digit {index}"
+
     def __len__(self) -> int:
         return len(self._labels)
 
@@ -75,7 +82,24 @@ class Digits:
 
 
 def make_source(data: Config, split: str) -> Source:
-    """The source that `config.data` names: `name` one of `digits`."""
+    """The source that `config.data` names.
+
+    Args:
+        data: `name` is `folder`, `digits`, or `tfds:` and a TFDS data set; `path`, where it is.
+        split: `train` or `val`.
+
+    Raises:
+        InputError: an unknown source, or one that cannot be read; the message says why.
+    """
+    if split not in ("train", "val"):
+        raise InputError(f"the splits of a data set are train and val, got {split!r}")
+    kind, _, name = data.name.partition(":")
     if data.name == "digits":
         return Digits(split, data.image_size)
-    raise InputError(f"unknown config.data.name {data.name!r}; known: digits")
+    if data.name == "folder":
+        return ImageFolder(data.path, split, data.class_order)
+    if kind == "tfds" and name:
+        return TFDS(name, data.path, split, data.class_order)
+    raise InputError(
+        f"unknown config.data.name {data.name!r}; known: digits, folder, tfds:<data set>"
+    )

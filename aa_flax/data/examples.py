@@ -1,0 +1,78 @@
+"""One example of a batch: an image read, cropped, and what is random about it drawn."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from aa_flax.config import Config
+from aa_flax.data.crops import center_image, random_resized_crop
+from aa_flax.data.images import ImageError
+from aa_flax.data.sources import Source
+
+_REPLACEMENTS = 20  # bad images in a row, after which something else is wrong
+
+
+def training_example(
+    source: Source, data: Config, seed: int, place: tuple[int, int]
+) -> dict[str, Any]:
+    """An image as the recipe augments it, following from `seed` and `place`: (epoch, index).
+
+    With `data.on_error` "skip", an image that cannot be read gives its place to the next that can,
+    and `skipped` is its index (else -1).
+    """
+    epoch, index = place
+    rng = np.random.default_rng((seed, epoch, index))
+    image, label, skipped = _read(source, data, index)
+    example = {"label": np.int32(label), "skipped": skipped}
+    if data.augmentation == "random_resized_crop":
+        example["image"] = random_resized_crop(image, data.crop_size, rng)
+    elif data.augmentation == "center_crop":
+        example["image"] = center_image(image, data.resize_size, data.crop_size)
+    else:
+        example["image"] = center_image(image, data.resize_size, data.image_size)
+        shifts = data.image_size - data.crop_size + 1
+        example["offset"] = rng.integers(0, shifts, 2, np.int32)
+    if data.flip:
+        example["flip"] = rng.random() < 0.5
+    return example
+
+
+def evaluation_example(source: Source, data: Config, crop: int, index: int) -> dict[str, Any]:
+    """The centre of an image; `mask` is false beyond the last one, and for a skipped one."""
+    mask, skipped = index < len(source), -1
+    index = min(index, len(source) - 1)
+    try:
+        example = source[index]
+        image, label = _pil(example["image"]), example["label"]
+    except ImageError:
+        if data.on_error == "stop":
+            raise
+        skipped = index if mask else -1
+        image, label, mask = Image.new("RGB", (crop, crop)), 0, False
+    return {
+        "image": center_image(image, data.resize_size, crop),
+        "label": np.int32(label),
+        "index": index,
+        "mask": mask,
+        "skipped": skipped,
+    }
+
+
+def _read(source: Source, data: Config, index: int) -> tuple[Image.Image, int, int]:
+    """An image, its label, and what it stands in for: `index`, or -1 if it is that."""
+    for step in range(_REPLACEMENTS):
+        try:
+            example = source[(index + step) % len(source)]
+            return _pil(example["image"]), example["label"], index if step else -1
+        except ImageError:
+            if data.on_error == "stop":
+                raise
+    raise ImageError(
+        f"{_REPLACEMENTS} images in a row cannot be read, from {source.name(index)} on; "
+        "something is wrong with all of them"
+    )
+
+
+def _pil(image: Image.Image | np.ndarray) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
