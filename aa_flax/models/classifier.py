@@ -1,5 +1,7 @@
 """What every net of this package offers."""
 
+from collections.abc import Callable, Iterator
+
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -15,9 +17,15 @@ class Classifier(nnx.Module):
     name: str = ""
     filter_size: int | None = None
 
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        """The blocks in order, by name: one after the other they compute `features`."""
+        raise NotImplementedError
+
     def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
         """The last feature map, before it is pooled and classified."""
-        raise NotImplementedError
+        for _, block in self.named_blocks():
+            x = block(x)
+        return x
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         raise NotImplementedError

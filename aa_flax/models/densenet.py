@@ -7,7 +7,8 @@ Sec. 3.2):
     average pool, stride 2      ->  BlurPool, stride 2     (itself a weighted average)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -135,12 +136,13 @@ class DenseNet(Classifier):
             maps.append(run(layer, maps))
         return jnp.concatenate(maps, axis=-1)
 
-    def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
-        """The last feature map, before it is averaged."""
-        x = self.dense_block(self.blocks[0], self.stem(x))
-        for transition, block in zip(self.transitions, self.blocks[1:], strict=True):
-            x = self.dense_block(block, transition(x))
-        return jax.nn.relu(self.norm5(x))
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield "stem", self.stem
+        for i, layers in enumerate(self.blocks):
+            yield f"blocks.{i}", partial(self.dense_block, layers)
+            if i < len(self.transitions):
+                yield f"transitions.{i}", self.transitions[i]
+        yield "norm5", lambda x: jax.nn.relu(self.norm5(x))
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         return self.classifier(self.features(x).mean((1, 2)))
