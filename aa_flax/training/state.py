@@ -35,10 +35,11 @@ class TrainState(NamedTuple):
 
 
 def init_state(model: Classifier, optimizer: optax.GradientTransformation, mesh: Mesh):
-    """The state at step 0, on every device of the mesh."""
+    """The state at step 0, on every device of the mesh; the model keeps its own arrays."""
     _, params, batch_stats, random_state = split_model(model)
     opt_state = optimizer.init(params)
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, random_state, opt_state)
+    state = jax.tree.map(jnp.copy, state)  # a step consumes its state
     return jax.device_put(state, replicated(mesh))
 
 
@@ -120,7 +121,7 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, random_state, opt_state), metrics
 

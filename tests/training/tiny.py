@@ -32,9 +32,12 @@ class TinyNet(Classifier):
         self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
         self.fc = linear(4, num_classes, dtype=dtype, rngs=rngs)
 
-    def features(self, x):
+    def stem(self, x):
         x = self.conv(x)
         return self.blur(jax.nn.relu(x if self.bn is None else self.bn(x)))
+
+    def named_blocks(self):
+        yield "stem", self.stem
 
     def __call__(self, x):
         return self.fc(self.dropout(self.features(x).mean((1, 2))))
