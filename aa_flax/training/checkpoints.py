@@ -26,13 +26,14 @@ class Record(NamedTuple):
         epoch: epochs completed.
         top1: accuracy on the validation set in percent; None: the epoch was not evaluated (yet).
         checksums: CRC-32 of each part of the state.
-        config: of the run.
+        num_classes: of the model. config: of the run.
     """
 
     step: int
     epoch: int
     top1: float | None
     checksums: dict[str, int]
+    num_classes: int
     config: dict[str, Any]
 
 
@@ -66,7 +67,8 @@ class Checkpoints:
     def _read_record(self, step: int) -> Record | None:
         """None where the checkpoint is damaged."""
         try:
-            return Record(**self._checkpointer.checkpointables_metadata(step).custom_metadata)
+            description: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
+            return Record(**description)
         except Exception:  # whatever Orbax meets in a damaged folder
             return None
 
@@ -100,8 +102,32 @@ class Checkpoints:
         rated = [r for r in self._records.values() if r.top1 is not None]
         return max(rated, key=lambda r: (r.top1, -r.step), default=None)
 
-    def save(self, state: TrainState, *, epoch: int, top1: float | None, config: dict) -> None:
-        """Starts writing the state.
+    def find(self, step: int | None) -> Record:
+        """The checkpoint of a step; None: the best, or the latest where none is evaluated yet.
+
+        Raises:
+            InputError: there is none.
+        """
+        record = self._records.get(step) if step is not None else self.best or self.latest
+        if record is not None:
+            return record
+        if step is not None and self._records:
+            there = ", ".join(map(str, sorted(self._records)))
+            raise InputError(f"no checkpoint of step {step} in {self.folder}; there are {there}")
+        raise InputError(
+            f"the run in {self.folder.parent} has no checkpoint yet; one follows each epoch"
+        )
+
+    def save(
+        self,
+        state: TrainState,
+        *,
+        epoch: int,
+        top1: float | None,
+        num_classes: int,
+        config: dict[str, Any],
+    ) -> None:
+        """Starts writing the state, with what its `Record` says.
 
         Raises:
             InputError: this checkpoint, or the one before, could not be written.
@@ -111,11 +137,12 @@ class Checkpoints:
         # The next step overwrites the state's buffers while this one is still being written.
         parts = _parts(jax.tree.map(jnp.copy, state))
         checksums = {name: _checksum(part) for name, part in parts.items()}
-        before, record = self._records.get(step), Record(step, epoch, top1, checksums, config)
+        record = Record(step, epoch, top1, checksums, num_classes, config)
+        again = step in self._records
         self._records[step] = record
         try:
             self._checkpointer.save_checkpointables_async(
-                step, parts, overwrite=before is not None, custom_metadata=record._asdict()
+                step, parts, overwrite=again, custom_metadata=record._asdict()
             )
         except Exception as error:
             raise self._write_error(error) from error

@@ -17,27 +17,31 @@ from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluate import accuracy_on, evaluate
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import data_mesh, is_main_process, put_batch
-from aa_flax.training.checkpoints import Checkpoints, Record
-from aa_flax.training.export import write_weights
+from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicated
+from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import init_from, model_of
 from aa_flax.training.optimizer import make_optimizer, make_schedule
 from aa_flax.training.profiling import Profile
-from aa_flax.training.reporting import Figures, Meter, ProgressBar, Writer, epoch_line, make_writers
+from aa_flax.training.reporting import Figures, Meter, ProgressBar, epoch_line, make_writers
 from aa_flax.training.state import TrainState, init_state, make_train_step, update_model
 from aa_flax.training.stopping import Interrupted, Stopped, StopRequest
+from aa_flax.training.torch_resume import TorchRun, read_torch_run
 from aa_flax.training.workdir import claim_workdir, has_checkpoint, locked
+from aa_flax.weights.convert import num_classes_of
+from aa_flax.weights.files import save_weights
 
 _REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 
 
-def train(config: Config, workdir: Path) -> dict[str, Any]:
+def train(config: Config, workdir: Path, resume: Path | None = None) -> dict[str, Any]:
     """Trains as the config says, continuing what `workdir` already holds, and evaluates the best.
 
     Args:
         config: see `configs/`.
         workdir: folder of the run: `config.json`, `versions.json`, `checkpoints/`,
             `metrics.jsonl`, and at the end `weights.safetensors` and `results.json`.
+        resume: a training checkpoint of the PyTorch original to continue, where `workdir` holds
+            nothing to continue yet.
 
     Returns:
         The final results, those of the checkpoint with the best top-1.
@@ -49,25 +53,27 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     """
     sources = {split: make_source(config.data, split) for split in ("train", "val")}
     _check_batch(config)
-    run_steps = _steps_per_epoch(config, sources["train"])
     model = model_of(config, sources["train"].num_classes)
-    schedule = make_schedule(config, run_steps)
+    torch_run = None
     if not has_checkpoint(workdir):
-        init_from(config.init_from, model)
+        if resume is None:
+            init_from(config.init_from, model)
+        else:
+            torch_run = read_torch_run(resume, model, config)
     claim_workdir(config, workdir)  # what can be wrong with a config has shown by now
     keep_every = config.checkpoint.keep_every
     with (
         locked(workdir),
         Checkpoints(workdir / "checkpoints", keep_every=keep_every, of_run=True) as checkpoints,
     ):
-        run = _Run(config, workdir, model, sources, checkpoints)
-        run.train()
+        _Run(config, workdir, model, sources, checkpoints, torch_run).train()
         checkpoints.wait()
-        best = checkpoints.best
-        assert best is not None
+        best = checkpoints.find(None)
         checkpoints.restore_model(best.step, model)
     weights = f"{workdir} (epoch {best.epoch}, the best)"
-    write_weights(model, workdir / "weights.safetensors", weights)
+    if is_main_process():
+        facts = {"source": weights, "top1": f"{best.top1}"}
+        save_weights(model, workdir / "weights.safetensors", **facts)
     return evaluate(model, config, weights=weights, shift=True, output=workdir / "results.json")
 
 
@@ -81,6 +87,7 @@ class _Run:
         model: Classifier,
         sources: dict[str, Source],
         checkpoints: Checkpoints,
+        torch_run: TorchRun | None,
     ):
         self.config = config
         self.model = model
@@ -91,7 +98,7 @@ class _Run:
         schedule = make_schedule(config, self.steps)
         optimizer = make_optimizer(config, schedule)
         self.train_step = _train_step(config, model, optimizer, schedule, self.mesh)
-        self.state, self.record = self._start(init_state(model, optimizer, self.mesh))
+        self._start(init_state(model, optimizer, self.mesh), torch_run)
         self.writers = make_writers(config, workdir, self.step)
         self.profile = Profile(workdir / "profile" if config.profile else None)
         self.compiled = False
@@ -100,32 +107,33 @@ class _Run:
     def step(self) -> int:
         return int(self.state.step)
 
-    def _start(self, fresh: TrainState) -> tuple[TrainState, Record | None]:
+    def _start(self, fresh: TrainState, torch_run: TorchRun | None) -> None:
+        """Sets the state to begin with, and the first epoch to run."""
         restored = self.checkpoints.restore_latest(like=fresh)
-        if restored is None:
-            return fresh, None
-        state, record = restored
-        within = record.step - record.epoch * self.steps
-        place = f"epoch {record.epoch} of {self.config.num_epochs}"
-        _tell(f"continuing after {f'step {within} behind ' if within else ''}{place}")
-        return restored
+        self.state, evaluated = fresh, False
+        if restored is not None:
+            self.state, evaluated = restored[0], restored[1].top1 is not None
+        elif torch_run is not None:
+            self.state = jax.device_put(torch_run.state(fresh, self.steps), replicated(self.mesh))
+            self._save(torch_run.epoch, None)
+        # An epoch that is trained and not evaluated is run once more, without steps.
+        epochs, within = divmod(self.step, self.steps)
+        self.first_epoch = epochs + 1 if evaluated or within or epochs == 0 else epochs
+        if self.step:
+            place = f"step {within} behind epoch {epochs}" if within else f"epoch {epochs}"
+            _tell(f"continuing after {place} of {self.config.num_epochs}")
 
     def train(self) -> None:
         """Trains to the last epoch, from wherever the state stands."""
         batches = self._batches()
         with StopRequest() as stop:
             try:
-                for epoch in range(self._first_epoch(), self.config.num_epochs + 1):
+                for epoch in range(self.first_epoch, self.config.num_epochs + 1):
                     self._epoch(epoch, batches, stop)
             finally:
                 self.profile.stop()
                 for writer in self.writers:
                     writer.close()
-
-    def _first_epoch(self) -> int:
-        """That of the next step; or an epoch that is trained and not evaluated."""
-        evaluated = self.record is not None and self.record.top1 is not None
-        return self.step // self.steps + 1 if evaluated else max(1, -(-self.step // self.steps))
 
     def _batches(self) -> Iterator[Any]:
         """Endless batches on the devices, from the state's step on."""
@@ -169,14 +177,17 @@ class _Run:
         Metrics are fetched one step late, so that the devices never wait for the host.
         """
         meter = Meter(self.config.batch_size)
-        title, done = f"epoch {epoch}/{self.config.num_epochs}", self.step - (epoch - 1) * self.steps
+        title, done = (
+            f"epoch {epoch}/{self.config.num_epochs}",
+            self.step - (epoch - 1) * self.steps,
+        )
         learning_rate, pending = None, None
         with ProgressBar(title, self.steps, done) as bar:
             for step in range(self.step, epoch * self.steps):
                 began = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - began
-                metrics = self._step(batch)
+                metrics = self._step(batch, meter)
                 if pending is not None:
                     learning_rate = self._count(meter, bar, *pending)
                 pending = (step, metrics, waited)
@@ -188,13 +199,15 @@ class _Run:
             return {}
         return {**meter.epoch(), "learning_rate": learning_rate}
 
-    def _step(self, batch: Any) -> dict[str, Array]:
+    def _step(self, batch: Any, meter: Meter) -> dict[str, Array]:
         self.profile.before_step(self.state)
         began = time.perf_counter()
         self.state, metrics = self.train_step(self.state, batch)
         if not self.compiled:
             self.compiled = True
-            _tell(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+            seconds = time.perf_counter() - began
+            meter.leave_out(seconds)
+            _tell(f"compiled the training step in {seconds:.1f} s")
         return metrics
 
     def _count(
@@ -216,7 +229,13 @@ class _Run:
         return accuracy_on(model, self.sources["val"], self.config, self.mesh)
 
     def _save(self, epoch: int, top1: float | None) -> None:
-        self.checkpoints.save(self.state, epoch=epoch, top1=top1, config=self.config.to_dict())
+        self.checkpoints.save(
+            self.state,
+            epoch=epoch,
+            top1=top1,
+            num_classes=num_classes_of(self.model),
+            config=self.config.to_dict(),
+        )
 
     def _stopped(self, epoch: int) -> Stopped:
         latest = self.checkpoints.latest

@@ -37,9 +37,7 @@ def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
         return _warmed_up(optax.cosine_onecycle_schedule(total, peak), config, steps_per_epoch)
     if options.schedule not in schedules:
         known = ", ".join([*schedules, "one_cycle"])
-        raise InputError(
-            f"unknown config.optimizer.schedule {options.schedule!r}; known: {known}"
-        )
+        raise InputError(f"unknown config.optimizer.schedule {options.schedule!r}; known: {known}")
     factor = schedules[options.schedule]
 
     def schedule(step):

@@ -26,7 +26,7 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`: an object a line. What a run wrote after `start_step` is repeated, so cut."""
+    """`metrics.jsonl`: an object a line. What stands there of steps to be repeated is cut."""
 
     def __init__(self, path: Path, start_step: int):
         kept = [row for row in read_json_lines(path) if row["step"] <= start_step]
@@ -134,7 +134,7 @@ class Meter:
         self._batch_size = batch_size
         self._began = self._last_report = time.perf_counter()
         self.steps = 0
-        self._totals = dict.fromkeys(("loss", "correct", "waited"), 0.0)
+        self._totals: dict[str, float] = {"loss": 0.0, "correct": 0.0, "waited": 0.0}
         self._at_report = {**self._totals, "steps": 0}
 
     def add(self, loss: float, correct: float, waited: float) -> None:
@@ -142,6 +142,11 @@ class Meter:
         self.steps += 1
         for name, value in (("loss", loss), ("correct", correct), ("waited", waited)):
             self._totals[name] += value
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that is not training's."""
+        self._began += seconds
+        self._last_report += seconds
 
     def report(self) -> Figures:
         """Of the steps since the last report."""
@@ -198,9 +203,7 @@ def epoch_line(epoch: int, num_epochs: int, figures: Figures, seconds_left: floa
     """One readable line: training (where there was any), validation, rate, speed, time left."""
     parts = [f"epoch {epoch:3d}/{num_epochs}"]
     if "train_loss" in figures:
-        parts.append(
-            f"train loss {figures['train_loss']:.4f} top-1 {figures['train_top1']:6.2f} %"
-        )
+        parts.append(f"train loss {figures['train_loss']:.4f} top-1 {figures['train_top1']:6.2f} %")
     parts.append(f"val loss {figures['val_loss']:.4f} top-1 {figures['val_top1']:6.2f} %")
     if "train_loss" in figures:
         parts.append(f"lr {figures['learning_rate']:.2g}")

@@ -45,7 +45,8 @@ def init_state(model: Classifier, optimizer: optax.GradientTransformation, mesh:
 
 def split_model(model: nnx.Module) -> tuple[Any, Any, Any, Any]:
     """Graph definition, parameters, batch statistics and random state."""
-    return nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    graphdef, params, batch_stats, random_state = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    return graphdef, params, batch_stats, random_state
 
 
 def update_model(model: Classifier, state: TrainState) -> Classifier:
@@ -87,9 +88,7 @@ def make_train_step(
         InputError: an unknown `accumulate`.
     """
     if accumulate not in ("mean", "sum"):
-        raise InputError(
-            f"unknown config.optimizer.accumulate {accumulate!r}; known: mean, sum"
-        )
+        raise InputError(f"unknown config.optimizer.accumulate {accumulate!r}; known: mean, sum")
     model.train()
     graphdef, *_ = split_model(model)
     model.eval()
@@ -122,7 +121,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, random_state, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
@@ -161,7 +160,9 @@ def _in_groups(forward: Callable, groups: int) -> Callable:
         logits, stats, counted = jax.vmap(forward, (None, None, 0, 0))(
             params, batch_stats, randoms, parts
         )
-        counted = jax.tree.map(lambda old, new: old if _is_key(old) else new[0], random_state, counted)
+        counted = jax.tree.map(
+            lambda old, new: old if _is_key(old) else new[0], random_state, counted
+        )
         stats = jax.tree.map(lambda x: x.mean(0), stats)
         return logits.reshape(-1, logits.shape[-1]), stats, counted
 

@@ -2,8 +2,6 @@
 
 import os
 import random
-import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +13,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax import InputError
-from aa_flax.training import loop
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import model_of
 from aa_flax.training.reporting import read_json_lines

@@ -1,6 +1,6 @@
 """A net that compiles in a second, its run on the digits, and that run as a command.
 
-    python tests/training/tiny.py WORKDIR [KEY=VALUE ...] [--coordinator ADDRESS N I]
+python tests/training/tiny.py WORKDIR [KEY=VALUE ...] [--coordinator ADDRESS N I]
 """
 
 import json
