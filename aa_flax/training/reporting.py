@@ -36,8 +36,14 @@ class JsonLines:
         self._file = open(path, "a")  # noqa: SIM115 (closed by close)
 
     def write(self, step: int, figures: Figures) -> None:
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self._file.name} could not be written ({error}); make room there and give the "
+                "same command to continue"
+            ) from error
 
     def close(self) -> None:
         self._file.close()
