@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -222,6 +223,7 @@ class Checkpoints:
                 return self._checkpointer.load_checkpointables(step, abstract), ""
             except Exception as error:  # of many types, from Orbax, tensorstore and json
                 problem = _first_line(error)
+                time.sleep(0.5)  # until those reads have ended
             finally:
                 gc.collect()
                 sys.unraisablehook = hook
@@ -262,7 +264,7 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 
 def _is_not_of_orbax(record: LogRecord) -> bool:
-    """Orbax logs a traceback, or several, of each error that it also raises: those are told here."""
+    """Orbax logs a traceback, or several, of each error that it also raises."""
     return "orbax" not in record.pathname
 
 
