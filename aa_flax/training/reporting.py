@@ -121,12 +121,12 @@ def make_writers(config: Config, workdir: Path, start_step: int) -> list[Writer]
     """
     if not is_main_process():
         return []
-    writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl", start_step)]
+    writers: list[Writer] = []
     if config.log.tensorboard:
         writers.append(TensorBoard(workdir / "tensorboard"))
     if config.log.wandb:
         writers.append(WeightsAndBiases(config, workdir))
-    return writers
+    return [*writers, JsonLines(workdir / "metrics.jsonl", start_step)]
 
 
 class Meter:
