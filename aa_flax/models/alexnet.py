@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from aa_flax.blurpool import BlurPool
 from aa_flax.errors import InputError
 from aa_flax.layers import adaptive_avg_pool, conv2d, linear, max_pool, torch_uniform
-from aa_flax.models.classifier import Classifier
+from aa_flax.models.classifier import Classifier, NamedBlocks
 
 
 class AlexNet(Classifier):
@@ -81,6 +81,16 @@ class AlexNet(Classifier):
         x = jax.nn.relu(self.conv3(x))
         x = jax.nn.relu(self.conv4(x))
         return self.pool(jax.nn.relu(self.conv5(x)))
+
+    def named_blocks(self) -> NamedBlocks:
+        yield "stem", self.stem
+        yield "pool1", self.pool
+        yield "conv2", lambda x: jax.nn.relu(self.conv2(x))
+        yield "pool2", self.pool
+        yield "conv3", lambda x: jax.nn.relu(self.conv3(x))
+        yield "conv4", lambda x: jax.nn.relu(self.conv4(x))
+        yield "conv5", lambda x: jax.nn.relu(self.conv5(x))
+        yield "pool5", self.pool
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(self.features(x), 6)

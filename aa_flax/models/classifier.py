@@ -1,7 +1,11 @@
 """What every net of this package offers."""
 
+from collections.abc import Callable, Iterator
+
 from flax import nnx
 from jaxtyping import Array, Float
+
+NamedBlocks = Iterator[tuple[str, Callable[[Array], Array]]]
 
 
 class Classifier(nnx.Module):
@@ -17,6 +21,10 @@ class Classifier(nnx.Module):
 
     def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
         """The last feature map, before it is pooled and classified."""
+        raise NotImplementedError
+
+    def named_blocks(self) -> NamedBlocks:
+        """Name and function of every block, in order: one after the other they are `features`."""
         raise NotImplementedError
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:

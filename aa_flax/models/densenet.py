@@ -8,6 +8,7 @@ Sec. 3.2):
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from aa_flax.blurpool import BlurPool
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, avg_pool, conv2d, linear, max_pool
-from aa_flax.models.classifier import Classifier
+from aa_flax.models.classifier import Classifier, NamedBlocks
 
 _kaiming_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -141,6 +142,14 @@ class DenseNet(Classifier):
         for transition, block in zip(self.transitions, self.blocks[1:], strict=True):
             x = self.dense_block(block, transition(x))
         return jax.nn.relu(self.norm5(x))
+
+    def named_blocks(self) -> NamedBlocks:
+        yield "stem", self.stem
+        for i, layers in enumerate(self.blocks):
+            yield f"blocks.{i}", partial(self.dense_block, layers)
+            if i < len(self.transitions):
+                yield f"transitions.{i}", self.transitions[i]
+        yield "norm5", lambda x: jax.nn.relu(self.norm5(x))
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         return self.classifier(self.features(x).mean((1, 2)))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.blurpool import BlurPool
 from aa_flax.layers import BatchNorm, conv2d, linear
-from aa_flax.models.classifier import Classifier
+from aa_flax.models.classifier import Classifier, NamedBlocks
 
 # Rows of the paper's table 2: expansion, features, blocks, stride of the first.
 _STAGES = (
@@ -131,6 +131,12 @@ class MobileNetV2(Classifier):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
+
+    def named_blocks(self) -> NamedBlocks:
+        yield "stem", self.stem
+        for i, block in enumerate(self.blocks):
+            yield f"blocks.{i}", block
+        yield "head", self.head
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         return self.classifier(self.dropout(self.features(x).mean((1, 2))))

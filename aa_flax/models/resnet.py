@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from aa_flax.blurpool import BlurPool
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, conv2d, linear, max_pool
-from aa_flax.models.classifier import Classifier
+from aa_flax.models.classifier import Classifier, NamedBlocks
 
 
 def _blur(filter_size: int | None, stride: int) -> BlurPool | None:
@@ -239,6 +239,12 @@ class ResNet(Classifier):
             for block in stage:
                 x = block(x)
         return x
+
+    def named_blocks(self) -> NamedBlocks:
+        yield "stem", self.stem
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            for i, block in enumerate(getattr(self, name)):
+                yield f"{name}.{i}", block
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         return self.fc(self.features(x).mean((1, 2)))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.blurpool import BlurPool
 from aa_flax.layers import BatchNorm, adaptive_avg_pool, conv2d, linear, max_pool
-from aa_flax.models.classifier import Classifier
+from aa_flax.models.classifier import Classifier, NamedBlocks
 
 
 class ConvBlock(nnx.Module):
@@ -84,6 +84,12 @@ class VGG(Classifier):
                 x = block(x)
             x = self.pool(x)
         return x
+
+    def named_blocks(self) -> NamedBlocks:
+        for i, stage in enumerate(self.stages, 1):
+            for j, block in enumerate(stage, 1):
+                yield f"conv{i}_{j}", block
+            yield f"pool{i}", self.pool
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(self.features(x), 7)
