@@ -52,7 +52,7 @@ def get_config() -> Config:
                 "augmentation": "random_resized_crop",  # or "center_crop", "random_shift"
                 "flip": True,  # training images are mirrored half of the time
                 "on_error": "stop",  # "skip": go on without images that cannot be read
-                "class_order": "",  # a file of class folders, one a line, in the order of logits
+                "class_order": "",  # or "imagenet", "sorted", a file: aa_flax/data/classes.py
                 "num_workers": 0,  # threads or processes that read; 0: one a CPU core
                 "worker_type": "thread",  # or "process"
             },
@@ -68,7 +68,7 @@ def get_config() -> Config:
     )
 
 
-def recipe(model: str, variant: str) -> Config:
+def recipe(model: str, variant: str = "") -> Config:
     """The base for a net; `variant` "baseline" takes the same net without antialiasing."""
     if variant not in ("", "baseline"):
         raise InputError(f"unknown variant {variant!r} of a recipe; known: baseline")

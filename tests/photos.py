@@ -8,9 +8,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 _SKIMAGE = (
-    "astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png gravel.png "
-    "hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png retina.jpg rocket.jpg"
-).split()
+    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png"),
+    *("grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png"),
+    *("motorcycle_left.png", "retina.jpg", "rocket.jpg"),
+)
 
 
 def originals() -> dict[str, Image.Image]:

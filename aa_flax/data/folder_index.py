@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -128,7 +129,7 @@ def _cache_file(root: Path) -> Path:
 
 
 def _read_valid(cache: Path, root: Path) -> Index:
-    with np.load(cache) as arrays:
+    with cache.open("rb") as file, np.load(file) as arrays:
         index = Index(
             _unpack(arrays["classes"]),
             arrays["class_of"],
@@ -149,13 +150,14 @@ def _write(cache: Path, index: Index) -> None:
     classes, folders = _pack(index.classes), _pack(index.folders)
     arrays: Any = index._replace(classes=classes, folders=folders)._asdict()
     partial = cache.with_name(f"{cache.name}.{uuid4().hex}")
-    try:
+    with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        partial.replace(cache)
-    except OSError:
-        partial.unlink(missing_ok=True)
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            partial.replace(cache)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _pack(names: Iterable[str]) -> np.ndarray:

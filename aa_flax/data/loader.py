@@ -107,6 +107,8 @@ def _check(data: Config) -> None:
             raise InputError(
                 f"unknown config.data.{field} {data[field]!r}; known: {', '.join(known)}"
             )
+    if data.num_workers < 0:
+        raise InputError(f"config.data.num_workers {data.num_workers} is negative; 0: one a core")
     if data.image_size < data.crop_size:
         raise InputError(
             f"config.data.image_size {data.image_size} is smaller than crop_size {data.crop_size}, "
@@ -142,6 +144,8 @@ def _report_skipped(
     for step, batch in enumerate(batches, start_step + 1):
         indices = batch.pop("skipped")
         skipped += indices[indices >= 0].tolist()
+        if len(skipped) == len(source):
+            raise InputError(f"none of the {len(source)} images can be read: {source.name(0)}, ...")
         if step % steps == 0 and skipped:
             names = "".join(f"\n  {source.name(i)}" for i in skipped)
             tqdm.write(f"skipped {len(skipped)} images that cannot be read:{names}")

@@ -1,56 +1,214 @@
+from functools import partial
 from itertools import islice
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from aa_flax import InputError
-from aa_flax.data.loader import evaluation_batches, steps_per_epoch, training_batches
-from configs import digits_resnet18
+from aa_flax.data.images import ImageError
+from aa_flax.data.loader import evaluation_batches, put_ahead, steps_per_epoch, training_batches
+from configs import imagenet
 
-DATA = digits_resnet18.get_config().data  # images as they are
-DATA.crop_size = 2
+COUNT = 10
 
 
 class Numbered:
-    """Ten images, each telling its own number."""
+    """Ten images, the number of each in its pixels and its label; some cannot be read."""
 
-    num_classes = 10
+    num_classes = COUNT
+    class_names = tuple(map(str, range(COUNT)))
+
+    def __init__(self, *broken):
+        self.broken = broken
+
+    def name(self, index):
+        return f"{index}.jpg"
 
     def __len__(self):
-        return 10
+        return COUNT
 
     def __getitem__(self, index):
-        return {"image": np.full((2, 2, 3), index, np.uint8), "label": index}
+        if index in self.broken:
+            raise ImageError.of(self.name(index), OSError("broken"))
+        ramp = np.linspace(0, 200, 12 * 16 * 3).reshape(12, 16, 3)
+        return {"image": Image.fromarray((ramp + index).astype(np.uint8)), "label": index}
 
 
-def labels(batches, count):
-    return [batch["label"].tolist() for batch in islice(batches, count)]
+def data(**changes):
+    data = imagenet.get_config().data
+    data.update({"resize_size": 10, "image_size": 10, "crop_size": 8, "num_workers": 2} | changes)
+    return data
+
+
+def train(count, source=None, seed=0, start_step=0, **changes):
+    source, given = source or Numbered(), data(**changes)
+    return list(islice(training_batches(source, 4, given, seed=seed, start_step=start_step), count))
+
+
+def evaluate(batch_size=4, source=None, **changes):
+    return list(evaluation_batches(source or Numbered(), batch_size, data(**changes), crop=8))
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            np.testing.assert_array_equal(ours[key], theirs[key])
+
+
+@pytest.fixture
+def one_of_two_hosts(monkeypatch):
+    """Makes JAX say that this is the given one of two hosts."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    return lambda host: monkeypatch.setattr(jax, "process_index", lambda: host)
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 10, 16])
 def test_evaluation_counts_every_image_once_in_order(batch_size):
-    batches = list(evaluation_batches(Numbered(), batch_size, DATA, crop=2))
+    batches = evaluate(batch_size)
     assert all(len(batch["label"]) == batch_size for batch in batches)
     seen = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
-    np.testing.assert_array_equal(seen, np.arange(10))
+    np.testing.assert_array_equal(seen, np.arange(COUNT))
     for batch in batches:
-        np.testing.assert_array_equal(batch["label"], batch["image"][:, 0, 0, 0])
+        assert batch["image"].dtype == np.uint8
+        assert batch["image"].shape[1:] == (8, 8, 3)
+        np.testing.assert_array_equal(batch["label"], batch["index"])
+
+
+def test_hosts_share_an_evaluation_without_overlap(one_of_two_hosts):
+    seen = []
+    for host in (0, 1):
+        one_of_two_hosts(host)
+        for batch in evaluate(4):
+            assert len(batch["label"]) == 2
+            seen += batch["index"][batch["mask"]].tolist()
+    assert sorted(seen) == list(range(COUNT))
+
+
+def test_hosts_share_each_training_batch_without_overlap(one_of_two_hosts):
+    whole = [sorted(batch["label"]) for batch in train_alone(5)]
+    parts = []
+    for host in (0, 1):
+        one_of_two_hosts(host)
+        parts.append([batch["label"].tolist() for batch in train(5)])
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == whole
+
+
+def train_alone(count):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 1)
+        return train(count)
 
 
 def test_an_epoch_shows_no_image_twice_and_the_next_has_another_order():
-    epoch = np.array(labels(training_batches(Numbered(), 4, DATA, seed=0), 4)).reshape(2, 8)
-    assert [len(set(order)) for order in epoch.tolist()] == [8, 8]
-    assert epoch[0].tolist() != epoch[1].tolist()
+    epochs = np.array([batch["label"] for batch in train(4)]).reshape(2, 8)
+    assert [len(set(order)) for order in epochs.tolist()] == [8, 8]
+    assert epochs[0].tolist() != epochs[1].tolist()
 
 
-def test_training_batches_follow_from_seed_and_step_alone():
-    stream = labels(training_batches(Numbered(), 4, DATA, seed=3), 7)
-    assert labels(training_batches(Numbered(), 4, DATA, seed=3, start_step=5), 2) == stream[5:]
-    assert labels(training_batches(Numbered(), 4, DATA, seed=4), 7) != stream
+def test_training_follows_from_seed_and_step_alone():
+    stream = train(7, seed=3)
+    assert_equal(train(2, seed=3, start_step=5), stream[5:])
+    assert train(1, seed=4)[0]["label"].tolist() != stream[0]["label"].tolist()
+
+
+def test_the_stream_is_the_same_for_any_number_of_threads_and_processes():
+    expected = train(5, num_workers=1)
+    assert_equal(train(5, num_workers=7), expected)
+    assert_equal(train(3, worker_type="process", num_workers=2, start_step=2), expected[2:])
+
+
+def test_what_is_random_about_an_image_changes_with_the_epoch():
+    flips, images = set(), {}
+    for batch in train(12):
+        flips |= set(batch["flip"].tolist())
+        for label, image in zip(batch["label"].tolist(), batch["image"], strict=True):
+            images.setdefault(label, []).append(image.tobytes())
+    assert flips == {True, False}
+    assert all(len(set(shown)) == len(shown) for shown in images.values())
+
+
+def test_each_augmentation_has_its_batch():
+    (batch,) = train(1, augmentation="center_crop")
+    expected = evaluate(COUNT)[0]["image"]
+    for image, label in zip(batch["image"], batch["label"], strict=True):
+        np.testing.assert_array_equal(image, expected[label])
+    (batch,) = train(1, augmentation="center_crop", flip=False)
+    assert batch.keys() == {"image", "label"}
+    batches = train(40, augmentation="random_shift")
+    assert batches[0]["image"].shape == (4, 10, 10, 3)
+    offsets = np.concatenate([batch["offset"] for batch in batches])
+    assert [set(axis) for axis in offsets.T.tolist()] == [{0, 1, 2}, {0, 1, 2}]
+
+
+def test_an_image_that_cannot_be_read_stops_both():
+    for read in (evaluate, partial(train, 3)):
+        with pytest.raises(InputError, match=r"^cannot read image 7\.jpg: broken; .*on_error=skip"):
+            read(source=Numbered(7))
+
+
+def test_evaluation_masks_what_it_skips_and_lists_it_at_the_end(capsys):
+    batches = evaluate(source=Numbered(3, 9), on_error="skip")
+    seen = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+    assert seen.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert capsys.readouterr().out == "skipped 2 images that cannot be read:\n  3.jpg\n  9.jpg\n"
+
+
+def test_processes_stop_and_skip_as_threads_do(capsys):
+    process = {"source": Numbered(3, 9), "worker_type": "process", "num_workers": 1}
+    with pytest.raises(InputError, match=r"^cannot read image 3\.jpg: broken; .*on_error=skip"):
+        evaluate(**process)
+    found = evaluate(**process, on_error="skip")
+    printed = capsys.readouterr().out
+    assert_equal(found, evaluate(source=Numbered(3, 9), on_error="skip"))
+    assert capsys.readouterr().out == printed
+
+
+def test_training_replaces_what_it_skips_by_the_next_and_lists_it_each_epoch(capsys):
+    whole = np.array([batch["label"] for batch in train(4)])
+    expected = np.where(np.isin(whole, [3, 4]), 5, whole)
+    batches = train(4, source=Numbered(3, 4), on_error="skip")
+    np.testing.assert_array_equal([batch["label"] for batch in batches], expected)
+    printed = capsys.readouterr().out
+    assert printed.count("images that cannot be read") == 2
+    assert printed.count("3.jpg") == (whole == 3).sum()
+
+
+def test_nothing_but_broken_images_is_an_error():
+    with pytest.raises(InputError, match=r"20 images in a row cannot be read, from \d\.jpg on"):
+        train(1, source=Numbered(*range(COUNT)), on_error="skip")
+    with pytest.raises(InputError, match="none of the 10 images can be read"):
+        evaluate(source=Numbered(*range(COUNT)), on_error="skip")
+
+
+def test_batches_are_put_ahead_of_their_use_in_order():
+    log = []
+    for batch, doubled in put_ahead(iter([1, 2, 3]), lambda x: log.append(f"put {x}") or 2 * x):
+        log.append(f"use {batch} {doubled}")
+    assert log == ["put 1", "put 2", "use 1 2", "put 3", "use 2 4", "use 3 6"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("augmentation", "flip", "'flip'; known: random_resized_crop, center_crop, random_shift"),
+        ("on_error", "ignore", "'ignore'; known: stop, skip"),
+        ("worker_type", "fibre", "'fibre'; known: thread, process"),
+        ("image_size", 7, "image_size 7 is smaller than crop_size 8"),
+        ("num_workers", -1, "num_workers -1"),
+    ],
+)
+def test_a_config_that_is_wrong_is_refused_before_reading(field, value, message):
+    for read in (evaluate, partial(train, 1)):
+        with pytest.raises(InputError, match=message):
+            read(**{field: value})
 
 
 def test_batch_sizes_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match=r"batch_size 12 is larger .*10 images"):
         steps_per_epoch(Numbered(), 12)
     with pytest.raises(InputError, match="batch_size 3 does not divide among 2 devices"):
-        evaluation_batches(Numbered(), 3, DATA, crop=2)
+        evaluate(3)

@@ -25,8 +25,8 @@ def test_digits_stand_in_the_middle_of_a_black_canvas():
 
 def test_unknown_splits_sources_and_sizes_are_refused():
     with pytest.raises(InputError, match="train and val, got 'test'"):
-        Digits("test")
+        make_source(ConfigDict({"name": "digits"}), "test")
     with pytest.raises(InputError, match="32 pixels wide, got image_size 20"):
         Digits("val", image_size=20)
-    with pytest.raises(InputError, match="'mnist'; known: digits"):
+    with pytest.raises(InputError, match="'mnist'; known: digits, folder, tfds:"):
         make_source(ConfigDict({"name": "mnist"}), "val")

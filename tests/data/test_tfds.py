@@ -1,0 +1,124 @@
+"""On real data sets that TFDS prepares here, as it can without TensorFlow."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from aa_flax import InputError
+from aa_flax.data.sources import make_source
+
+pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")
+
+PREPARE = """
+import sys
+from pathlib import Path
+import tensorflow_datasets as tfds
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        label = tfds.features.ClassLabel(names=["ant", "bee"])
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, _):
+        return {"train": self._examples(3), "test": self._examples(2)}
+
+    def _generate_examples(self):
+        raise NotImplementedError
+
+    def _examples(self, count):
+        for i in range(count):
+            yield i, {"image": str(Path(sys.argv[1], f"{i}.png")), "label": i % 2}
+
+Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    for i in range(3):
+        Image.new("RGB", (9, 8), (i, 10 * i, 200)).save(folder / f"{i}.png")
+    subprocess.run([sys.executable, "-c", PREPARE, folder], check=True, capture_output=True)
+    return str(folder)
+
+
+def source(data_dir, split, name="tfds:tiny", class_order=""):
+    data = {"name": name, "path": data_dir, "class_order": class_order}
+    return make_source(ConfigDict(data), split)
+
+
+def test_a_prepared_set_is_read_without_tensorflow(data_dir):
+    train = source(data_dir, "train")
+    assert (len(train), train.num_classes, list(train.class_names)) == (3, 2, ["ant", "bee"])
+    examples = [train[i] for i in range(3)]
+    found = sorted((np.asarray(e["image"])[0, 0].tolist(), e["label"]) for e in examples)
+    assert found == [([0, 0, 200], 0), ([1, 10, 200], 1), ([2, 20, 200], 0)]
+    assert "tensorflow" not in sys.modules
+
+
+def test_validation_is_the_test_split_where_there_is_no_other(data_dir):
+    val = source(data_dir, "val", "tfds:tiny:1.0.0")
+    assert len(val) == 2
+    assert val.name(1) == "tiny:1.0.0/test[1]"
+
+
+def test_a_class_order_places_its_classes(data_dir, tmp_path):
+    (tmp_path / "order.txt").write_text("bee\ncat\nant\n")
+    val = source(data_dir, "val", class_order=str(tmp_path / "order.txt"))
+    assert val.num_classes == 3
+    assert {val[i]["label"] for i in range(2)} == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tfds:tini", r"TFDS knows no data set 'tini', nor is it in "),
+        ("tfds:cifar10", r"cifar10 is not prepared in .*tfds build cifar10 --file_format=array_re"),
+        ("tfds:", r"unknown config\.data\.name 'tfds:'; known: digits, folder, tfds:<data set>"),
+    ],
+)
+def test_a_set_that_is_not_there_is_named(data_dir, name, message):
+    with pytest.raises(InputError, match=message):
+        source(data_dir, "train", name)
+
+
+class Builder:
+    """What TFDS says of a set that this source cannot use."""
+
+    data_path = "here"
+
+    def __init__(self, splits=("train",), features=("image", "label")):
+        label = type("ClassLabel", (), {"names": ["ant"]})
+        self.info = type("Info", (), {"splits": splits, "features": dict.fromkeys(features, label)})
+
+    def as_data_source(self, *_, **__):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        (Builder(features=("audio", "label")), "tiny has no features image and label.*has audio"),
+        (Builder(splits=("train", "dev")), "no split validation or test; it has train, dev"),
+        (Builder(splits=("test",)), "in here is prepared in a format without random access"),
+    ],
+)
+def test_a_set_that_does_not_fit_is_refused(monkeypatch, builder, message):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
+    with pytest.raises(InputError, match=message):
+        source("", "val")
+
+
+def test_without_tfds_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'aa_flax\[tfds\]'"):
+        source("", "train")
