@@ -6,6 +6,8 @@ every strided block runs densely and is followed by BlurPool; the stem keeps its
     depthwise conv, stride 2  -  ReLU6   ->  depthwise conv, stride 1  -  ReLU6  -  BlurPool
 """
 
+from collections.abc import Callable, Iterator
+
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
@@ -13,7 +15,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.blurpool import BlurPool
 from aa_flax.layers import BatchNorm, conv2d, linear
-from aa_flax.models.classifier import Classifier, NamedBlocks
+from aa_flax.models.classifier import Classifier
 
 # Rows of the paper's table 2: expansion, features, blocks, stride of the first.
 _STAGES = (
@@ -125,14 +127,7 @@ class MobileNetV2(Classifier):
             rngs=rngs,
         )
 
-    def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
-        """The last feature map, before it is averaged."""
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-    def named_blocks(self) -> NamedBlocks:
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem
         for i, block in enumerate(self.blocks):
             yield f"blocks.{i}", block
