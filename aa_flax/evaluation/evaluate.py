@@ -37,7 +37,7 @@ from aa_flax.evaluation.robustness import measure_corruptions, measure_perturbat
 from aa_flax.evaluation.summary import summary
 from aa_flax.evaluation.timing import time_forward
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import data_mesh
+from aa_flax.sharding import data_mesh, is_main_process
 
 GRID_POINTS = 5  # on each axis, of the worst case
 JITTER = 0.1  # of the crop size
@@ -109,7 +109,7 @@ def evaluate(
     if wanted.time:
         results["time"] = time_forward(model, config.data.crop_size)
     results["config"] = json.loads(config.to_json())
-    if jax.process_index() == 0:
+    if is_main_process():
         write_results(output, results)
         print(summary(results))
         print(f"written to {output}")
@@ -166,7 +166,7 @@ def _measure_center(model, source, config, mesh, wanted: Measures) -> Results:
     results: Results = {**accuracy(seen)}
     if wanted.per_class:
         results["per_class"] = accuracy_per_class(seen, source.class_names)
-    if wanted.predictions and jax.process_index() == 0:
+    if wanted.predictions and is_main_process():
         save_predictions(wanted.predictions, seen, source)
     return results
 
@@ -221,7 +221,7 @@ def _settings(chosen: views.Views) -> Results:
 
 def _save_diagonal(name: str, seen: Observations, images, output: Path) -> Results:
     arrays, figure = beside(output, "diagonal.npz"), beside(output, "diagonal.png")
-    if jax.process_index() == 0:
+    if is_main_process():
         save_arrays(arrays, diagonal_arrays(seen))
         plots.plot_diagonal(figure, {name: seen.probability}, images)
     return {"file": arrays.name, "figure": figure.name, "images": list(images)}
@@ -253,7 +253,7 @@ def _measure_equivariance(model, source, config, mesh: Mesh, output: Path) -> Re
     with progress(None, "equivariance", unit="shift") as bar:
         maps = equivariance_maps(model, batch, crop_size=size, mesh=mesh, progress=bar)
     arrays, figure = beside(output, "equivariance.npz"), beside(output, "equivariance.png")
-    if jax.process_index() == 0:
+    if is_main_process():
         maps.save(arrays)
         plots.plot_equivariance(figure, {model.name: maps})
     relative = maps.maps.mean((1, 2)) / maps.scale

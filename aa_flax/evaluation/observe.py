@@ -23,7 +23,7 @@ from aa_flax.data.loader import Batch, put_ahead
 from aa_flax.data.transforms import normalise
 from aa_flax.evaluation.views import Views, check_size
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import put_batch, replicated
+from aa_flax.sharding import is_main_process, put_batch, replicated
 
 
 @dataclass(frozen=True)
@@ -168,4 +168,4 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> Observations:
 
 def progress(total: int | None, name: str, unit: str = "img") -> tqdm:
     """A bar with images a second and the time left, on the first host."""
-    return tqdm(total=total, desc=name, unit=unit, leave=False, disable=jax.process_index() > 0)
+    return tqdm(total=total, desc=name, unit=unit, leave=False, disable=not is_main_process())
