@@ -59,7 +59,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
 
 def final_state(workdir: Path):
     """Every variable of the model at the end, and the checksums of all that was saved."""
-    model = model_of(tiny_config())
+    model = model_of(tiny_config(), 10)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         latest = checkpoints.latest
         checkpoints.restore_model(latest.step, model)

@@ -11,7 +11,7 @@ from flax import nnx
 from aa_flax import InputError, create_model
 from aa_flax.training import loop
 from aa_flax.training.checkpoints import Checkpoints
-from aa_flax.training.initialise import load_weights_of, model_from_workdir
+from aa_flax.training.initialise import model_from_workdir
 from aa_flax.training.reporting import read_json_lines
 from aa_flax.training.stopping import Stopped
 from aa_flax.weights.files import load_weights, read_metadata
@@ -55,8 +55,6 @@ def test_a_finished_run_leaves_its_results_weights_figures_config_and_versions(t
     assert read_metadata(tmp_path / "weights.safetensors")["source"] == description
     for a, b in zip(*map(_leaves, (saved, model)), strict=True):
         np.testing.assert_array_equal(a, b)
-    other = create_model("tiny", num_classes=10)
-    assert load_weights_of(tmp_path, other) == description
 
 
 def _leaves(model):
@@ -87,7 +85,7 @@ def test_a_run_on_a_step_schedule_can_be_prolonged(tmp_path):
 
 @quick
 def test_a_config_without_a_checkpoint_yet_may_be_changed(tmp_path):
-    with pytest.raises(InputError, match="unknown config.optimizer.schedule"):
+    with pytest.raises(InputError, match=r"unknown config\.optimizer\.schedule"):
         loop.train(short_config(**{"optimizer.schedule": "cosin"}), tmp_path)
     loop.train(short_config(), tmp_path)
 
@@ -116,7 +114,7 @@ def test_sigterm_in_evaluation_saves_and_the_epoch_is_evaluated_later(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "accuracy_on", told_to_stop)
-        with pytest.raises(Stopped, match="after step 6 .in epoch 1.*the same command continues"):
+        with pytest.raises(Stopped, match=r"after step 6 .in epoch 1.*the same command continues"):
             loop.train(tiny_config(), tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest[:3] == (6, 1, None)
@@ -144,14 +142,11 @@ def test_a_profile_is_written_if_asked(tmp_path, capsys):
 
 
 def test_a_folder_without_a_run_or_a_checkpoint_is_named(tmp_path):
-    model = create_model("tiny", num_classes=10)
     with pytest.raises(InputError, match=f"no run in {tmp_path}.*train first"):
-        load_weights_of(tmp_path, model)
+        model_from_workdir(tmp_path)
     (tmp_path / "config.json").write_text(tiny_config().to_json())
     with pytest.raises(InputError, match="no checkpoint yet"):
-        load_weights_of(tmp_path, model)
-    with pytest.raises(InputError, match="trained tiny, not resnet18; give its --config"):
-        load_weights_of(tmp_path, create_model("resnet18", num_classes=10))
+        model_from_workdir(tmp_path)
 
 
 @quick
