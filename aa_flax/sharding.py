@@ -21,11 +21,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copies arrays to every device of the mesh; each process gives the same ones."""
+    """Puts arrays on every device of the mesh; each process gives the same ones."""
 
     def put(x: jax.Array) -> jax.Array:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put takes no keys to other hosts
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put takes none to other hosts
+            data, kind = jax.random.key_data(x), jax.random.key_impl(x)
+            return jax.random.wrap_key_data(put(data), impl=kind)
         return jax.device_put(x, replicated(mesh))
 
     return jax.tree.map(put, tree)
