@@ -86,44 +86,49 @@ def torchs_run(config, photos):
     return losses, before, checkpoint
 
 
-def our_losses(model, config, photos, torch_run=None):
-    """Losses of the steps that are left."""
+@pytest.fixture(scope="module")
+def our_losses(config, photos):
+    """A function: the losses of the steps that are left to a model, by one compiled step."""
     mesh, schedule = data_mesh(), make_schedule(config, STEPS_PER_EPOCH)
     optimizer = make_optimizer(config, schedule)
-    step = make_train_step(
-        model,
+    train_step = make_train_step(
+        create_model("resnet18_lpf4", num_classes=16),
         optimizer,
         lambda batch: preprocess(batch, config.data),
         schedule=schedule,
         mesh=mesh,
     )
-    state = init_state(model, optimizer, mesh)
-    if torch_run is not None:
-        state = replicate(torch_run.state(state, STEPS_PER_EPOCH), mesh)
-    batch, losses = put_batch(photos, mesh), []
-    for _ in range(int(state.step), STEPS):
-        state, metrics = step(state, batch)
-        losses.append(float(metrics["loss"]) / len(photos["label"]))
+
+    def losses(model, torch_run=None):
+        state = init_state(model, optimizer, mesh)
+        if torch_run is not None:
+            state = replicate(torch_run.state(state, STEPS_PER_EPOCH), mesh)
+        batch, found = put_batch(photos, mesh), []
+        for _ in range(int(state.step), STEPS):
+            state, metrics = train_step(state, batch)
+            found.append(float(metrics["loss"]) / len(photos["label"]))
+        return found
+
     return losses
 
 
-def test_twenty_steps_follow_the_originals_loss(torchs_run, config, photos):
+def test_twenty_steps_follow_the_originals_loss(torchs_run, our_losses):
     expected, before, _ = torchs_run
     model = load_torch_state_dict(create_model("resnet18_lpf4", num_classes=16), before)
-    np.testing.assert_allclose(our_losses(model, config, photos), expected, rtol=1e-3)
+    np.testing.assert_allclose(our_losses(model), expected, rtol=1e-3)
     assert expected[-1] < 0.5 * expected[0]  # it does learn
 
 
-def test_the_originals_training_checkpoint_goes_on_here(torchs_run, config, photos, tmp_path):
+def test_the_originals_training_checkpoint_goes_on_here(torchs_run, our_losses, config, tmp_path):
     expected, _, checkpoint = torchs_run
     torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
     model = create_model("resnet18_lpf4", num_classes=16)
     run = read_torch_run(tmp_path / "checkpoint.pth.tar", model, config)
     assert run.epoch == 2
-    found = our_losses(model, config, photos, run)
+    found = our_losses(model, run)
     np.testing.assert_allclose(found, expected[STEPS // 2 :], rtol=1e-3)
     still = run._replace(momentum=jax.tree.map(lambda x: 0 * x, run.momentum))
-    without = our_losses(model, config, photos, still)
+    without = our_losses(model, still)
     assert not np.allclose(without, expected[STEPS // 2 :], rtol=1e-3)
 
 
