@@ -4,6 +4,7 @@ from aa_flax.blurpool import BlurPool, MaxBlurPool, blur_pool
 from aa_flax.create import create_model
 from aa_flax.errors import InputError
 from aa_flax.models.registry import list_models
+from aa_flax.weights.files import load_weights, save_weights
 from aa_flax.weights.torch_format import load_torch_state_dict, to_torch_state_dict
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "create_model",
     "list_models",
     "load_torch_state_dict",
+    "load_weights",
+    "save_weights",
     "to_torch_state_dict",
 ]
 

@@ -1,10 +1,18 @@
-"""The table of nets: the only place that knows a net's name and how it is built."""
+"""The table of nets: the only place that knows a net's name, how it is built, which weights are
+released for it, and what was published about them.
 
+`released_weights.tsv` lists the original's 59 files and the 23 torchvision baselines they are
+compared with; `published_results.tsv` every published accuracy and consistency.
+"""
+
+import csv
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from functools import partial
+from functools import cache, partial
+from importlib.resources import files
+from typing import Literal, NamedTuple
 
 from aa_flax.errors import InputError
 from aa_flax.models.alexnet import AlexNet
@@ -48,6 +56,31 @@ BASELINES: Mapping[str, Callable[..., Classifier]] = {
 }
 
 
+# How released weights were made: torchvision's own, the original's from random weights, or its
+# fine-tuning of the baseline.
+Training = Literal["baseline", "scratch", "finetuned"]
+
+
+class ReleasedWeights(NamedTuple):
+    """A file of published weights; the prefix is the start of its SHA-256 in hexadecimal."""
+
+    model: str
+    training: Training
+    filename: str
+    sha256_prefix: str
+    parameters: int
+
+
+class PublishedResult(NamedTuple):
+    """ImageNet accuracy (top-1) and shift consistency in percent, as published."""
+
+    model: str
+    training: Training
+    accuracy: float
+    consistency: float
+    source: str
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` accepts and that match a shell pattern such as `resnet*_lpf4`."""
     names = []
@@ -59,10 +92,12 @@ def list_models(pattern: str = "*") -> list[str]:
 def parse_name(name: str) -> tuple[str, int | None]:
     """Splits `resnet50_lpf4` into `("resnet50", 4)` and `resnet50` into `("resnet50", None)`.
 
+    The original's `resnet50_lpf4_finetune` is `resnet50_lpf4`: the ending names weights, not a net.
+
     Raises:
         InputError: an unknown net or filter size; the message suggests the nearest name.
     """
-    match = re.fullmatch(r"(.+?)(?:_lpf(\d+))?", name)
+    match = re.fullmatch(r"(.+?)(?:_lpf(\d+)(?:_finetune)?)?", name)
     base, size = match.groups() if match else (name, None)
     if base in BASELINES and (size is None or int(size) in FILTER_SIZES):
         return base, None if size is None else int(size)
@@ -74,4 +109,35 @@ def parse_name(name: str) -> tuple[str, int | None]:
 def build(name: str, **options) -> Classifier:
     """Builds a net by name; `options` go to its class."""
     base, filter_size = parse_name(name)
-    return BASELINES[base](filter_size=filter_size, **options)
+    model = BASELINES[base](filter_size=filter_size, **options)
+    model.name = base if filter_size is None else f"{base}_lpf{filter_size}"
+    return model
+
+
+@cache
+def released_weights() -> tuple[ReleasedWeights, ...]:
+    """Every released file, net by net."""
+    return tuple(
+        ReleasedWeights(**{**row, "parameters": int(row["parameters"])})
+        for row in _rows("released_weights.tsv")
+    )
+
+
+@cache
+def published_results() -> tuple[PublishedResult, ...]:
+    """Every published result, in the order of the original's tables."""
+    return tuple(
+        PublishedResult(
+            **{
+                **row,
+                "accuracy": float(row["accuracy"]),
+                "consistency": float(row["consistency"]),
+            }
+        )
+        for row in _rows("published_results.tsv")
+    )
+
+
+def _rows(table: str) -> list[dict]:
+    text = files("aa_flax.models").joinpath(table).read_text()
+    return list(csv.DictReader(text.splitlines(), delimiter="\t"))

@@ -6,15 +6,21 @@ and how torch lays it out, follows from its type alone.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from aa_flax.blurpool import binomial_taps
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm
+from aa_flax.models.registry import parse_name
+from aa_flax.weights.checks import check_names_and_shapes
+from aa_flax.weights.torch_files import read_torch_file, todays_name
 from aa_flax.weights.torch_layout import Filter, Flattened, torch_layers
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 class Slot(NamedTuple):
@@ -48,7 +54,7 @@ _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "runni
 _KERNEL_ORDER = {nnx.Conv: (3, 2, 0, 1), nnx.Linear: (1, 0)}  # HWIO -> OIHW, IO -> OI
 
 
-def _slots(model: nnx.Module) -> dict[str, Slot]:
+def torch_slots(model: nnx.Module) -> dict[str, Slot]:
     """Every variable of the model under its torch name, in torch's order."""
     slots = {}
     for name, layer in torch_layers(model):
@@ -80,7 +86,7 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
         Arrays by name: what `torch_model.load_state_dict(..., strict=True)` expects once each is
         made a tensor; filters and `num_batches_tracked` (0) included.
     """
-    slots = _slots(model)
+    slots = torch_slots(model)
     state = {}
     for name, layer in torch_layers(model):
         if isinstance(layer, Filter):
@@ -92,8 +98,12 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     return state
 
 
-def load_torch_state_dict(model: nnx.Module, source: str | Path | Mapping[str, Any]) -> nnx.Module:
+def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) -> Model:
     """Fills a model with the weights of a torch file or state dict, strictly, in place.
+
+    Reads released files, torchvision's, and training checkpoints (`module.` in names, old DenseNet
+    names). Every tensor is used, but `num_batches_tracked` and the fixed filters, which are
+    compared with the model's own.
 
     Args:
         model: a net of `create_model`.
@@ -109,80 +119,47 @@ def load_torch_state_dict(model: nnx.Module, source: str | Path | Mapping[str, A
     """
     if isinstance(source, str | Path):
         source = read_torch_file(source)
-    given = {name: np.asarray(value) for name, value in source.items()}
+    given = {todays_name(name): np.asarray(value) for name, value in source.items()}
     _check_filters(model, given)
-    dropped = ("num_batches_tracked", "filt")
-    given = {k: v for k, v in given.items() if k.rpartition(".")[2] not in dropped}
-    slots = _slots(model)
-    _check_names_and_shapes(slots, given)
+    given = {k: v for k, v in given.items() if k.rpartition(".")[2] not in _DROPPED}
+    slots = torch_slots(model)
+    check_names_and_shapes(
+        {name: slot.torch_shape for name, slot in slots.items()},
+        {name: array.shape for name, array in given.items()},
+    )
     for name, slot in slots.items():
-        slot.variable[...] = slot.from_torch(given[name]).astype(slot.variable.dtype)
+        # A copy: JAX may otherwise share the memory of a tensor that torch goes on changing.
+        array = jnp.array(slot.from_torch(given[name]), slot.variable.dtype, copy=True)
+        slot.variable.set_value(array)
     return model
 
 
-def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
-    """The state dict in a torch file, as arrays.
-
-    Raises:
-        InputError: no such file, not a torch file or a damaged one, or one that carries code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(f"reading {path} needs torch: pip install 'aa_flax[torch]'") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for damaged files
-        raise InputError(
-            f"{path} cannot be read as torch weights: it is damaged, or holds more than tensors "
-            f"(nothing in it was run). torch says: {str(error).splitlines()[0]}"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(hasattr(v, "numpy") for v in content.values()):
-        raise InputError(f"{path} holds no state dict (a mapping of names to tensors)")
-    return {name: tensor.numpy() for name, tensor in content.items()}
+# What a state dict holds beyond weights and statistics: a counter that nothing reads, and filters.
+_DROPPED = ("num_batches_tracked", "filt")
 
 
 def _check_filters(model: nnx.Module, given: Mapping[str, np.ndarray]) -> None:
     """The fixed filters in a file say which filter size its weights were trained with."""
-    found = {value.shape[-1] for name, value in given.items() if name.endswith(".filt")}
     expected = {
         f"{name}.filt": layer for name, layer in torch_layers(model) if isinstance(layer, Filter)
     }
+    found = {value.shape[-1] for name, value in given.items() if name.endswith(".filt")}
     own = {layer.filter_size for layer in expected.values()}
     if found != own:
-        fits = " and ".join(f"filter size {k} (..._lpf{k})" for k in sorted(found))
+        name = getattr(model, "name", "")
         raise InputError(
-            f"these weights are for {fits or 'a baseline net (no filters)'}, but the model "
-            f"{'has filter size ' + str(min(own)) if own else 'is a baseline net'}; create the "
-            "model that fits the weights (then nnx.update copies them into another filter size)"
+            f"these weights are for {_net_with(found, name)}, the model is {_net_with(own, name)}; "
+            "create the model that fits the weights (nnx.update then copies them into another "
+            "filter size)"
         )
     for name, layer in expected.items():
         if name in given and not np.allclose(given[name], _filter(layer), rtol=1e-6, atol=0):
             raise InputError(f"{name} is not a binomial filter; these weights are of another net")
 
 
-def _check_names_and_shapes(slots: Mapping[str, Slot], given: Mapping[str, np.ndarray]) -> None:
-    problems = []
-    if missing := sorted(slots.keys() - given.keys()):
-        problems.append(f"missing in the weights: {_some(missing)}")
-    if unknown := sorted(given.keys() - slots.keys()):
-        problems.append(f"not in the model: {_some(unknown)}")
-    shapes = [
-        f"{name} {given[name].shape}, the model has {slot.torch_shape}"
-        for name, slot in slots.items()
-        if name in given and given[name].shape != slot.torch_shape
-    ]
-    if shapes:
-        problems.append(f"other shapes: {_some(shapes)}")
-    if problems:
-        raise InputError("the weights do not fit the model; " + "; ".join(problems))
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _net_with(filter_sizes: set[int], name: str) -> str:
+    """Names the variant of the net `name` that has these filter sizes."""
+    base = parse_name(name)[0] if name else "the net"
+    if not filter_sizes:
+        return f"{base} (a baseline, without filters)"
+    return " and ".join(f"{base}_lpf{k} (filter size {k})" for k in sorted(filter_sizes))

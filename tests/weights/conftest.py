@@ -1,0 +1,98 @@
+"""A small released file, made as the original makes its own, and a server that publishes it."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from aa_flax.models import registry
+from aa_flax.models.registry import ReleasedWeights
+from aa_flax.weights import pretrained
+from tests.reference import reference_net
+
+NAME = "mobilenet_v2_lpf4"
+
+
+@pytest.fixture(scope="session")
+def net() -> torch.nn.Module:
+    """The original's smallest net, with random weights."""
+    return reference_net(NAME)
+
+
+@pytest.fixture(scope="session")
+def released_folder(net, tmp_path_factory) -> Path:
+    """A folder with one file, named by its hash and in torch's legacy format."""
+    folder = tmp_path_factory.mktemp("released")
+    path = folder / "file.pth"
+    content = {"state_dict": net.state_dict()}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.rename(folder / f"{NAME}_finetune-{digest[:8]}.pth")
+    return folder
+
+
+@pytest.fixture
+def released(released_folder, monkeypatch) -> ReleasedWeights:
+    """That file as the only one in the table."""
+    (path,) = released_folder.iterdir()
+    row = ReleasedWeights(NAME, "finetuned", path.name, path.stem[-8:], 3504872)
+    monkeypatch.setattr(registry, "released_weights", lambda: (row,))
+    return row
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder, and no local folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("AA_FLAX_WEIGHTS", raising=False)
+    return tmp_path / "cache" / "aa_flax" / "weights"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder; `fault` cuts the file short, changes it, or drops the connection."""
+
+    fault: str | None = None
+    requests: list[str] = []  # noqa: RUF012 (shared by the handlers of one server)
+
+    def do_GET(self):
+        self.requests.append(self.path)
+        if self.fault is None:
+            super().do_GET()
+            return
+        body = Path(self.translate_path(self.path)).read_bytes()
+        if self.fault == "dropped":
+            self.connection.close()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:1000] if self.fault == "truncated" else body[:-1] + b"?")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(released_folder, monkeypatch) -> Iterator[Callable]:
+    """Starts the server; gives the list of the paths it is asked for."""
+    servers = []
+
+    def start(fault: str | None = None) -> list[str]:
+        handler = type("H", (Handler,), {"fault": fault, "requests": []})
+        factory = partial(handler, directory=released_folder)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), factory)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        address = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(pretrained, "ADDRESSES", dict.fromkeys(pretrained.ADDRESSES, address))
+        return handler.requests
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,129 @@
+"""`convert_torch_weights.py`, as it is called."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import convert_torch_weights
+from aa_flax import InputError, create_model, save_weights
+from aa_flax.models import registry
+from aa_flax.weights.convert import abstract_net, num_parameters
+from aa_flax.weights.files import read_metadata
+from tests.reference import assert_same_net, reference_net, torchvision
+from tests.weights.conftest import NAME
+
+
+@pytest.fixture
+def convert(monkeypatch):
+    def run(*arguments) -> int:
+        monkeypatch.setattr("sys.argv", ["convert_torch_weights.py", *map(str, arguments)])
+        return convert_torch_weights.main()
+
+    return run
+
+
+def test_a_released_file_becomes_safetensors_that_say_where_they_come_from(
+    convert, released, released_folder, net, tmp_path, capsys
+):
+    output = tmp_path / "new" / "w.safetensors"
+    assert convert(released_folder / released.filename, output) == 0
+    assert capsys.readouterr().out == f"{NAME}: written to {output}\n"
+    metadata = read_metadata(output)
+    assert metadata["model"] == NAME
+    assert metadata["source"] == released.filename
+    assert metadata["sha256"].startswith(released.sha256_prefix)
+    assert "CC BY-NC-SA 4.0" in metadata["licence"]
+    assert_same_net(create_model(NAME, pretrained=output), net, (40, 37))
+
+
+@pytest.mark.parametrize("name", [NAME, "mobilenet_v2"])
+def test_the_way_back_loads_strictly_in_the_original_and_in_torchvision(name, convert, tmp_path):
+    weights, output = tmp_path / "w.safetensors", tmp_path / "w.pth"
+    save_weights(create_model(name, num_classes=10), weights)
+    convert("--to-torch", weights, output)
+    content = torch.load(output, weights_only=True)
+    baseline = name == "mobilenet_v2"
+    net = torchvision.models.mobilenet_v2(num_classes=10) if baseline else None
+    net = net or reference_net(name, num_classes=10)
+    net.load_state_dict(content if baseline else content["state_dict"], strict=True)
+    assert_same_net(create_model(name, pretrained=weights), net.eval(), (40, 37))
+
+
+def test_a_whole_folder_is_converted_once_and_faults_are_listed(
+    convert, released, released_folder, tmp_path, monkeypatch, capsys
+):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(released_folder, folder)
+    wrong = released._replace(model="mobilenet_v2_lpf3", filename="mobilenet_v2_lpf3-00000000.pth")
+    shutil.copy(folder / released.filename, folder / wrong.filename)
+    absent = released._replace(filename="absent-00000000.pth")
+    monkeypatch.setattr(registry, "released_weights", lambda: (released, wrong, absent))
+    assert convert("--all", folder, output) == 1
+    printed = capsys.readouterr().out
+    assert "3,504,872  converted" in printed
+    assert f"SHA-256 begins with {released.sha256_prefix}" not in printed
+    assert "1 of 3 files are converted, 1 failed, 1 are not in the folder" in printed
+
+    (folder / wrong.filename).unlink()
+    written = (output / released.filename).with_suffix(".safetensors")
+    before = written.stat().st_mtime_ns
+    assert convert("--all", folder, output) == 0
+    assert "already done" in capsys.readouterr().out
+    assert written.stat().st_mtime_ns == before
+
+
+def test_a_file_with_another_hash_is_refused(convert, released, released_folder, tmp_path):
+    path = tmp_path / released.filename
+    path.write_bytes((released_folder / released.filename).read_bytes() + b" ")
+    with pytest.raises(InputError, match=f"begins with .* not {released.sha256_prefix}"):
+        convert(path, tmp_path / "w.safetensors")
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_weights_for_another_filter_size_name_the_net_they_fit(
+    convert, released, released_folder, tmp_path
+):
+    with pytest.raises(InputError, match=r"for mobilenet_v2_lpf4 \(filter size 4\), the model is"):
+        convert(
+            released_folder / released.filename,
+            tmp_path / "w.safetensors",
+            "--model=mobilenet_v2_lpf3",
+        )
+
+
+def test_the_net_follows_from_a_checkpoints_arch_or_a_files_name(convert, net, tmp_path):
+    content = {"arch": NAME, "state_dict": net.state_dict()}
+    torch.save(content, tmp_path / "checkpoint.pth.tar")
+    convert(tmp_path / "checkpoint.pth.tar", tmp_path / "a.safetensors")
+    torch.save(net.state_dict(), tmp_path / f"{NAME}_mine.pth")
+    convert(tmp_path / f"{NAME}_mine.pth", tmp_path / "b.safetensors")
+    assert read_metadata(tmp_path / "b.safetensors")["model"] == NAME
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(InputError, match=r"mine\.pth does not say which net .* give --model NAME"):
+        convert(tmp_path / "mine.pth", tmp_path / "c.safetensors")
+    torch.save({"a": torch.ones(3)}, tmp_path / f"{NAME}.pth")
+    with pytest.raises(InputError, match="holds no classifier"):
+        convert(tmp_path / f"{NAME}.pth", tmp_path / "c.safetensors")
+
+
+def test_safetensors_that_name_no_net_need_a_name(convert, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"fc.bias": np.ones(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="does not say which net"):
+        convert("--to-torch", tmp_path / "w.safetensors", tmp_path / "w.pth")
+
+
+def test_folders_without_released_files_are_named(convert, tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        convert("--all", tmp_path / "absent", tmp_path)
+    with pytest.raises(InputError, match="no released file in"):
+        convert("--all", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("released", registry.released_weights()[:23], ids=lambda r: r.model)
+def test_every_net_has_the_published_number_of_parameters(released):
+    assert num_parameters(abstract_net(released.model, 1000)) == released.parameters
+    assert num_parameters(abstract_net(f"{released.model}_lpf4", 1000)) == released.parameters

@@ -1,0 +1,79 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from aa_flax import InputError, create_model, load_weights, save_weights
+from aa_flax.weights.files import named_weights, read_weights
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("mobilenet_v2_lpf4", num_classes=10)
+
+
+@pytest.fixture
+def path(model, tmp_path):
+    save_weights(model, tmp_path / "w.safetensors", source="a test", licence="none")
+    return tmp_path / "w.safetensors"
+
+
+def leaves(model):
+    return [np.asarray(v[...]) for v in named_weights(model).values()]
+
+
+def test_weights_survive_bit_for_bit(model, path):
+    other = create_model("mobilenet_v2_lpf4", num_classes=10, rngs=nnx.Rngs(1))
+    assert load_weights(other, path) is other
+    for a, b in zip(leaves(model), leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_create_model_takes_weights_and_classes_from_a_file(model, path):
+    other = create_model("mobilenet_v2_lpf4", pretrained=path)
+    x = jax.random.normal(jax.random.key(0), (1, 40, 40, 3))
+    np.testing.assert_array_equal(model(x), other(x))
+    other.train()  # dropout, which no file holds, works
+    assert other(jax.numpy.concatenate([x, -x])).shape == (2, 10)
+
+
+def test_metadata_names_net_source_and_licence(path):
+    _, metadata = read_weights(path)
+    assert metadata == {
+        "format": "aa_flax",
+        "model": "mobilenet_v2_lpf4",
+        "source": "a test",
+        "licence": "none",
+    }
+
+
+def test_weights_of_another_net_are_refused_by_name(path):
+    other = create_model("mobilenet_v2_lpf3", num_classes=10)
+    with pytest.raises(InputError, match=r"holds weights of mobilenet_v2_lpf4, not of .*_lpf3"):
+        load_weights(other, path)
+
+
+def test_weights_of_another_shape_are_refused_and_change_nothing(path):
+    other = create_model("mobilenet_v2_lpf4", num_classes=11)
+    before = leaves(other)
+    with pytest.raises(InputError, match=r"classifier\.kernel \(1280, 10\), .*\(1280, 11\)"):
+        load_weights(other, path)
+    for a, b in zip(before, leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_damaged_and_missing_files_are_named(path, model):
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"w\.safetensors is not a whole safetensors file"):
+        load_weights(model, path)
+    with pytest.raises(InputError, match=r"no file .*absent\.safetensors"):
+        create_model("mobilenet_v2_lpf4", pretrained=path.with_name("absent.safetensors"))
+
+
+def test_a_failed_write_leaves_the_old_file(model, path, monkeypatch):
+    before = path.read_bytes()
+    monkeypatch.setattr("aa_flax.weights.files.save_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_weights(model, path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
