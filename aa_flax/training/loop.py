@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array
 
 from aa_flax.config import Config
@@ -52,8 +54,9 @@ def train(config: Config, workdir: Path, resume: Path | None = None) -> dict[str
         Stopped: the process was sent SIGTERM; everything is saved.
     """
     sources = {split: make_source(config.data, split) for split in ("train", "val")}
-    _check_batch(config)
+    _check_batches(config)
     model = model_of(config, sources["train"].num_classes)
+    _check_sizes(config, model)
     torch_run = None
     if not has_checkpoint(workdir):
         if resume is None:
@@ -286,11 +289,12 @@ def _steps_per_epoch(config: Config, source: Source) -> int:
     return min(steps, config.max_steps_per_epoch or steps)
 
 
-def _check_batch(config: Config) -> None:
+def _check_batches(config: Config) -> None:
     """A batch must divide into equal parts: micro-batches, on each device, in each group."""
     micro_batches, groups = config.optimizer.accumulation_steps, config.batch_stat_groups
+    devices = jax.device_count()
     for what, parts in (
-        (f"{micro_batches} micro-batches on {jax.device_count()} devices", jax.device_count()),
+        (f"{micro_batches} micro-batches on {devices} devices", devices),
         (f"{micro_batches} micro-batches of {groups} groups of batch statistics", groups),
     ):
         if config.batch_size % (micro_batches * parts):
@@ -298,6 +302,28 @@ def _check_batch(config: Config) -> None:
                 f"batch_size {config.batch_size} does not divide into {what}; change "
                 "--config.batch_size, optimizer.accumulation_steps or batch_stat_groups"
             )
+    if config.eval.batch_size % devices:
+        raise InputError(
+            f"config.eval.batch_size {config.eval.batch_size} does not divide among {devices} "
+            "devices"
+        )
+
+
+def _check_sizes(config: Config, model: Classifier) -> None:
+    """What would show only in the first step, or at the end of the run."""
+    data, eval_ = config.data, config.eval
+    if data.image_size < data.crop_size + eval_.shift_range - 1:
+        raise InputError(
+            f"images of {data.image_size} pixels are too small for crops of {data.crop_size} at "
+            f"offsets 0..{eval_.shift_range - 1}; change config.data.image_size, data.crop_size or "
+            "eval.shift_range"
+        )
+    graphdef, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, data.crop_size, data.crop_size, 3), jnp.float32)
+    try:
+        jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, image)
+    except ValueError as error:
+        raise InputError(f"config.data.crop_size {data.crop_size}: {error}") from error
 
 
 def _tell(line: str) -> None:
