@@ -93,9 +93,10 @@ def observe(
     for batch, on_device in put_ahead(batches, partial(put_batch, mesh=mesh)):
         for some in views.values():
             check_size(some, *batch["image"].shape[1:3])
+        images = on_device.pop("image")
         now = {
             name: [
-                _look(graphdef, state, on_device, jnp.int32(i), some, mesh)
+                _look(graphdef, state, on_device, _show(images, on_device["index"], i, some), mesh)
                 for i in range(some.calls)
             ]
             for name, some in views.items()
@@ -122,10 +123,15 @@ def logits_of(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
     return model(normalise(images)).astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "views", "mesh"))
-def _look(graphdef, state, batch, call: Array, views: Views, mesh: Mesh) -> dict[str, Array]:
-    """What the net says of the views of one call, in one forward pass; on every device."""
-    seen = views(batch["image"], batch["index"], call)
+@partial(jax.jit, static_argnames="views")
+def _show(images: Array, index: Array, call: int, views: Views) -> Array:
+    """The views of one call: apart from the net, so that it compiles once for all sets of views."""
+    return views(images, index, call).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "mesh"))
+def _look(graphdef, state, batch, seen: Array, mesh: Mesh) -> dict[str, Array]:
+    """What the net says of a call's views, in one forward pass; the answer is on every device."""
     images = seen.reshape(-1, *seen.shape[2:])  # an image's views stay on its device
     logits = logits_of(graphdef, state, images).reshape(*seen.shape[:2], -1)
     said = _figures(logits, batch["label"][:, None, None])
