@@ -126,7 +126,7 @@ def logits_of(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
 @partial(jax.jit, static_argnames="views")
 def _show(images: Array, index: Array, call: int, views: Views) -> Array:
     """The views of one call: apart from the net, so that it compiles once for all sets of views."""
-    return views(images, index, call).astype(jnp.float32)
+    return views(images, index, jnp.asarray(call)).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "mesh"))

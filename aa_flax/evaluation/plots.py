@@ -113,7 +113,8 @@ def plot_nets(
     plt = pyplot()
     figure, panel = plt.subplots(figsize=(8, 6))
     bases = list(dict.fromkeys(parse_name(name)[0] for name in points))
-    colours = {base: plt.get_cmap("tab20")(i % 20) for i, base in enumerate(bases)}
+    palette = plt.get_cmap("tab10" if len(bases) <= 10 else "tab20")
+    colours = {base: palette(i % palette.N) for i, base in enumerate(bases)}
     for name, (x, y) in points.items():
         base, filter_size = parse_name(name)
         colour = colours[base]
