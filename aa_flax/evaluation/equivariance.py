@@ -139,8 +139,13 @@ def _distances(graphdef, state, images, features, mask, offset, mesh) -> Float[A
 
 @partial(jax.jit, static_argnames="mesh")
 def _distances_between_images(features, mask, mesh) -> Float[Array, " B"]:
-    both = mask & jnp.roll(mask, 1)
-    distances = [jnp.mean(cosine_distance(f, jnp.roll(f, 1, 0)), where=both) for f in features]
+    """Of each block, mean over all pairs of images."""
+    steps = range(1, len(mask))
+    both = jnp.stack([mask & jnp.roll(mask, i) for i in steps])
+    distances = []
+    for feature in features:
+        pairs = [cosine_distance(feature, jnp.roll(feature, i, 0)) for i in steps]
+        distances.append(jnp.mean(jnp.stack(pairs), where=both))
     return lax.with_sharding_constraint(jnp.stack(distances), replicated(mesh))
 
 
