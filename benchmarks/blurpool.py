@@ -8,27 +8,17 @@ Milliseconds, medians; the last columns divide torch's time by that of `gather`.
 """
 
 import argparse
-import time
 
 import antialiased_cnns
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from timing import median_ms
 
 from aa_flax import blur_pool
 
 SHAPES = [(8, 112, 112, 64), (8, 56, 56, 256), (8, 28, 28, 512), (8, 14, 14, 1024)]
-
-
-def median_ms(run, repeats: int) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(times))
 
 
 def time_jax(x: np.ndarray, k: int, implementation, repeats: int) -> tuple[float, float]:

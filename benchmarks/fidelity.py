@@ -4,8 +4,8 @@
 
 For each net: the reference (torchvision's for a baseline, `antialiased-cnns` 0.3 for `_lpf<k>`)
 with random weights and batch statistics, saved as the original saves its files
-({'state_dict': ...}, legacy pickle), read by `load_torch_state_dict`, and both run on the same
-random images, float32 on CPU. The figure is the largest difference of a logit over the largest
+({'state_dict': ...}, legacy pickle), read by `create_model(pretrained=...)`, and both run on the
+same random images, float32 on CPU. The figure is the largest difference of a logit over the largest
 logit. All nets take over half an hour; what is already in the results file is not run again.
 """
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # tests/reference.py builds the references
 
 import torch  # noqa: E402
 
-from aa_flax import create_model, load_torch_state_dict  # noqa: E402
+from aa_flax import create_model  # noqa: E402
 from aa_flax.models.registry import BASELINES  # noqa: E402
 from tests.reference import compiled, reference_net, relative_difference  # noqa: E402
 
@@ -45,7 +45,7 @@ def measure(name: str) -> float:
         path = Path(folder) / f"{name}.pth"
         content = {"state_dict": reference.state_dict()}
         torch.save(content, path, _use_new_zipfile_serialization=False)
-        model = load_torch_state_dict(create_model(name), path)
+        model = create_model(name, pretrained=path)
     x = np.random.default_rng(0).standard_normal((2, *SIZE, 3), np.float32)
     with torch.no_grad():
         expected = reference(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()

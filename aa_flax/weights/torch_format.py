@@ -128,7 +128,9 @@ def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) 
         {name: array.shape for name, array in given.items()},
     )
     for name, slot in slots.items():
-        slot.variable.set_value(jnp.asarray(slot.from_torch(given[name]), slot.variable.dtype))
+        # A copy: JAX may otherwise share the memory of a tensor that torch goes on changing.
+        array = jnp.array(slot.from_torch(given[name]), slot.variable.dtype, copy=True)
+        slot.variable.set_value(array)
     return model
 
 
