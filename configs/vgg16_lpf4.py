@@ -3,8 +3,10 @@
     python train.py --config configs/vgg16_lpf4.py --config.data.path=ILSVRC2012
 
 Published: top-1 72.43 %, consistency 89.92 %, trained from scratch; 71.59 % and 88.52 % without
-antialiasing (`--config configs/vgg16_lpf4.py:baseline`). The original adds up the
-gradients of the two halves of a batch; with `--config.optimizer.accumulate=mean` they are averaged.
+antialiasing (`--config configs/vgg16_lpf4.py:baseline`).
+
+As in the original, the gradients of the two halves of a batch are added up;
+`--config.optimizer.accumulate=mean` averages them.
 """
 
 from aa_flax.config import Config

@@ -23,14 +23,19 @@ def originals() -> dict[str, Image.Image]:
     return photos | {n: Image.fromarray(x) for n, x in zip(names, samples.images, strict=True)}
 
 
-def write_photos(folder: Path, count: int, sides: tuple[int, int] = (150, 640)) -> Path:
+def write_photos(
+    folder: Path,
+    count: int,
+    sides: tuple[int, int] = (150, 640),
+    quality: tuple[int, int] = (60, 97),
+) -> Path:
     """Writes `folder/<photograph>/<number>.jpg`: `count` cuttings of many sizes and qualities.
 
     Every seventh is grey, every eleventh CMYK, every fifth progressive; chroma is at full or at
     half resolution.
 
     Args:
-        sides: the least and greatest longer side in pixels.
+        sides: the least and greatest longer side in pixels. quality: likewise, of the JPEG.
     """
     rng = np.random.default_rng(0)
     photos = originals()
@@ -43,7 +48,7 @@ def write_photos(folder: Path, count: int, sides: tuple[int, int] = (150, 640)) 
         path.parent.mkdir(parents=True, exist_ok=True)
         photo.convert(mode).save(
             path,
-            quality=int(rng.integers(60, 98)),
+            quality=int(rng.integers(quality[0], quality[1] + 1)),
             subsampling=int(rng.choice([0, 1, 2])),
             progressive=i % 5 == 4,
         )

@@ -22,8 +22,8 @@ def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list
         where: of the data, for the errors.
 
     Raises:
-        InputError: classes that are not in the order; or, with "", folders named as ImageNet's are
-            that are not ImageNet's thousand.
+        InputError: classes that are not in the order; or, with "", a thousand classes, or any
+            number named by WordNet ids, that are not ImageNet's.
     """
     if class_order in ("", "sorted"):
         if not class_order:
@@ -40,10 +40,11 @@ def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list
 
 
 def _check_imagenet(found: Sequence[str], where: str) -> None:
-    """Folders named by WordNet ids must be the thousand that the published nets know."""
-    if not all(re.fullmatch(r"n\d{8}", name) for name in found):
-        return
+    """What looks like ImageNet must be the thousand classes that the published nets know."""
     expected = imagenet_classes()
+    named_alike = all(re.fullmatch(r"n\d{8}", name) for name in found)
+    if not named_alike and len(found) != len(expected):
+        return
     missing = [name for name in expected if name not in set(found)]
     other = [name for name in found if name not in set(expected)]
     if missing or other:

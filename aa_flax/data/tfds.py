@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from aa_flax.data.classes import classes_in_order
+from aa_flax.data.classes import classes_in_order, imagenet_classes
 from aa_flax.data.images import Example, decode
 from aa_flax.errors import InputError
 
@@ -16,7 +16,8 @@ class TFDS:
         name: `imagenet2012`, or with a version, `imagenet2012:5.1.0`.
         data_dir: the folder TFDS prepared it in; "": its default.
         split: `train`; or `val`, TFDS's `validation` or, where there is none, `test`.
-        class_order: see `classes_in_order`; "" is TFDS's order.
+        class_order: see `classes_in_order`; "" is TFDS's order, for ImageNet's thousand classes
+            that of the published nets.
 
     Raises:
         InputError: TFDS is not installed; a set that is unknown, not prepared, prepared in another
@@ -35,7 +36,9 @@ class TFDS:
         self._name = name
         self._source = _data_source(builder, name, self._split)
         names = features["label"].names
-        self.class_names = classes_in_order(class_order or "sorted", names, f"{name} (TFDS)")
+        if not class_order:
+            class_order = "imagenet" if set(names) == set(imagenet_classes()) else "sorted"
+        self.class_names = classes_in_order(class_order, names, f"{name} (TFDS)")
         self.num_classes = len(self.class_names)
         place = {name: i for i, name in enumerate(self.class_names)}
         self._label_of = [place[name] for name in names]

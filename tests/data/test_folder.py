@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from aa_flax import InputError
 from aa_flax.data import folder_index
+from aa_flax.data.classes import classes_in_order, imagenet_classes
 from aa_flax.data.folder import ImageFolder
 from aa_flax.data.folder_index import load_index
 from aa_flax.data.images import ImageError
@@ -164,6 +165,14 @@ def test_some_of_imagenets_classes_keep_their_logits_or_get_their_own(make_tree)
     assert of_imagenet.num_classes == 1000
     assert [of_imagenet[i]["label"] for i in range(2)] == [1, 281]  # goldfish, tabby
     assert ImageFolder(root, "val", "sorted").num_classes == 2
+
+
+def test_a_thousand_classes_with_other_names_are_not_taken_for_imagenets():
+    names = [f"class{i:03}" for i in range(1000)]
+    with pytest.raises(InputError, match="tree does not hold ImageNet's 1000 classes: 1000"):
+        classes_in_order("", names, "tree")
+    assert classes_in_order("sorted", names, "tree") == names
+    assert classes_in_order("", imagenet_classes(), "tree") == imagenet_classes()
 
 
 def test_images_are_needed(make_tree, tmp_path):

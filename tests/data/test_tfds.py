@@ -1,5 +1,6 @@
-"""On real data sets that TFDS prepares here, as it can without TensorFlow."""
+"""On a real data set that TFDS prepares here, as it can without TensorFlow from encoded images."""
 
+import io
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from aa_flax import InputError
+from aa_flax.data.classes import imagenet_classes
 from aa_flax.data.sources import make_source
 
 pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")
@@ -38,6 +40,11 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 
 Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 """
+
+
+_buffer = io.BytesIO()
+Image.new("RGB", (1, 1)).save(_buffer, "PNG")
+PNG = _buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +101,8 @@ class Builder:
 
     data_path = "here"
 
-    def __init__(self, splits=("train",), features=("image", "label")):
-        label = type("ClassLabel", (), {"names": ["ant"]})
+    def __init__(self, splits=("train",), features=("image", "label"), names=("ant",)):
+        label = type("ClassLabel", (), {"names": list(names)})
         self.info = type("Info", (), {"splits": splits, "features": dict.fromkeys(features, label)})
 
     def as_data_source(self, *_, **__):
@@ -116,6 +123,15 @@ def test_a_set_that_does_not_fit_is_refused(monkeypatch, builder, message):
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
     with pytest.raises(InputError, match=message):
         source("", "val")
+
+
+def test_imagenets_classes_have_the_published_order_whatever_tfds_has(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    builder = Builder(splits=("test",), names=reversed(imagenet_classes()))
+    builder.as_data_source = lambda *_, **__: [{"image": PNG, "label": i} for i in (999, 0)]
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
+    assert [source("", "val")[i]["label"] for i in range(2)] == [0, 999]
 
 
 def test_without_tfds_its_extra_is_named(monkeypatch):

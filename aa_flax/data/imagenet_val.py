@@ -1,0 +1,127 @@
+"""Sorts ImageNet's flat validation folder into class folders.
+
+    python -m aa_flax.data.imagenet_val VAL DEVKIT OUT
+
+VAL holds ILSVRC2012_val_00000001.JPEG and so on, DEVKIT is the unpacked ILSVRC2012_devkit_t12, and
+OUT, usually ILSVRC2012/val, becomes OUT/<WordNet id>/*.JPEG. Images are hard-linked, or where that
+is not possible linked symbolically, or copied; VAL stays as it is.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scipy.io import loadmat
+from tqdm import tqdm
+
+from aa_flax.errors import InputError
+
+
+def sort_validation(val: Path, devkit: Path, out: Path) -> None:
+    """Makes `out` from the images in `val` and the classes that the devkit gives them.
+
+    It appears whole or not at all; a call that was interrupted goes on when it is repeated, and a
+    finished one is left as it is.
+
+    Raises:
+        InputError: no devkit there; images missing or too many; `out` is something else.
+    """
+    targets = _targets(devkit)
+    if out.exists():
+        found = {str(path.relative_to(out)) for path in out.glob("*/*")}
+        if found == set(targets.values()):
+            print(f"{out} is complete already")
+            return
+        raise InputError(f"{out} exists and is not the sorted validation set; remove it first")
+    _check_images(val, targets)
+    partial = out.with_name(f"{out.name}.incomplete")
+    place = _best_way(val, next(iter(targets)), partial)
+    for name, target in tqdm(targets.items(), desc=f"sorting into {out}", unit="img", leave=False):
+        destination = partial / target
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if not destination.exists():
+            place(val.resolve() / name, destination)
+    partial.rename(out)
+    print(f"{out}: {len(targets)} images of {len(set(map(_folder, targets.values())))} classes")
+
+
+def _folder(target: str) -> str:
+    return target.partition("/")[0]
+
+
+def _targets(devkit: Path) -> dict[str, str]:
+    """Where each image belongs: `ILSVRC2012_val_00000001.JPEG` -> `n01751748/...`.
+
+    The ground truth numbers classes in an order of its own; `meta.mat` has their WordNet ids.
+    """
+    data = devkit / "data"
+    truth, meta = data / "ILSVRC2012_validation_ground_truth.txt", data / "meta.mat"
+    for path in (truth, meta):
+        if not path.is_file():
+            raise InputError(
+                f"no file {path}; DEVKIT is the folder unpacked from ILSVRC2012_devkit_t12.tar.gz"
+            )
+    synsets: Any = loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
+    wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
+    targets = {}
+    for i, line in enumerate(truth.read_text().split(), 1):
+        name = f"ILSVRC2012_val_{i:08}.JPEG"
+        targets[name] = f"{wnids[int(line)]}/{name}"
+    return targets
+
+
+def _check_images(val: Path, targets: dict[str, str]) -> None:
+    if not val.is_dir():
+        raise InputError(f"no folder {val}")
+    found = {name for name in os.listdir(val) if name.endswith(".JPEG")}
+    missing, unknown = sorted(targets.keys() - found), sorted(found - targets.keys())
+    if missing or unknown:
+        example = (missing or unknown)[0]
+        raise InputError(
+            f"{val} does not hold the {len(targets)} images of the devkit: {len(missing)} missing, "
+            f"{len(unknown)} unknown, such as {example}; unpack ILSVRC2012_img_val.tar again"
+        )
+
+
+def _best_way(val: Path, name: str, partial: Path) -> Callable[[Path, Path], Any]:
+    """The cheapest way to place an image that the file system allows."""
+    partial.mkdir(parents=True, exist_ok=True)
+    trial = partial / ".trial"
+    for way in (os.link, os.symlink):
+        trial.unlink(missing_ok=True)
+        try:
+            way(val.resolve() / name, trial)
+        except OSError:
+            continue
+        trial.unlink()
+        return way
+    return _copy
+
+
+def _copy(source: Path, destination: Path) -> None:
+    partial = destination.with_suffix(".incomplete")
+    shutil.copyfile(source, partial)
+    partial.replace(destination)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m aa_flax.data.imagenet_val",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name in ("val", "devkit", "out"):
+        parser.add_argument(name, type=Path, metavar=name.upper())
+    args = parser.parse_args()
+    try:
+        sort_validation(args.val, args.devkit, args.out)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
