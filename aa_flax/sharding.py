@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from aa_flax.errors import InputError
@@ -17,6 +18,18 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts arrays on every device of the mesh; each process gives the same ones."""
+
+    def put(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put takes none to other hosts
+            data, kind = jax.random.key_data(x), jax.random.key_impl(x)
+            return jax.random.wrap_key_data(put(data), impl=kind)
+        return jax.device_put(x, replicated(mesh))
+
+    return jax.tree.map(put, tree)
 
 
 def put_batch(batch, mesh: Mesh):

@@ -1,7 +1,12 @@
 """Checkpoints of a run, by Orbax: the two latest, the best by top-1, and every tenth epoch's."""
 
+import gc
+import sys
+import time
+import warnings
 import zlib
 from collections.abc import Sequence
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +57,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep_every: int = 10, of_run: bool = False):
+        logging.get_absl_logger().addFilter(_is_not_of_orbax)
         self.folder = folder.resolve()
         self._keep_every = keep_every
         self._of_run = of_run
@@ -178,6 +184,7 @@ class Checkpoints:
         Raises:
             InputError: there are checkpoints, and all are damaged.
         """
+        self.wait()
         abstract = jax.tree.map(_abstract, _parts(like))
         steps = [c.step for c in self._checkpointer.checkpoints]
         for step in reversed(steps):
@@ -197,13 +204,7 @@ class Checkpoints:
         """Parts of a checkpoint, checked; or None, and why."""
         parts, problem = None, "its description is unreadable"
         if (record := self._records.get(step)) is not None:
-            verbosity = logging.get_verbosity()
-            logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback for what is handled here
-            try:
-                parts, problem = self._checkpointer.load_checkpointables(step, abstract), ""
-            except Exception as error:  # of many types, from Orbax, tensorstore and json
-                problem = _first_line(error)
-            logging.set_verbosity(verbosity)
+            parts, problem = self._load_quietly(step, abstract)
             if parts is not None and any(
                 _checksum(part) != record.checksums[name] for name, part in parts.items()
             ):
@@ -212,6 +213,21 @@ class Checkpoints:
             fine = multihost_utils.process_allgather(np.array(parts is not None))
             parts = parts if fine.all() else None
         return parts, problem
+
+    def _load_quietly(self, step: int, abstract: Any) -> tuple[dict[str, Any] | None, str]:
+        """`_load` without checks. What goes wrong is told once, by the caller."""
+        with warnings.catch_warnings():  # Orbax leaves coroutines and pending reads behind
+            warnings.simplefilter("ignore", RuntimeWarning)
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+            try:
+                return self._checkpointer.load_checkpointables(step, abstract), ""
+            except Exception as error:  # of many types, from Orbax, tensorstore and json
+                problem = _first_line(error)
+                time.sleep(0.5)  # until those reads have ended
+            finally:
+                gc.collect()
+                sys.unraisablehook = hook
+        return None, problem
 
     def _set_aside(self, step: int, problem: str) -> None:
         print(f"the checkpoint of step {step} is damaged ({problem}); going back to the one before")
@@ -245,6 +261,11 @@ def _parts(state: TrainState) -> dict[str, Any]:
     fields = state._asdict()
     optimizer = {name: fields.pop(name) for name in ("step", "opt_state")}
     return {"model": fields, "optimizer": optimizer}
+
+
+def _is_not_of_orbax(record: LogRecord) -> bool:
+    """Orbax logs a traceback, or several, of each error that it also raises."""
+    return "orbax" not in record.pathname
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,5 @@
 """The net of a run, and the weights it starts from."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from flax import nnx
 
 from aa_flax.config import Config
 from aa_flax.create import create_model
-from aa_flax.data.sources import make_source
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
@@ -21,14 +19,8 @@ from aa_flax.weights.pretrained import choose, pretrained_file
 from aa_flax.weights.torch_files import read_torch_file
 
 
-def model_of(config: Config, num_classes: int | None = None) -> Classifier:
-    """The net of a config, with fresh weights.
-
-    Args:
-        num_classes: default: those of the config's data.
-    """
-    if num_classes is None:
-        num_classes = make_source(config.data, "val").num_classes
+def model_of(config: Config, num_classes: int) -> Classifier:
+    """The net of a config, with fresh weights."""
     model = create_model(
         config.model, num_classes=num_classes, rngs=nnx.Rngs(config.seed), dtype=config.dtype
     )
@@ -106,7 +98,10 @@ def model_from_workdir(
     Raises:
         InputError: no run there, no such checkpoint, or a damaged one.
     """
-    _config_in(workdir)
+    if not (workdir / "config.json").is_file():
+        raise InputError(
+            f"no run in {workdir} (no config.json there); train first, or give --weights"
+        )
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         record = checkpoints.find(step)
         name = record.config["model"]
@@ -117,29 +112,3 @@ def model_from_workdir(
         checkpoints.restore_model(record.step, model)
         best = ", the best" if record == checkpoints.best else f", step {record.step}"
     return model, f"{workdir} (epoch {record.epoch}{best})"
-
-
-def load_weights_of(source: Path, model: Classifier) -> str:
-    """Fills the model from a run's best checkpoint.
-
-    Returns:
-        What was taken, for the record.
-
-    Raises:
-        InputError: no such run, one of another model, or without a checkpoint yet.
-    """
-    name = _config_in(source)["model"]
-    if name != model.name:
-        raise InputError(f"the run in {source} trained {name}, not {model.name}; give its --config")
-    found, description = model_from_workdir(source)
-    nnx.update(model, nnx.state(found, nnx.Any(nnx.Param, nnx.BatchStat)))
-    return description
-
-
-def _config_in(workdir: Path) -> dict:
-    saved = workdir / "config.json"
-    if not saved.is_file():
-        raise InputError(
-            f"no run in {workdir} (no config.json there); train first, or give --weights"
-        )
-    return json.loads(saved.read_text())

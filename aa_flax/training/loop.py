@@ -17,7 +17,7 @@ from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluate import accuracy_on, evaluate
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicated
+from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicate
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import init_from, model_of
 from aa_flax.training.optimizer import make_optimizer, make_schedule
@@ -114,7 +114,7 @@ class _Run:
         if restored is not None:
             self.state, evaluated = restored[0], restored[1].top1 is not None
         elif torch_run is not None:
-            self.state = jax.device_put(torch_run.state(fresh, self.steps), replicated(self.mesh))
+            self.state = replicate(torch_run.state(fresh, self.steps), self.mesh)
             self._save(torch_run.epoch, None)
         # An epoch that is trained and not evaluated is run once more, without steps.
         epochs, within = divmod(self.step, self.steps)

@@ -36,8 +36,14 @@ class JsonLines:
         self._file = open(path, "a")  # noqa: SIM115 (closed by close)
 
     def write(self, step: int, figures: Figures) -> None:
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self._file.name} could not be written ({error}); make room there and give the "
+                "same command to continue"
+            ) from error
 
     def close(self) -> None:
         self._file.close()
@@ -115,12 +121,12 @@ def make_writers(config: Config, workdir: Path, start_step: int) -> list[Writer]
     """
     if not is_main_process():
         return []
-    writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl", start_step)]
+    writers: list[Writer] = []
     if config.log.tensorboard:
         writers.append(TensorBoard(workdir / "tensorboard"))
     if config.log.wandb:
         writers.append(WeightsAndBiases(config, workdir))
-    return writers
+    return [*writers, JsonLines(workdir / "metrics.jsonl", start_step)]
 
 
 class Meter:

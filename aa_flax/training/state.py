@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import replicated
+from aa_flax.sharding import replicate, replicated
 
 OnDevice = dict[str, Any]  # a batch of `training_batches`, once `put_batch` has moved it
 
@@ -40,7 +40,7 @@ def init_state(model: Classifier, optimizer: optax.GradientTransformation, mesh:
     opt_state = optimizer.init(params)
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, random_state, opt_state)
     state = jax.tree.map(jnp.copy, state)  # a step consumes its state
-    return jax.device_put(state, replicated(mesh))
+    return replicate(state, mesh)
 
 
 def split_model(model: nnx.Module) -> tuple[Any, Any, Any, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -31,9 +32,9 @@ class TorchRun(NamedTuple):
     def state(self, fresh: TrainState, steps_per_epoch: int) -> TrainState:
         """The state it was saved from; `fresh` is made of the model that holds its weights."""
         step = jnp.full_like(fresh.step, self.epoch * steps_per_epoch)
-        momentum = nnx.State(self.momentum)
-        opt_state = optax.tree.set(fresh.opt_state, trace=momentum, count=step)
-        return fresh._replace(step=step, opt_state=opt_state)
+        opt_state = optax.tree.set(fresh.opt_state, trace=self.momentum, count=step)
+        state = fresh._replace(step=step, opt_state=opt_state)
+        return jax.tree.map(jnp.copy, state)  # a step consumes its state, each array once
 
 
 def read_torch_run(path: Path, model: Classifier, config: Config) -> TorchRun:
