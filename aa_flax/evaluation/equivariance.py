@@ -5,18 +5,17 @@ Zhang (2019, Sec. 3 and 4.1, fig. 5) compares, for a feature map F and a shift (
     Shift(F(X))   with   F(Shift(X))
 
 by their cosine distance; a layer is equivariant where both agree. Here the image is rolled by whole
-pixels, as in the paper, and F(X) is moved by (dh, dw) / stride of its own pixels, periodically. The
-paper says that maps are brought to the image's resolution for that, not how. Here the fractional
-shift is band-limited (`shift_band_limited`): it is exact for features without aliasing, so all
-distance that is found comes from the layer; nearest-neighbour or linear interpolation would add an
-error of its own. The distance is 1 - cos of the channel vectors, averaged over the positions of the
-map. Shifts by multiples of the stride are whole pixels of the map: there, with circular padding,
-the distance is zero for every layer.
+pixels and every layer pads circularly, as in the paper (the weights may have been trained with
+another padding), and F(X) is moved by (dh, dw) / stride of its own pixels, periodically. The paper
+says that maps are brought to the image's resolution for that, not how. Here the fractional shift is
+band-limited (`shift_band_limited`): it is exact for features without aliasing, so all distance that
+is found comes from the layer; nearest-neighbour or linear interpolation would add an error of its
+own. The distance is 1 - cos of the channel vectors, averaged over the positions of the map. Shifts
+by multiples of the stride are whole pixels of the map: there the distance is zero for every layer.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.files import save_arrays
 from aa_flax.evaluation.observe import inference_state
+from aa_flax.layers import circular_padding
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import put_batch, replicated
 
@@ -113,14 +113,15 @@ def equivariance_maps(
 
 @partial(jax.jit, static_argnames="graphdef")
 def _features(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> list[Array]:
-    """What every block gives, and the logits as a map of one pixel."""
+    """What every block gives, and the logits as a map of one pixel; all padding is circular."""
     model: Any = nnx.merge(graphdef, state, copy=True)
     x = normalise(images)
-    logits = model(x)[:, None, None]
     features = []
-    for _, block in model.named_blocks():
-        x = block(x)
-        features.append(x)
+    with circular_padding():
+        logits = model(x)[:, None, None]
+        for _, block in model.named_blocks():
+            x = block(x)
+            features.append(x)
     return [feature.astype(jnp.float32) for feature in (*features, logits)]
 
 
@@ -138,8 +139,13 @@ def _distances(graphdef, state, images, features, mask, offset, mesh) -> Float[A
 
 @partial(jax.jit, static_argnames="mesh")
 def _distances_between_images(features, mask, mesh) -> Float[Array, " B"]:
-    both = mask & jnp.roll(mask, 1)
-    distances = [jnp.mean(cosine_distance(f, jnp.roll(f, 1, 0)), where=both) for f in features]
+    """Of each block, mean over all pairs of images."""
+    steps = range(1, len(mask))
+    both = jnp.stack([mask & jnp.roll(mask, i) for i in steps])
+    distances = []
+    for feature in features:
+        pairs = [cosine_distance(feature, jnp.roll(feature, i, 0)) for i in steps]
+        distances.append(jnp.mean(jnp.stack(pairs), where=both))
     return lax.with_sharding_constraint(jnp.stack(distances), replicated(mesh))
 
 
@@ -157,5 +163,5 @@ def cosine_distance(x: Float[Array, "N h w C"], y: Float[Array, "N h w C"]) -> F
 
 
 def _stride(feature: Array, crop_size: int) -> int:
-    """Pixels of the image in one of the map: a power of two, also where a border was lost."""
-    return 2 ** round(log2(crop_size / feature.shape[1]))
+    """Pixels of the image in one of the map."""
+    return round(crop_size / feature.shape[1])

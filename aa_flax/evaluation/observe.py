@@ -1,11 +1,12 @@
 """The one loop of all evaluations: a net looks at views of every image, what it says is kept.
 
 Everything measured here follows from a few numbers for each image and view (`Observations`); they
-are computed on the devices, gathered from all hosts inside the compiled call, and ordered by the
-images' place in the data. The figures themselves are NumPy, in the modules beside this one.
+are computed on the devices, gathered from all hosts at the end (the hosts need not keep step until
+then), and ordered by the images' place in the data. The figures themselves are NumPy, in the
+modules beside this one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
@@ -87,15 +89,18 @@ def observe(
         for name, calls in said.items():
             found[name].append(_on_host(calls))
         if progress is not None and said:
-            progress.update(len(found[next(iter(said))][-1]["index"]))
+            mask = found[next(iter(said))][-1]["mask"]
+            progress.update(int(mask.sum()) * jax.process_count())
 
     before: dict[str, Any] = {}
     for batch, on_device in put_ahead(batches, partial(put_batch, mesh=mesh)):
         for some in views.values():
             check_size(some, *batch["image"].shape[1:3])
+        images = on_device.pop("image")
+        look = partial(_look, graphdef, state, on_device, mesh=mesh)
         now = {
             name: [
-                _look(graphdef, state, on_device, jnp.int32(i), some, mesh)
+                look(seen=_show(images, on_device["index"], i, some, mesh))
                 for i in range(some.calls)
             ]
             for name, some in views.items()
@@ -122,15 +127,41 @@ def logits_of(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
     return model(normalise(images)).astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "views", "mesh"))
-def _look(graphdef, state, batch, call: Array, views: Views, mesh: Mesh) -> dict[str, Array]:
-    """What the net says of the views of one call, in one forward pass; on every device."""
-    seen = views(batch["image"], batch["index"], call)
-    images = seen.reshape(-1, *seen.shape[2:])  # an image's views stay on its device
-    logits = logits_of(graphdef, state, images).reshape(*seen.shape[:2], -1)
-    said = _figures(logits, batch["label"][:, None, None])
-    said |= {name: batch[name] for name in ("index", "label", "mask")}
-    return lax.with_sharding_constraint(said, replicated(mesh))
+@partial(jax.jit, static_argnames=("views", "mesh"))
+def _show(images: Array, index: Array, call: int, views: Views, mesh: Mesh) -> Array:
+    """The views of one call: apart from the net, so that it compiles once for all sets of views."""
+
+    @partial(_on_each_device, mesh=mesh)
+    def show(call, mine):
+        images, index = mine
+        return views(images, index, call).astype(jnp.float32)
+
+    return show(jnp.asarray(call), (images, index))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "mesh"))
+def _look(graphdef, state, batch, seen: Array, mesh: Mesh) -> dict[str, Array]:
+    """What the net says of a call's views, in one forward pass."""
+
+    @partial(_on_each_device, mesh=mesh)
+    def look(state, mine):
+        batch, seen = mine
+        images = seen.reshape(-1, *seen.shape[2:])
+        logits = logits_of(graphdef, state, images).reshape(*seen.shape[:2], -1)
+        return _figures(logits, batch["label"][:, None, None]) | batch
+
+    return look(state, (batch, seen))
+
+
+def _on_each_device(function: Callable, mesh: Mesh) -> Callable:
+    """`function(shared, mine)`, each device with its own images and no word to the others.
+
+    Left to itself the compiler gathers images for some operations; hosts would wait for each other.
+    """
+    specs = (PartitionSpec(), PartitionSpec("data"))
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"), check_vma=False
+    )
 
 
 def _figures(logits: Float[Array, "N v C"], label: Int[Array, "N 1 1"]) -> dict[str, Array]:
@@ -148,21 +179,30 @@ def _figures(logits: Float[Array, "N v C"], label: Int[Array, "N 1 1"]) -> dict[
     }
 
 
-_PER_VIEW = ("top", "rank", "log_probability", "log_other")
+_PER_IMAGE = ("index", "label", "mask")
 
 
 def _on_host(calls: list[dict[str, Array]]) -> dict[str, np.ndarray]:
-    """The images of a batch that are not masked, the views of all calls side by side."""
-    mask = np.asarray(calls[0]["mask"])
-    said = {name: np.asarray(calls[0][name])[mask] for name in ("index", "label")}
-    for name in _PER_VIEW:
-        said[name] = np.concatenate([np.asarray(call[name]) for call in calls], 1)[mask]
+    """This host's images of a batch, the views of all calls side by side."""
+    said = {name: _local(calls[0][name]) for name in _PER_IMAGE}
+    for name in calls[0].keys() - said.keys():
+        said[name] = np.concatenate([_local(call[name]) for call in calls], 1)
     return said
 
 
+def _local(array: Array) -> np.ndarray:
+    """The rows of an array that are on this host's devices."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
 def _joined(parts: list[dict[str, np.ndarray]]) -> Observations:
+    """All batches of all hosts, without masked images, in order."""
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.argsort(joined["index"])
+    if jax.process_count() > 1:
+        joined = multihost_utils.process_allgather(joined, tiled=True)
+    kept = np.flatnonzero(joined.pop("mask"))
+    order = kept[np.argsort(joined["index"][kept])]
     return Observations(**{name: array[order] for name, array in joined.items()})
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from aa_flax.errors import InputError
 from aa_flax.evaluation.equivariance import EquivarianceMaps
+from aa_flax.models.registry import parse_name
 
 
 def pyplot() -> Any:
@@ -43,7 +44,12 @@ def plot_diagonal(
     columns = min(len(images), 4)
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(3.2 * columns, 2.5 * rows), sharey=True, squeeze=False
+        rows,
+        columns,
+        figsize=(3.2 * columns, 2.5 * rows + 0.3),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     for panel, image in zip(axes.flat, images, strict=False):
         for name, values in probabilities.items():
@@ -70,7 +76,11 @@ def plot_equivariance(path: Path, nets: Mapping[str, EquivarianceMaps]) -> None:
     plt = pyplot()
     columns = max(len(maps.blocks) for maps in nets.values())
     figure, axes = plt.subplots(
-        len(nets), columns, figsize=(1.25 * columns, 1.75 * len(nets)), squeeze=False
+        len(nets),
+        columns,
+        figsize=(1.25 * columns, 1.7 * len(nets) + 0.4),
+        squeeze=False,
+        layout="constrained",
     )
     for row, (name, maps) in zip(axes, nets.items(), strict=True):
         for panel in row:
@@ -93,4 +103,31 @@ def plot_equivariance(path: Path, nets: Mapping[str, EquivarianceMaps]) -> None:
         "[stride]",
         fontsize=10,
     )
+    _save(figure, path)
+
+
+def plot_nets(
+    path: Path, points: Mapping[str, tuple[float, float]], x_label: str, y_label: str
+) -> None:
+    """A point a net, a colour a family of versions, an arrow from each baseline to the others."""
+    plt = pyplot()
+    figure, panel = plt.subplots(figsize=(8, 6))
+    bases = list(dict.fromkeys(parse_name(name)[0] for name in points))
+    palette = plt.get_cmap("tab10" if len(bases) <= 10 else "tab20")
+    colours = {base: palette(i % palette.N) for i, base in enumerate(bases)}
+    for name, (x, y) in points.items():
+        base, filter_size = parse_name(name)
+        colour = colours[base]
+        panel.plot(x, y, "o" if filter_size is None else "s", color=colour, markersize=6)
+        label = base if filter_size is None else str(filter_size)
+        panel.annotate(
+            label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, color=colour
+        )
+        if filter_size is not None and base in points:
+            arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.35}
+            panel.annotate("", (x, y), xytext=points[base], arrowprops=arrow)
+    panel.set_xlabel(x_label)
+    panel.set_ylabel(y_label)
+    panel.grid(alpha=0.3)
+    panel.set_title("circles: baselines; squares: antialiased, with the filter size", fontsize=9)
     _save(figure, path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax import BlurPool, InputError
+from aa_flax import BlurPool, InputError, create_model
 from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.equivariance import EquivarianceMaps, cosine_distance, equivariance_maps
 from aa_flax.models.classifier import Classifier
@@ -132,3 +132,26 @@ def test_a_crop_that_is_no_multiple_of_the_stride_is_refused(rng):
     images = rng.integers(0, 256, (2, 18, 18, 3), np.uint8)
     with pytest.raises(InputError, match=r"multiple of the net's stride, 4 .*crop_size=20"):
         equivariance_maps(Stack(1), batch(images), crop_size=18, mesh=data_mesh())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("filter_size", ["", "_lpf4"])
+@pytest.mark.parametrize("base", ["alexnet", "vgg11_bn", "densenet121", "mobilenet_v2"])
+def test_every_family_has_zeros_at_the_multiples_of_its_strides(rng, base, filter_size):
+    check_zeros(base + filter_size, rng)
+
+
+@pytest.mark.parametrize("name", ["resnet18_lpf4"])
+def test_a_net_has_zeros_at_the_multiples_of_its_strides(rng, name):
+    check_zeros(name, rng)
+
+
+def check_zeros(name, rng):
+    images = rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
+    model = create_model(name, num_classes=10)
+    found = equivariance_maps(model, batch(images), crop_size=32, mesh=data_mesh())
+    down, right = np.indices(found.maps.shape[1:])
+    for stride, distances in zip(found.strides[:-1], found.maps[:-1], strict=True):
+        whole = (down % stride == 0) & (right % stride == 0)
+        np.testing.assert_allclose(distances[whole], 0, atol=1e-5)
+        assert stride == 1 or distances[~whole].mean() > 1e-4

@@ -8,6 +8,7 @@ from aa_flax.data.loader import evaluation_batches
 from aa_flax.data.transforms import normalise
 from aa_flax.evaluation.observe import Observations, observe
 from aa_flax.evaluation.views import Views
+from aa_flax.layers import conv2d
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh
 from configs import digits_resnet18
@@ -48,13 +49,35 @@ class Flat(Classifier):
         return self.fc(x.reshape(len(x), -1))
 
 
-def batches(batch_size: int = 8, source: Noise | None = None):
-    source = source or Noise()
+class Small(Classifier):
+    """One strided convolution; its features have a place, so equivariance can be measured."""
+
+    name = "small"
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = conv2d(3, 8, 3, stride=2, padding=1, rngs=rngs)
+        self.fc = nnx.Linear(8, CLASSES, rngs=rngs)
+
+    def named_blocks(self):
+        yield "conv", lambda x: nnx.relu(self.conv(x))
+
+    def __call__(self, x):
+        return self.fc(self.features(x).mean((1, 2)))
+
+
+def noise_config():
+    """A config of the evaluation of `Noise`."""
     config = digits_resnet18.get_config()
-    config.data.crop_size = CROP
-    config.data.image_size = SIZE
+    config.data.crop_size, config.data.image_size = CROP, SIZE
+    config.eval.batch_size, config.eval.shift_range, config.eval.passes = 8, 5, 3
+    return config
+
+
+def batches(batch_size: int = 8):
+    source = Noise()
     size = source.images.shape[1]
-    return evaluation_batches(source, batch_size, config.data, crop=size)
+    return evaluation_batches(source, batch_size, noise_config().data, crop=size)
 
 
 def look(views: Views, batch_size: int = 8, devices=None, model=None) -> Observations:
