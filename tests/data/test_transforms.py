@@ -31,12 +31,12 @@ def test_crop_at_cuts_each_image_at_its_own_offset(rng):
 def test_a_batch_is_cropped_mirrored_and_normalised_as_it_says(rng):
     data = imagenet.get_config().data
     data.crop_size = 6
-    images = rng.integers(0, 256, (3, 8, 9, 3), np.uint8)
+    images = jnp.asarray(rng.integers(0, 256, (3, 8, 9, 3), np.uint8))
     offset, flip = np.array([[0, 0], [2, 3], [1, 2]], np.int32), np.array([False, True, True])
     found = preprocess({"image": images, "offset": offset, "flip": flip}, data)
     for i, (top, left) in enumerate(offset):
         crop = images[i, top : top + 6, left : left + 6]
-        expected = normalise(jnp.asarray(crop[None, :, ::-1] if flip[i] else crop[None]))
+        expected = normalise(crop[None, :, ::-1] if flip[i] else crop[None])
         np.testing.assert_array_equal(found[i], expected[0])
     plain = preprocess({"image": images}, data)
-    np.testing.assert_array_equal(plain, normalise(jnp.asarray(images)))
+    np.testing.assert_array_equal(plain, normalise(images))
