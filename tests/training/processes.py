@@ -26,7 +26,7 @@ def start(workdir: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         },
         stdout=subprocess.PIPE,

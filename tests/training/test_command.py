@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from aa_flax.data.sources import Digits
@@ -27,6 +28,7 @@ def write_digits(folder: Path, count: int, side: int) -> None:
             image.resize((side, side + i % 9), Image.Resampling.BICUBIC).save(path, quality=95)
 
 
+@pytest.mark.slow
 def test_a_tree_of_jpegs_trains_on_an_imagenet_recipe(tmp_path):
     write_digits(tmp_path / "digits", count=40, side=56)
     flags = {
