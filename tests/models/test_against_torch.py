@@ -23,6 +23,16 @@ FAMILIES = (
     "mobilenet_v2_lpf4",
 )
 
+QUICK_BASES = ("alexnet", "resnet18", "resnext50_32x4d", "densenet121", "mobilenet_v2")
+
+
+def families(*quick):
+    """One net of each family; those that are not named take long enough to be marked slow."""
+    return pytest.mark.parametrize(
+        "name",
+        [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in FAMILIES],
+    )
+
 
 def images(count, size):
     return np.random.default_rng(0).standard_normal((count, size, size, 3), np.float32)
@@ -69,7 +79,7 @@ def blocks(model):
         yield f"features.{len(model.blocks) + 1}", model.head
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@families("vgg11_bn_lpf4", "resnet18_lpf4", "mobilenet_v2_lpf4")
 def test_every_block_equals_the_originals(name):
     reference = reference_net(name)
     for layer in reference.modules():
@@ -145,7 +155,7 @@ def torch_training_step(reference, x, labels, dtype):
     return loss.item(), net
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@families("alexnet_lpf4", "resnet18_lpf4", "mobilenet_v2_lpf4")
 def test_a_training_step_has_the_originals_gradients_and_statistics(name):
     """In float64, where both compute the same function or do not.
 
@@ -179,7 +189,7 @@ def test_without_batch_norm_float32_gradients_are_the_originals():
         assert relative_difference(found[key], parameter.grad.numpy()) <= 1e-4, key
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "alexnet_lpf4"])
+@families("resnet18_lpf4", "mobilenet_v2_lpf4")
 def test_float32_batch_statistics_follow_the_originals(name):
     reference, model = trainable_pair(name)
     x = images(8, 64)
@@ -222,7 +232,10 @@ def test_twenty_steps_of_sgd_follow_the_originals_loss():
     assert torchs[-1] < 0.5 * torchs[0]  # it does learn
 
 
-@pytest.mark.parametrize("base", BASELINES)
+@pytest.mark.parametrize(
+    "base",
+    [pytest.param(n, marks=() if n in QUICK_BASES else pytest.mark.slow) for n in BASELINES],
+)
 def test_weights_survive_the_way_to_torch_and_back_bit_for_bit(base):
     model = nnx.eval_shape(lambda: create_model(f"{base}_lpf4", num_classes=10))
     rng = np.random.default_rng(0)
