@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 from scipy import sparse
 
-from aa_flax.layers import max_pool
+from aa_flax.layers import is_circular, max_pool
 
 Padding = Literal["reflect", "replicate", "zero", "circular"]
 Implementation = Literal["conv", "gather"]
@@ -81,6 +81,8 @@ def blur_pool(
     Raises:
         ValueError: a wrong rank, type or option, or an axis too short for its padding.
     """
+    if is_circular():
+        padding = "circular"
     geometry = _check(x, filter_size, stride, padding, pad_offset)
     if implementation is None:
         return lax.platform_dependent(

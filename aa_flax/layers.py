@@ -1,6 +1,8 @@
 """Layers that the nets share, computing what their torch namesakes compute, on NHWC arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from math import prod, sqrt
 
@@ -13,6 +15,37 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.depthwise import depthwise_conv
+
+_circular = ContextVar("circular", default=False)
+
+
+@contextmanager
+def circular_padding() -> Iterator[None]:
+    """Within it, convolutions, max pools and BlurPools see periodic images, whatever their padding.
+
+    For analysis: a layer of stride s then gives maps of `n / s` pixels of images of n, and commutes
+    with whole shifts by s. It acts while a function is traced, so trace it for this alone.
+    """
+    token = _circular.set(True)
+    try:
+        yield
+    finally:
+        _circular.reset(token)
+
+
+def is_circular() -> bool:
+    """Whether `circular_padding` is in force."""
+    return _circular.get()
+
+
+def _wrapped(x: Array, extents: Sequence[int], strides, padding) -> Array:
+    """The image continued periodically, as far as windows of those extents need it."""
+    widths = [
+        (before, max(extent - stride - before, 0))
+        for extent, stride, (before, _) in zip(extents, strides, padding, strict=True)
+    ]
+    return jnp.pad(x, [(0, 0), *widths, (0, 0)], mode="wrap")
+
 
 kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -145,8 +178,11 @@ def max_pool(
     The window is separable: a running maximum along each axis in turn, last axis first. Among
     equal values the first in reading order takes the whole gradient, as in torch; NaN propagates.
     """
-    if padding:
-        widths = [(0, 0), *[(padding, padding)] * (x.ndim - 2), (0, 0)]
+    dims = x.ndim - 2
+    if is_circular():
+        x = _wrapped(x, [window] * dims, [stride] * dims, [(padding, padding)] * dims)
+    elif padding:
+        widths = [(0, 0), *[(padding, padding)] * dims, (0, 0)]
         x = jnp.pad(x, widths, constant_values=-jnp.inf)
     if min(x.shape[1:-1]) < window:
         raise ValueError(
@@ -212,6 +248,10 @@ def conv_general_dilated(
     narrower than their kernel (3x3 on 2x2 maps, so the last stage of a net on small images) fall
     into a scalar loop: they become a matrix product.
     """
+    if is_circular():
+        dilated = zip(kernel.shape, options["rhs_dilation"], strict=False)
+        x = _wrapped(x, [(k - 1) * d + 1 for k, d in dilated], strides, padding)
+        padding = ((0, 0), (0, 0))
     dense = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     native = partial(dense, feature_group_count=feature_group_count)
     output = jax.eval_shape(native, x, kernel).shape

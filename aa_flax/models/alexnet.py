@@ -6,6 +6,8 @@ With `filter_size=None` this is torchvision's net. With a filter size (Zhang, IC
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
 """
 
+from collections.abc import Callable, Iterator
+
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
@@ -74,13 +76,15 @@ class AlexNet(Classifier):
             return max_pool(x, 3, stride=2)
         return self.blur(max_pool(x, 3, stride=1))
 
-    def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 256"]:
-        """The last feature map, before it is averaged into 6x6 bins."""
-        x = self.pool(self.stem(x))
-        x = self.pool(jax.nn.relu(self.conv2(x)))
-        x = jax.nn.relu(self.conv3(x))
-        x = jax.nn.relu(self.conv4(x))
-        return self.pool(jax.nn.relu(self.conv5(x)))
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield "stem", self.stem
+        yield "pool1", self.pool
+        yield "conv2", lambda x: jax.nn.relu(self.conv2(x))
+        yield "pool2", self.pool
+        yield "conv3", lambda x: jax.nn.relu(self.conv3(x))
+        yield "conv4", lambda x: jax.nn.relu(self.conv4(x))
+        yield "conv5", lambda x: jax.nn.relu(self.conv5(x))
+        yield "pool5", self.pool
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(self.features(x), 6)

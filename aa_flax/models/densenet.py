@@ -7,7 +7,8 @@ Sec. 3.2):
     average pool, stride 2      ->  BlurPool, stride 2     (itself a weighted average)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from aa_flax.blurpool import BlurPool
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, avg_pool, conv2d, linear, max_pool
-from aa_flax.models.classifier import Classifier
+from aa_flax.models.classifier import Classifier, rematerialised
 
 _kaiming_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -129,18 +130,18 @@ class DenseNet(Classifier):
         self, layers: Sequence[DenseLayer], x: Float[Array, "N H W C"]
     ) -> Float[Array, "N H W c"]:
         """Each layer sees the maps of all before it; the block gives all of them."""
-        run: Callable = nnx.remat(DenseLayer.__call__) if self.remat else DenseLayer.__call__
         maps = [x]
         for layer in layers:
-            maps.append(run(layer, maps))
+            maps.append((rematerialised(layer) if self.remat else layer)(maps))
         return jnp.concatenate(maps, axis=-1)
 
-    def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
-        """The last feature map, before it is averaged."""
-        x = self.dense_block(self.blocks[0], self.stem(x))
-        for transition, block in zip(self.transitions, self.blocks[1:], strict=True):
-            x = self.dense_block(block, transition(x))
-        return jax.nn.relu(self.norm5(x))
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield "stem", self.stem
+        for i, layers in enumerate(self.blocks):
+            yield f"blocks.{i}", partial(self.dense_block, layers)
+            if i < len(self.transitions):
+                yield f"transitions.{i}", self.transitions[i]
+        yield "norm5", lambda x: jax.nn.relu(self.norm5(x))
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         return self.classifier(self.features(x).mean((1, 2)))

@@ -6,6 +6,8 @@ every strided block runs densely and is followed by BlurPool; the stem keeps its
     depthwise conv, stride 2  -  ReLU6   ->  depthwise conv, stride 1  -  ReLU6  -  BlurPool
 """
 
+from collections.abc import Callable, Iterator
+
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
@@ -125,12 +127,11 @@ class MobileNetV2(Classifier):
             rngs=rngs,
         )
 
-    def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
-        """The last feature map, before it is averaged."""
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield "stem", self.stem
+        for i, block in enumerate(self.blocks):
+            yield f"blocks.{i}", block
+        yield "head", self.head
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         return self.classifier(self.dropout(self.features(x).mean((1, 2))))

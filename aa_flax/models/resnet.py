@@ -10,7 +10,7 @@ densely and is followed by BlurPool (Zhang, ICML 2019, Sec. 3.2, figure 2):
 BlurPool has no variables, so a plain net and its antialiased one have the same state tree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from flax import nnx
@@ -232,13 +232,11 @@ class ResNet(Classifier):
             x = self.blur(x)
         return self.blur(max_pool(x, 2, stride=1))
 
-    def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
-        """The last feature map, before it is averaged."""
-        x = self.stem(x)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                x = block(x)
-        return x
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield "stem", self.stem
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            for i, block in enumerate(getattr(self, name)):
+                yield f"{name}.{i}", block
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         return self.fc(self.features(x).mean((1, 2)))

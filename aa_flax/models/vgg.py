@@ -6,7 +6,7 @@ Sec. 3.2) each of the five max pools, the only strided layers, becomes
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from flax import nnx
@@ -77,13 +77,11 @@ class VGG(Classifier):
             return max_pool(x, 2, stride=2)
         return self.blur(max_pool(x, 2, stride=1))
 
-    def features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 512"]:
-        """The last feature map, before it is averaged into 7x7 bins."""
-        for stage in self.stages:
-            for block in stage:
-                x = block(x)
-            x = self.pool(x)
-        return x
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        for i, stage in enumerate(self.stages, 1):
+            for j, block in enumerate(stage, 1):
+                yield f"conv{i}_{j}", block
+            yield f"pool{i}", self.pool
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(self.features(x), 7)

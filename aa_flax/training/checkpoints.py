@@ -1,79 +1,289 @@
-"""Checkpoints of a run, by Orbax: the latest, the best by top-1, and every tenth epoch's."""
+"""Checkpoints of a run, by Orbax: the two latest, the best by top-1, and every tenth epoch's."""
 
+import gc
+import sys
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
+from logging import LogRecord
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
-from aa_flax.training.state import TrainState
+from aa_flax.sharding import is_main_process
+from aa_flax.training.state import TrainState, split_model, update_model
 
 
-def _top1(metrics: Any) -> float:
-    return metrics["top1"]
+class Record(NamedTuple):
+    """What a checkpoint says of itself.
 
+    Attributes:
+        step: updates made, and so the position in the data.
+        epoch: epochs completed.
+        top1: accuracy on the validation set in percent; None: the epoch was not evaluated (yet).
+        checksums: CRC-32 of each part of the state.
+        num_classes: of the model. config: of the run.
+    """
 
-_keep = ocp.training.preservation_policies
-_POLICY: Any = _keep.AnyPreservationPolicy(
-    [
-        _keep.LatestN(1),
-        _keep.BestN(get_metric_fn=_top1, n=1),
-        _keep.EveryNSteps(10),
-    ]
-)
+    step: int
+    epoch: int
+    top1: float | None
+    checksums: dict[str, int]
+    num_classes: int
+    config: dict[str, Any]
 
 
 class Checkpoints:
-    """A folder of checkpoints, numbered by completed epochs.
+    """A folder of checkpoints, each named by its step.
 
-    Use as a context manager: leaving it waits until the last one is written.
+    Use as a context manager: leaving it waits until the last one is written. Two latest are kept,
+    so that there is one to go back to if the last turns out to be damaged. Every process of a run
+    makes the same calls; one writes.
+
+    Args:
+        folder: made if absent.
+        keep_every: epochs between checkpoints that are kept for good.
+        of_run: the run that writes to the folder opens it: what a killed run left half-written is
+            removed. Readers leave it alone, it may be in the making.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, keep_every: int = 10, of_run: bool = False):
+        logging.get_absl_logger().addFilter(_is_not_of_orbax)
+        self.folder = folder.resolve()
+        self._keep_every = keep_every
+        self._of_run = of_run
+        self._open()
+
+    def _open(self) -> None:
         self._checkpointer = ocp.training.Checkpointer(
-            str(folder.resolve()), preservation_policy=_POLICY, cleanup_tmp_directories=True
+            str(self.folder), preservation_policy=self, cleanup_tmp_directories=self._of_run
         )
+        found = [self._read_record(c.step) for c in self._checkpointer.checkpoints]
+        self._records = {record.step: record for record in found if record is not None}
+
+    def _read_record(self, step: int) -> Record | None:
+        """None where the checkpoint is damaged."""
+        try:
+            description: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
+            return Record(**description)
+        except Exception:  # whatever Orbax meets in a damaged folder
+            return None
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._checkpointer.close()
+    def __exit__(self, error_type, *_):
+        try:
+            self._checkpointer.close()
+        except Exception as error:
+            if error_type is None:
+                raise self._write_error(error) from error
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Orbax asks here which checkpoints to keep."""
+        kept = {c.step for c in checkpoints[-2:]}
+        if (best := self.best) is not None:
+            kept.add(best.step)
+        for record in self._records.values():
+            if record.top1 is not None and record.epoch % self._keep_every == 0:
+                kept.add(record.step)
+        return [c.step in kept for c in checkpoints]
 
     @property
-    def latest_epoch(self) -> int | None:
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+    def latest(self) -> Record | None:
+        return max(self._records.values(), key=lambda r: r.step, default=None)
 
     @property
-    def best_epoch(self) -> int | None:
-        """The epoch of the highest top-1; the earlier one of two equals."""
-        self._checkpointer.wait()
-        found = self._checkpointer.checkpoints
-        return max(found, key=lambda c: (_top1(c.metrics), -c.step)).step if found else None
+    def best(self) -> Record | None:
+        """That of the highest top-1; the earlier one of two equals."""
+        rated = [r for r in self._records.values() if r.top1 is not None]
+        return max(rated, key=lambda r: (r.top1, -r.step), default=None)
 
-    def save(self, epoch: int, state: TrainState, top1: float) -> None:
-        """Starts writing the state after `epoch` epochs, and its top-1 in percent."""
-        self._checkpointer.wait()  # a save asked for during another one would be left out
+    def find(self, step: int | None) -> Record:
+        """The checkpoint of a step; None: the best, or the latest where none is evaluated yet.
+
+        Raises:
+            InputError: there is none.
+        """
+        record = self._records.get(step) if step is not None else self.best or self.latest
+        if record is not None:
+            return record
+        if step is not None and self._records:
+            there = ", ".join(map(str, sorted(self._records)))
+            raise InputError(f"no checkpoint of step {step} in {self.folder}; there are {there}")
+        raise InputError(
+            f"the run in {self.folder.parent} has no checkpoint yet; one follows each epoch"
+        )
+
+    def save(
+        self,
+        state: TrainState,
+        *,
+        epoch: int,
+        top1: float | None,
+        num_classes: int,
+        config: dict[str, Any],
+    ) -> None:
+        """Starts writing the state, with what its `Record` says.
+
+        Raises:
+            InputError: this checkpoint, or the one before, could not be written.
+        """
+        step = int(state.step)
+        self.wait()  # a save asked for during another one would be left out
         # The next step overwrites the state's buffers while this one is still being written.
-        copy = jax.tree.map(jnp.copy, state)
-        self._checkpointer.save_checkpointables_async(epoch, copy._asdict(), metrics={"top1": top1})
+        parts = _parts(jax.tree.map(jnp.copy, state))
+        checksums = {name: _checksum(part) for name, part in parts.items()}
+        record = Record(step, epoch, top1, checksums, num_classes, config)
+        again = step in self._records
+        self._records[step] = record
+        try:
+            self._checkpointer.save_checkpointables_async(
+                step, parts, overwrite=again, custom_metadata=record._asdict()
+            )
+        except Exception as error:
+            raise self._write_error(error) from error
 
-    def restore(self, epoch: int, like: TrainState) -> TrainState:
-        """The state after `epoch` epochs, placed as the arrays of `like` are."""
-        parts = jax.tree.map(_abstract, like._asdict())
-        return TrainState(**self._checkpointer.load_checkpointables(epoch, parts))
+    def wait(self) -> None:
+        """Returns once what was saved is on disk.
 
-    def restore_model(self, epoch: int, model: Classifier) -> None:
-        """Fills the model, in place, with the weights after `epoch` epochs."""
-        _, params, rest = nnx.split(model, nnx.Param, ...)
-        parts = jax.tree.map(_abstract, {"params": params, "rest": rest})
-        loaded = self._checkpointer.load_checkpointables(epoch, parts)
-        nnx.update(model, loaded["params"], loaded["rest"])
+        Raises:
+            InputError: it could not be written.
+        """
+        try:
+            self._checkpointer.wait()
+        except Exception as error:
+            raise self._write_error(error) from error
+
+    def _write_error(self, error: Exception) -> InputError:
+        on_disk = sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        before = f"that of step {on_disk[-1]} is intact" if on_disk else "there is none before it"
+        return InputError(
+            f"the checkpoint of step {max(self._records, default=0)} could not be written to "
+            f"{self.folder} ({_first_line(error)}); {before}; make room there and give the same "
+            "command to continue"
+        )
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, Record] | None:
+        """The latest state that can be read, placed as the arrays of `like` are.
+
+        Damaged checkpoints are set aside, as `STEP.damaged`, and named on the standard output.
+
+        Returns:
+            None where there is no checkpoint yet.
+
+        Raises:
+            InputError: there are checkpoints, and all are damaged.
+        """
+        self.wait()
+        abstract = jax.tree.map(_abstract, _parts(like))
+        steps = [c.step for c in self._checkpointer.checkpoints]
+        for step in reversed(steps):
+            parts, problem = self._load(step, abstract)
+            if parts is not None:
+                state = TrainState(**parts["model"], **parts["optimizer"])
+                return state, self._records[step]
+            self._set_aside(step, problem)
+        if steps:
+            raise InputError(
+                f"every checkpoint in {self.folder} is damaged; they are kept as STEP.damaged. "
+                "Remove the folder to begin anew"
+            )
+        return None
+
+    def _load(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """Parts of a checkpoint, checked; or None, and why."""
+        parts, problem = None, "its description is unreadable"
+        if (record := self._records.get(step)) is not None:
+            parts, problem = self._load_quietly(step, abstract)
+            if parts is not None and any(
+                _checksum(part) != record.checksums[name] for name, part in parts.items()
+            ):
+                parts, problem = None, "its content has changed since it was written"
+        if jax.process_count() > 1:  # go back together
+            fine = multihost_utils.process_allgather(np.array(parts is not None))
+            parts = parts if fine.all() else None
+        return parts, problem
+
+    def _load_quietly(self, step: int, abstract: Any) -> tuple[dict[str, Any] | None, str]:
+        """`_load` without checks. What goes wrong is told once, by the caller."""
+        with warnings.catch_warnings():  # Orbax leaves coroutines and pending reads behind
+            warnings.simplefilter("ignore", RuntimeWarning)
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+            try:
+                return self._checkpointer.load_checkpointables(step, abstract), ""
+            except Exception as error:  # of many types, from Orbax, tensorstore and json
+                problem = _first_line(error)
+                time.sleep(0.5)  # until those reads have ended
+            finally:
+                gc.collect()
+                sys.unraisablehook = hook
+        return None, problem
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        print(f"the checkpoint of step {step} is damaged ({problem}); going back to the one before")
+        self._checkpointer.close()
+        if is_main_process():
+            (self.folder / str(step)).rename(self.folder / f"{step}.damaged")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoint set aside")
+        self._open()
+
+    def restore_model(self, step: int, model: Classifier) -> None:
+        """Fills the model, in place, with the weights and statistics of a checkpoint.
+
+        Raises:
+            InputError: the checkpoint is damaged, or of another net.
+        """
+        _, params, batch_stats, random_state = split_model(model)
+        like = TrainState(jnp.zeros(()), params, batch_stats, random_state, opt_state=None)
+        abstract = jax.tree.map(_abstract, {"model": _parts(like)["model"]})
+        parts, problem = self._load(step, abstract)
+        if parts is None:
+            raise InputError(
+                f"the checkpoint of step {step} in {self.folder} does not fit {model.name} or is "
+                f"damaged: {problem}"
+            )
+        update_model(model, like._replace(**parts["model"]))
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds, in two parts that can be read one by one."""
+    fields = state._asdict()
+    optimizer = {name: fields.pop(name) for name in ("step", "opt_state")}
+    return {"model": fields, "optimizer": optimizer}
+
+
+def _is_not_of_orbax(record: LogRecord) -> bool:
+    """Orbax logs a traceback, or several, of each error that it also raises."""
+    return "orbax" not in record.pathname
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _checksum(part: Any) -> int:
+    """CRC-32 over the bytes of all arrays, in the order of the tree."""
+    total = 0
+    for leaf in jax.tree.leaves(part):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        total = zlib.crc32(np.ascontiguousarray(leaf.addressable_data(0)).data, total)
+    return total
+
+
+def _first_line(error: Exception) -> str:
+    """The cause, briefly: Orbax wraps errors in others, and quotes much."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"

@@ -1,6 +1,6 @@
 """A training run: epochs, evaluation, checkpoints, and what the user sees of them."""
 
-import json
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -8,182 +8,324 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
+import jax.numpy as jnp
 from flax import nnx
-from tqdm import tqdm
+from jaxtyping import Array
 
 from aa_flax.config import Config
-from aa_flax.create import create_model
 from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
 from aa_flax.data.sources import Source, make_source
 from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluate import accuracy_on, evaluate
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import data_mesh, put_batch
+from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicate
 from aa_flax.training.checkpoints import Checkpoints
+from aa_flax.training.initialise import init_from, model_of
 from aa_flax.training.optimizer import make_optimizer, make_schedule
+from aa_flax.training.profiling import Profile
+from aa_flax.training.reporting import Figures, Meter, ProgressBar, epoch_line, make_writers
 from aa_flax.training.state import TrainState, init_state, make_train_step, update_model
-from aa_flax.weights.torch_format import load_torch_state_dict
+from aa_flax.training.stopping import Interrupted, Stopped, StopRequest
+from aa_flax.training.torch_resume import TorchRun, read_torch_run
+from aa_flax.training.workdir import claim_workdir, has_checkpoint, locked
+from aa_flax.weights.convert import num_classes_of
+from aa_flax.weights.files import save_weights
+
+_REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 
 
-def train(config: Config, workdir: Path) -> dict[str, Any]:
+def train(config: Config, workdir: Path, resume: Path | None = None) -> dict[str, Any]:
     """Trains as the config says, continuing what `workdir` already holds, and evaluates the best.
 
     Args:
         config: see `configs/`.
-        workdir: folder of the run: `config.json`, `checkpoints/`, and at the end `results.json`.
+        workdir: folder of the run: `config.json`, `versions.json`, `checkpoints/`,
+            `metrics.jsonl`, and at the end `weights.safetensors` and `results.json`.
+        resume: a training checkpoint of the PyTorch original to continue, where `workdir` holds
+            nothing to continue yet.
 
     Returns:
         The final results, those of the checkpoint with the best top-1.
 
     Raises:
-        InputError: a config that does not fit the data, or another than the run began with.
+        InputError: a config that does not fit the data, or another than the run began with; a
+            checkpoint that cannot be written; a loss that is not finite.
+        Stopped: the process was sent SIGTERM; everything is saved.
     """
     sources = {split: make_source(config.data, split) for split in ("train", "val")}
-    steps = steps_per_epoch(sources["train"], config.batch_size)
-    model = model_of(config)
-    schedule = make_schedule(config, steps)
-    _claim_workdir(config, workdir)  # what can be wrong with a config has shown by now
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        _run_epochs(config, model, sources, steps, schedule, checkpoints)
-        best = checkpoints.best_epoch
-        assert best is not None
-        checkpoints.restore_model(best, model)
-    weights = f"{workdir} (epoch {best}, the best)"
+    _check_batches(config)
+    model = model_of(config, sources["train"].num_classes)
+    _check_sizes(config, model)
+    torch_run = None
+    if not has_checkpoint(workdir):
+        if resume is None:
+            init_from(config.init_from, model)
+        else:
+            torch_run = read_torch_run(resume, model, config)
+    claim_workdir(config, workdir)  # what can be wrong with a config has shown by now
+    keep_every = config.checkpoint.keep_every
+    with (
+        locked(workdir),
+        Checkpoints(workdir / "checkpoints", keep_every=keep_every, of_run=True) as checkpoints,
+    ):
+        _Run(config, workdir, model, sources, checkpoints, torch_run).train()
+        checkpoints.wait()
+        best = checkpoints.find(None)
+        checkpoints.restore_model(best.step, model)
+    weights = f"{workdir} (epoch {best.epoch}, the best)"
+    if is_main_process():
+        facts = {"source": weights, "top1": f"{best.top1}"}
+        save_weights(model, workdir / "weights.safetensors", **facts)
     return evaluate(model, config, weights=weights, shift=True, output=workdir / "results.json")
 
 
-def model_of(config: Config) -> Classifier:
-    """The net of a config, with fresh weights."""
-    source = make_source(config.data, "val")
-    return create_model(
-        config.model,
-        num_classes=source.num_classes,
-        rngs=nnx.Rngs(config.seed),
-        dtype=config.dtype,
-    )
+class _Run:
+    """The parts of a run, and its state as it moves through the epochs."""
 
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        model: Classifier,
+        sources: dict[str, Source],
+        checkpoints: Checkpoints,
+        torch_run: TorchRun | None,
+    ):
+        self.config = config
+        self.model = model
+        self.sources = sources
+        self.checkpoints = checkpoints
+        self.mesh = data_mesh()
+        self.steps = _steps_per_epoch(config, sources["train"])
+        schedule = make_schedule(config, self.steps)
+        optimizer = make_optimizer(config, schedule)
+        self.train_step = _train_step(config, model, optimizer, schedule, self.mesh)
+        self._start(init_state(model, optimizer, self.mesh), torch_run)
+        self.writers = make_writers(config, workdir, self.step)
+        self.profile = Profile(workdir / "profile" if config.profile else None)
+        self.compiled = False
 
-def load_weights_of(source: Path, model: Classifier) -> str:
-    """Fills the model from a run's best checkpoint or a torch file.
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
 
-    Returns:
-        What was taken, for the record.
+    def _start(self, fresh: TrainState, torch_run: TorchRun | None) -> None:
+        """Sets the state to begin with, and the first epoch to run."""
+        restored = self.checkpoints.restore_latest(like=fresh)
+        self.state, evaluated = fresh, False
+        if restored is not None:
+            self.state, evaluated = restored[0], restored[1].top1 is not None
+        elif torch_run is not None:
+            self.state = replicate(torch_run.state(fresh, self.steps), self.mesh)
+            self._save(torch_run.epoch, None)
+        # An epoch that is trained and not evaluated is run once more, without steps.
+        epochs, within = divmod(self.step, self.steps)
+        self.first_epoch = epochs + 1 if evaluated or within or epochs == 0 else epochs
+        if self.step:
+            place = f"step {within} behind epoch {epochs}" if within else f"epoch {epochs}"
+            _tell(f"continuing after {place} of {self.config.num_epochs}")
 
-    Raises:
-        InputError: no such weights, weights of another model, or a run without a checkpoint yet.
-    """
-    if source.suffix in (".pth", ".pt", ".tar"):
-        load_torch_state_dict(model, source)
-        return str(source)
-    saved = source / "config.json"
-    if not saved.is_file():
-        raise InputError(
-            f"no run in {source} (no config.json there); train first, or give --weights"
+    def train(self) -> None:
+        """Trains to the last epoch, from wherever the state stands."""
+        batches = self._batches()
+        with StopRequest() as stop:
+            try:
+                for epoch in range(self.first_epoch, self.config.num_epochs + 1):
+                    self._epoch(epoch, batches, stop)
+            finally:
+                self.profile.stop()
+                for writer in self.writers:
+                    writer.close()
+
+    def _batches(self) -> Iterator[Any]:
+        """Endless batches on the devices, from the state's step on."""
+        config = self.config
+        batches = training_batches(
+            self.sources["train"],
+            config.batch_size,
+            config.data,
+            seed=config.seed,
+            start_step=self.step,
         )
-    name = json.loads(saved.read_text())["model"]
-    if name != model.name:
-        raise InputError(f"the run in {source} trained {name}, not {model.name}; give its --config")
-    with Checkpoints(source / "checkpoints") as checkpoints:
-        best = checkpoints.best_epoch
-        if best is None:
-            raise InputError(f"the run in {source} has no checkpoint yet; one follows each epoch")
-        checkpoints.restore_model(best, model)
-    return f"{source} (epoch {best}, the best)"
+        return (batch for _, batch in put_ahead(batches, partial(put_batch, mesh=self.mesh)))
 
-
-def _claim_workdir(config: Config, workdir: Path) -> None:
-    """A folder holds one run: records its config, or checks that it is this one."""
-    path = workdir / "config.json"
-    given = json.loads(config.to_json())
-    if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(given, indent=2) + "\n")
-        return
-    saved = json.loads(path.read_text())
-    if saved != given:
-        old, new = _flat(saved), _flat(given)
-        changed = [
-            f"{key}: {old.get(key)} there, {new.get(key)} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        raise InputError(
-            f"{workdir} holds a run with another config ({'; '.join(changed)}); give another "
-            "--workdir, or the same config to continue"
-        )
-
-
-def _flat(tree: dict, prefix: str = "config") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}.{key}"
-        flat |= _flat(value, name) if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _run_epochs(
-    config: Config,
-    model: Classifier,
-    sources: dict[str, Source],
-    steps: int,
-    schedule: optax.Schedule,
-    checkpoints: Checkpoints,
-) -> None:
-    mesh = data_mesh()
-    optimizer = make_optimizer(config, schedule)
-    state = init_state(model, optimizer, mesh)
-    start = checkpoints.latest_epoch or 0
-    if start:
-        state = checkpoints.restore(start, like=state)
-        print(f"continuing after epoch {start} of {config.num_epochs}")
-    train_step = make_train_step(model, optimizer, partial(preprocess, data=config.data))
-    batches = training_batches(
-        sources["train"],
-        config.batch_size,
-        config.data,
-        seed=config.seed,
-        start_step=start * steps,
-    )
-    put = (batch for _, batch in put_ahead(batches, partial(put_batch, mesh=mesh)))
-    for epoch in range(start + 1, config.num_epochs + 1):
-        began = time.perf_counter()
-        state, trained = _run_epoch(train_step, state, put, steps, epoch, config)
+    def _epoch(self, epoch: int, batches: Iterator[Any], stop: StopRequest) -> None:
+        """Trains what is left of an epoch, evaluates, saves and reports."""
+        began, first_step = time.perf_counter(), self.step
+        figures = self._train_epoch(epoch, batches, stop)
+        try:
+            if self.step < epoch * self.steps:
+                raise Interrupted
+            with stop.interruptible():
+                accuracy = self._accuracy()
+        except Interrupted:
+            raise self._stopped(epoch) from None
+        figures |= {f"val_{name}": accuracy[name] for name in ("loss", "top1", "top5")}
+        self._check_finite(figures["val_loss"], self.step, figures.get("learning_rate"))
+        self._save(epoch, accuracy["top1"])
+        self._write({"epoch": epoch, **figures})
         seconds = time.perf_counter() - began
-        accuracy = accuracy_on(update_model(model, state), sources["val"], config, mesh)
-        checkpoints.save(epoch, state, accuracy["top1"])
-        print(
-            f"epoch {epoch:3d}/{config.num_epochs}  train loss {trained['loss']:.4f} "
-            f"top-1 {trained['top1']:6.2f} %  val loss {accuracy['loss']:.4f} "
-            f"top-1 {accuracy['top1']:6.2f} %  lr {schedule(int(state.step)):.2g}  "
-            f"{steps * config.batch_size / seconds:.0f} img/s",
-            flush=True,
+        trained = self.step - first_step
+        left = (self.config.num_epochs - epoch) * seconds if trained == self.steps else 0
+        _tell(epoch_line(epoch, self.config.num_epochs, figures, left))
+        if stop.reached(self.step):
+            raise self._stopped(epoch)
+
+    def _train_epoch(
+        self, epoch: int, batches: Iterator[Any], stop: StopRequest
+    ) -> dict[str, float]:
+        """Steps to the end of the epoch, or to where the run was told to stop.
+
+        Metrics are fetched one step late, so that the devices never wait for the host.
+        """
+        meter = Meter(self.config.batch_size)
+        title, done = (
+            f"epoch {epoch}/{self.config.num_epochs}",
+            self.step - (epoch - 1) * self.steps,
+        )
+        learning_rate, pending = None, None
+        with ProgressBar(title, self.steps, done) as bar:
+            for step in range(self.step, epoch * self.steps):
+                began = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                metrics = self._step(batch, meter)
+                if pending is not None:
+                    learning_rate = self._count(meter, bar, *pending)
+                pending = (step, metrics, waited)
+                if stop.reached(step + 1):
+                    break
+            if pending is not None:
+                learning_rate = self._count(meter, bar, *pending)
+        if learning_rate is None:
+            return {}
+        return {**meter.epoch(), "learning_rate": learning_rate}
+
+    def _step(self, batch: Any, meter: Meter) -> dict[str, Array]:
+        self.profile.before_step(self.state)
+        began = time.perf_counter()
+        self.state, metrics = self.train_step(self.state, batch)
+        if not self.compiled:
+            self.compiled = True
+            seconds = time.perf_counter() - began
+            meter.leave_out(seconds)
+            _tell(f"compiled the training step in {seconds:.1f} s")
+        return metrics
+
+    def _count(
+        self, meter: Meter, bar: ProgressBar, step: int, metrics: dict[str, Array], waited: float
+    ) -> float:
+        """Takes up the metrics of a step once it is done; returns its learning rate."""
+        values = {name: float(value) for name, value in metrics.items()}
+        rate = values["learning_rate"]
+        self._check_finite(values["loss"] + values["gradient_norm"], step + 1, rate)
+        meter.add(values["loss"], values["correct"], waited)
+        bar.advance(meter)
+        if meter.steps % _REPORT_EVERY == 0:
+            norm = values["gradient_norm"]
+            self._write({**meter.report(), "learning_rate": rate, "gradient_norm": norm}, step + 1)
+        return rate
+
+    def _accuracy(self) -> Any:
+        model = update_model(self.model, self.state)
+        return accuracy_on(model, self.sources["val"], self.config, self.mesh)
+
+    def _save(self, epoch: int, top1: float | None) -> None:
+        self.checkpoints.save(
+            self.state,
+            epoch=epoch,
+            top1=top1,
+            num_classes=num_classes_of(self.model),
+            config=self.config.to_dict(),
+        )
+
+    def _stopped(self, epoch: int) -> Stopped:
+        latest = self.checkpoints.latest
+        if latest is None or latest.step != self.step:
+            self._save(self.step // self.steps, None)
+        self.checkpoints.wait()
+        return Stopped(
+            f"stopped after step {self.step} (in epoch {epoch}), all is saved; the same command "
+            "continues"
+        )
+
+    def _check_finite(self, value: float, step: int, learning_rate: float | None) -> None:
+        if math.isfinite(value):
+            return
+        self.checkpoints.wait()
+        latest = self.checkpoints.latest
+        last = "there is no checkpoint yet"
+        if latest is not None:
+            last = f"the last good checkpoint is of step {latest.step} (epoch {latest.epoch})"
+        rate = "" if learning_rate is None else f" at learning rate {learning_rate:.4g}"
+        raise InputError(
+            f"the loss or its gradient is no longer finite after step {step}{rate}; {last}. Try a "
+            "lower config.optimizer.learning_rate or some warmup_epochs, in another --workdir"
+        )
+
+    def _write(self, figures: Figures, step: int | None = None) -> None:
+        for writer in self.writers:
+            writer.write(self.step if step is None else step, figures)
+
+
+def _train_step(config: Config, model: Classifier, optimizer, schedule, mesh):
+    options = config.optimizer
+    return make_train_step(
+        model,
+        optimizer,
+        partial(preprocess, data=config.data),
+        schedule=schedule,
+        mesh=mesh,
+        label_smoothing=options.label_smoothing,
+        accumulation_steps=options.accumulation_steps,
+        accumulate=options.accumulate,
+        batch_stat_groups=config.batch_stat_groups,
+    )
+
+
+def _steps_per_epoch(config: Config, source: Source) -> int:
+    steps = steps_per_epoch(source, config.batch_size)
+    return min(steps, config.max_steps_per_epoch or steps)
+
+
+def _check_batches(config: Config) -> None:
+    """A batch must divide into equal parts: micro-batches, on each device, in each group."""
+    micro_batches, groups = config.optimizer.accumulation_steps, config.batch_stat_groups
+    devices = jax.device_count()
+    for what, parts in (
+        (f"{micro_batches} micro-batches on {devices} devices", devices),
+        (f"{micro_batches} micro-batches of {groups} groups of batch statistics", groups),
+    ):
+        if config.batch_size % (micro_batches * parts):
+            raise InputError(
+                f"batch_size {config.batch_size} does not divide into {what}; change "
+                "--config.batch_size, optimizer.accumulation_steps or batch_stat_groups"
+            )
+    if config.eval.batch_size % devices:
+        raise InputError(
+            f"config.eval.batch_size {config.eval.batch_size} does not divide among {devices} "
+            "devices"
         )
 
 
-def _run_epoch(
-    train_step,
-    state: TrainState,
-    batches: Iterator[Any],
-    steps: int,
-    epoch: int,
-    config: Config,
-) -> tuple[TrainState, dict[str, float]]:
-    """Trains for `steps` steps; the metrics stay on the device until the end."""
-    size = config.batch_size
-    history = []
-    title = f"epoch {epoch}/{config.num_epochs}"
-    with tqdm(total=steps * size, desc=title, unit="img", leave=False) as bar:
-        for _ in range(steps):
-            batch = next(batches)
-            state, metrics = train_step(state, batch)
-            history.append(metrics)
-            if len(history) > 1:  # wait for the step before: the bar shows work that is done
-                bar.set_postfix(loss=f"{float(history[-2]['loss']) / size:.3f}", refresh=False)
-                bar.update(size)
-        jax.block_until_ready(state)
-        bar.update(size)
-    total = {name: sum(float(m[name]) for m in history) for name in history[0]}
-    images = steps * size
-    return state, {"loss": total["loss"] / images, "top1": 100 * total["correct"] / images}
+def _check_sizes(config: Config, model: Classifier) -> None:
+    """What would show only in the first step, or at the end of the run."""
+    data, eval_ = config.data, config.eval
+    if data.image_size < data.crop_size + eval_.shift_range - 1:
+        raise InputError(
+            f"images of {data.image_size} pixels are too small for crops of {data.crop_size} at "
+            f"offsets 0..{eval_.shift_range - 1}; change config.data.image_size, data.crop_size or "
+            "eval.shift_range"
+        )
+    graphdef, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, data.crop_size, data.crop_size, 3), jnp.float32)
+    try:
+        jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, image)
+    except ValueError as error:
+        raise InputError(f"config.data.crop_size {data.crop_size}: {error}") from error
+
+
+def _tell(line: str) -> None:
+    if is_main_process():
+        print(line, flush=True)

@@ -1,0 +1,164 @@
+"""Robustness to corruptions (ImageNet-C) and to perturbations over time (ImageNet-P).
+
+Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019. The trees hold images that are cut to size already, so they are neither
+resized nor, at the published 224 pixels, cropped.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from aa_flax.errors import InputError
+
+# AlexNet's top-1 error in percent on each corruption of ImageNet-C, mean over the five severities:
+# the published denominators of the mCE.
+ALEXNET_ERRORS: Mapping[str, float] = {
+    "gaussian_noise": 88.6428,
+    "shot_noise": 89.4468,
+    "impulse_noise": 92.2640,
+    "defocus_blur": 81.9880,
+    "glass_blur": 82.6268,
+    "motion_blur": 78.5948,
+    "zoom_blur": 79.8360,
+    "snow": 86.6816,
+    "frost": 82.6572,
+    "fog": 81.9324,
+    "brightness": 56.4592,
+    "contrast": 85.3204,
+    "elastic_transform": 64.6056,
+    "pixelate": 71.7840,
+    "jpeg_compression": 60.6500,
+}
+SEVERITIES = ("1", "2", "3", "4", "5")
+
+
+def corruption_folders(root: Path) -> dict[str, dict[str, Path]]:
+    """Folders of classes by corruption and severity: `<corruption>/<severity>/<class>/*`.
+
+    The corruptions may lie deeper, as in the published archives (`noise/gaussian_noise/1/...`).
+
+    Raises:
+        InputError: no such folder, or none in it.
+    """
+    if not root.is_dir():
+        raise InputError(f"no folder {root}; it has to hold <corruption>/<severity>/<class>/*.JPEG")
+    found: dict[str, dict[str, Path]] = {}
+    for pattern in ("*/[1-5]", "*/*/[1-5]"):
+        for folder in sorted(root.glob(pattern)):
+            if folder.is_dir():
+                found.setdefault(folder.parent.name, {})[folder.name] = folder
+    if not found:
+        raise InputError(f"{root} holds no <corruption>/<severity>/<class>/*, severity 1 to 5")
+    return found
+
+
+def corruption_summary(
+    per_severity: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """Figures of each corruption, and the mCE where all fifteen are complete.
+
+    Args:
+        per_severity: results with `top1` in percent by corruption and severity.
+
+    Returns:
+        `mean_top1`; by corruption its `severities`, `error` (mean over them, in percent) and, with
+        all five of a known corruption, `ce`: the error as a percentage of AlexNet's; and `mce`, the
+        mean of those over the fifteen, or None.
+    """
+    figures: dict[str, Any] = {}
+    for name, severities in per_severity.items():
+        error = float(np.mean([100 - result["top1"] for result in severities.values()]))
+        figures[name] = {"error": error, "severities": dict(severities)}
+        if name in ALEXNET_ERRORS and set(severities) == set(SEVERITIES):
+            figures[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]
+    complete = [figures[name]["ce"] for name in ALEXNET_ERRORS if "ce" in figures.get(name, {})]
+    return {
+        "mean_top1": 100 - float(np.mean([figure["error"] for figure in figures.values()])),
+        "mce": float(np.mean(complete)) if len(complete) == len(ALEXNET_ERRORS) else None,
+        "by_corruption": figures,
+    }
+
+
+def flip_rate(predicted: Int[np.ndarray, " n"], clips: list[str], *, noise: bool) -> float:
+    """How often the top-1 class changes within a clip, in percent, mean over the clips.
+
+    Args:
+        predicted: the class of each frame, clip after clip, frames in order.
+        clips: the clip of each frame.
+        noise: compare each frame with the clip's first (frames of noise have no order), not with
+            the one before.
+
+    Raises:
+        InputError: a clip of fewer than two frames.
+    """
+    names, starts = np.unique(clips, return_index=True)
+    rates = []
+    for name, frames in zip(
+        names[np.argsort(starts)], np.split(predicted, np.sort(starts)[1:]), strict=True
+    ):
+        if len(frames) < 2:
+            raise InputError(f"the clip {name} has one frame; a flip needs two or more")
+        before = frames[0] if noise else frames[:-1]
+        rates.append(np.mean(frames[1:] != before))
+    return 100 * float(np.mean(rates))
+
+
+def perturbation_summary(
+    rates: Mapping[str, float], reference: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Flip rates, and the mFR: their mean in percent of the reference's (AlexNet's).
+
+    Raises:
+        InputError: a perturbation that the reference does not list.
+    """
+    result: dict[str, Any] = {"flip_rates": dict(rates), "mean_flip_rate": _mean(rates.values())}
+    if reference is not None:
+        if missing := sorted(rates.keys() - reference.keys()):
+            raise InputError(f"the table of flip rates lacks {', '.join(missing)}; add them")
+        result["mfr"] = _mean(100 * rates[name] / reference[name] for name in rates)
+    return result
+
+
+def _mean(values) -> float:
+    return float(np.mean(list(values)))
+
+
+def read_flip_rates(path: Path) -> dict[str, float]:
+    """A reference net's flip rates in percent: a text file of lines `perturbation<tab>percent`.
+
+    Raises:
+        InputError: no such file, or a line that is something else.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}; give lines of perturbation<tab>flip rate in percent")
+    rates = {}
+    for line in path.read_text().splitlines():
+        name, _, rate = line.partition("\t")
+        try:
+            rates[name] = float(rate)
+        except ValueError as error:
+            raise InputError(f"{path}: not perturbation<tab>percent: {line!r}") from error
+    return rates
+
+
+def perturbation_folders(root: Path) -> list[Path]:
+    """Folders `<perturbation>` of `<perturbation>/<class>/<clip>/<frame>`.
+
+    Raises:
+        InputError: no such folder, none in it, or clips that are films instead of frames.
+    """
+    if not root.is_dir():
+        raise InputError(f"no folder {root}; it has to hold <perturbation>/<class>/<clip>/<frame>")
+    if films := next(root.glob("*/*/*.mp4"), None):
+        raise InputError(
+            f"{films} is a film; write its frames to a folder first, e.g. ffmpeg -i clip.mp4 "
+            "clip/%04d.png"
+        )
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
+    if not folders:
+        raise InputError(f"{root} holds no <perturbation>/<class>/<clip>/<frame>")
+    return folders

@@ -1,0 +1,167 @@
+"""Maps of internal shift-equivariance: which layers move their features as the image moves.
+
+Zhang (2019, Sec. 3 and 4.1, fig. 5) compares, for a feature map F and a shift (dh, dw),
+
+    Shift(F(X))   with   F(Shift(X))
+
+by their cosine distance; a layer is equivariant where both agree. Here the image is rolled by whole
+pixels and every layer pads circularly, as in the paper (the weights may have been trained with
+another padding), and F(X) is moved by (dh, dw) / stride of its own pixels, periodically. The paper
+says that maps are brought to the image's resolution for that, not how. Here the fractional shift is
+band-limited (`shift_band_limited`): it is exact for features without aliasing, so all distance that
+is found comes from the layer; nearest-neighbour or linear interpolation would add an error of its
+own. The distance is 1 - cos of the channel vectors, averaged over the positions of the map. Shifts
+by multiples of the stride are whole pixels of the map: there the distance is zero for every layer.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from aa_flax.data.loader import Batch
+from aa_flax.data.transforms import center_crop, normalise
+from aa_flax.errors import InputError
+from aa_flax.evaluation.bandlimited import shift_band_limited
+from aa_flax.evaluation.files import save_arrays
+from aa_flax.evaluation.observe import inference_state
+from aa_flax.layers import circular_padding
+from aa_flax.models.classifier import Classifier
+from aa_flax.sharding import put_batch, replicated
+
+
+@dataclass(frozen=True)
+class EquivarianceMaps:
+    """Cosine distances of B - 1 blocks and the logits at every offset of a period of P pixels.
+
+    Attributes:
+        blocks: names, in order; the last is `logits`, a map of one pixel: its invariance.
+        strides: pixels of the image in one of the block's map.
+        maps: mean over the images; `maps[b, dh, dw]`.
+        scale: mean distance between two different images at each block, to judge the maps by.
+    """
+
+    blocks: tuple[str, ...]
+    strides: tuple[int, ...]
+    maps: Float[np.ndarray, "B P P"]
+    scale: Float[np.ndarray, " B"]
+
+    def save(self, path: Path) -> None:
+        """Writes the attributes to an .npz file."""
+        save_arrays(path, {name: np.asarray(value) for name, value in vars(self).items()})
+
+    @classmethod
+    def load(cls, path: Path) -> "EquivarianceMaps":
+        """Reads what `save` wrote."""
+        with np.load(path) as file:
+            blocks, strides = file["blocks"].tolist(), file["strides"].tolist()
+            return cls(tuple(blocks), tuple(strides), file["maps"], file["scale"])
+
+
+def equivariance_maps(
+    model: Classifier,
+    batch: Batch,
+    *,
+    crop_size: int,
+    mesh: Mesh,
+    progress: tqdm | None = None,
+) -> EquivarianceMaps:
+    """Measures every block of a net at all offsets of its largest stride, on one batch.
+
+    Args:
+        model: the net; its batch norms use their running statistics.
+        batch: of `evaluation_batches`, at least two images; masked images do not count.
+        crop_size: side of the centre crop, a multiple of the largest stride.
+        progress: a bar, advanced by one each offset; its total is set.
+
+    Raises:
+        InputError: a crop size that is no multiple of the largest stride.
+    """
+    graphdef, state = inference_state(model, mesh)
+    on_device = put_batch(batch, mesh)
+    images, mask = center_crop(on_device["image"], crop_size), on_device["mask"]
+    features = _features(graphdef, state, images)
+    blocks = (*(name for name, _ in model.named_blocks()), "logits")
+    strides = tuple(_stride(feature, crop_size) for feature in features)
+    period = max(strides[:-1])
+    if crop_size % period:
+        raise InputError(
+            f"equivariance maps need a crop size that is a multiple of the net's stride, {period} "
+            f"pixels, got {crop_size}; give e.g. --config.data.crop_size="
+            f"{-(-crop_size // period) * period} (and an image_size of at least that)"
+        )
+    maps = np.zeros((len(features), period, period))
+    if progress is not None:
+        progress.reset(period**2)
+    for offset in np.ndindex(period, period):
+        distances = _distances(graphdef, state, images, features, mask, jnp.array(offset), mesh)
+        maps[:, *offset] = np.asarray(distances)
+        if progress is not None:
+            progress.update()
+    scale = np.asarray(_distances_between_images(features, mask, mesh), np.float64)
+    return EquivarianceMaps(blocks, strides, maps, scale)
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _features(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> list[Array]:
+    """What every block gives, and the logits as a map of one pixel; all padding is circular."""
+    model: Any = nnx.merge(graphdef, state, copy=True)
+    x = normalise(images)
+    features = []
+    with circular_padding():
+        logits = model(x)[:, None, None]
+        for _, block in model.named_blocks():
+            x = block(x)
+            features.append(x)
+    return [feature.astype(jnp.float32) for feature in (*features, logits)]
+
+
+@partial(jax.jit, static_argnames=("graphdef", "mesh"))
+def _distances(graphdef, state, images, features, mask, offset, mesh) -> Float[Array, " B"]:
+    """The distance of each block at one offset, mean over the images."""
+    rolled = jnp.roll(images, offset, (1, 2))
+    distances = []
+    for still, moved in zip(features, _features(graphdef, state, rolled), strict=True):
+        shifts = jnp.broadcast_to(offset / _stride(moved, images.shape[1]), (len(images), 2))
+        distance = cosine_distance(shift_band_limited(still, shifts), moved)
+        distances.append(jnp.mean(distance, where=mask))
+    return lax.with_sharding_constraint(jnp.stack(distances), replicated(mesh))
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _distances_between_images(features, mask, mesh) -> Float[Array, " B"]:
+    """Of each block, mean over all pairs of images."""
+    steps = range(1, len(mask))
+    both = jnp.stack([mask & jnp.roll(mask, i) for i in steps])
+    distances = []
+    for feature in features:
+        pairs = [cosine_distance(feature, jnp.roll(feature, i, 0)) for i in steps]
+        distances.append(jnp.mean(jnp.stack(pairs), where=both))
+    return lax.with_sharding_constraint(jnp.stack(distances), replicated(mesh))
+
+
+def cosine_distance(x: Float[Array, "N h w C"], y: Float[Array, "N h w C"]) -> Float[Array, " N"]:
+    """1 - cos of the angle between channel vectors, mean over positions.
+
+    Of two zero vectors it is 0, of a zero and another vector 1; vectors shorter than 1e-5 of the
+    longest count as zero: a shifted zero is zero only up to rounding.
+    """
+    lengths = jnp.linalg.norm(jnp.stack([x, y]), axis=-1)
+    zero = lengths <= 1e-5 * lengths.max((0, 2, 3), keepdims=True)
+    cosine = (x * y).sum(-1) / jnp.where(zero.any(0), 1, lengths[0] * lengths[1])
+    distance = jnp.where(zero.any(0), zero[0] != zero[1], 1 - cosine)
+    return distance.mean((1, 2))
+
+
+def _stride(feature: Array, crop_size: int) -> int:
+    """Pixels of the image in one of the map."""
+    return round(crop_size / feature.shape[1])

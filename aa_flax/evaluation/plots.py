@@ -1,0 +1,133 @@
+"""Figures, with matplotlib (the extra `plots`), which is imported only when one is drawn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from aa_flax.errors import InputError
+from aa_flax.evaluation.equivariance import EquivarianceMaps
+from aa_flax.models.registry import parse_name
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot, for drawing to files.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError("figures need matplotlib: pip install 'aa_flax[plots]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot().close(figure)
+
+
+def plot_diagonal(
+    path: Path,
+    probabilities: Mapping[str, Float[np.ndarray, "images offsets"]],
+    images: Sequence[int],
+) -> None:
+    """The true class's probability along the diagonal, a panel an image, a line a net."""
+    plt = pyplot()
+    columns = min(len(images), 4)
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(3.2 * columns, 2.5 * rows + 0.3),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel, image in zip(axes.flat, images, strict=False):
+        for name, values in probabilities.items():
+            panel.plot(values[image], marker=".", label=name)
+        panel.set_title(f"image {image}", fontsize=10)
+        panel.set_ylim(-0.02, 1.02)
+        panel.grid(alpha=0.3)
+    for panel in axes[-1]:
+        panel.set_xlabel("diagonal shift in pixels")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("P(true class)")
+    for panel in axes.flat[len(images) :]:
+        panel.set_axis_off()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    _save(figure, path)
+
+
+def plot_equivariance(path: Path, nets: Mapping[str, EquivarianceMaps]) -> None:
+    """Heat maps of every block, a row a net, as the paper's figure 5.
+
+    Blue is no distance; red, as in the paper, half the distance between two different images or
+    more. Below each map stands its mean as a share of that distance.
+    """
+    plt = pyplot()
+    columns = max(len(maps.blocks) for maps in nets.values())
+    figure, axes = plt.subplots(
+        len(nets),
+        columns,
+        figsize=(1.25 * columns, 1.7 * len(nets) + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (name, maps) in zip(axes, nets.items(), strict=True):
+        for panel in row:
+            panel.set_xticks([])
+            panel.set_yticks([])
+        for panel in row[len(maps.blocks) :]:
+            panel.set_axis_off()
+        for i, panel in enumerate(row[: len(maps.blocks)]):
+            relative = maps.maps[i] / maps.scale[i]
+            panel.imshow(relative, cmap="RdYlBu_r", vmin=0, vmax=0.5)
+            stride = "" if i == len(maps.blocks) - 1 else f" [{maps.strides[i]}]"
+            panel.set_title(maps.blocks[i] + stride, fontsize=8)
+            panel.set_xlabel(f"{100 * relative.mean():.1f} %", fontsize=8)
+        row[0].set_ylabel(name, fontsize=9)
+    period = next(iter(nets.values())).maps.shape[-1]
+    bar = figure.colorbar(axes[0, 0].images[0], ax=axes, fraction=0.02, pad=0.01)
+    bar.set_label("distance / distance of two images", fontsize=8)
+    figure.suptitle(
+        f"Deviation from shift-equivariance at shifts of 0..{period - 1} pixels (down, right); "
+        "[stride]",
+        fontsize=10,
+    )
+    _save(figure, path)
+
+
+def plot_nets(
+    path: Path, points: Mapping[str, tuple[float, float]], x_label: str, y_label: str
+) -> None:
+    """A point a net, a colour a family of versions, an arrow from each baseline to the others."""
+    plt = pyplot()
+    figure, panel = plt.subplots(figsize=(8, 6))
+    bases = list(dict.fromkeys(parse_name(name)[0] for name in points))
+    palette = plt.get_cmap("tab10" if len(bases) <= 10 else "tab20")
+    colours = {base: palette(i % palette.N) for i, base in enumerate(bases)}
+    for name, (x, y) in points.items():
+        base, filter_size = parse_name(name)
+        colour = colours[base]
+        panel.plot(x, y, "o" if filter_size is None else "s", color=colour, markersize=6)
+        label = base if filter_size is None else str(filter_size)
+        panel.annotate(
+            label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, color=colour
+        )
+        if filter_size is not None and base in points:
+            arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.35}
+            panel.annotate("", (x, y), xytext=points[base], arrowprops=arrow)
+    panel.set_xlabel(x_label)
+    panel.set_ylabel(y_label)
+    panel.grid(alpha=0.3)
+    panel.set_title("circles: baselines; squares: antialiased, with the filter size", fontsize=9)
+    _save(figure, path)

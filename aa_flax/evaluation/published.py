@@ -1,0 +1,66 @@
+"""What was published for a net, beside what was measured."""
+
+from math import erfc, sqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aa_flax.models.registry import PublishedResult, published_results, released_weights
+
+
+class Comparison(NamedTuple):
+    """A measured and a published percentage.
+
+    Attributes:
+        difference: measured minus published.
+        p_value: of so large a difference, or a larger one, between two samples of images.
+    """
+
+    measured: float
+    published: float
+    difference: float
+    p_value: float
+
+
+def published_for(results: dict[str, Any]) -> PublishedResult | None:
+    """The published figures of the released weights that were evaluated; None: of any others."""
+    weights = Path(results["weights"].split(" (")[0]).name
+    stems = {Path(r.filename).stem: r for r in released_weights()}
+    released = stems.get(Path(weights).stem)
+    if released is None:
+        return None
+    return next(
+        (
+            p
+            for p in published_results()
+            if (p.model, p.training) == (released.model, released.training)
+        ),
+        None,
+    )
+
+
+def compare(measured: float, published: float, standard_error: float) -> Comparison:
+    """Judges a difference as if both figures were of independent samples of images.
+
+    They are of the same images, so a port that is right stays far within this.
+
+    Args:
+        measured, published: in percent. standard_error: of the measured figure, in percent.
+    """
+    difference = measured - published
+    spread = sqrt(2) * standard_error
+    p_value = erfc(abs(difference) / spread / sqrt(2)) if spread else float(difference == 0)
+    return Comparison(measured, published, difference, p_value)
+
+
+def comparisons(results: dict[str, Any]) -> dict[str, Comparison]:
+    """Top-1 accuracy and, if it was measured, consistency, beside what was published for them."""
+    published = published_for(results)
+    if published is None:
+        return {}
+    share = results["top1"] / 100
+    error = 100 * sqrt(share * (1 - share) / results["num_images"])
+    found = {"accuracy": compare(results["top1"], published.accuracy, error)}
+    if "consistency" in results:
+        error = results["consistency_ci95"] / 1.96
+        found["consistency"] = compare(results["consistency"], published.consistency, error)
+    return found

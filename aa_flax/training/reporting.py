@@ -1,0 +1,220 @@
+"""What a run tells: figures to files and services, a progress bar, a line an epoch."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from aa_flax.config import Config
+from aa_flax.errors import InputError
+from aa_flax.sharding import is_main_process
+
+Figures = Mapping[str, float]
+
+
+class Writer(Protocol):
+    """Somewhere that figures go, by step."""
+
+    def write(self, step: int, figures: Figures) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: an object a line. What stands there of steps to be repeated is cut."""
+
+    def __init__(self, path: Path, start_step: int):
+        kept = [row for row in read_json_lines(path) if row["step"] <= start_step]
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.replace(path)
+        self._file = open(path, "a")  # noqa: SIM115 (closed by close)
+
+    def write(self, step: int, figures: Figures) -> None:
+        try:
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self._file.name} could not be written ({error}); make room there and give the "
+                "same command to continue"
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a line cut short by the end of its run is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+class TensorBoard:
+    """Event files in `folder`. Needs the extra `tensorboard`, but neither TensorFlow nor torch."""
+
+    def __init__(self, folder: Path):
+        try:
+            from tensorboard.summary import Writer as EventWriter
+        except ImportError as error:
+            raise _missing("tensorboard") from error
+        self._writer = EventWriter(str(folder))
+
+    def write(self, step: int, figures: Figures) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project `aa_flax`, the same one when training continues. Extra `wandb`."""
+
+    def __init__(self, config: Config, workdir: Path):
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise _missing("wandb") from error
+        path = workdir / "wandb_run_id"
+        if not path.exists():
+            path.write_text(wandb.util.generate_id())
+        self._run = wandb.init(
+            project="aa_flax",
+            name=config.name,
+            id=path.read_text(),
+            resume="allow",
+            dir=str(workdir),
+            config=config.to_dict(),
+        )
+
+    def write(self, step: int, figures: Figures) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _missing(extra: str) -> InputError:
+    return InputError(
+        f"config.log.{extra} needs the package {extra}: pip install 'aa_flax[{extra}]', or leave "
+        "it out; metrics.jsonl is written always"
+    )
+
+
+def make_writers(config: Config, workdir: Path, start_step: int) -> list[Writer]:
+    """What the config asks for; nothing in the processes that do not report.
+
+    Raises:
+        InputError: a package is missing.
+    """
+    if not is_main_process():
+        return []
+    writers: list[Writer] = []
+    if config.log.tensorboard:
+        writers.append(TensorBoard(workdir / "tensorboard"))
+    if config.log.wandb:
+        writers.append(WeightsAndBiases(config, workdir))
+    return [*writers, JsonLines(workdir / "metrics.jsonl", start_step)]
+
+
+class Meter:
+    """Means over the steps of an epoch so far, and over those since the last report.
+
+    Args:
+        batch_size: images a step.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._began = self._last_report = time.perf_counter()
+        self.steps = 0
+        self._totals: dict[str, float] = {"loss": 0.0, "correct": 0.0, "waited": 0.0}
+        self._at_report = {**self._totals, "steps": 0}
+
+    def add(self, loss: float, correct: float, waited: float) -> None:
+        """A step: its summed loss, its correct images, the seconds it waited for data."""
+        self.steps += 1
+        for name, value in (("loss", loss), ("correct", correct), ("waited", waited)):
+            self._totals[name] += value
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that is not training's."""
+        self._began += seconds
+        self._last_report += seconds
+
+    def report(self) -> Figures:
+        """Of the steps since the last report."""
+        since, self._last_report = self._last_report, time.perf_counter()
+        before, self._at_report = self._at_report, {**self._totals, "steps": self.steps}
+        return self._means(before, self._last_report - since)
+
+    def epoch(self) -> Figures:
+        """Of the whole epoch."""
+        none = dict.fromkeys(self._at_report, 0.0)
+        return self._means(none, time.perf_counter() - self._began)
+
+    def _means(self, before: Mapping[str, float], seconds: float) -> Figures:
+        """`loss`, `top1` in percent, `images_per_second`, `data_wait`: percent of the time."""
+        images = (self.steps - before["steps"]) * self._batch_size
+        if images == 0:
+            return {}
+        loss, correct, waited = (self._totals[k] - before[k] for k in self._totals)
+        return {
+            "train_loss": loss / images,
+            "train_top1": 100 * correct / images,
+            "images_per_second": images / seconds,
+            "data_wait": 100 * waited / seconds,
+        }
+
+
+class ProgressBar:
+    """A bar over the steps of an epoch, in the process that reports and on a terminal alone."""
+
+    def __init__(self, title: str, total: int, done: int):
+        disable = None if is_main_process() else True  # None: off unless on a terminal
+        self._bar = tqdm(
+            total=total, initial=done, desc=title, unit="step", leave=False, disable=disable
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def advance(self, meter: Meter) -> None:
+        self._bar.update()
+        if not self._bar.disable:
+            figures = meter.epoch()
+            self._bar.set_postfix_str(
+                f"loss {figures['train_loss']:.3f}, top-1 {figures['train_top1']:.1f} %, "
+                f"{figures['images_per_second']:.0f} img/s, data {figures['data_wait']:.0f} %",
+                refresh=False,
+            )
+
+
+def epoch_line(epoch: int, num_epochs: int, figures: Figures, seconds_left: float) -> str:
+    """One readable line: training (where there was any), validation, rate, speed, time left."""
+    parts = [f"epoch {epoch:3d}/{num_epochs}"]
+    if "train_loss" in figures:
+        parts.append(f"train loss {figures['train_loss']:.4f} top-1 {figures['train_top1']:6.2f} %")
+    parts.append(f"val loss {figures['val_loss']:.4f} top-1 {figures['val_top1']:6.2f} %")
+    if "train_loss" in figures:
+        parts.append(f"lr {figures['learning_rate']:.2g}")
+        parts.append(f"{figures['images_per_second']:.0f} img/s")
+        parts.append(f"data wait {figures['data_wait']:.0f} %")
+    if seconds_left > 0:
+        parts.append(f"left {timedelta(seconds=math.ceil(seconds_left))}")
+    return "  ".join(parts)

@@ -1,0 +1,61 @@
+"""Runs of the tiny net as processes of their own, and what they end with."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from aa_flax.training.checkpoints import Checkpoints, Record
+from aa_flax.training.initialise import model_from_workdir
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(workdir: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
+    """Starts `tiny.py`; compiled programs are kept, so that later starts are quick."""
+    return subprocess.Popen(
+        [sys.executable, "tests/training/tiny.py", str(workdir), *arguments],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, exit_code: int = 0) -> str:
+    """What the process wrote, once it has ended as expected."""
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == exit_code, errors[-3000:]
+    return output + errors
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: int = 60) -> None:
+    """Returns when the condition holds or the process has ended."""
+    for _ in range(seconds * 100):
+        if process.poll() is not None or condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def final_state(workdir: Path) -> tuple[Record, list[np.ndarray]]:
+    """The last checkpoint, and its parameters and batch statistics."""
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        latest = checkpoints.latest
+    assert latest is not None
+    model, _ = model_from_workdir(workdir, latest.step)
+    state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    return latest, [np.asarray(x) for x in jax.tree.leaves(state)]

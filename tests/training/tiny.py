@@ -1,0 +1,90 @@
+"""A net that compiles in a second, its run on the digits, and that run as a command.
+
+python tests/training/tiny.py WORKDIR [KEY=VALUE ...] [--coordinator ADDRESS N I]
+"""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+from flax import nnx
+
+from aa_flax.blurpool import BlurPool
+from aa_flax.config import Config
+from aa_flax.layers import BatchNorm, conv2d, linear
+from aa_flax.models import registry
+from aa_flax.models.classifier import Classifier
+from configs import digits_resnet18
+
+
+class TinyNet(Classifier):
+    """Convolution, batch norm (unless told otherwise), BlurPool, dropout, linear layer."""
+
+    def __init__(
+        self, *, num_classes=10, filter_size=None, batch_norm=True, dropout=0.1, dtype=None, rngs
+    ):
+        self.filter_size = filter_size
+        self.conv = conv2d(3, 4, 3, stride=2, padding=1, dtype=dtype, rngs=rngs)
+        self.bn = BatchNorm(4, rngs=rngs) if batch_norm else None
+        self.blur = BlurPool(3, stride=2)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+        self.fc = linear(4, num_classes, dtype=dtype, rngs=rngs)
+
+    def stem(self, x):
+        x = self.conv(x)
+        return self.blur(jax.nn.relu(x if self.bn is None else self.bn(x)))
+
+    def named_blocks(self):
+        yield "stem", self.stem
+
+    def __call__(self, x):
+        return self.fc(self.dropout(self.features(x).mean((1, 2))))
+
+
+def register() -> None:
+    """Makes `tiny` a name of `create_model`, and `tiny_plain`, which drops nothing."""
+    registry.BASELINES["tiny"] = TinyNet  # pyright: ignore[reportIndexIssue]
+    registry.BASELINES["tiny_plain"] = partial(TinyNet, dropout=0.0)  # pyright: ignore[reportIndexIssue]
+
+
+def tiny_config(**changes) -> Config:
+    """Three short epochs on the digits; `changes` by dotted name."""
+    config = digits_resnet18.get_config()
+    config.name = config.model = "tiny"
+    config.num_epochs = 3
+    config.batch_size = 64
+    config.max_steps_per_epoch = 6
+    config.eval.batch_size = 256
+    config.eval.passes = 1
+    config.data.augmentation = "random_shift"
+    config.data.num_workers = 2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def main(workdir: str, *arguments: str) -> None:
+    from aa_flax.sharding import start_distributed
+    from aa_flax.training import loop
+    from aa_flax.training.stopping import EXIT_CODE, Stopped
+
+    changes = list(arguments)
+    if "--coordinator" in changes:
+        place = changes.index("--coordinator")
+        address, count, index = changes[place + 1 :]
+        start_distributed(address, int(count), int(index))
+        del changes[place:]
+    register()
+    pairs = (change.split("=", 1) for change in changes)
+    config = tiny_config(**{key: json.loads(value) for key, value in pairs})
+    try:
+        loop.evaluate = lambda *_, **__: {}  # the final results are not looked at
+        loop.train(config, Path(workdir))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
