@@ -1,7 +1,8 @@
 """Evaluates nets: python eval.py [--config C] [--weights W] [--shift] ... [--output results.json].
 
 Without --config the quickstart's; without --weights the best checkpoint of the config's run. W is a
-run's folder, a .safetensors or torch file (.pth, .pth.tar), or `pretrained`, the published weights.
+run's folder, a .safetensors or torch file (.pth, .pth.tar), or published weights: `pretrained`, as
+the original chooses, `finetuned` or `scratch`.
 
 Several nets in turn: python eval.py --models 'resnet*_lpf4,vgg16' [--weights W] [--output FOLDER].
 Each gets FOLDER/<net>.json; what is there already is kept, so the same command continues after an
@@ -92,9 +93,10 @@ def _names(patterns: list[str]) -> list[str]:
 def _load(source: str, config: Config) -> tuple[Classifier, str]:
     """The config's net with the weights in `source`, and where they come from, for the record."""
     name, path = config.model, Path(source)
-    if source == "pretrained":
-        model = create_model(name, pretrained=True, dtype=config.dtype)
-        return model, choose(name).filename
+    if source in ("pretrained", "finetuned", "scratch"):
+        training = None if source == "pretrained" else source
+        model = create_model(name, pretrained=training or True, dtype=config.dtype)
+        return model, choose(name, training).filename
     if path.suffix in (".safetensors", ".pth", ".pt", ".tar"):
         return create_model(name, pretrained=path, dtype=config.dtype), source
     model, weights = model_from_workdir(path)

@@ -50,7 +50,7 @@ def randomised(net: torch.nn.Module) -> torch.nn.Module:
     return net.eval()
 
 
-def relative_difference(x: jax.Array, reference: np.ndarray) -> float:
+def relative_difference(x: jax.Array | np.ndarray, reference: np.ndarray) -> float:
     """The largest difference, over the largest value of the reference."""
     return float(np.abs(np.asarray(x) - reference).max() / np.abs(reference).max())
 

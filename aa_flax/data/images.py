@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from aa_flax.errors import InputError
 
@@ -40,6 +40,9 @@ def decode(encoded: bytes, name: str) -> Image.Image:
     """
     try:
         return _decode_plain_jpeg(encoded) or Image.open(io.BytesIO(encoded)).convert("RGB")
+    except UnidentifiedImageError as error:  # whose message names a place in memory
+        reason = ValueError("empty" if not encoded else "not an image, or its beginning is broken")
+        raise ImageError.of(name, reason) from error
     except Exception as error:  # PIL raises whatever a broken file leads it into
         raise ImageError.of(name, error) from error
 

@@ -148,6 +148,6 @@ def _report_skipped(
             raise InputError(f"none of the {len(source)} images can be read: {source.name(0)}, ...")
         if step % steps == 0 and skipped:
             names = "".join(f"\n  {source.name(i)}" for i in skipped)
-            tqdm.write(f"skipped {len(skipped)} images that cannot be read:{names}")
+            tqdm.write(f"skipped images that cannot be read, {len(skipped)}:{names}")
             skipped = []
         yield batch

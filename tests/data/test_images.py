@@ -34,6 +34,13 @@ def test_a_truncated_file_is_named(odd_files, name, share):
         decode(encoded, f"some/{name}")
 
 
+def test_an_empty_file_and_a_text_are_named_for_what_they_are():
+    with pytest.raises(ImageError, match=r"a\.jpg: empty;"):
+        decode(b"", "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg: not an image"):
+        decode(b"<html>", "a.jpg")
+
+
 def test_damaged_jpegs_are_read_or_refused_as_pil_does(odd_files, rng):
     encoded = odd_files["420.jpg"]
     for position in rng.integers(2, len(encoded), 200):

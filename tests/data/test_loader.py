@@ -154,7 +154,7 @@ def test_evaluation_masks_what_it_skips_and_lists_it_at_the_end(capsys):
     batches = evaluate(source=Numbered(3, 9), on_error="skip")
     seen = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
     assert seen.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
-    assert capsys.readouterr().out == "skipped 2 images that cannot be read:\n  3.jpg\n  9.jpg\n"
+    assert capsys.readouterr().out == "skipped images that cannot be read, 2:\n  3.jpg\n  9.jpg\n"
 
 
 def test_processes_stop_and_skip_as_threads_do(capsys):

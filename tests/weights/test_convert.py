@@ -1,14 +1,20 @@
 """`convert_torch_weights.py`, as it is called."""
 
+import json
 import shutil
 
 import numpy as np
+import optax
 import pytest
 import torch
+from flax import nnx
 
 import convert_torch_weights
 from aa_flax import InputError, create_model, save_weights
 from aa_flax.models import registry
+from aa_flax.sharding import data_mesh
+from aa_flax.training.checkpoints import Checkpoints
+from aa_flax.training.state import init_state
 from aa_flax.weights.convert import abstract_net, num_parameters
 from aa_flax.weights.files import read_metadata
 from tests.reference import assert_same_net, reference_net, torchvision
@@ -106,6 +112,26 @@ def test_the_net_follows_from_a_checkpoints_arch_or_a_files_name(convert, net, t
     torch.save({"a": torch.ones(3)}, tmp_path / f"{NAME}.pth")
     with pytest.raises(InputError, match="holds no classifier"):
         convert(tmp_path / f"{NAME}.pth", tmp_path / "c.safetensors")
+
+
+def test_a_runs_checkpoints_become_weights_of_either_kind(convert, tmp_path):
+    models = {step: create_model(NAME, num_classes=10, rngs=nnx.Rngs(step)) for step in (1, 2)}
+    config = {"model": NAME, "dtype": "float32"}
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        for step, model in models.items():
+            state = init_state(model, optax.sgd(0.1), data_mesh())
+            state = state._replace(step=state.step + step)
+            checkpoints.save(state, epoch=step, top1=90 - step, num_classes=10, config=config)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    convert(tmp_path / "run", tmp_path / "best.safetensors")
+    convert(tmp_path / "run", tmp_path / "second.pth", "--to-torch", "--step=2")
+    for step, name in ((1, "best.safetensors"), (2, "second.pth")):
+        found = create_model(NAME, pretrained=tmp_path / name).classifier.kernel[...]
+        np.testing.assert_array_equal(found, models[step].classifier.kernel[...])
+    with pytest.raises(InputError, match=r"no checkpoint of step 3 .* there are 1, 2"):
+        convert(tmp_path / "run", tmp_path / "third.pth", "--step=3")
+    with pytest.raises(InputError, match=f"no run in {tmp_path}"):
+        convert(tmp_path, tmp_path / "third.pth")
 
 
 def test_safetensors_that_name_no_net_need_a_name(convert, tmp_path):
