@@ -62,8 +62,8 @@ def training_batches(
     count, steps = len(source), steps_per_epoch(source, batch_size)
     order = grain.MapDataset.range(count).seed(seed).shuffle()
     order = order.map_with_index(lambda place, index: (place // count, index))
-    mine = order[: steps * batch_size][jax.process_index() :: jax.process_count()]
-    examples = mine.map(partial(training_example, source, data, seed)).repeat()
+    mine = _share_of_host(order, batch_size, steps).repeat()
+    examples = mine.map(partial(training_example, source, data, seed))
     batches = _batches(examples, batch_size, data, start_step)
     return _report_skipped(batches, source, steps, start_step)
 
@@ -84,7 +84,7 @@ def evaluation_batches(
     """
     _check(data)
     steps = -(-len(source) // batch_size)
-    mine = grain.MapDataset.range(steps * batch_size)[jax.process_index() :: jax.process_count()]
+    mine = _share_of_host(grain.MapDataset.range(steps * batch_size), batch_size, steps)
     examples = mine.map(partial(evaluation_example, source, data, crop))
     return _report_skipped(_batches(examples, batch_size, data), source, steps)
 
@@ -114,6 +114,24 @@ def _check(data: Config) -> None:
             f"config.data.image_size {data.image_size} is smaller than crop_size {data.crop_size}, "
             "which is cut from it"
         )
+
+
+def _share_of_host(order: grain.MapDataset, batch_size: int, steps: int) -> grain.MapDataset:
+    """This host's examples of each epoch: of every batch the part that its devices hold.
+
+    Put side by side in the order of the hosts, their batches are those of a single host.
+    """
+    share = batch_size // jax.process_count()
+    first = jax.process_index() * share
+    place = partial(_in_order, order, (batch_size, share, first, steps))
+    return grain.MapDataset.range(steps * share).map_with_index(place)
+
+
+def _in_order(order: grain.MapDataset, parts: tuple[int, int, int, int], place: int, _: int) -> Any:
+    batch_size, share, first, steps = parts
+    batch, row = divmod(place, share)
+    epoch, step = divmod(batch, steps)
+    return order[epoch * len(order) + step * batch_size + first + row]
 
 
 def _batches(

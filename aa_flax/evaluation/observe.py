@@ -25,7 +25,7 @@ from aa_flax.data.loader import Batch, put_ahead
 from aa_flax.data.transforms import normalise
 from aa_flax.evaluation.views import Views, check_size
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import is_main_process, put_batch, replicated
+from aa_flax.sharding import is_main_process, put_batch, replicate
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def inference_state(model: Classifier, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.St
     """The net in evaluation mode, split; its state is on every device of the mesh."""
     model.eval()
     graphdef, state = nnx.split(model)
-    return graphdef, jax.device_put(state, replicated(mesh))
+    return graphdef, replicate(state, mesh)
 
 
 def logits_of(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
