@@ -207,5 +207,6 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> Observations:
 
 
 def progress(total: int | None, name: str, unit: str = "img") -> tqdm:
-    """A bar with images a second and the time left, on the first host."""
-    return tqdm(total=total, desc=name, unit=unit, leave=False, disable=not is_main_process())
+    """A bar with images a second and the time left, on the first host and on a terminal alone."""
+    disable = None if is_main_process() else True  # None: off unless on a terminal
+    return tqdm(total=total, desc=name, unit=unit, leave=False, disable=disable)
