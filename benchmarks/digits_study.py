@@ -17,6 +17,7 @@ from aa_flax.evaluation import report
 
 ROOT = Path(__file__).parents[1]
 NETS = ["resnet18", *(f"resnet18_lpf{k}" for k in range(1, 8)), "mobilenet_v2", "mobilenet_v2_lpf4"]
+PAIR = ("resnet18", "resnet18_lpf4")  # that are looked at from inside
 RECIPE = ["--config=configs/digits_resnet18.py", "--config.num_epochs=5", "--config.eval.passes=5"]
 SIZE = ["--config.data.image_size=60", "--config.data.crop_size=52"]
 LARGER = ["--config.data.image_size=72", "--config.data.crop_size=64"]
@@ -34,12 +35,11 @@ def train(net: str, seed: int, workdir: Path) -> Path:
     return results
 
 
-def look_inside(net: str, workdir: Path) -> Path:
-    output = workdir / "inside.json"
+def look(net: str, workdir: Path, measure: str, *flags: str) -> Path:
+    output = workdir / f"{measure}.json"
     if not output.exists():
         weights = f"--weights={workdir / 'weights.safetensors'}"
-        measures = ["--diagonal", "--images=0,3,9,13", "--equivariance"]
-        command("eval.py", net, *LARGER, weights, *measures, f"--output={output}")
+        command("eval.py", net, weights, f"--{measure}", *flags, f"--output={output}")
     return output
 
 
@@ -51,9 +51,13 @@ def main() -> None:
     args = parser.parse_args()
     folders = {(n, s): args.folder / f"{n}_seed{s}" for s in range(args.seeds) for n in NETS}
     results = [train(*run, folder) for run, folder in folders.items()]
-    inside = [look_inside(net, folders[net, 0]) for net in ("resnet18", "resnet18_lpf4")]
     report.write_report(report.read_rows(results), args.output)
-    report.write_report(report.read_rows(inside), args.output / "inside")
+    for measure, flags in {
+        "diagonal": [*SIZE, "--images=0,3,9,13"],
+        "equivariance": LARGER,
+    }.items():
+        found = [look(net, folders[net, 0], measure, *flags) for net in PAIR]
+        report.write_report(report.read_rows(found), args.output / measure)
     print(f"written to {args.output}")
 
 

@@ -1,5 +1,9 @@
 """Two CPU devices, so that every test of training and evaluation runs sharded."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads would spin
+
 import jax
 import numpy as np
 import pytest
