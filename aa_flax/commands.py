@@ -1,6 +1,5 @@
 """What the commands share: flags, the start of several processes, errors as one line."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from aa_flax.config import Config
+from aa_flax.disk import cache_folder
 from aa_flax.errors import InputError
 from aa_flax.sharding import start_distributed
 
@@ -56,5 +56,4 @@ def run(main: Callable[[], None]) -> None:
 def _keep_compiled_programs() -> None:
     """On disk, in the user's cache folder, unless the user has said where or not to."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "aa_flax" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
 
+from aa_flax.disk import cache_folder, replacing
 from aa_flax.errors import InputError
 
 # What torchvision takes for an image: the end of the name, in any case.
@@ -123,9 +123,8 @@ def _cannot_list(error: OSError) -> InputError:
 
 
 def _cache_file(root: Path) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return home / "aa_flax" / f"index_{_VERSION}_{key}.npz"
+    return cache_folder() / f"index_{_VERSION}_{key}.npz"
 
 
 def _read_valid(cache: Path, root: Path) -> Index:
@@ -149,15 +148,8 @@ def _write(cache: Path, index: Index) -> None:
     """Writes the cache in one step; where that is not possible there will be none."""
     classes, folders = _pack(index.classes), _pack(index.folders)
     arrays: Any = index._replace(classes=classes, folders=folders)._asdict()
-    partial = cache.with_name(f"{cache.name}.{uuid4().hex}")
-    with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            partial.replace(cache)
-        finally:
-            partial.unlink(missing_ok=True)
+    with suppress(OSError), replacing(cache) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _pack(names: Iterable[str]) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.disk import replacing
+
 Results = dict[str, Any]
 
 
@@ -35,7 +37,5 @@ def write_results(output: Path, results: Results) -> None:
     before = read_results(output)
     if same_subject(before, results):
         results = before | results
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=2) + "\n")
-    part.replace(output)
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from aa_flax.config import Config
+from aa_flax.disk import replacing
 from aa_flax.errors import InputError
 from aa_flax.sharding import is_main_process
 
@@ -30,9 +31,8 @@ class JsonLines:
 
     def __init__(self, path: Path, start_step: int):
         kept = [row for row in read_json_lines(path) if row["step"] <= start_step]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a")  # noqa: SIM115 (closed by close)
 
     def write(self, step: int, figures: Figures) -> None:

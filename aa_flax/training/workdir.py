@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from aa_flax.config import Config
+from aa_flax.disk import replacing
 from aa_flax.errors import InputError
 from aa_flax.sharding import is_main_process
 
@@ -57,9 +58,8 @@ def has_checkpoint(workdir: Path) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes all of the file or nothing: a reader never sees a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def versions() -> dict[str, Any]:

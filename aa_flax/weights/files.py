@@ -11,9 +11,9 @@ import safetensors
 from flax import nnx
 from safetensors.numpy import save_file
 
+from aa_flax.disk import replacing
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
-from aa_flax.weights.atomic import replacing
 from aa_flax.weights.checks import check_names_and_shapes
 from aa_flax.weights.torch_format import Model, load_torch_state_dict
 

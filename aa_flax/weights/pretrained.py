@@ -9,10 +9,10 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
+from aa_flax.disk import cache_folder, replacing
 from aa_flax.errors import InputError
 from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
-from aa_flax.weights.atomic import replacing
 from aa_flax.weights.convert import check_hash, convert_torch_file, sha256
 
 # Where the originals' files and torchvision's stand.
@@ -67,7 +67,7 @@ def pretrained_file(released: ReleasedWeights) -> Path:
             where to put the file by hand.
     """
     converted = Path(released.filename).with_suffix(".safetensors").name
-    cached = cache_folder() / converted
+    cached = weights_cache() / converted
     local = _local_folder()
     for path in ([] if local is None else [local / converted]) + [cached]:
         if path.is_file():
@@ -83,10 +83,9 @@ def pretrained_file(released: ReleasedWeights) -> Path:
     return cached
 
 
-def cache_folder() -> Path:
-    """Where converted weights are kept: `aa_flax/weights` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "aa_flax" / "weights"
+def weights_cache() -> Path:
+    """Where converted weights are kept."""
+    return cache_folder() / "weights"
 
 
 def _local_folder() -> Path | None:
@@ -133,7 +132,7 @@ def download(released: ReleasedWeights, path: Path) -> None:
         raise InputError(
             f"{address} could not be downloaded: {error}. Download it by other means, put it in a "
             f"folder, and give that folder: AA_FLAX_WEIGHTS=FOLDER (converted weights are kept in "
-            f"{cache_folder()})"
+            f"{weights_cache()})"
         ) from error
 
 

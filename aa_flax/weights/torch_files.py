@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.disk import replacing
 from aa_flax.errors import InputError
-from aa_flax.weights.atomic import replacing
 
 
 def read_torch_content(path: str | Path) -> Any:

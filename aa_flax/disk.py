@@ -1,10 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Where this package keeps files of its own, and files that appear whole or not at all."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`aa_flax` in `$XDG_CACHE_HOME` or `~/.cache`; it may not be there yet."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "aa_flax"
 
 
 @contextmanager
