@@ -27,8 +27,14 @@ def read_torch_content(path: str | Path) -> Any:
     except Exception as error:  # torch raises many types for damaged files
         raise InputError(
             f"{path} cannot be read as torch weights: it is damaged, or holds more than tensors "
-            f"(nothing in it was run). torch says: {(str(error) or repr(error)).splitlines()[0]}"
+            f"(nothing in it was run). torch says: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The cause alone: around it torch advises to load the file code and all."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or repr(error)
+    return text.splitlines()[0].partition(". Please use")[0]
 
 
 def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
