@@ -82,7 +82,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=26)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    net = reference_net(args.model).to(memory_format=torch.channels_last)
+    net = reference_net(args.model)
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model = load_torch_state_dict(create_model(args.model), net.state_dict())
     with tempfile.TemporaryDirectory() as temporary:
         folder = write_photos(Path(temporary) / "val", COUNT)

@@ -210,6 +210,7 @@ def test_float32_batch_statistics_follow_the_originals(name):
             assert relative_difference(found[key], buffer.numpy()) <= 1e-5, key
 
 
+@pytest.mark.slow  # tests/training has the like with our own step and optimizer
 def test_twenty_steps_of_sgd_follow_the_originals_loss():
     reference, model = trainable_pair("resnet18_lpf4")
     x, labels = images(16, 64), np.arange(16) % 10

@@ -71,7 +71,8 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[:1000] if self.fault == "truncated" else body[:-1] + b"?")
+        last = bytes([body[-1] ^ 1])
+        self.wfile.write(body[:1000] if self.fault == "truncated" else body[:-1] + last)
 
     def log_message(self, *_):
         pass
