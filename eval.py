@@ -63,6 +63,7 @@ def main() -> None:
 def _evaluate_in_turn(config: Config, patterns: list[str]) -> None:
     """Goes through the nets; one that cannot be evaluated does not keep the others from it."""
     folder = Path(_OUTPUT.value or "runs/evaluation")
+    _measures()  # a mistake in a flag shows before the first net
     failed = []
     for name in _names(patterns):
         config.model = name
