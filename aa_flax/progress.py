@@ -1,0 +1,18 @@
+"""Progress bars, where a person looks at them: on a terminal, of the first host."""
+
+from typing import Any
+
+from tqdm import tqdm
+
+from aa_flax.sharding import is_main_process
+
+
+def progress_bar(total: int | None, title: str, unit: str = "img", **options: Any) -> tqdm:
+    """A bar with a rate and the time left. It draws nothing into a pipe, a log or a notebook's file.
+
+    Args:
+        total: how many units there are; None: not known yet.
+        options: further ones of `tqdm`, e.g. `initial`, `unit_scale`.
+    """
+    disable = None if is_main_process() else True  # None: off unless on a terminal
+    return tqdm(total=total, desc=title, unit=unit, leave=False, disable=disable, **options)
