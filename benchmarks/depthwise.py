@@ -16,21 +16,22 @@ import torch
 from jax import lax
 from timing import median_ms
 
-from aa_flax.depthwise import depthwise_conv
+from aa_flax.ops import conv_general_dilated
 
 SHAPES = [(8, 112, 112, 32), (8, 56, 56, 144), (8, 28, 28, 192), (8, 14, 14, 576), (8, 7, 7, 960)]
 PADDING = ((1, 1), (1, 1))
 
 
-def grouped(x, kernel):
+def depthwise(x, kernel, conv):
     dimensions = ("NHWC", "HWIO", "NHWC")
     groups = x.shape[-1]
-    return lax.conv_general_dilated(
+    return conv(
         x, kernel, (1, 1), PADDING, dimension_numbers=dimensions, feature_group_count=groups
     )
 
 
-ours = partial(depthwise_conv, strides=(1, 1), padding=PADDING, dilation=(1, 1))
+grouped = partial(depthwise, conv=lax.conv_general_dilated)
+ours = partial(depthwise, conv=conv_general_dilated)
 
 
 def time_jax(conv, x: np.ndarray, kernel: np.ndarray, repeats: int) -> tuple[float, float]:

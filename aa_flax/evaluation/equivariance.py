@@ -34,8 +34,8 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.files import save_arrays
 from aa_flax.evaluation.observe import inference_state
-from aa_flax.layers import circular_padding
 from aa_flax.models.classifier import Classifier
+from aa_flax.ops import circular_padding
 from aa_flax.sharding import put_batch, replicated
 
 

@@ -13,10 +13,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.blurpool import BlurPool
 from aa_flax.errors import InputError
-from aa_flax.layers import adaptive_avg_pool, conv2d, linear, max_pool, torch_uniform
+from aa_flax.layers import conv2d, linear, torch_uniform
 from aa_flax.models.classifier import Classifier
+from aa_flax.ops import adaptive_avg_pool, max_pool
+from aa_flax.pools.blur import BlurPool
 
 
 class AlexNet(Classifier):

@@ -16,10 +16,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.blurpool import BlurPool
 from aa_flax.errors import InputError
-from aa_flax.layers import BatchNorm, avg_pool, conv2d, linear, max_pool
+from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier, rematerialised
+from aa_flax.ops import avg_pool, max_pool
+from aa_flax.pools.blur import BlurPool
 
 _kaiming_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 

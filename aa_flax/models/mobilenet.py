@@ -13,9 +13,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.blurpool import BlurPool
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
+from aa_flax.pools.blur import BlurPool
 
 # Rows of the paper's table 2: expansion, features, blocks, stride of the first.
 _STAGES = (

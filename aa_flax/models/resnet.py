@@ -17,10 +17,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.blurpool import BlurPool
 from aa_flax.errors import InputError
-from aa_flax.layers import BatchNorm, conv2d, linear, max_pool
+from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
+from aa_flax.ops import max_pool
+from aa_flax.pools.blur import BlurPool
 
 
 def _blur(filter_size: int | None, stride: int) -> BlurPool | None:

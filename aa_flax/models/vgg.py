@@ -13,9 +13,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.blurpool import BlurPool
-from aa_flax.layers import BatchNorm, adaptive_avg_pool, conv2d, linear, max_pool
+from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
+from aa_flax.ops import adaptive_avg_pool, max_pool
+from aa_flax.pools.blur import BlurPool
 
 
 class ConvBlock(nnx.Module):

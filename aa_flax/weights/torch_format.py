@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aa_flax.blurpool import binomial_taps
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm
 from aa_flax.models.registry import parse_name
+from aa_flax.ops.blur import binomial_taps
 from aa_flax.weights.checks import check_names_and_shapes
 from aa_flax.weights.torch_files import read_torch_file, todays_name
 from aa_flax.weights.torch_layout import Filter, Flattened, torch_layers

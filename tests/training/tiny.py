@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from aa_flax.blurpool import BlurPool
 from aa_flax.config import Config
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
+from aa_flax.pools.blur import BlurPool
 from configs import digits_resnet18
 
 

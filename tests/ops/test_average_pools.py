@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from aa_flax.layers import adaptive_avg_pool, avg_pool
+from aa_flax.ops import adaptive_avg_pool, avg_pool
 
 
 def torch_pool(pool, x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

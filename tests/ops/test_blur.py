@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 from aa_flax import BlurPool, MaxBlurPool, blur_pool
-from aa_flax.blurpool import binomial_taps
+from aa_flax.ops.blur import binomial_taps
 
 REFERENCE_PADDING = {"reflect": "reflect", "replicate": "repl", "zero": "zero"}
 PADDINGS = ("reflect", "replicate", "zero", "circular")

@@ -6,19 +6,21 @@ what it keeps changes when the input moves by one pixel. BlurPool convolves with
 """
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import comb
+from operator import index
 from typing import Literal, NamedTuple, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 from scipy import sparse
 
-from aa_flax.layers import is_circular, max_pool
+from aa_flax.errors import InputError
+from aa_flax.ops import forms
+from aa_flax.ops.forms import Multilinear, static
+from aa_flax.ops.padding import is_circular
 
 Padding = Literal["reflect", "replicate", "zero", "circular"]
 Implementation = Literal["conv", "gather"]
@@ -39,9 +41,8 @@ def binomial_taps(filter_size: int) -> np.ndarray:
         float64 array of shape `(filter_size,)`; for 4: `[1, 3, 3, 1] / 8`.
     """
     if filter_size < 1:
-        raise ValueError(f"filter_size must be at least 1, got {filter_size}")
-    row = [comb(filter_size - 1, i) for i in range(filter_size)]
-    return np.array(row, np.float64) / 2.0 ** (filter_size - 1)
+        raise InputError(f"filter_size must be at least 1, got {filter_size}")
+    return np.array([comb(filter_size - 1, i) / 2 ** (filter_size - 1) for i in range(filter_size)])
 
 
 def padding_widths(filter_size: int, pad_offset: int = 0) -> tuple[int, int]:
@@ -71,79 +72,31 @@ def blur_pool(
             edge repeated), `zero` or `circular`.
         pad_offset: pixels of padding added on every side beyond those the filter needs.
         implementation: `conv` is a grouped convolution with a fixed filter, the definition;
-            `gather` is the same sum as static, separable look-ups with a backward of its own (no
-            forward-mode derivative). Default: `gather` on CPU, where XLA's grouped convolutions
-            are slow, and `conv` elsewhere.
+            `gather` is the same sum as static, separable look-ups, unless `ops.definitions()` is in
+            force. Default: `gather` on CPU, where XLA's grouped convolutions are slow, and `conv`
+            elsewhere.
 
     Returns:
         The same type as `x`; each spatial axis has `ceil((N + 2 * pad_offset) / stride)` values.
 
     Raises:
-        ValueError: a wrong rank, type or option, or an axis too short for its padding.
+        InputError: a wrong rank, type or option, or an axis too short for its padding.
     """
     if is_circular():
         padding = "circular"
     geometry = _check(x, filter_size, stride, padding, pad_offset)
+    conv = Multilinear(static(_blur_by_conv, geometry=geometry))
+    gather = Multilinear(
+        static(_blur_by_gather, geometry=geometry),
+        transposes=(static(_gather_gradient, geometry=geometry),),
+    )
     if implementation is None:
-        return lax.platform_dependent(
-            x,
-            cpu=partial(_blur_by_gather, geometry=geometry),
-            default=partial(_blur_by_conv, geometry=geometry),
-        )
+        return forms.apply(conv, gather, x)
     if implementation not in get_args(Implementation):
-        raise ValueError(f"implementation must be conv, gather or None, got {implementation!r}")
-    blur = _blur_by_conv if implementation == "conv" else _blur_by_gather
-    return blur(x, geometry=geometry)
-
-
-class BlurPool(nnx.Module):
-    """`blur_pool` as a layer. It holds no variable: the filter is fixed and never trained.
-
-    Args are those of `blur_pool`. Source: Zhang, ICML 2019, Sec. 3.1, "BlurPool".
-    """
-
-    def __init__(
-        self,
-        filter_size: int | Sequence[int] = 4,
-        stride: int | Sequence[int] = 2,
-        padding: Padding = "reflect",
-        pad_offset: int = 0,
-    ):
-        self.filter_size = filter_size if isinstance(filter_size, int) else tuple(filter_size)
-        self.stride = stride if isinstance(stride, int) else tuple(stride)
-        self.padding: Padding = padding
-        self.pad_offset = pad_offset
-        _check_options(self.filter_size, self.stride, padding, pad_offset)
-
-    def __call__(self, x: Float[Array, "N *spatial C"]) -> Float[Array, "N *out C"]:
-        return blur_pool(x, self.filter_size, self.stride, self.padding, self.pad_offset)
-
-
-class MaxBlurPool(nnx.Module):
-    """An antialiased max pool: a dense maximum (stride 1), then `BlurPool`.
-
-    Args:
-        window: side of the window the maximum is taken over.
-        window_padding: pixels around the input for the maximum (never the maximum themselves).
-        filter_size, stride, padding: those of `blur_pool`.
-
-    Source: Zhang, ICML 2019, Sec. 3.2, "MaxPool -> MaxBlurPool".
-    """
-
-    def __init__(
-        self,
-        window: int = 2,
-        filter_size: int = 4,
-        stride: int = 2,
-        padding: Padding = "reflect",
-        window_padding: int = 0,
-    ):
-        self.window = window
-        self.window_padding = window_padding
-        self.blur = BlurPool(filter_size, stride, padding)
-
-    def __call__(self, x: Float[Array, "N *spatial C"]) -> Float[Array, "N *out C"]:
-        return self.blur(max_pool(x, self.window, stride=1, padding=self.window_padding))
+        raise InputError(f"implementation must be conv, gather or None, got {implementation!r}")
+    if implementation == "conv" or forms.are_forced():
+        return conv.function(jnp.asarray(x))
+    return forms.apply(gather, gather, x)
 
 
 class _Axis(NamedTuple):
@@ -163,33 +116,65 @@ class _Axis(NamedTuple):
 _Geometry = tuple[_Axis, ...]
 
 
-def _check_options(filter_size, stride, padding, pad_offset) -> None:
-    for name, value, least in (
-        ("filter_size", filter_size, 1),
-        ("stride", stride, 1),
-        ("pad_offset", pad_offset, 0),
-    ):
-        for number in (value,) if isinstance(value, int) else value:
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+class Options(NamedTuple):
+    """The options of `blur_pool`, checked: numbers are Python's, one or one for each axis."""
+
+    filter_size: int | tuple[int, ...]
+    stride: int | tuple[int, ...]
+    padding: Padding
+    pad_offset: int
+
+
+def check_options(filter_size, stride, padding, pad_offset) -> Options:
+    """The options as `blur_pool` uses them, whatever kind of integers they were given as.
+
+    Raises:
+        InputError: one of them is none that `blur_pool` takes.
+    """
     if padding not in get_args(Padding):
-        raise ValueError(f"padding must be one of {', '.join(get_args(Padding))}; got {padding!r}")
+        raise InputError(f"padding must be one of {', '.join(get_args(Padding))}; got {padding!r}")
+    return Options(
+        _integers("filter_size", filter_size, least=1),
+        _integers("stride", stride, least=1),
+        padding,
+        _integer("pad_offset", pad_offset, least=0),
+    )
 
 
-def _per_axis(name: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
+def _integers(name: str, value, *, least: int) -> int | tuple[int, ...]:
+    several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+    if several and getattr(value, "ndim", 1):
+        return tuple(_integer(name, number, least=least) for number in value)
+    return _integer(name, value, least=least)
+
+
+def _integer(name: str, value, *, least: int) -> int:
+    try:
+        if isinstance(value, bool):  # index() would make it 0 or 1
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        raise InputError(f"{name} must be an integer, got {value!r}") from None
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
+    return number
+
+
+def _per_axis(name: str, value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    values = (value,) * dims if isinstance(value, int) else value
     if len(values) != dims:
-        raise ValueError(f"{name} {value} has {len(values)} entries for {dims} spatial axes")
+        raise InputError(f"{name} {value} has {len(values)} entries for {dims} spatial axes")
     return values
 
 
-def _check(x, filter_size, stride, padding: Padding, pad_offset: int) -> _Geometry:
-    _check_options(filter_size, stride, padding, pad_offset)
+def _check(x, filter_size, stride, padding, pad_offset) -> _Geometry:
+    options = check_options(filter_size, stride, padding, pad_offset)
+    filter_size, stride, padding, pad_offset = options
     dims = x.ndim - 2
     if dims not in (1, 2, 3):
-        raise ValueError(f"x must be (N, 1 to 3 spatial axes, C), got shape {x.shape}")
+        raise InputError(f"x must be (N, 1 to 3 spatial axes, C), got shape {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating point, got {x.dtype}; convert it first")
+        raise InputError(f"x must be floating point, got {x.dtype}; convert it first")
     taps = _per_axis("filter_size", filter_size, dims)
     strides = _per_axis("stride", stride, dims)
     sizes = x.shape[1:-1]
@@ -197,7 +182,7 @@ def _check(x, filter_size, stride, padding: Padding, pad_offset: int) -> _Geomet
         widest = max(padding_widths(k, pad_offset))
         least = max(1, {"reflect": widest + 1, "circular": widest}.get(padding, 1))
         if size < least:
-            raise ValueError(
+            raise InputError(
                 f"input of spatial size {sizes} is too small: {padding} padding for filter_size "
                 f"{k} (pad_offset {pad_offset}) needs at least {least} pixels on each axis"
             )
@@ -225,7 +210,6 @@ def _blur_by_conv(x: Array, geometry: _Geometry) -> Array:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("geometry",))
 def _blur_by_gather(x: Array, geometry: _Geometry) -> Array:
     """The same sum, one axis after the other, as look-ups with static indices.
 
@@ -241,19 +225,13 @@ def _blur_by_gather(x: Array, geometry: _Geometry) -> Array:
     return y.astype(dtype)
 
 
-def _gather_forward(x, geometry):
-    return _blur_by_gather(x, geometry), None
-
-
-def _gather_backward(geometry, _, g):
+def _gather_gradient(g: Array, geometry: _Geometry) -> Array:
     dtype = g.dtype
     g = g.astype(jnp.promote_types(dtype, jnp.float32))
     for i, axis in reversed(list(enumerate(geometry))):
         g = _sparse_rows_dot(g, _backward_rows(axis), axis=1 + i)
-    return (g.astype(dtype),)
+    return g.astype(dtype)
 
-
-_blur_by_gather.defvjp(_gather_forward, _gather_backward)
 
 # A sparse matrix by rows: column indices and weights, both (entries in the fullest row, rows);
 # shorter rows are filled up with weight 0.

@@ -1,0 +1,206 @@
+"""The one switch of `ops`: an operation's definition, or a faster form of the same sum on CPU.
+
+An operation with two forms is one primitive of JAX. Which form it becomes is decided when a program
+is compiled, for the platform it is compiled for, and only that form is in the program. The
+operations are linear in each of their arrays (a blur in one, a convolution in image and kernel), so
+all that JAX transforms follows: the derivative is the operation itself, once for each array, and
+its transposes are forms, too.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType, get_abstract_mesh
+from jaxtyping import Array
+
+_definitions = jax.make_user_context(False)  # a part of what `jax.jit` looks a trace up by
+
+
+@contextmanager
+def definitions() -> Iterator[None]:
+    """Within it, every operation is traced as its definition, whatever the platform.
+
+    For export and for whoever reads programs: a blur is one pad and one grouped convolution, a
+    convolution `lax.conv_general_dilated`, a max pool `lax.reduce_window`, without a primitive of
+    this package. On CPU that is many times slower. It acts while a function is traced; a function
+    that was jitted outside is traced anew.
+    """
+    with _definitions(True):
+        yield
+
+
+def are_forced() -> bool:
+    """Whether `definitions` is in force."""
+    return _definitions.value
+
+
+@dataclass(frozen=True)
+class Static:
+    """A function with options bound to it: `functools.partial`, but equal and hashed by value."""
+
+    function: Callable[..., Array]
+    options: tuple[tuple[str, Hashable], ...]
+
+    def __call__(self, *arrays: Array) -> Array:
+        return self.function(*arrays, **dict(self.options))
+
+
+def static(function: Callable[..., Array], **options: Hashable) -> Static:
+    """`function` of arrays with those options."""
+    return Static(function, tuple(sorted(options.items())))
+
+
+@dataclass(frozen=True)
+class Multilinear:
+    """A function that is linear in each of its arrays, hashed by value, and its transposes.
+
+    Args:
+        function: of arrays.
+        transposes: for each array, the function of the others (in order) and of the result's
+            cotangent that gives its cotangent. Default: what JAX makes of `function`.
+    """
+
+    function: Callable[..., Array]
+    transposes: tuple[Callable[..., Array], ...] = ()
+
+    def by_slot(self, shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[Callable[..., Array], ...]:
+        """The transposes, then the function itself: see `_Form`."""
+        transposes = self.transposes or tuple(
+            _Transpose(self.function, i, shape) for i, shape in enumerate(shapes)
+        )
+        return (*transposes, self.function)
+
+
+def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
+    """`definition.function(*arrays)`; on CPU, unless `definitions` is in force, `cpu`'s instead."""
+    arrays = tuple(map(jnp.asarray, arrays))
+    if are_forced() or _types_hold_axes():
+        return definition.function(*arrays)
+    result = jax.eval_shape(definition.function, *arrays)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays, result))
+    form = _Form(definition.by_slot(shapes[:-1]), cpu.by_slot(shapes[:-1]), shapes)
+    return _form_p.bind(*arrays, form=form, slot=len(arrays))
+
+
+def _types_hold_axes() -> bool:
+    """Whether types say where an array lies (`shard_map`, Explicit axes), as only JAX's own do."""
+    return any(kind != AxisType.Auto for kind in get_abstract_mesh().axis_types)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One multilinear operation, told by slots: its arrays in order, and last its result.
+
+    Function i of `definitions` and of `cpu` takes what stands in all slots but i, in order, and
+    gives what stands in slot i; the last is the operation, the others are its transposes. So the
+    transpose of any of them is another one of them.
+    """
+
+    definitions: tuple[Callable[..., Array], ...]
+    cpu: tuple[Callable[..., Array], ...]
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+
+
+@dataclass(frozen=True)
+class _Transpose:
+    """The transpose of a multilinear function with respect to one of its arrays."""
+
+    function: Callable[..., Array]
+    slot: int
+    shape: jax.ShapeDtypeStruct
+
+    def __call__(self, *arrays: Array) -> Array:
+        *fixed, cotangent = arrays
+
+        def of_slot(x: Array) -> Array:
+            return self.function(*fixed[: self.slot], x, *fixed[self.slot :])
+
+        return jax.linear_transpose(of_slot, self.shape)(cotangent)[0]
+
+
+@dataclass(frozen=True)
+class _Batched:
+    """A function over a batch of its arrays, those of axis 0; summed if its result has no batch."""
+
+    function: Callable[..., Array]
+    axes: tuple[int | None, ...]
+    summed: bool
+
+    def __call__(self, *arrays: Array) -> Array:
+        results = jax.vmap(self.function, self.axes)(*arrays)
+        return results.sum(0) if self.summed else results
+
+
+_form_p = Primitive("aa_flax_form")
+_form_p.def_impl(jax.jit(_form_p.bind, static_argnames=("form", "slot")))
+
+
+@_form_p.def_abstract_eval
+def _abstract(*_: Any, form: _Form, slot: int):
+    shape = form.shapes[slot]
+    return jax.core.ShapedArray(shape.shape, shape.dtype)
+
+
+def _jvp(primals, tangents, *, form: _Form, slot: int):
+    terms = [
+        _form_p.bind(*primals[:i], tangent, *primals[i + 1 :], form=form, slot=slot)
+        for i, tangent in enumerate(tangents)
+        if not isinstance(tangent, ad.Zero)
+    ]
+    return _form_p.bind(*primals, form=form, slot=slot), reduce(ad.add_jaxvals, terms)
+
+
+def _transpose(cotangent, *arrays, form: _Form, slot: int):
+    """The cotangent takes the slot of the result, and what is linear becomes the result."""
+    linear = next(i for i, x in enumerate(arrays) if ad.is_undefined_primal(x))
+    results: list[Any] = [None] * len(arrays)
+    if isinstance(cotangent, ad.Zero):
+        results[linear] = ad.Zero(arrays[linear].aval)
+        return results
+    slots = [*arrays[:slot], cotangent, *arrays[slot:]]
+    target = linear if linear < slot else linear + 1
+    del slots[target]
+    results[linear] = _form_p.bind(*slots, form=form, slot=target)
+    return results
+
+
+def _batch(arrays, axes, *, form: _Form, slot: int):
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    arrays = [x if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(arrays, axes, strict=True)]
+    by_slot = [None if axis is None else 0 for axis in axes]
+    by_slot.insert(slot, 0)
+
+    def batched(functions: tuple[Callable[..., Array], ...]) -> tuple[_Batched, ...]:
+        return tuple(
+            _Batched(function, (*by_slot[:i], *by_slot[i + 1 :]), by_slot[i] is None)
+            for i, function in enumerate(functions)
+        )
+
+    shapes = tuple(
+        s if axis is None else jax.ShapeDtypeStruct((size, *s.shape), s.dtype)
+        for s, axis in zip(form.shapes, by_slot, strict=True)
+    )
+    form = _Form(batched(form.definitions), batched(form.cpu), shapes)
+    return _form_p.bind(*arrays, form=form, slot=slot), 0
+
+
+def _run_definition(*arrays: Array, form: _Form, slot: int) -> Array:
+    return form.definitions[slot](*arrays)
+
+
+def _run_cpu(*arrays: Array, form: _Form, slot: int) -> Array:
+    return form.cpu[slot](*arrays)
+
+
+ad.primitive_jvps[_form_p] = _jvp
+ad.primitive_transposes[_form_p] = _transpose
+batching.primitive_batchers[_form_p] = _batch
+mlir.register_lowering(_form_p, mlir.lower_fun(_run_definition, multiple_results=False))
+mlir.register_lowering(_form_p, mlir.lower_fun(_run_cpu, multiple_results=False), platform="cpu")

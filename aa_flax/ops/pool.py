@@ -1,0 +1,101 @@
+"""Max and average pools on channels-last arrays, computing what their torch namesakes compute."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from aa_flax.errors import InputError
+from aa_flax.ops import forms
+from aa_flax.ops.padding import is_circular, wrapped
+
+
+def max_pool(
+    x: Float[Array, "N *spatial C"], window: int, *, stride: int, padding: int = 0
+) -> Float[Array, "N *out C"]:
+    """Maximum over `window`-sided cubes of the spatial axes, `padding` pixels never winning.
+
+    Among equal values the first in reading order takes the whole gradient, as in torch; NaN
+    propagates. Within `ops.definitions()` it is `lax.reduce_window`; else a running maximum along
+    each axis, last axis first, on every platform: it is several times faster on CPU, forward and
+    backward, and has not been measured on others.
+
+    Raises:
+        InputError: the map, padding included, is smaller than the window.
+    """
+    dims = x.ndim - 2
+    if is_circular():
+        x = wrapped(x, [window] * dims, [stride] * dims, [(padding, padding)] * dims)
+        padding = 0
+    padded = tuple(size + 2 * padding for size in x.shape[1:-1])
+    if min(padded) < window:
+        raise InputError(
+            f"a map of spatial size {padded} (padding included) is too small for max "
+            f"pooling: window {window} needs at least {window} pixels; use a larger image"
+        )
+    widths = [(0, 0), *[(padding, padding)] * dims, (0, 0)]
+    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    if forms.are_forced():
+        shape, strides = ((1, *[n] * dims, 1) for n in (window, stride))
+        return lax.reduce_window(x, np.array(lowest, x.dtype), lax.max, shape, strides, widths)
+    if padding:
+        x = jnp.pad(x, widths, constant_values=lowest)
+    return _running_maximum(x, window, stride)
+
+
+def _running_maximum(x: Array, window: int, stride: int) -> Array:
+    for axis in reversed(range(1, x.ndim - 1)):
+        stop = (x.shape[axis] - window) // stride * stride + 1
+        shifted = [lax.slice_in_dim(x, i, i + stop, stride, axis=axis) for i in range(window)]
+        x = shifted[0]
+        for later in shifted[1:]:
+            x = jnp.where((x >= later) | jnp.isnan(x), x, later)
+    return x
+
+
+def avg_pool(x: Float[Array, "N H W C"], window: int) -> Float[Array, "N h w C"]:
+    """Mean over adjoining squares of `window` pixels; what is left at the far edge is dropped.
+
+    Raises:
+        InputError: an axis is shorter than the window.
+    """
+    batch, height, width, channels = x.shape
+    h, w = height // window, width // window
+    if h == 0 or w == 0:
+        raise InputError(
+            f"average pool with window {window} needs at least {window} pixels on each axis, got "
+            f"spatial size {(height, width)}; use a larger image"
+        )
+    x = x[:, : h * window, : w * window].reshape(batch, h, window, w, window, channels)
+    return x.mean((2, 4))
+
+
+def adaptive_avg_pool(x: Float[Array, "N H W C"], size: int) -> Float[Array, "N size size C"]:
+    """Means over `size` bins an axis, as many as an image has pixels or not.
+
+    Of n pixels bin i covers floor(i * n / size) to ceil((i + 1) * n / size). Along an axis that is
+    a small matrix times the signal, and so is its gradient.
+
+    Raises:
+        InputError: an image without pixels.
+    """
+    dtype = x.dtype
+    y = x.astype(jnp.promote_types(dtype, jnp.float32))
+    for axis, product in ((1, "oh,nhwc->nowc"), (2, "ow,nhwc->nhoc")):
+        if x.shape[axis] == 0:
+            raise InputError(
+                f"average pool of an empty image, spatial size {x.shape[1:3]}; use a larger image"
+            )
+        if x.shape[axis] != size:
+            bins = jnp.asarray(_bins(x.shape[axis], size), y.dtype)
+            y = jnp.einsum(product, bins, y, precision=lax.Precision.HIGHEST)
+    return y.astype(dtype)
+
+
+def _bins(pixels: int, size: int) -> np.ndarray:
+    """The matrix `(size, pixels)` that takes a signal to the means of its bins."""
+    bins = np.zeros((size, pixels))
+    for i in range(size):
+        start, stop = i * pixels // size, -(-(i + 1) * pixels // size)
+        bins[i, start:stop] = 1 / (stop - start)
+    return bins

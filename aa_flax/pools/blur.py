@@ -1,0 +1,58 @@
+"""BlurPool and MaxBlurPool as layers (Zhang, ICML 2019, Sec. 3)."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from aa_flax.ops import blur_pool, max_pool
+from aa_flax.ops.blur import Padding, check_options
+
+
+class BlurPool(nnx.Module):
+    """`blur_pool` as a layer. It holds no variable: the filter is fixed and never trained.
+
+    Args are those of `blur_pool`. Source: Zhang, ICML 2019, Sec. 3.1, "BlurPool".
+    """
+
+    def __init__(
+        self,
+        filter_size: int | Sequence[int] = 4,
+        stride: int | Sequence[int] = 2,
+        padding: Padding = "reflect",
+        pad_offset: int = 0,
+    ):
+        options = check_options(filter_size, stride, padding, pad_offset)
+        self.filter_size, self.stride = options.filter_size, options.stride
+        self.padding: Padding = options.padding
+        self.pad_offset = options.pad_offset
+
+    def __call__(self, x: Float[Array, "N *spatial C"]) -> Float[Array, "N *out C"]:
+        return blur_pool(x, self.filter_size, self.stride, self.padding, self.pad_offset)
+
+
+class MaxBlurPool(nnx.Module):
+    """An antialiased max pool: a dense maximum (stride 1), then `BlurPool`.
+
+    Args:
+        window: side of the window the maximum is taken over.
+        window_padding: pixels around the input for the maximum (never the maximum themselves).
+        filter_size, stride, padding: those of `blur_pool`.
+
+    Source: Zhang, ICML 2019, Sec. 3.2, "MaxPool -> MaxBlurPool".
+    """
+
+    def __init__(
+        self,
+        window: int = 2,
+        filter_size: int = 4,
+        stride: int = 2,
+        padding: Padding = "reflect",
+        window_padding: int = 0,
+    ):
+        self.window = window
+        self.window_padding = window_padding
+        self.blur = BlurPool(filter_size, stride, padding)
+
+    def __call__(self, x: Float[Array, "N *spatial C"]) -> Float[Array, "N *out C"]:
+        return self.blur(max_pool(x, self.window, stride=1, padding=self.window_padding))

@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from aa_flax.ops import conv_general_dilated
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize(
+    ("size", "features", "kernel", "groups", "stride", "dilation"),
+    [
+        (9, (32, 32), 3, 8, 1, 1),  # groups of 4, several to a block
+        (8, (24, 48), 3, 3, 2, 2),  # a last block that is not full; strided, dilated
+        (6, (64, 64), 3, 2, 1, 1),  # groups wider than a block
+        (2, (8, 16), 3, 1, 1, 1),  # output narrower than the kernel
+        (3, (8, 16), 3, 1, 2, 1),
+        (3, (8, 8), 3, 1, 1, 2),
+    ],
+)
+def test_cpu_convolutions_equal_xlas_forward_and_gradient(
+    size, features, kernel, groups, stride, dilation, rng
+):
+    x = rng.standard_normal((2, size, size + 1, features[0]), np.float32)
+    weights = rng.standard_normal((kernel, kernel, features[0] // groups, features[1]), np.float32)
+
+    def run(conv):
+        def apply(x, weights):
+            return conv(
+                x,
+                weights,
+                (stride, stride),
+                ((dilation, dilation), (dilation, dilation)),
+                lhs_dilation=(1, 1),
+                rhs_dilation=(dilation, dilation),
+                dimension_numbers=NHWC,
+                feature_group_count=groups,
+            )
+
+        y, gradients = jax.vjp(apply, x, weights)
+        return y, *gradients(jnp.cos(y))
+
+    for ours, native in zip(run(conv_general_dilated), run(lax.conv_general_dilated), strict=True):
+        assert jnp.max(jnp.abs(ours - native)) <= 1e-5 * jnp.max(jnp.abs(native))
