@@ -33,7 +33,8 @@ def preprocess(batch: Mapping[str, Any], data: Config) -> Float[Array, "N h w 3"
 
 def normalise(images: UInt8[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
     """Bytes to floats of about zero mean and unit variance, with ImageNet's statistics."""
-    return (images / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+    mean, std = (jnp.array([[[values]]]) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images / 255.0 - mean) / std
 
 
 def flip_where(flip: Bool[Array, " N"], images: UInt8[Array, "N H W 3"]) -> UInt8[Array, "N H W 3"]:

@@ -75,7 +75,7 @@ def _cpu_form(
     """What takes the place of the definition on CPU, if anything should."""
     groups = x.shape[-1] // kernel.shape[2]
     if kernel.shape[2] == 1 and 1 < kernel.shape[3] == groups:
-        return depthwise_conv(window, x.shape[1:3])
+        return depthwise_conv(window, (x.shape[1], x.shape[2]))
     if groups > 1:
         return Multilinear(static(_block_diagonal_conv, definition=definition, groups=groups))
     if any(n < k for n, k in zip(output[1:3], window.taps, strict=True)):
