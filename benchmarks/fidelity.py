@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # tests/reference.py builds the references
 import torch  # noqa: E402
 
 from aa_flax import create_model  # noqa: E402
-from aa_flax.models.registry import BASELINES  # noqa: E402
+from aa_flax.models.registry import base_names, has_reference  # noqa: E402
 from tests.reference import compiled, reference_net, relative_difference  # noqa: E402
 
 SIZE = (160, 151)  # one even and one odd side, large enough for every net
@@ -33,7 +33,7 @@ ALL_FILTER_SIZES = ("alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet
 
 def names() -> list[str]:
     found = []
-    for base in BASELINES:
+    for base in filter(has_reference, base_names()):
         sizes = range(1, 8) if base in ALL_FILTER_SIZES else range(2, 6)
         found += [base, *(f"{base}_lpf{k}" for k in sizes)]
     return found
@@ -55,7 +55,7 @@ def measure(name: str) -> float:
 def table(results: dict[str, float]) -> str:
     lines = ["| net | baseline | " + " | ".join(f"lpf{k}" for k in range(1, 8)) + " |"]
     lines.append("|---" * 9 + "|")
-    for base in BASELINES:
+    for base in filter(has_reference, base_names()):
         found = [results.get(base), *(results.get(f"{base}_lpf{k}") for k in range(1, 8))]
         cells = ["" if value is None else f"{value:.1e}" for value in found]
         lines.append(f"| {base} | " + " | ".join(cells) + " |")

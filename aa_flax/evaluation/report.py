@@ -23,7 +23,7 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.equivariance import EquivarianceMaps
 from aa_flax.evaluation.published import comparisons
-from aa_flax.models.registry import BASELINES, parse_name
+from aa_flax.models.registry import base_names, parse_name
 
 # Column, and where its figure stands in the results.
 COLUMNS = {
@@ -82,7 +82,7 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
                 raise InputError(f"{file} holds no results of eval.py")
             results["folder"] = str(file.parent)
             found.setdefault(results["model"], []).append(results)
-    order = list(BASELINES)
+    order = base_names()
     models = sorted(found, key=lambda name: (order.index(parse_name(name)[0]), name))
     return [Row(model, tuple(found[model])) for model in models]
 

@@ -1,32 +1,48 @@
 """AlexNet (Krizhevsky 2014, "One weird trick"), plain and antialiased.
 
-With `filter_size=None` this is torchvision's net. With a filter size (Zhang, ICML 2019, Sec. 4.1):
+With `filter_size=None` this is torchvision's net. With a filter size (Zhang, ICML 2019, Sec. 4.1),
+or another pool in BlurPool's place:
 
     conv, stride 4  -  ReLU     ->  conv, stride 2  -  ReLU  -  BlurPool, stride 2
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from aa_flax.arguments import share, switch
 from aa_flax.errors import InputError
 from aa_flax.layers import conv2d, linear, torch_uniform
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.registry import register_model
+from aa_flax.models.torch_layout import (
+    DROPOUT,
+    MAX_POOL,
+    RELU,
+    Flattened,
+    Layer,
+    Layers,
+    pool_filter,
+    sequential,
+)
 from aa_flax.ops import adaptive_avg_pool, max_pool
-from aa_flax.pools.blur import BlurPool
+from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
 
 class AlexNet(Classifier):
     """Five convolutions and three linear layers for images `(N, H, W, 3)`, plain or antialiased.
 
     Args:
-        num_classes: outputs of the last layer.
+        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
         filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
-        relu_first: whether the first ReLU comes before its BlurPool (as all published weights).
+        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
+            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
+        relu_first: whether the first ReLU comes before its pool (as all published weights).
         pool_only: leave the first convolution's stride as it is and antialias the pools alone.
             As in the original, no ReLU follows the first convolution then.
         dropout: share of the values dropped before each of the first two linear layers.
@@ -38,19 +54,27 @@ class AlexNet(Classifier):
         *,
         num_classes: int = 1000,
         filter_size: int | None = None,
+        pool: str | PoolFactory | None = None,
         relu_first: bool = True,
         pool_only: bool = False,
         dropout: float = 0.5,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        if filter_size is None and (pool_only or not relu_first):
-            raise InputError("relu_first and pool_only need an antialiased net: give a filter_size")
-        self.filter_size = filter_size
-        self.relu_first = relu_first
-        self.pool_only = pool_only
-        self.blur = None if filter_size is None else BlurPool(filter_size, stride=2)
-        stem_stride = 4 if self.blur is None or pool_only else 2
+        super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
+        self.relu_first = switch("relu_first", relu_first)
+        self.pool_only = switch("pool_only", pool_only)
+        if not self.is_antialiased and (pool_only or not relu_first):
+            raise InputError(
+                "relu_first and pool_only need an antialiased net: give a filter_size or a pool"
+            )
+        factory = pool_factory(filter_size, pool)
+        dropout = share("dropout", dropout)
+        stem_stride = 2 if self.is_antialiased and not pool_only else 4
+        self.conv_pool = make_pool(factory, 4 // stem_stride, features=64, rngs=rngs)
+        self.pools = nnx.List(
+            make_pool(factory, 2, features=features, rngs=rngs) for features in (64, 192, 256)
+        )
         self.conv1 = _conv(3, 64, 11, stride=stem_stride, padding=2, dtype=dtype, rngs=rngs)
         self.conv2 = _conv(64, 192, 5, padding=2, dtype=dtype, rngs=rngs)
         self.conv3 = _conv(192, 384, 3, padding=1, dtype=dtype, rngs=rngs)
@@ -60,39 +84,70 @@ class AlexNet(Classifier):
         self.fc1 = linear(6 * 6 * 256, 4096, dtype=dtype, rngs=rngs)
         self.dropout2 = nnx.Dropout(dropout, rngs=rngs)
         self.fc2 = linear(4096, 4096, dtype=dtype, rngs=rngs)
-        self.fc3 = linear(4096, num_classes, dtype=dtype, rngs=rngs)
+        self.fc3 = (
+            linear(4096, self.num_classes, dtype=dtype, rngs=rngs) if self.num_classes else None
+        )
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 64"]:
         """The first convolution: a quarter of the resolution."""
         x = self.conv1(x)
-        if self.blur is None:
-            return jax.nn.relu(x)
         if self.pool_only:
             return x
-        return self.blur(jax.nn.relu(x)) if self.relu_first else jax.nn.relu(self.blur(x))
-
-    def pool(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-        """A max pool, plain or antialiased: half the resolution."""
-        if self.blur is None:
-            return max_pool(x, 3, stride=2)
-        return self.blur(max_pool(x, 3, stride=1))
+        if self.conv_pool is None:
+            return jax.nn.relu(x)
+        if self.relu_first:
+            return subsample(self.conv_pool, jax.nn.relu(x))
+        return jax.nn.relu(subsample(self.conv_pool, x))
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        pool1, pool2, pool5 = self.pools
         yield "stem", self.stem
-        yield "pool1", self.pool
-        yield "conv2", lambda x: jax.nn.relu(self.conv2(x))
-        yield "pool2", self.pool
-        yield "conv3", lambda x: jax.nn.relu(self.conv3(x))
-        yield "conv4", lambda x: jax.nn.relu(self.conv4(x))
-        yield "conv5", lambda x: jax.nn.relu(self.conv5(x))
-        yield "pool5", self.pool
+        yield "pool1", partial(_max_pool, pool1)
+        yield "conv2", partial(_conv_relu, self.conv2)
+        yield "pool2", partial(_max_pool, pool2)
+        yield "conv3", partial(_conv_relu, self.conv3)
+        yield "conv4", partial(_conv_relu, self.conv4)
+        yield "conv5", partial(_conv_relu, self.conv5)
+        yield "pool5", partial(_max_pool, pool5)
+
+    def torch_layers(self) -> Layers:
+        pool1, pool2, pool5 = (
+            [] if pool is None else [pool_filter(pool, features)]
+            for pool, features in zip(self.pools, (64, 192, 256), strict=True)
+        )
+        features = [self.conv1, *self._stem_layers(), MAX_POOL, *pool1]
+        features += [self.conv2, RELU, MAX_POOL, *pool2]
+        features += [self.conv3, RELU, self.conv4, RELU, self.conv5, RELU, MAX_POOL, *pool5]
+        yield from sequential("features", features)
+        first = Flattened(self.fc1, 6, 6)
+        classifier = [DROPOUT, first, RELU, DROPOUT, self.fc2, RELU, self.fc3]
+        yield from sequential("classifier", classifier)
+
+    def _stem_layers(self) -> list[Layer | None]:
+        if self.pool_only:
+            return []
+        if self.conv_pool is None:
+            return [RELU]
+        pool = pool_filter(self.conv_pool, 64)
+        return [RELU, pool] if self.relu_first else [pool, RELU]
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(self.features(x), 6)
         x = x.reshape(x.shape[0], -1)
         x = jax.nn.relu(self.fc1(self.dropout1(x)))
         x = jax.nn.relu(self.fc2(self.dropout2(x)))
-        return self.fc3(x)
+        return x if self.fc3 is None else self.fc3(x)
+
+
+def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    """A max pool, plain or antialiased: half the resolution."""
+    if pool is None:
+        return max_pool(x, 3, stride=2)
+    return subsample(pool, max_pool(x, 3, stride=1))
+
+
+def _conv_relu(conv: nnx.Conv, x: Float[Array, "N H W C"]) -> Float[Array, "N H W c"]:
+    return jax.nn.relu(conv(x))
 
 
 def _conv(in_features: int, out_features: int, kernel_size: int, **options) -> nnx.Conv:
@@ -107,3 +162,6 @@ def _conv(in_features: int, out_features: int, kernel_size: int, **options) -> n
         bias_init=init,
         **options,
     )
+
+
+register_model("alexnet", AlexNet, published=True)

@@ -1,7 +1,7 @@
 """DenseNet (Huang et al. 2017), plain and antialiased.
 
 With `filter_size=None` these are torchvision's nets. With a filter size (Zhang, ICML 2019,
-Sec. 3.2):
+Sec. 3.2), or another pool in BlurPool's place:
 
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
     average pool, stride 2      ->  BlurPool, stride 2     (itself a weighted average)
@@ -16,11 +16,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from aa_flax.arguments import share, switch, whole_number, whole_numbers
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, conv2d, linear
-from aa_flax.models.classifier import Classifier, rematerialised
+from aa_flax.models.classifier import Classifier
+from aa_flax.models.registry import register_model
+from aa_flax.models.rematerialise import rematerialised
+from aa_flax.models.torch_layout import Layers, pool_filter
 from aa_flax.ops import avg_pool, max_pool
-from aa_flax.pools.blur import BlurPool
+from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
 _kaiming_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -28,7 +32,16 @@ _kaiming_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "norma
 class DenseLayer(nnx.Module):
     """BN - ReLU - 1x1 convolution - BN - ReLU - 3x3 convolution, on all feature maps so far."""
 
-    def __init__(self, in_features, growth_rate, bottleneck, drop_rate, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        growth_rate: int,
+        *,
+        bottleneck: int,
+        drop_rate: float,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ):
         width = bottleneck * growth_rate
         self.norm1 = BatchNorm(in_features, rngs=rngs)
         self.conv1 = _conv(in_features, width, 1, dtype=dtype, rngs=rngs)
@@ -44,16 +57,24 @@ class DenseLayer(nnx.Module):
 
 
 class Transition(nnx.Module):
-    """BN - ReLU - 1x1 convolution - BlurPool or average pool: half the resolution."""
+    """BN - ReLU - 1x1 convolution - average pool, or a pool in its place: half the resolution."""
 
-    def __init__(self, in_features, features, filter_size, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        pool: PoolFactory | None,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ):
         self.norm = BatchNorm(in_features, rngs=rngs)
         self.conv = _conv(in_features, features, 1, dtype=dtype, rngs=rngs)
-        self.blur = None if filter_size is None else BlurPool(filter_size, stride=2)
+        self.pool = make_pool(pool, 2, features=features, rngs=rngs)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         x = self.conv(jax.nn.relu(self.norm(x)))
-        return avg_pool(x, 2) if self.blur is None else self.blur(x)
+        return avg_pool(x, 2) if self.pool is None else subsample(self.pool, x)
 
 
 class DenseNet(Classifier):
@@ -64,14 +85,16 @@ class DenseNet(Classifier):
         growth_rate: feature maps that each layer adds.
         num_init_features: feature maps of the stem.
         bn_size: width of a layer's 1x1 convolution, in growth rates.
-        num_classes: outputs of the last layer.
+        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
         filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
+        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
+            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
         pool_only: antialias the stem's max pool, not its convolution (as all published weights);
             False runs the stem's convolution densely too, at four times its cost.
         drop_rate: share of the values dropped of what each dense layer adds.
-        remat: recompute the dense layers in the backward pass instead of keeping their insides:
-            memory linear, not quadratic, in the depth of a block, for a second forward pass
-            through them (on CPU XLA merges the two again: neither memory nor time changes).
+        remat: compute the blocks again in the backward pass instead of keeping their insides (see
+            `Classifier`); a dense block then computes its layers one by one a third time, so that
+            memory stays linear, not quadratic, in its depth.
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
 
@@ -84,71 +107,131 @@ class DenseNet(Classifier):
         bn_size: int = 4,
         num_classes: int = 1000,
         filter_size: int | None = None,
+        pool: str | PoolFactory | None = None,
         pool_only: bool = True,
         drop_rate: float = 0.0,
         remat: bool = False,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        if filter_size is None and not pool_only:
-            raise InputError("pool_only=False needs an antialiased net: give a filter_size")
-        self.filter_size = filter_size
-        self.pool_only = pool_only
-        self.remat = remat
-        self.blur = None if filter_size is None else BlurPool(filter_size, stride=2)
-        stem_stride = 2 if pool_only else 1
-        self.conv0 = _conv(
-            3, num_init_features, 7, stride=stem_stride, padding=3, dtype=dtype, rngs=rngs
-        )
-        self.norm0 = BatchNorm(num_init_features, rngs=rngs)
+        super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
+        self.pool_only = switch("pool_only", pool_only)
+        self.remat = switch("remat", remat)
+        if not self.is_antialiased and not pool_only:
+            raise InputError(
+                "pool_only=False needs an antialiased net: give a filter_size or a pool"
+            )
+        block_config = whole_numbers("block_config", block_config)
+        growth_rate = whole_number("growth_rate", growth_rate, least=1)
+        features = whole_number("num_init_features", num_init_features, least=2)
+        bn_size = whole_number("bn_size", bn_size, least=1)
+        drop_rate = share("drop_rate", drop_rate)
+        factory = pool_factory(filter_size, pool)
 
-        features, blocks, transitions = num_init_features, [], []
+        stem_stride = 2 if pool_only else 1
+        self.conv0 = _conv(3, features, 7, stride=stem_stride, padding=3, dtype=dtype, rngs=rngs)
+        self.norm0 = BatchNorm(features, rngs=rngs)
+        self.conv_pool = make_pool(factory, 2 // stem_stride, features=features, rngs=rngs)
+        self.pool = make_pool(factory, 2, features=features, rngs=rngs)
+
+        blocks, transitions = [], []
         for i, count in enumerate(block_config):
             if i > 0:
-                transitions.append(Transition(features, features // 2, filter_size, dtype, rngs))
+                transition = Transition(
+                    features, features // 2, pool=factory, dtype=dtype, rngs=rngs
+                )
+                transitions.append(transition)
                 features //= 2
             block = []
             for _ in range(count):
-                block.append(DenseLayer(features, growth_rate, bn_size, drop_rate, dtype, rngs))
+                layer = DenseLayer(
+                    features,
+                    growth_rate,
+                    bottleneck=bn_size,
+                    drop_rate=drop_rate,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                block.append(layer)
                 features += growth_rate
             blocks.append(nnx.List(block))
         self.blocks, self.transitions = nnx.List(blocks), nnx.List(transitions)
         self.norm5 = BatchNorm(features, rngs=rngs)
-        self.classifier = linear(
-            features, num_classes, bias_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
-        )
+        head = partial(linear, bias_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+        self.classifier = head(features, self.num_classes) if self.num_classes else None
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
         """First convolution and pooling: a quarter of the resolution."""
         x = jax.nn.relu(self.norm0(self.conv0(x)))
-        if self.blur is None:
+        if self.conv_pool is not None:
+            x = subsample(self.conv_pool, x)
+        if self.pool is None:
             return max_pool(x, 3, stride=2, padding=1)
-        if not self.pool_only:
-            x = self.blur(x)
-        return self.blur(max_pool(x, 3, stride=1, padding=1))
-
-    def dense_block(
-        self, layers: Sequence[DenseLayer], x: Float[Array, "N H W C"]
-    ) -> Float[Array, "N H W c"]:
-        """Each layer sees the maps of all before it; the block gives all of them."""
-        maps = [x]
-        for layer in layers:
-            maps.append((rematerialised(layer) if self.remat else layer)(maps))
-        return jnp.concatenate(maps, axis=-1)
+        return subsample(self.pool, max_pool(x, 3, stride=1, padding=1))
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem
         for i, layers in enumerate(self.blocks):
-            yield f"blocks.{i}", partial(self.dense_block, layers)
+            yield f"blocks.{i}", partial(_dense_block, layers, remat=self.remat)
             if i < len(self.transitions):
                 yield f"transitions.{i}", self.transitions[i]
-        yield "norm5", lambda x: jax.nn.relu(self.norm5(x))
+        yield "norm5", partial(_norm_relu, self.norm5)
+
+    def torch_layers(self) -> Layers:
+        yield "features.conv0", self.conv0
+        yield "features.norm0", self.norm0
+        yield from _pool_layers("features.ds0", self.conv_pool, self.conv0.out_features)
+        yield from _pool_layers("features.pool0", self.pool, self.conv0.out_features)
+        for i, block in enumerate(self.blocks, 1):
+            for j, layer in enumerate(block, 1):
+                for name in ("norm1", "conv1", "norm2", "conv2"):
+                    yield f"features.denseblock{i}.denselayer{j}.{name}", getattr(layer, name)
+            if i < len(self.blocks):
+                transition, name = self.transitions[i - 1], f"features.transition{i}"
+                yield f"{name}.norm", transition.norm
+                yield f"{name}.conv", transition.conv
+                channels = transition.conv.out_features
+                yield from _pool_layers(f"{name}.pool", transition.pool, channels)
+        yield "features.norm5", self.norm5
+        if self.classifier is not None:
+            yield "classifier", self.classifier
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        return self.classifier(self.features(x).mean((1, 2)))
+        x = self.features(x).mean((1, 2))
+        return x if self.classifier is None else self.classifier(x)
+
+
+def _dense_block(
+    layers: Sequence[DenseLayer], x: Float[Array, "N H W C"], *, remat: bool
+) -> Float[Array, "N H W c"]:
+    """Each layer sees the maps of all before it; the block gives all of them."""
+    maps = [x]
+    for layer in layers:
+        maps.append((rematerialised(layer) if remat else layer)(maps))
+    return jnp.concatenate(maps, axis=-1)
+
+
+def _norm_relu(norm: BatchNorm, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+    return jax.nn.relu(norm(x))
+
+
+def _pool_layers(name: str, pool: nnx.Module | None, channels: int) -> Layers:
+    blur = None if pool is None else pool_filter(pool, channels)
+    if blur is not None:
+        yield name, blur
 
 
 def _conv(in_features: int, out_features: int, kernel_size: int, **options) -> nnx.Conv:
     return conv2d(
         in_features, out_features, kernel_size, kernel_init=_kaiming_normal_fan_in, **options
     )
+
+
+register_model("densenet121", partial(DenseNet, (6, 12, 24, 16)), published=True)
+register_model(
+    "densenet161",
+    partial(DenseNet, (6, 12, 36, 24), growth_rate=48, num_init_features=96),
+    published=True,
+)
+register_model("densenet169", partial(DenseNet, (6, 12, 32, 32)), published=True)
+register_model("densenet201", partial(DenseNet, (6, 12, 48, 32)), published=True)

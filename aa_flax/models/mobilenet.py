@@ -1,21 +1,26 @@
 """MobileNetV2 (Sandler et al. 2018), plain and antialiased.
 
 With `filter_size=None` this is torchvision's net. With a filter size (Zhang, ICML 2019, Sec. 3.2)
-every strided block runs densely and is followed by BlurPool; the stem keeps its stride:
+every strided block runs densely and is followed by BlurPool, or another pool in its place; the stem
+keeps its stride:
 
     depthwise conv, stride 2  -  ReLU6   ->  depthwise conv, stride 1  -  ReLU6  -  BlurPool
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from aa_flax.arguments import real_number, share
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
-from aa_flax.pools.blur import BlurPool
+from aa_flax.models.registry import register_model
+from aa_flax.models.torch_layout import Layers, pool_filter
+from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
 # Rows of the paper's table 2: expansion, features, blocks, stride of the first.
 _STAGES = (
@@ -32,7 +37,17 @@ _STAGES = (
 class ConvBlock(nnx.Module):
     """Convolution - BatchNorm - ReLU6, padded so that stride 1 keeps the size."""
 
-    def __init__(self, in_features, features, kernel_size, *, stride=1, groups=1, dtype=None, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ):
         self.conv = conv2d(
             in_features,
             features,
@@ -50,16 +65,26 @@ class ConvBlock(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """[Expand] - depthwise 3x3 - [BlurPool] - project, around a shortcut where the shape allows."""
+    """[Expand] - depthwise 3x3 - [pool] - project, around a shortcut where the shape allows."""
 
-    def __init__(self, in_features, features, expansion, stride, filter_size, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        expansion: int,
+        stride: int,
+        pool: PoolFactory | None,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ):
         width = in_features * expansion
         self.has_shortcut = stride == 1 and in_features == features
         self.expand = (
             None if expansion == 1 else ConvBlock(in_features, width, 1, dtype=dtype, rngs=rngs)
         )
-        self.blur = None if filter_size is None or stride == 1 else BlurPool(filter_size, stride)
-        conv_stride = stride if self.blur is None else 1
+        self.pool = make_pool(pool, stride, features=width, rngs=rngs)
+        conv_stride = stride if self.pool is None else 1
         self.depthwise = ConvBlock(
             width, width, 3, stride=conv_stride, groups=width, dtype=dtype, rngs=rngs
         )
@@ -69,20 +94,39 @@ class InvertedResidual(nnx.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         y = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
-        if self.blur is not None:
-            y = self.blur(y)
+        if self.pool is not None:
+            y = subsample(self.pool, y)
         y = self.bn(self.project(y))
         return x + y if self.has_shortcut else y
+
+    def torch_layers(self) -> Layers:
+        """By their place in torch's block."""
+        place = 0
+        for conv_block in (self.expand, self.depthwise):
+            if conv_block is not None:
+                yield f"{place}.0", conv_block.conv
+                yield f"{place}.1", conv_block.bn
+                place += 1
+        if self.pool is not None:
+            blur = pool_filter(self.pool, self.project.in_features)
+            if blur is not None:
+                yield f"{place}", blur
+            place += 1
+        yield f"{place}", self.project
+        yield f"{place + 1}", self.bn
 
 
 class MobileNetV2(Classifier):
     """Seventeen inverted residual blocks for images `(N, H, W, 3)`, plain or antialiased.
 
     Args:
-        num_classes: outputs of the last layer.
+        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
         filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
-        width_mult: factor on the number of features, rounded down as in the antialiased original
-            (torchvision rounds to multiples of 8: other widths than 1 differ from its nets).
+        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
+            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
+        width_mult: factor on the number of features, at least 1/16, rounded down as in the
+            antialiased original (torchvision rounds to multiples of 8: other widths than 1 differ
+            from its nets).
         dropout: share of the values dropped before the classifier; default 0.2 for the plain net
             and none for the antialiased one, as in the originals.
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
@@ -93,12 +137,17 @@ class MobileNetV2(Classifier):
         *,
         num_classes: int = 1000,
         filter_size: int | None = None,
+        pool: str | PoolFactory | None = None,
         width_mult: float = 1.0,
         dropout: float | None = None,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        self.filter_size = filter_size
+        super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
+        width_mult = real_number("width_mult", width_mult, least=1 / 16)  # of 16 features, one
+        if dropout is None:
+            dropout = 0.0 if self.is_antialiased else 0.2
+        factory = pool_factory(filter_size, pool)
         in_features = int(32 * width_mult)
         last_features = int(1280 * max(1.0, width_mult))
         self.stem = ConvBlock(3, in_features, 3, stride=2, dtype=dtype, rngs=rngs)
@@ -106,26 +155,29 @@ class MobileNetV2(Classifier):
         for expansion, base_features, count, first_stride in _STAGES:
             features = int(base_features * width_mult)
             for i in range(count):
-                stride = first_stride if i == 0 else 1
                 blocks.append(
                     InvertedResidual(
-                        in_features, features, expansion, stride, filter_size, dtype, rngs
+                        in_features,
+                        features,
+                        expansion=expansion,
+                        stride=first_stride if i == 0 else 1,
+                        pool=factory,
+                        dtype=dtype,
+                        rngs=rngs,
                     )
                 )
                 in_features = features
         self.blocks = nnx.List(blocks)
         self.head = ConvBlock(in_features, last_features, 1, dtype=dtype, rngs=rngs)
-        if dropout is None:
-            dropout = 0.2 if filter_size is None else 0.0
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.classifier = linear(
-            last_features,
-            num_classes,
+        self.dropout = nnx.Dropout(share("dropout", dropout), rngs=rngs)
+        head = partial(
+            linear,
             kernel_init=nnx.initializers.normal(0.01),
             bias_init=nnx.initializers.zeros,
             dtype=dtype,
             rngs=rngs,
         )
+        self.classifier = head(last_features, self.num_classes) if self.num_classes else None
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem
@@ -133,5 +185,21 @@ class MobileNetV2(Classifier):
             yield f"blocks.{i}", block
         yield "head", self.head
 
+    def torch_layers(self) -> Layers:
+        yield "features.0.0", self.stem.conv
+        yield "features.0.1", self.stem.bn
+        for i, block in enumerate(self.blocks, 1):
+            for name, layer in block.torch_layers():
+                yield f"features.{i}.conv.{name}", layer
+        last = len(self.blocks) + 1
+        yield f"features.{last}.0", self.head.conv
+        yield f"features.{last}.1", self.head.bn
+        if self.classifier is not None:
+            yield f"classifier.{0 if self.is_antialiased else 1}", self.classifier
+
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        return self.classifier(self.dropout(self.features(x).mean((1, 2))))
+        x = self.dropout(self.features(x).mean((1, 2)))
+        return x if self.classifier is None else self.classifier(x)
+
+
+register_model("mobilenet_v2", MobileNetV2, published=True)

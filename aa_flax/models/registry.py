@@ -1,59 +1,99 @@
-"""The table of nets: the only place that knows a net's name, how it is built, which weights are
-released for it, and what was published about them.
+"""The table of nets: which there are, how each is built, which weights are released for it, and
+what was published about it. A family's file adds its nets, and so may anyone (`register_model`).
 
 `released_weights.tsv` lists the original's 59 files and the 23 torchvision baselines they are
 compared with; `published_results.tsv` every published accuracy and consistency.
 """
 
 import csv
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cache, partial
 from importlib.resources import files
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
+from aa_flax.arguments import parameters, switch, whole_numbers
 from aa_flax.errors import InputError
-from aa_flax.models.alexnet import AlexNet
 from aa_flax.models.classifier import Classifier
-from aa_flax.models.densenet import DenseNet
-from aa_flax.models.mobilenet import MobileNetV2
-from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
-from aa_flax.models.vgg import VGG
+from aa_flax.tables import Table, UnknownName, unknown
 
 FILTER_SIZES = range(1, 8)
 
-_resnext50 = {"groups": 32, "width_per_group": 4}
-_resnext101 = {"groups": 32, "width_per_group": 8}
-_wide = {"width_per_group": 128}
 
-# The nets without antialiasing, each a torchvision net; `filter_size=k` makes `<name>_lpf<k>`.
-BASELINES: Mapping[str, Callable[..., Classifier]] = {
-    "alexnet": AlexNet,
-    "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
-    "vgg11_bn": partial(VGG, (1, 1, 2, 2, 2), batch_norm=True),
-    "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
-    "vgg13_bn": partial(VGG, (2, 2, 2, 2, 2), batch_norm=True),
-    "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
-    "vgg16_bn": partial(VGG, (2, 2, 3, 3, 3), batch_norm=True),
-    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
-    "vgg19_bn": partial(VGG, (2, 2, 4, 4, 4), batch_norm=True),
-    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
-    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
-    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
-    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
-    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
-    "resnext50_32x4d": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_resnext50),
-    "resnext101_32x8d": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_resnext101),
-    "wide_resnet50_2": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_wide),
-    "wide_resnet101_2": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_wide),
-    "densenet121": partial(DenseNet, (6, 12, 24, 16)),
-    "densenet161": partial(DenseNet, (6, 12, 36, 24), growth_rate=48, num_init_features=96),
-    "densenet169": partial(DenseNet, (6, 12, 32, 32)),
-    "densenet201": partial(DenseNet, (6, 12, 48, 32)),
-    "mobilenet_v2": MobileNetV2,
-}
+@dataclass(frozen=True)
+class Net:
+    """A net of the table, without antialiasing.
+
+    Attributes:
+        name: what `create_model` builds it by.
+        build: its constructor.
+        published: whether there is a published net to compare it with: torchvision's of the same
+            name, and `antialiased-cnns`' for its filter sizes.
+        filter_sizes: taps k of its antialiased nets, `<name>_lpf<k>`; none: the plain net alone.
+    """
+
+    name: str
+    build: Callable[..., Classifier]
+    published: bool
+    filter_sizes: tuple[int, ...]
+
+
+_NETS: Table[Net] = Table("net")
+
+
+def register_model(
+    name: str,
+    build: Callable[..., Classifier],
+    *,
+    published: bool = False,
+    filter_sizes: Sequence[int] | None = None,
+    replace: bool = False,
+) -> None:
+    """Makes a net known by name to `create_model`, `list_models` and the commands.
+
+    Args:
+        name: letters, digits, `_`, `-` and `.`; not ending like `_lpf4`, which is said of a net's
+            antialiased versions.
+        build: the net's class, a `partial` of it or a function. It takes keyword arguments:
+            `num_classes`, `dtype` and `rngs` always, and what else its options are.
+        published: whether there is a published net of that name to compare it with.
+        filter_sizes: taps of the BlurPools it comes with as `<name>_lpf<k>`; default 1 to 7 if
+            `build` names a parameter `filter_size`, else none.
+        replace: whether an earlier net of that name may be replaced.
+
+    Raises:
+        InputError: a name that is taken or cannot be one, or something that does not build a net.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise InputError(f"a net's name has letters, digits, '_', '-' and '.', got {name!r}")
+    if re.search(r"_lpf\d+(_finetune)?$", name):
+        raise InputError(
+            f"{name!r} would be the antialiased version of another net; register the net without "
+            "the ending, with a constructor that takes filter_size"
+        )
+    if not callable(build):
+        raise InputError(f"{name}: build must be a class or function, got {build!r}")
+    if filter_sizes is None:
+        sizes = tuple(FILTER_SIZES) if "filter_size" in parameters(build) else ()
+    else:
+        sizes = whole_numbers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
+    _NETS.register(name, Net(name, build, published, sizes), replace=replace)
+
+
+def base_names() -> list[str]:
+    """Names of all nets without antialiasing, in the order of the table."""
+    return list(_NETS)
+
+
+def has_reference(name: str) -> bool:
+    """Whether there is a published net that this one, or the one it is a version of, must equal."""
+    return _NETS[parse_name(name)[0]].published
 
 
 # How released weights were made: torchvision's own, the original's from random weights, or its
@@ -81,11 +121,19 @@ class PublishedResult(NamedTuple):
     source: str
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that `create_model` accepts and that match a shell pattern such as `resnet*_lpf4`."""
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Names that `create_model` accepts.
+
+    Args:
+        pattern: a shell pattern that they match, such as `resnet*_lpf4`.
+        pretrained: only those that have published weights.
+    """
     names = []
-    for base in BASELINES:
-        names += [base, *(f"{base}_lpf{k}" for k in FILTER_SIZES)]
+    for net in _NETS.values():
+        names += [net.name, *(f"{net.name}_lpf{k}" for k in net.filter_sizes)]
+    if pretrained:
+        released = {weights.model for weights in released_weights()}
+        names = [name for name in names if name in released]
     return [name for name in names if fnmatch(name, pattern)]
 
 
@@ -97,21 +145,89 @@ def parse_name(name: str) -> tuple[str, int | None]:
     Raises:
         InputError: an unknown net or filter size; the message suggests the nearest name.
     """
-    match = re.fullmatch(r"(.+?)(?:_lpf(\d+)(?:_finetune)?)?", name)
+    match = re.fullmatch(r"(.+?)(?:_lpf(\d+)(?:_finetune)?)?", str(name))
     base, size = match.groups() if match else (name, None)
-    if base in BASELINES and (size is None or int(size) in FILTER_SIZES):
+    if base in _NETS and (size is None or int(size) in _NETS[base].filter_sizes):
         return base, None if size is None else int(size)
-    nearest = get_close_matches(name, list_models(), n=3)
+    nearest = get_close_matches(str(name), list_models(), n=3)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "see aa_flax.list_models()"
-    raise InputError(f"unknown model {name!r}; {hint}")
+    raise UnknownName(f"unknown model {name!r}; {hint}")
 
 
-def build(name: str, **options) -> Classifier:
-    """Builds a net by name; `options` go to its class."""
+def build(name: str, *, remat: bool = False, **options) -> Classifier:
+    """Builds a net by name.
+
+    Args:
+        name: one of `list_models()`.
+        remat: see `Classifier`.
+        options: of the net's constructor.
+
+    Raises:
+        InputError: an unknown name or option, or a value that the net refuses.
+    """
     base, filter_size = parse_name(name)
-    model = BASELINES[base](filter_size=filter_size, **options)
+    net = _NETS[base]
+    _check_options(net, options)
+    known = parameters(net.build)
+    if filter_size is not None:
+        options["filter_size"] = filter_size
+    model = net.build(**options)
     model.name = base if filter_size is None else f"{base}_lpf{filter_size}"
+    model.remat = switch("remat", remat)
+    if model.num_classes is None:  # a family that does not say
+        default = known["num_classes"].default if "num_classes" in known else None
+        model.num_classes = options.get("num_classes", default)
+    model.options = _options_of(model, options, known)
     return model
+
+
+def _check_options(net: Net, options: dict[str, Any]) -> None:
+    if options.pop("filter_size", None) is not None:
+        raise InputError(f"filter_size is part of a net's name: ask for {net.name}_lpf<k> instead")
+    known = parameters(net.build)
+    if "dtype" not in known and options.get("dtype", ...) is None:
+        del options["dtype"]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for option in options:
+        if option not in known:
+            accepted = [name for name in known if name != "filter_size"]
+            raise InputError(unknown(f"option of {net.name}", option, accepted))
+
+
+# Options that leave the function of the weights as it is, at evaluation, or that the name tells.
+_NOT_OF_THE_FUNCTION = {
+    "num_classes", "filter_size", "dtype", "rngs", "remat",
+    "dropout", "drop_rate", "zero_init_residual",
+}  # fmt: skip
+
+
+def _options_of(model: Classifier, given: dict, known: dict) -> dict[str, Any]:
+    """The options that differ from the constructor's defaults, as JSON has them."""
+    options = {}
+    for name, value in given.items():
+        if value is None:  # what the net takes it for, if it says so
+            value = getattr(model, name, None)
+        default = known[name].default if name in known else inspect.Parameter.empty
+        if name not in _NOT_OF_THE_FUNCTION and _as_json(value) != _as_json(default):
+            options[name] = _as_json(value)
+    return options
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple | list):
+        return [_as_json(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _as_json(entry) for key, entry in value.items()}
+    if isinstance(value, partial):
+        arguments = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
+        return f"{_as_json(value.func)}({', '.join(arguments)})"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    name = getattr(value, "__qualname__", None)
+    return repr(value) if name is None else f"{value.__module__}.{name}"
 
 
 @cache

@@ -1,32 +1,34 @@
 """ResNet (He et al. 2016), ResNeXt (Xie et al. 2017) and Wide ResNet, plain and antialiased.
 
 With `filter_size=None` these are torchvision's nets. With a filter size every strided layer runs
-densely and is followed by BlurPool (Zhang, ICML 2019, Sec. 3.2, figure 2):
+densely and is followed by BlurPool (Zhang, ICML 2019, Sec. 3.2, figure 2), or another pool in its
+place:
 
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
     conv, stride 2  -  ReLU     ->  conv, stride 1  -  ReLU  -  BlurPool, stride 2
     1x1 conv, stride 2          ->  BlurPool, stride 2  -  1x1 conv       (the shortcut)
 
+The antialiased stem's max pool has a window of 2, not 3, as in the original, whatever the pool.
 BlurPool has no variables, so a plain net and its antialiased one have the same state tree.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from aa_flax.arguments import switch, whole_number, whole_numbers
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.registry import register_model
+from aa_flax.models.torch_layout import Layers, pool_filter
 from aa_flax.ops import max_pool
-from aa_flax.pools.blur import BlurPool
-
-
-def _blur(filter_size: int | None, stride: int) -> BlurPool | None:
-    """What carries a layer's stride in an antialiased net; None: the layer strides itself."""
-    return None if filter_size is None or stride == 1 else BlurPool(filter_size, stride)
+from aa_flax.pools.registry import PoolFactory, decide, make_pool, pool_factory, subsample
 
 
 class BasicBlock(nnx.Module):
@@ -43,7 +45,7 @@ class BasicBlock(nnx.Module):
         dilation: int,
         groups: int,
         base_width: int,
-        filter_size: int | None,
+        pool: PoolFactory | None,
         zero_init_residual: bool,
         dtype: DTypeLike | None,
         rngs: nnx.Rngs,
@@ -52,8 +54,8 @@ class BasicBlock(nnx.Module):
             raise InputError(f"BasicBlock has one group of width 64, got {groups} of {base_width}")
         if dilation != 1:
             raise InputError("BasicBlock has no dilation; use a net of bottleneck blocks")
-        self.blur = _blur(filter_size, stride)
-        conv_stride = stride if self.blur is None else 1
+        self.pool = make_pool(pool, stride, features=features, rngs=rngs)
+        conv_stride = stride if self.pool is None else 1
         last_scale = nnx.initializers.zeros if zero_init_residual else nnx.initializers.ones
         self.conv1 = conv2d(
             in_features, features, 3, stride=conv_stride, padding=1, dtype=dtype, rngs=rngs
@@ -61,14 +63,18 @@ class BasicBlock(nnx.Module):
         self.bn1 = BatchNorm(features, rngs=rngs)
         self.conv2 = conv2d(features, features, 3, padding=1, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(features, scale_init=last_scale, rngs=rngs)
-        self.downsample = _downsample(in_features, features, stride, filter_size, dtype, rngs)
+        self.downsample = _downsample(
+            in_features, features, stride=stride, pool=pool, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
-        if self.blur is not None:
-            y = self.blur(y)
+        choice = None
+        if self.pool is not None:
+            choice = decide(self.pool, y)
+            y = subsample(self.pool, y, choice)
         y = self.bn2(self.conv2(y))
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut = x if self.downsample is None else self.downsample(x, choice)
         return jax.nn.relu(y + shortcut)
 
 
@@ -86,14 +92,14 @@ class Bottleneck(nnx.Module):
         dilation: int,
         groups: int,
         base_width: int,
-        filter_size: int | None,
+        pool: PoolFactory | None,
         zero_init_residual: bool,
         dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ):
         width = features * base_width // 64 * groups
         out_features = features * self.expansion
-        self.blur = _blur(filter_size, stride)
+        self.pool = make_pool(pool, stride, features=width, rngs=rngs)
         last_scale = nnx.initializers.zeros if zero_init_residual else nnx.initializers.ones
         self.conv1 = conv2d(in_features, width, 1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(width, rngs=rngs)
@@ -101,7 +107,7 @@ class Bottleneck(nnx.Module):
             width,
             width,
             3,
-            stride=stride if self.blur is None else 1,
+            stride=stride if self.pool is None else 1,
             padding=dilation,
             dilation=dilation,
             groups=groups,
@@ -111,37 +117,77 @@ class Bottleneck(nnx.Module):
         self.bn2 = BatchNorm(width, rngs=rngs)
         self.conv3 = conv2d(width, out_features, 1, dtype=dtype, rngs=rngs)
         self.bn3 = BatchNorm(out_features, scale_init=last_scale, rngs=rngs)
-        self.downsample = _downsample(in_features, out_features, stride, filter_size, dtype, rngs)
+        self.downsample = _downsample(
+            in_features, out_features, stride=stride, pool=pool, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = jax.nn.relu(self.bn2(self.conv2(y)))
-        if self.blur is not None:
-            y = self.blur(y)
+        choice = None
+        if self.pool is not None:
+            choice = decide(self.pool, y)
+            y = subsample(self.pool, y, choice)
         y = self.bn3(self.conv3(y))
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut = x if self.downsample is None else self.downsample(x, choice)
         return jax.nn.relu(y + shortcut)
 
 
 class Downsample(nnx.Module):
-    """The shortcut where a block changes size: [BlurPool] - 1x1 convolution - BatchNorm."""
+    """The shortcut where a block changes size: [pool] - 1x1 convolution - BatchNorm."""
 
-    def __init__(self, in_features, out_features, stride, filter_size, dtype, rngs):
-        self.blur = _blur(filter_size, stride)
-        conv_stride = stride if self.blur is None else 1
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        stride: int,
+        pool: PoolFactory | None,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ):
+        self.pool = make_pool(pool, stride, features=in_features, rngs=rngs)
+        conv_stride = stride if self.pool is None else 1
         self.conv = conv2d(in_features, out_features, 1, stride=conv_stride, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(out_features, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
-        if self.blur is not None:
-            x = self.blur(x)
+    def __call__(self, x: Float[Array, "N H W C"], choice: Any) -> Float[Array, "N h w c"]:
+        """`choice` is what the main branch's pool decided; None: nothing."""
+        if self.pool is not None:
+            x = subsample(self.pool, x, choice)
         return self.bn(self.conv(x))
 
 
-def _downsample(in_features, out_features, stride, filter_size, dtype, rngs) -> Downsample | None:
+def _downsample(in_features: int, out_features: int, *, stride: int, **options):
+    """The shortcut's layers; None: it is the identity."""
     if stride == 1 and in_features == out_features:
         return None
-    return Downsample(in_features, out_features, stride, filter_size, dtype, rngs)
+    return Downsample(in_features, out_features, stride=stride, **options)
+
+
+def _block_layers(block: BasicBlock | Bottleneck) -> Layers:
+    """A block's torch layers: behind a pool stand its last convolution, as `conv3.1`, and the
+    shortcut's layers, one place later."""
+    count = 2 if isinstance(block, BasicBlock) else 3
+    for i in range(1, count + 1):
+        conv, name = getattr(block, f"conv{i}"), f"conv{i}"
+        if i == count and block.pool is not None:
+            yield from _pool_layers(f"{name}.0", block.pool, conv.in_features)
+            name = f"{name}.1"
+        yield name, conv
+        yield f"bn{i}", getattr(block, f"bn{i}")
+    if block.downsample is not None:
+        shortcut = block.downsample
+        yield from _pool_layers("downsample.0", shortcut.pool, shortcut.conv.in_features)
+        shift = 0 if shortcut.pool is None else 1
+        yield f"downsample.{shift}", shortcut.conv
+        yield f"downsample.{shift + 1}", shortcut.bn
+
+
+def _pool_layers(name: str, pool: nnx.Module | None, channels: int) -> Layers:
+    blur = None if pool is None else pool_filter(pool, channels)
+    if blur is not None:
+        yield name, blur
 
 
 class ResNet(Classifier):
@@ -150,13 +196,15 @@ class ResNet(Classifier):
     Args:
         block: `BasicBlock` or `Bottleneck`.
         layers: number of blocks in each of the four stages.
-        num_classes: outputs of the last layer.
+        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
         filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
+        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
+            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
         groups, width_per_group: ResNeXt's cardinality, and the width of a group at 64 features.
         pool_only: antialias the stem's max pool, not its convolution (as all published weights);
             False runs the stem's convolution densely too, at four times its cost.
         replace_stride_with_dilation: for stages 2 to 4, whether the stride becomes a dilation
-            (its BlurPool goes with it).
+            (its pool goes with it); None: for none of them.
         zero_init_residual: start each residual branch at zero (Goyal et al. 2017).
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
@@ -168,28 +216,37 @@ class ResNet(Classifier):
         *,
         num_classes: int = 1000,
         filter_size: int | None = None,
+        pool: str | PoolFactory | None = None,
         groups: int = 1,
         width_per_group: int = 64,
         pool_only: bool = True,
-        replace_stride_with_dilation: Sequence[bool] = (False, False, False),
+        replace_stride_with_dilation: Sequence[bool] | None = (False, False, False),
         zero_init_residual: bool = False,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        if len(replace_stride_with_dilation) != 3:
+        super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
+        self.pool_only = switch("pool_only", pool_only)
+        if not self.is_antialiased and not pool_only:
             raise InputError(
-                "replace_stride_with_dilation has one entry for each of stages 2, 3 and 4, got "
-                f"{tuple(replace_stride_with_dilation)}"
+                "pool_only=False needs an antialiased net: give a filter_size or a pool"
             )
-        if filter_size is None and not pool_only:
-            raise InputError("pool_only=False needs an antialiased net: give a filter_size")
-        self.filter_size = filter_size
-        self.pool_only = pool_only
-        self.conv1 = conv2d(
-            3, 64, 7, stride=2 if pool_only else 1, padding=3, dtype=dtype, rngs=rngs
-        )
+        self.replace_stride_with_dilation = _dilated_stages(replace_stride_with_dilation)
+        layers = whole_numbers("layers", layers, count=4)
+        factory = pool_factory(filter_size, pool)
+        options = {
+            "groups": whole_number("groups", groups, least=1),
+            "base_width": whole_number("width_per_group", width_per_group, least=1),
+            "zero_init_residual": switch("zero_init_residual", zero_init_residual),
+            "pool": factory,
+            "dtype": dtype,
+            "rngs": rngs,
+        }
+        stem_stride = 2 if pool_only else 1
+        self.conv1 = conv2d(3, 64, 7, stride=stem_stride, padding=3, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(64, rngs=rngs)
-        self.blur = _blur(filter_size, stride=2)
+        self.conv_pool = make_pool(factory, 2 // stem_stride, features=64, rngs=rngs)
+        self.pool = make_pool(factory, 2, features=64, rngs=rngs)
 
         in_features, dilation = 64, 1
         stages = []
@@ -197,7 +254,7 @@ class ResNet(Classifier):
             (64, 128, 256, 512),
             layers,
             (1, 2, 2, 2),
-            (False, *replace_stride_with_dilation),
+            (False, *self.replace_stride_with_dilation),
             strict=True,
         ):
             stage = []
@@ -211,33 +268,77 @@ class ResNet(Classifier):
                         features,
                         stride=stride if i == 0 else 1,
                         dilation=first_dilation if i == 0 else dilation,
-                        groups=groups,
-                        base_width=width_per_group,
-                        filter_size=filter_size,
-                        zero_init_residual=zero_init_residual,
-                        dtype=dtype,
-                        rngs=rngs,
+                        **options,
                     )
                 )
                 in_features = features * block.expansion
             stages.append(nnx.List(stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = linear(in_features, num_classes, dtype=dtype, rngs=rngs)
+        self.fc = (
+            linear(in_features, self.num_classes, dtype=dtype, rngs=rngs)
+            if self.num_classes
+            else None
+        )
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 64"]:
         """First convolution and pooling: a quarter of the resolution."""
         x = jax.nn.relu(self.bn1(self.conv1(x)))
-        if self.blur is None:
+        if self.conv_pool is not None:
+            x = subsample(self.conv_pool, x)
+        if self.pool is None:
             return max_pool(x, 3, stride=2, padding=1)
-        if not self.pool_only:
-            x = self.blur(x)
-        return self.blur(max_pool(x, 2, stride=1))
+        return subsample(self.pool, max_pool(x, 2, stride=1))
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem
+        yield from self._residual_blocks()
+
+    def _residual_blocks(self) -> Iterator[tuple[str, BasicBlock | Bottleneck]]:
         for name in ("layer1", "layer2", "layer3", "layer4"):
             for i, block in enumerate(getattr(self, name)):
                 yield f"{name}.{i}", block
 
+    def torch_layers(self) -> Layers:
+        yield "conv1", self.conv1
+        yield "bn1", self.bn1
+        yield from _pool_layers("maxpool.0", self.conv_pool, 64)
+        yield from _pool_layers(f"maxpool.{1 if self.pool_only else 2}", self.pool, 64)
+        for place, block in self._residual_blocks():
+            for name, layer in _block_layers(block):
+                yield f"{place}.{name}", layer
+        if self.fc is not None:
+            yield "fc", self.fc
+
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        return self.fc(self.features(x).mean((1, 2)))
+        x = self.features(x).mean((1, 2))
+        return x if self.fc is None else self.fc(x)
+
+
+def _dilated_stages(given: Sequence[bool] | None) -> tuple[bool, ...]:
+    """Whether stages 2, 3 and 4 are dilated."""
+    if given is None:
+        return (False, False, False)
+    if len(given) != 3:
+        raise InputError(
+            "replace_stride_with_dilation has one entry for each of stages 2, 3 and 4, got "
+            f"{tuple(given)}"
+        )
+    return tuple(switch("every entry of replace_stride_with_dilation", entry) for entry in given)
+
+
+_GROUPS_32X4 = {"groups": 32, "width_per_group": 4}
+_GROUPS_32X8 = {"groups": 32, "width_per_group": 8}
+_WIDE = {"width_per_group": 128}
+
+for _name, _build in {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_GROUPS_32X4),
+    "resnext101_32x8d": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_GROUPS_32X8),
+    "wide_resnet50_2": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_WIDE),
+    "wide_resnet101_2": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_WIDE),
+}.items():
+    register_model(_name, _build, published=True)

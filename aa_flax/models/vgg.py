@@ -1,28 +1,50 @@
 """VGG (Simonyan and Zisserman 2015), with and without batch normalisation, plain and antialiased.
 
 With `filter_size=None` these are torchvision's nets. With a filter size (Zhang, ICML 2019,
-Sec. 3.2) each of the five max pools, the only strided layers, becomes
+Sec. 3.2), or another pool in BlurPool's place, each of the five max pools, the only strided layers,
+becomes
 
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from aa_flax.arguments import share, switch, whole_numbers
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.registry import register_model
+from aa_flax.models.torch_layout import (
+    DROPOUT,
+    MAX_POOL,
+    RELU,
+    Flattened,
+    Layer,
+    Layers,
+    pool_filter,
+    sequential,
+)
 from aa_flax.ops import adaptive_avg_pool, max_pool
-from aa_flax.pools.blur import BlurPool
+from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
 
 class ConvBlock(nnx.Module):
     """3x3 convolution - [BatchNorm] - ReLU. The convolution has a bias either way."""
 
-    def __init__(self, in_features, features, batch_norm, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        batch_norm: bool,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ):
         self.conv = conv2d(
             in_features, features, 3, padding=1, use_bias=True, dtype=dtype, rngs=rngs
         )
@@ -39,8 +61,10 @@ class VGG(Classifier):
     Args:
         layers: number of convolutions in each of the five stages.
         batch_norm: normalise after every convolution.
-        num_classes: outputs of the last layer.
+        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
         filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
+        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
+            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
         dropout: share of the values dropped after each of the first two linear layers.
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
@@ -52,47 +76,72 @@ class VGG(Classifier):
         batch_norm: bool = False,
         num_classes: int = 1000,
         filter_size: int | None = None,
+        pool: str | PoolFactory | None = None,
         dropout: float = 0.5,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        self.filter_size = filter_size
-        self.blur = None if filter_size is None else BlurPool(filter_size, stride=2)
-        in_features, stages = 3, []
+        super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
+        batch_norm = switch("batch_norm", batch_norm)
+        dropout = share("dropout", dropout)
+        layers = whole_numbers("layers", layers, count=5)
+        factory = pool_factory(filter_size, pool)
+        in_features, stages, pools = 3, [], []
         for features, count in zip((64, 128, 256, 512, 512), layers, strict=True):
             stage = []
             for _ in range(count):
-                stage.append(ConvBlock(in_features, features, batch_norm, dtype, rngs))
+                stage.append(
+                    ConvBlock(in_features, features, batch_norm=batch_norm, dtype=dtype, rngs=rngs)
+                )
                 in_features = features
             stages.append(nnx.List(stage))
-        self.stages = nnx.List(stages)
-        self.fc1 = _linear(7 * 7 * 512, 4096, dtype, rngs)
+            pools.append(make_pool(factory, 2, features=features, rngs=rngs))
+        self.stages, self.pools = nnx.List(stages), nnx.List(pools)
+        self.fc1 = _linear(7 * 7 * 512, 4096, dtype=dtype, rngs=rngs)
         self.dropout1 = nnx.Dropout(dropout, rngs=rngs)
-        self.fc2 = _linear(4096, 4096, dtype, rngs)
+        self.fc2 = _linear(4096, 4096, dtype=dtype, rngs=rngs)
         self.dropout2 = nnx.Dropout(dropout, rngs=rngs)
-        self.fc3 = _linear(4096, num_classes, dtype, rngs)
-
-    def pool(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-        """A max pool, plain or antialiased: half the resolution."""
-        if self.blur is None:
-            return max_pool(x, 2, stride=2)
-        return self.blur(max_pool(x, 2, stride=1))
+        self.fc3 = (
+            _linear(4096, self.num_classes, dtype=dtype, rngs=rngs) if self.num_classes else None
+        )
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
-        for i, stage in enumerate(self.stages, 1):
+        for i, (stage, pool) in enumerate(zip(self.stages, self.pools, strict=True), 1):
             for j, block in enumerate(stage, 1):
                 yield f"conv{i}_{j}", block
-            yield f"pool{i}", self.pool
+            yield f"pool{i}", partial(_max_pool, pool)
+
+    def torch_layers(self) -> Layers:
+        features: list[Layer | None] = []
+        for stage, pool in zip(self.stages, self.pools, strict=True):
+            for block in stage:
+                features += [block.conv, *([] if block.bn is None else [block.bn]), RELU]
+            features.append(MAX_POOL)
+            if pool is not None:
+                features.append(pool_filter(pool, stage[-1].conv.out_features))
+        yield from sequential("features", features)
+        first = Flattened(self.fc1, 7, 7)
+        classifier = [first, RELU, DROPOUT, self.fc2, RELU, DROPOUT, self.fc3]
+        yield from sequential("classifier", classifier)
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(self.features(x), 7)
         x = x.reshape(x.shape[0], -1)
         x = self.dropout1(jax.nn.relu(self.fc1(x)))
         x = self.dropout2(jax.nn.relu(self.fc2(x)))
-        return self.fc3(x)
+        return x if self.fc3 is None else self.fc3(x)
 
 
-def _linear(in_features, out_features, dtype, rngs) -> nnx.Linear:
+def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    """A max pool, plain or antialiased: half the resolution."""
+    if pool is None:
+        return max_pool(x, 2, stride=2)
+    return subsample(pool, max_pool(x, 2, stride=1))
+
+
+def _linear(
+    in_features: int, out_features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+) -> nnx.Linear:
     return linear(
         in_features,
         out_features,
@@ -101,3 +150,15 @@ def _linear(in_features, out_features, dtype, rngs) -> nnx.Linear:
         dtype=dtype,
         rngs=rngs,
     )
+
+
+_LAYERS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+
+for _name, _layers in _LAYERS.items():
+    register_model(_name, partial(VGG, _layers), published=True)
+    register_model(f"{_name}_bn", partial(VGG, _layers, batch_norm=True), published=True)

@@ -82,7 +82,7 @@ class Multilinear:
 def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
     """`definition.function(*arrays)`; on CPU, unless `definitions` is in force, `cpu`'s instead."""
     arrays = tuple(map(jnp.asarray, arrays))
-    if are_forced() or _types_hold_axes():
+    if are_forced() or _types_hold_axes(arrays):
         return definition.function(*arrays)
     result = jax.eval_shape(definition.function, *arrays)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays, result))
@@ -90,9 +90,13 @@ def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
     return _form_p.bind(*arrays, form=form, slot=len(arrays))
 
 
-def _types_hold_axes() -> bool:
-    """Whether types say where an array lies (`shard_map`, Explicit axes), as only JAX's own do."""
-    return any(kind != AxisType.Auto for kind in get_abstract_mesh().axis_types)
+def _types_hold_axes(arrays: Sequence[Array]) -> bool:
+    """Whether types say where arrays lie (Explicit axes, what varies over `shard_map`'s).
+
+    Only JAX's own operations carry that on. `shard_map(..., check_vma=False)` has no such types.
+    """
+    explicit = AxisType.Explicit in get_abstract_mesh().axis_types
+    return explicit or any(getattr(jax.typeof(x), "vma", None) for x in arrays)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """PyTorch state dicts to Flax and back: one walk over a net in torch's order serves both ways.
 
-`torch_layout` lists a net's layers under the names they have in a torch file. What a layer holds,
-and how torch lays it out, follows from its type alone.
+A net's `torch_layers` lists its layers under the names they have in a torch file. What a layer
+holds, and how torch lays it out, follows from its type alone.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from flax import nnx
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm
 from aa_flax.models.registry import parse_name
+from aa_flax.models.torch_layout import Filter, Flattened
 from aa_flax.ops.blur import binomial_taps
 from aa_flax.weights.checks import check_names_and_shapes
 from aa_flax.weights.torch_files import read_torch_file, todays_name
-from aa_flax.weights.torch_layout import Filter, Flattened, torch_layers
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -57,7 +57,7 @@ _KERNEL_ORDER = {nnx.Conv: (3, 2, 0, 1), nnx.Linear: (1, 0)}  # HWIO -> OIHW, IO
 def torch_slots(model: nnx.Module) -> dict[str, Slot]:
     """Every variable of the model under its torch name, in torch's order."""
     slots = {}
-    for name, layer in torch_layers(model):
+    for name, layer in model.torch_layers():
         if isinstance(layer, BatchNorm):
             for torch_leaf, leaf in _BATCH_NORM.items():
                 slots[f"{name}.{torch_leaf}"] = Slot(getattr(layer, leaf), (0,))
@@ -88,7 +88,7 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     """
     slots = torch_slots(model)
     state = {}
-    for name, layer in torch_layers(model):
+    for name, layer in model.torch_layers():
         if isinstance(layer, Filter):
             state[f"{name}.filt"] = _filter(layer)
             continue
@@ -141,7 +141,7 @@ _DROPPED = ("num_batches_tracked", "filt")
 def _check_filters(model: nnx.Module, given: Mapping[str, np.ndarray]) -> None:
     """The fixed filters in a file say which filter size its weights were trained with."""
     expected = {
-        f"{name}.filt": layer for name, layer in torch_layers(model) if isinstance(layer, Filter)
+        f"{name}.filt": layer for name, layer in model.torch_layers() if isinstance(layer, Filter)
     }
     found = {value.shape[-1] for name, value in given.items() if name.endswith(".filt")}
     own = {layer.filter_size for layer in expected.values()}

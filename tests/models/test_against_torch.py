@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
-from aa_flax.models.registry import BASELINES
+from aa_flax.models.registry import base_names, has_reference
 from aa_flax.weights.torch_format import torch_slots
 from tests.reference import reference_net, relative_difference
 
@@ -50,25 +50,23 @@ def blocks(model):
             for i, block in enumerate(getattr(model, stage)):
                 yield f"{stage}.{i}", block
     elif family == "AlexNet":
-        relu = jax.nn.relu
+        ours = dict(model.named_blocks())
         yield "features.2", model.stem
-        yield "features.4", model.pool
-        yield "features.8", lambda x: model.pool(relu(model.conv2(x)))
-        yield "features.10", lambda x: relu(model.conv3(x))
-        yield "features.12", lambda x: relu(model.conv4(x))
-        yield "features.16", lambda x: model.pool(relu(model.conv5(x)))
+        yield "features.4", ours["pool1"]
+        yield "features.8", lambda x: ours["pool2"](ours["conv2"](x))
+        yield "features.10", ours["conv3"]
+        yield "features.12", ours["conv4"]
+        yield "features.16", lambda x: ours["pool5"](ours["conv5"](x))
     elif family == "VGG":
         place = -1
-        for stage in model.stages:
-            for block in stage:
-                place += 2 if block.bn is None else 3
-                yield f"features.{place}", block
-            place += 2
-            yield f"features.{place}", model.pool
+        for name, block in model.named_blocks():
+            place += 2 if name.startswith("pool") or block.bn is None else 3
+            yield f"features.{place}", block
     elif family == "DenseNet":
+        ours = dict(model.named_blocks())
         yield "features.pool0", model.stem
-        for i, block in enumerate(model.blocks):
-            yield f"features.denseblock{i + 1}", lambda x, b=block: model.dense_block(b, x)
+        for i in range(len(model.blocks)):
+            yield f"features.denseblock{i + 1}", ours[f"blocks.{i}"]
             if i < len(model.transitions):
                 yield f"features.transition{i + 1}", model.transitions[i]
     else:
@@ -234,7 +232,10 @@ def test_twenty_steps_of_sgd_follow_the_originals_loss():
 
 @pytest.mark.parametrize(
     "base",
-    [pytest.param(n, marks=() if n in QUICK_BASES else pytest.mark.slow) for n in BASELINES],
+    [
+        pytest.param(n, marks=() if n in QUICK_BASES else pytest.mark.slow)
+        for n in filter(has_reference, base_names())
+    ],
 )
 def test_weights_survive_the_way_to_torch_and_back_bit_for_bit(base):
     model = nnx.eval_shape(lambda: create_model(f"{base}_lpf4", num_classes=10))

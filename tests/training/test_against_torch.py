@@ -16,11 +16,10 @@ from aa_flax.training.optimizer import make_optimizer, make_schedule
 from aa_flax.training.reporting import read_json_lines
 from aa_flax.training.state import init_state, make_train_step
 from aa_flax.training.torch_resume import read_torch_run
-from aa_flax.weights import torch_layout
 from configs import resnet18_lpf4
 from tests.photos import originals
 from tests.reference import reference_net
-from tests.training.tiny import TinyNet, tiny_config
+from tests.training.tiny import tiny_config
 
 STEPS, STEPS_PER_EPOCH, SIZE = 20, 5, 40
 
@@ -133,13 +132,8 @@ def test_the_originals_training_checkpoint_goes_on_here(torchs_run, our_losses, 
 
 
 @pytest.fixture
-def tiny_checkpoint(monkeypatch):
+def tiny_checkpoint():
     """A training checkpoint, as torch would make one, of a net that trains in a moment."""
-
-    def layers(model):
-        yield from (("conv", model.conv), ("bn", model.bn), ("fc", model.fc))
-
-    monkeypatch.setitem(torch_layout._FAMILIES, TinyNet, layers)
     weights = to_torch_state_dict(create_model("tiny", num_classes=10))
     names = [name for name in weights if "running" not in name and "num_batches" not in name]
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-4, "nesterov": False}

@@ -13,8 +13,8 @@ from flax import nnx
 
 from aa_flax.config import Config
 from aa_flax.layers import BatchNorm, conv2d, linear
-from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.registry import register_model
 from aa_flax.pools.blur import BlurPool
 from configs import digits_resnet18
 
@@ -39,14 +39,20 @@ class TinyNet(Classifier):
     def named_blocks(self):
         yield "stem", self.stem
 
+    def torch_layers(self):
+        yield "conv", self.conv
+        if self.bn is not None:
+            yield "bn", self.bn
+        yield "fc", self.fc
+
     def __call__(self, x):
         return self.fc(self.dropout(self.features(x).mean((1, 2))))
 
 
 def register() -> None:
     """Makes `tiny` a name of `create_model`, and `tiny_plain`, which drops nothing."""
-    registry.BASELINES["tiny"] = TinyNet  # pyright: ignore[reportIndexIssue]
-    registry.BASELINES["tiny_plain"] = partial(TinyNet, dropout=0.0)  # pyright: ignore[reportIndexIssue]
+    register_model("tiny", TinyNet, replace=True)
+    register_model("tiny_plain", partial(TinyNet, dropout=0.0), replace=True)
 
 
 def tiny_config(**changes) -> Config:
