@@ -96,7 +96,8 @@ def _types_hold_axes(arrays: Sequence[Array]) -> bool:
     Only JAX's own operations carry that on. `shard_map(..., check_vma=False)` has no such types.
     """
     explicit = AxisType.Explicit in get_abstract_mesh().axis_types
-    return explicit or any(getattr(jax.typeof(x), "vma", None) for x in arrays)
+    manual = (getattr(jax.typeof(x), "manual_axis_type", None) for x in arrays)
+    return explicit or any(getattr(axes, "varying", None) for axes in manual)
 
 
 @dataclass(frozen=True)

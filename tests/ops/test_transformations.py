@@ -127,6 +127,15 @@ def test_types_that_hold_shardings_are_kept():
     assert_equal((jax.device_get(split), blurred(x, kernel)))
 
 
+def test_unchecked_shard_map_keeps_the_fast_form():
+    x, kernel = arrays(*IMAGE), arrays(*DEPTHWISE)
+    mesh, specs = two_devices(AxisType.Auto), (BATCH, PartitionSpec())
+    inner = partial(conv, groups=4)
+    mapped = jax.shard_map(inner, mesh=mesh, in_specs=specs, out_specs=BATCH, check_vma=False)
+    assert "aa_flax_form" in str(jax.make_jaxpr(mapped)(x, kernel))
+    assert_equal(tuple(jax.device_get(jax.jit(f)(x, kernel)) for f in (mapped, inner)))
+
+
 def test_gradients_within_shard_map():
     x, kernel = arrays(*IMAGE), arrays(*DEPTHWISE)
     inner = partial(conv, groups=4)
