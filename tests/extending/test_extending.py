@@ -1,0 +1,181 @@
+"""Nets, pools, measures and data sources of a user's, each one file outside the package."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import aa_flax
+from benchmarks.reference import randomised, relative_difference
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--config.num_epochs=1",
+    "--config.max_steps_per_epoch=4",
+    "--config.batch_size=32",
+    "--config.eval.passes=1",
+)
+FILES = ("net_family", "pool", "measure", "source")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins():
+    for name in FILES:
+        importlib.import_module(f"tests.extending.{name}")
+
+
+def command(script: str, *arguments: str | Path, plugins: tuple[str, ...]) -> str:
+    """What a command of the project prints, with some of the files here as its plug-ins."""
+    files = ",".join(f"tests/extending/{name}.py" for name in plugins)
+    words = [sys.executable, script, f"--plugin={files}", *map(str, arguments)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_family_is_listed_in_its_filter_sizes():
+    assert aa_flax.list_models("stack*") == ["stack2", "stack2_lpf3", "stack3", "stack3_lpf3"]
+    assert not aa_flax.list_models("stack*", pretrained=True)
+
+
+def torch_stack() -> torch.nn.Module:
+    """The plain net as someone would write it in torch."""
+    net = torch.nn.Module()
+    net.blocks = torch.nn.ModuleList(
+        torch.nn.Sequential(
+            torch.nn.Conv2d(i, o, 3, 2, 1, bias=False), torch.nn.BatchNorm2d(o), torch.nn.ReLU()
+        )
+        for i, o in ((3, 8), (8, 16))
+    )
+    net.fc = torch.nn.Linear(16, 10)
+    return randomised(net)
+
+
+def test_a_family_takes_weights_from_torch_and_gives_them_back():
+    net = torch_stack()
+    model = aa_flax.create_model("stack2", num_classes=10)
+    aa_flax.load_torch_state_dict(model, net.state_dict())
+    x = np.random.default_rng(0).standard_normal((2, 33, 32, 3), np.float32)
+    with torch.no_grad():
+        y = torch.tensor(x.transpose(0, 3, 1, 2).copy())
+        for block in net.blocks:
+            y = block(y)
+        expected = net.fc(y.mean((2, 3))).numpy()
+    assert relative_difference(model(x), expected) <= 1e-5
+    back = aa_flax.to_torch_state_dict(model)
+    assert list(back) == list(net.state_dict())
+    assert all(np.array_equal(back[k], v.numpy()) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "stack2"])
+def test_a_pool_goes_into_any_net_by_name(name):
+    plain = nnx.eval_shape(lambda: aa_flax.create_model(name, num_classes=10))
+    boxed = nnx.eval_shape(lambda: aa_flax.create_model(name, num_classes=10, pool="box"))
+    assert boxed.options == {"pool": "box"}
+    shapes = [jax.tree.map(lambda x: x.shape, nnx.state(net)) for net in (plain, boxed)]
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+
+
+def test_a_pool_does_what_it_says():
+    net = aa_flax.create_model("stack2", num_classes=10, pool="box")
+    x = np.random.default_rng(0).standard_normal((1, 16, 16, 3), np.float32)
+    block = net.blocks[0]
+    dense = np.asarray(jax.nn.relu(block.bn(block.conv(x))))
+    means = dense.reshape(1, 8, 2, 8, 2, 8).mean((2, 4))
+    assert np.allclose(block(x), means, atol=1e-6)
+
+
+def test_a_family_and_a_pool_are_trained_measured_and_converted_by_commands(tmp_path):
+    run = tmp_path / "run"
+    config = ("--config.model=stack2", "--config.pool=box", *SMALL, "--workdir", run)
+    printed = command("train.py", *config, plugins=("net_family", "pool"))
+    assert "stack2" in printed
+    command(
+        "eval.py", *config, "--mirror", "--circular", plugins=("net_family", "pool", "measure")
+    )
+    results = json.loads((run / "results.json").read_text())
+    assert 0 <= results["mirror"]["agreement"] <= 100
+    assert results["weights"]["options"] == {"pool": "box"}
+    torch_file = tmp_path / "stack.pth"
+    command(
+        "convert_torch_weights.py",
+        "--to-torch",
+        run / "weights.safetensors",
+        torch_file,
+        plugins=("net_family", "pool"),
+    )
+    back = tmp_path / "stack.safetensors"
+    command(
+        "convert_torch_weights.py",
+        torch_file,
+        back,
+        "--model=stack2",
+        plugins=("net_family", "pool"),
+    )
+    plain = aa_flax.create_model("stack2", pretrained=back)  # a plain file says nothing of a pool
+    boxed = aa_flax.create_model("stack2", pretrained=run / "weights.safetensors", pool="box")
+    for one, other in zip(*(jax.tree.leaves(nnx.state(m)) for m in (plain, boxed)), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_measure_has_a_flag_a_line_and_a_column(tmp_path):
+    help_text = subprocess.run(
+        [sys.executable, "eval.py", "--plugin=tests/extending/measure.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "--mirror" in help_text.stdout
+    from aa_flax.data.digits import Digits
+
+    output = tmp_path / "results.json"
+    found = aa_flax.evaluate(
+        lambda x: x.mean((1, 2)) @ np.eye(3, 10, dtype=np.float32),
+        Digits("val", 40),
+        ["accuracy", "mirror"],
+        crop_size=40,
+        image_size=40,
+        resize_size=0,
+        output=output,
+        name="means",
+    )
+    assert found["mirror"]["agreement"] == 100  # the mean of a digit is that of its mirror image
+    report = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import tests.extending.measure; from aa_flax.evaluation.report import main; "
+            f"main(['{output}', '--output', '{tmp_path / 'report'}'])",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "mirrored" in report.stdout, report.stderr
+    assert "100.0" in report.stdout
+
+
+def test_a_data_source_is_trained_on_and_evaluated(tmp_path):
+    run = tmp_path / "run"
+    config = (
+        "--config.model=stack2_lpf3",
+        "--config.data.name=bars:160",
+        *SMALL,
+        "--config.data.worker_type=process",
+        "--workdir",
+        run,
+    )
+    command("train.py", *config, plugins=("net_family", "source"))
+    results = json.loads((run / "results.json").read_text())
+    assert results["num_images"] == 40
+    printed = command("eval.py", *config, "--per_class", plugins=("net_family", "source"))
+    assert "40 images" in printed
+    results = json.loads((run / "results.json").read_text())
+    assert set(results["per_class"]) >= {"-", "|", "\\", "/"}
