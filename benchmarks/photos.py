@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import skimage
+from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -53,6 +54,24 @@ def write_photos(
             progressive=i % 5 == 4,
         )
     return folder
+
+
+def photos_data(path: Path, **changes: object) -> ConfigDict:
+    """`config.data` for a folder with `train/` or `val/` in it: ImageNet's sizes, and `changes`."""
+    data = {
+        "name": "folder",
+        "path": str(path),
+        "resize_size": 256,
+        "image_size": 256,
+        "crop_size": 224,
+        "augmentation": "random_resized_crop",
+        "flip": True,
+        "on_error": "stop",
+        "class_order": "",
+        "num_workers": 0,
+        "worker_type": "thread",
+    }
+    return ConfigDict({**data, **changes})
 
 
 def _cut(photo: Image.Image, sides: tuple[int, int], rng: np.random.Generator) -> Image.Image:

@@ -85,7 +85,7 @@ def assert_same_as_reference(name: str, *sizes: tuple[int, int], **options) -> N
 
 
 def logits_shape(model: Classifier, size: int) -> tuple[int, ...]:
-    """Of one square image, by tracing alone; raises what a run would raise."""
+    """The logits' shape for one square image, by tracing alone; raises what a run would raise."""
     graph, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, image).shape
