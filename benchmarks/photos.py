@@ -76,7 +76,7 @@ def photos_data(path: Path, **changes: object) -> ConfigDict:
 
 def _cut(photo: Image.Image, sides: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     w, h = (int(n * rng.uniform(0.4, 1)) for n in photo.size)
-    left, top = rng.integers(photo.width - w + 1), rng.integers(photo.height - h + 1)
+    left, top = (int(rng.integers(n)) for n in (photo.width - w + 1, photo.height - h + 1))
     scale = rng.integers(sides[0], sides[1] + 1) / max(w, h)
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
     return photo.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.LANCZOS)

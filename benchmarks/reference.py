@@ -40,13 +40,16 @@ def randomised(net: torch.nn.Module) -> torch.nn.Module:
     for layer in net.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.weight.data.uniform_(0.5, 1.5, generator=generator)
-            layer.running_mean.data.normal_(0, 0.3, generator=generator)
-            layer.running_var.data.uniform_(0.5, 1.5, generator=generator)
+            mean, variance = layer.running_mean, layer.running_var
+            assert mean is not None and variance is not None
+            mean.normal_(0, 0.3, generator=generator)
+            variance.uniform_(0.5, 1.5, generator=generator)
         elif isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             std = (2 / layer.weight[0].numel()) ** 0.5
             layer.weight.data.normal_(0, std, generator=generator)
-        if getattr(layer, "bias", None) is not None:
-            layer.bias.data.normal_(0, 0.3, generator=generator)
+        bias = getattr(layer, "bias", None)
+        if isinstance(bias, torch.Tensor):
+            bias.data.normal_(0, 0.3, generator=generator)
     return net.eval()
 
 
