@@ -41,7 +41,8 @@ def randomised(net: torch.nn.Module) -> torch.nn.Module:
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.weight.data.uniform_(0.5, 1.5, generator=generator)
             mean, variance = layer.running_mean, layer.running_var
-            assert mean is not None and variance is not None
+            assert mean is not None
+            assert variance is not None
             mean.normal_(0, 0.3, generator=generator)
             variance.uniform_(0.5, 1.5, generator=generator)
         elif isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):

@@ -13,14 +13,19 @@ import runpy
 import shlex
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
 
+from absl import flags
+
 import aa_flax.commands
 import aa_flax.evaluation.report
-import aa_flax.training.loop  # noqa: F401  with the above, what a program takes long to import
+import aa_flax.training.loop  # with the above, what the programs take long to import
 from aa_flax import InputError
-from aa_flax.data import sources
+from aa_flax.data.sources import make_source
+from aa_flax.sharding import start_distributed
 
 ROOT = Path(__file__).parents[2]
 REACHED = "understood"  # the command line is right, and the work would begin
@@ -31,41 +36,38 @@ _COMPARED = ("torch", "torch.utils", "torch.utils.data", "torchvision", "antiali
 def attempt(command: str, folder: Path) -> tuple[str, list[str]]:
     """What `python ...` says in `folder`, and the flags that its program knows."""
     program, *arguments = shlex.split(command.removeprefix("python "))
-    sys.argv[:] = [program, *arguments]
+    run = partial(runpy.run_path, str(ROOT / program), run_name="__main__")
     if program == "-m":
-        module, *sys.argv[1:] = arguments
-        sys.argv[:] = [module, *arguments[1:]]
-    os.chdir(folder)
+        program, *arguments = arguments
+        run = partial(runpy.run_module, program, run_name="__main__", alter_sys=True)
+    sys.argv[:] = [program, *arguments]
     sys.path.insert(0, str(ROOT / Path(program).parent))
-    known: list[str] = []
-    _stop_before_the_work(known)
+    os.chdir(folder)
+    known = _stop_where_work_begins()
     if program.startswith("benchmarks/"):
         tensor = type("Tensor", (), {})  # SciPy asks whether what it gets is one
         sys.modules.update({name: MagicMock(Tensor=tensor) for name in _COMPARED})
+    return _said_by(run), known or [f"--{name}" for name in flags.FLAGS]
+
+
+def _said_by(run: Callable[[], object]) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            if program == "-m":
-                runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(str(ROOT / program), run_name="__main__")
+            run()
         except SystemExit as end:
             print(end.code)
-    return said.getvalue(), known or _absl_flags()
+    return said.getvalue()
 
 
-def _absl_flags() -> list[str]:
-    from absl import flags
-
-    return [f"--{name}" for name in flags.FLAGS]
-
-
-def _stop_before_the_work(known: list[str]) -> None:
+def _stop_where_work_begins() -> list[str]:
+    """Returns where the flags of an `argparse` program will stand."""
+    known: list[str] = []
     parse_args = argparse.ArgumentParser.parse_args
 
-    def parse_and_stop(parser, *args):
+    def parse_and_stop(parser, *arguments):
         known.extend(parser._option_string_actions)
-        parse_args(parser, *args)
+        parse_args(parser, *arguments)
         sys.exit(REACHED)
 
     def stop(*_, **__):
@@ -73,11 +75,13 @@ def _stop_before_the_work(known: list[str]) -> None:
 
     argparse.ArgumentParser.parse_args = parse_and_stop
     socket.getaddrinfo = socket.socket.connect = stop
-    for name, original in [
-        ("make_source", sources.make_source),
-        ("start_distributed", aa_flax.commands.start_distributed),
-    ]:
-        replacement = stop if name == "make_source" else lambda *_: None
-        for module in list(sys.modules.values()):
-            if vars(module).get(name) is original:
-                setattr(module, name, replacement)
+    _replace_everywhere(make_source, stop)
+    _replace_everywhere(start_distributed, lambda *_, **__: None)
+    return known
+
+
+def _replace_everywhere(function: Callable, replacement: Callable) -> None:
+    """In each module that has imported it."""
+    for module in list(sys.modules.values()):
+        if vars(module).get(function.__name__) is function:
+            setattr(module, function.__name__, replacement)

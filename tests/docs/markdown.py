@@ -10,7 +10,17 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
 _SPAN = re.compile(r"`([^`]+)`")
-_PROGRAMS = ("python ", "pytest", "pip ", "tfds ", "srun ", "pre-commit", "ruff ", "pyright", ".ci/")
+_PROGRAMS = (
+    "python ",
+    "pytest",
+    "pip ",
+    "tfds ",
+    "srun ",
+    "pre-commit",
+    "ruff ",
+    "pyright",
+    ".ci/",
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import multiprocessing
 import re
 import tomllib
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import pytest
 
