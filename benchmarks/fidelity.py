@@ -5,7 +5,7 @@
 For each net: the reference (torchvision's for a baseline, `antialiased-cnns` 0.3 for `_lpf<k>`)
 with random weights and batch statistics, saved as the original saves its files
 ({'state_dict': ...}, legacy pickle), read by `create_model(pretrained=...)`, and both run on the
-same random images, float32 on CPU. The figure is the largest difference of a logit over the largest
+same random images, float32 on CPU. The number is the largest difference of a logit over the largest
 logit. All nets take over half an hour; what is already in the results file is not run again.
 """
 
