@@ -57,6 +57,13 @@ def flags(page: Path) -> list[Found]:
     return [Found(page.name, word) for word in found]
 
 
+def fields(page: Path) -> list[Found]:
+    """Every field of a config that the text mentions by itself, e.g. `optimizer.schedule`."""
+    sections = r"(?:config\.)?((?:optimizer|data|eval|log|checkpoint)\.(?!py$)\w+)(?:=\S+)?"
+    found = [re.fullmatch(sections, span) for span in _spans(page.read_text())]
+    return [Found(page.name, match[1]) for match in found if match]
+
+
 def links(page: Path) -> list[Found]:
     """Every link to a file of the project, with its anchor."""
     targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
