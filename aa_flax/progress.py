@@ -8,7 +8,7 @@ from aa_flax.sharding import is_main_process
 
 
 def progress_bar(total: int | None, title: str, unit: str = "img", **options: Any) -> tqdm:
-    """A bar with a rate and the time left; nothing is drawn into a pipe or a log file.
+    """A bar with a rate and the time left, drawn on a terminal alone: nothing into a pipe or log.
 
     Args:
         total: how many units there are; None: not known yet.

@@ -21,7 +21,7 @@ class Table(Mapping[str, T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str, item: T, *, replace: bool = False) -> None:
-        """Adds a thing.
+        """Adds a thing under a name.
 
         Raises:
             InputError: the name is taken by another thing, and `replace` was not given.
@@ -54,7 +54,7 @@ class UnknownName(InputError, KeyError):
 
 
 def unknown(what: str, name: object, known: Mapping[str, object] | list[str]) -> str:
-    """`unknown pool 'gausian'; did you mean gaussian?`, or else all that is known."""
+    """The message about an unknown name, with the nearest that are known, or else all of them."""
     nearest = get_close_matches(str(name), list(known), n=3)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
     return f"unknown {what} {name!r}; {hint}"

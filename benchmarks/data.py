@@ -13,7 +13,6 @@ The second reads one epoch of small photographs and prints the peak memory on th
 
 import argparse
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,20 +20,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
+from photos import photos_data, write_photos
+from reference import torchvision
+from torch.utils.data import DataLoader, Dataset
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # tests/ has the photographs and the reference
-
-import torch  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
-
-from aa_flax.data import crops  # noqa: E402
-from aa_flax.data.folder import ImageFolder  # noqa: E402
-from aa_flax.data.images import Example, decode  # noqa: E402
-from aa_flax.data.loader import evaluation_batches, training_batches  # noqa: E402
-from configs import imagenet  # noqa: E402
-from tests.photos import write_photos  # noqa: E402
-from tests.reference import torchvision  # noqa: E402
+from aa_flax.data import crops
+from aa_flax.data.folder import ImageFolder
+from aa_flax.data.images import Example, decode
+from aa_flax.data.loader import evaluation_batches, training_batches
 
 BATCH = 64
 PHOTOS = 256  # files, repeated as often as needed
@@ -60,8 +54,7 @@ class Repeated(Dataset):
 
 
 def ours(folder: Path, split: str, count: int, workers: int) -> Iterable:
-    data = imagenet.get_config().data
-    data.num_workers = workers
+    data = photos_data(folder, num_workers=workers)
     source = Repeated(ImageFolder(str(folder), "val"), count)
     if split == "training":
         return islice(training_batches(source, BATCH, data, seed=0), count // BATCH)
@@ -142,8 +135,7 @@ def shares(folder: Path) -> None:
 
 def memory(folder: Path, count: int) -> None:
     """Peak resident memory of one training epoch, after each tenth of it."""
-    data = imagenet.get_config().data
-    data.update({"resize_size": 32, "image_size": 32, "crop_size": 32})
+    data = photos_data(folder, resize_size=32, image_size=32, crop_size=32)
     source = Repeated(ImageFolder(str(folder), "val"), count)
     steps = count // BATCH
     print(f"\n| of {count} images | peak, MiB |\n|---|---|")

@@ -16,7 +16,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 NETS = ("resnet18", "resnet18_lpf4")
-FIGURES = {"top1": "centred", "top1_shifted": "shifted", "consistency": "consistency"}
+COLUMNS = {"top1": "centred", "top1_shifted": "shifted", "consistency": "consistency"}
 
 
 def run(net: str, seed: int, random_shift: bool, folder: Path) -> dict:
@@ -26,7 +26,8 @@ def run(net: str, seed: int, random_shift: bool, folder: Path) -> dict:
         augmentation = "random_shift" if random_shift else "center_crop"
         command += [f"--config.seed={seed}", f"--config.data.augmentation={augmentation}"]
         subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, check=True)
-    return json.loads((workdir / "results.json").read_text())
+    results = json.loads((workdir / "results.json").read_text())
+    return {**results, **results.get("shift", {})}
 
 
 def main() -> None:
@@ -38,11 +39,11 @@ def main() -> None:
     rows = []
     for net in NETS:
         runs = [run(net, seed, args.random_shift, args.folder) for seed in range(args.seeds)]
-        values = [[r[figure] for r in runs] for figure in FIGURES]
+        values = [[r[key] for r in runs] for key in COLUMNS]
         cells = [f"{np.mean(v):.1f} ± {np.std(v, ddof=1):.1f}" for v in values]
         rows.append(f"| `{net}` | " + " | ".join(cells) + " |")
-    print(f"| net | {' | '.join(FIGURES.values())} |")
-    print("|---" * (len(FIGURES) + 1) + "|")
+    print(f"| net | {' | '.join(COLUMNS.values())} |")
+    print("|---" * (len(COLUMNS) + 1) + "|")
     print("\n".join(rows))
 
 

@@ -5,7 +5,7 @@
 For each net: the reference (torchvision's for a baseline, `antialiased-cnns` 0.3 for `_lpf<k>`)
 with random weights and batch statistics, saved as the original saves its files
 ({'state_dict': ...}, legacy pickle), read by `create_model(pretrained=...)`, and both run on the
-same random images, float32 on CPU. The figure is the largest difference of a logit over the largest
+same random images, float32 on CPU. The number is the largest difference of a logit over the largest
 logit. All nets take over half an hour; what is already in the results file is not run again.
 """
 
@@ -17,16 +17,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
+import torch
+from reference import compiled, reference_net, relative_difference
+
+from aa_flax import create_model
+from aa_flax.models.registry import base_names, has_reference
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # tests/reference.py builds the references
-
-import torch  # noqa: E402
-
-from aa_flax import create_model  # noqa: E402
-from aa_flax.models.registry import base_names, has_reference  # noqa: E402
-from tests.reference import compiled, reference_net, relative_difference  # noqa: E402
-
 SIZE = (160, 151)  # one even and one odd side, large enough for every net
 ALL_FILTER_SIZES = ("alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2")
 

@@ -9,21 +9,16 @@ gradient's largest value; the table has the largest over all tensors.
 
 import argparse
 import copy
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/reference.py builds the references
-
 import optax
 import torch
 from flax import nnx
+from reference import reference_net, relative_difference
 
 from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
-from tests.reference import reference_net, relative_difference
 
 FAMILIES = ["alexnet_lpf4", "vgg11_bn_lpf4", "resnet18_lpf4", "densenet121_lpf4"]
 FAMILIES += ["mobilenet_v2_lpf4"]

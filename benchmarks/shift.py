@@ -10,18 +10,16 @@ counted: ours compiles in it.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/ has the photographs and the reference
-
 import jax
+import numpy as np
 import torch
+from photos import photos_data, write_photos
+from reference import reference_net, torchvision
 
 from aa_flax import create_model, load_torch_state_dict
 from aa_flax.data.loader import evaluation_batches
@@ -31,16 +29,12 @@ from aa_flax.evaluation.observe import observe
 from aa_flax.evaluation.views import ShiftedPairs
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh
-from configs import imagenet
-from tests.photos import write_photos
-from tests.reference import reference_net, torchvision
 
 COUNT, RANGE, PASSES = 208, 32, 2
 
 
 def ours(model: Classifier, folder: Path, crop: int, batch: int) -> float:
-    data = imagenet.get_config().data
-    data.update({"path": str(folder.parent), "resize_size": crop + RANGE, "num_workers": 2})
+    data = photos_data(folder.parent, resize_size=crop + RANGE, num_workers=2)
     batches = evaluation_batches(make_source(data, "val"), batch, data, crop=crop + RANGE)
     pairs = {"shift": ShiftedPairs(crop, RANGE, passes=PASSES)}
     return consistency(observe(model, batches, pairs, mesh=data_mesh())["shift"])["consistency"]

@@ -16,12 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # tests/reference.py builds the references
 
 VARIANTS = ("torch float32", "torch bfloat16", "float32", "bfloat16", "float32 remat")
 VARIANTS += ("bfloat16 remat",)
@@ -65,10 +61,9 @@ def ours(name: str, images: np.ndarray, labels: np.ndarray, options: list[str]):
 
 
 def torchs(name: str, images: np.ndarray, labels: np.ndarray, options: list[str]):
-    """The same of the original's net in PyTorch."""
+    """Like `ours`, with the original's net in PyTorch."""
     import torch
-
-    from tests.reference import reference_net
+    from reference import reference_net
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if device == "cuda" else torch.contiguous_format

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from aa_flax.models.registry import base_names, has_reference
+from benchmarks.reference import reference_net
 from tests.golden import LOGITS, NUM_CLASSES, golden_image, golden_weights
-from tests.reference import reference_net
 
 
 def golden_logits(name: str) -> list[float]:

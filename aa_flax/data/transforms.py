@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def preprocess(batch: Mapping[str, Any], data: Config) -> Float[Array, "N h w 3"]:
-    """What the net sees of a batch: a pure function, all that is random being in the batch.
+    """Turns a batch of bytes into what the net gets; all that is random is in the batch.
 
     Args:
         batch: `image` uint8 `(N, H, W, 3)`; if it holds `offset` int `(N, 2)`, images are cropped

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.photos import originals
+from benchmarks.photos import originals
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from PIL import Image
 from scipy import stats
 
 from aa_flax.data.crops import center_image, random_box, random_resized_crop, resize_short_side
-from tests.photos import originals
-from tests.reference import torchvision
+from benchmarks.photos import originals
+from benchmarks.reference import torchvision
 
 steps = torchvision.transforms
 

@@ -13,7 +13,7 @@ from aa_flax.data.folder import ImageFolder
 from aa_flax.data.folder_index import load_index
 from aa_flax.data.images import ImageError
 from aa_flax.data.sources import make_source
-from tests.reference import torchvision
+from benchmarks.reference import torchvision
 
 NAMES = (
     "train/b/10.png",

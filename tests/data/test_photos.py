@@ -9,9 +9,9 @@ from aa_flax import create_model, load_torch_state_dict
 from aa_flax.data.loader import evaluation_batches
 from aa_flax.data.sources import make_source
 from aa_flax.data.transforms import preprocess
+from benchmarks.photos import write_photos
+from benchmarks.reference import compiled, reference_net, relative_difference, torchvision
 from configs import imagenet
-from tests.photos import write_photos
-from tests.reference import compiled, reference_net, relative_difference, torchvision
 
 COUNT, BATCH = 208, 26
 NORMALISE = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from aa_flax.data.transforms import center_crop, crop_at, normalise, preprocess
+from benchmarks.reference import torchvision
 from configs import imagenet
-from tests.reference import torchvision
 
 
 @pytest.mark.parametrize("size", [(48, 48), (41, 48), (43, 45)])

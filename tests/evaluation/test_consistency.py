@@ -13,8 +13,8 @@ from aa_flax.evaluation import views
 from aa_flax.evaluation.consistency import agreement, consistency, diagonal_arrays, worst_case
 from aa_flax.evaluation.observe import observe
 from aa_flax.sharding import data_mesh
+from benchmarks.reference import reference_net
 from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise, look, slow_logits
-from tests.reference import reference_net
 
 RANGE, PASSES = 5, 3
 INDEX = jnp.arange(COUNT)

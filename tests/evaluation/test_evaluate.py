@@ -15,8 +15,8 @@ from aa_flax import InputError
 from aa_flax.evaluation import evaluate as module
 from aa_flax.evaluation.evaluate import Measures, evaluate, is_done
 from aa_flax.evaluation.timing import time_forward
+from benchmarks.reference import abstract_model
 from tests.evaluation.tiny import COUNT, Flat, Noise, Small, noise_config
-from tests.reference import abstract_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,6 @@
 """A measure of one's own, in one file: how often a net keeps its answer when an image is mirrored.
 
-    python eval.py --plugin tests/extending/measure.py --mirror
+python eval.py --plugin tests/extending/measure.py --mirror
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """A net family of one's own, in one file: a stack of strided convolutions, plain or antialiased.
 
-    python train.py --plugin tests/extending/net_family.py --config.model=stack2_lpf3
+python train.py --plugin tests/extending/net_family.py --config.model=stack2_lpf3
 """
 
 from functools import partial
@@ -32,9 +32,7 @@ class Block(nnx.Module):
 class Stack(aa_flax.Classifier):
     """`depth` blocks and a linear layer, for images `(N, H, W, 3)`."""
 
-    def __init__(
-        self, depth, *, num_classes=1000, filter_size=None, pool=None, dtype=None, rngs
-    ):
+    def __init__(self, depth, *, num_classes=1000, filter_size=None, pool=None, dtype=None, rngs):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
         factory, blocks, features = pool_factory(filter_size, pool), [], 3
         for i in range(depth):

@@ -1,6 +1,6 @@
 """A data source of one's own, in one file: bars of four directions, drawn as they are asked for.
 
-    python train.py --plugin tests/extending/source.py --config.data.name=bars:120
+python train.py --plugin tests/extending/source.py --config.data.name=bars:120
 """
 
 import numpy as np
@@ -29,9 +29,9 @@ class Bars:
     def __getitem__(self, index: int):
         label = index % self.num_classes
         rng = np.random.default_rng((self._seed, index))
-        rows, columns = np.indices((self._size, self._size)) - rng.integers(8, self._size - 8, 2)[
-            :, None, None
-        ]
+        rows, columns = (
+            np.indices((self._size, self._size)) - rng.integers(8, self._size - 8, 2)[:, None, None]
+        )
         down, right = DIRECTIONS[self.class_names[label]]
         on = (np.abs(rows * right - columns * down) <= 2) & (np.hypot(rows, columns) < 12)
         image = np.where(on, rng.integers(100, 256), 0).astype(np.uint8)

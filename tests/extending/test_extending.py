@@ -97,9 +97,7 @@ def test_a_family_and_a_pool_are_trained_measured_and_converted_by_commands(tmp_
     config = ("--config.model=stack2", "--config.pool=box", *SMALL, "--workdir", run)
     printed = command("train.py", *config, plugins=("net_family", "pool"))
     assert "stack2" in printed
-    command(
-        "eval.py", *config, "--mirror", "--circular", plugins=("net_family", "pool", "measure")
-    )
+    command("eval.py", *config, "--mirror", "--circular", plugins=("net_family", "pool", "measure"))
     results = json.loads((run / "results.json").read_text())
     assert 0 <= results["mirror"]["agreement"] <= 100
     assert results["weights"]["options"] == {"pool": "box"}

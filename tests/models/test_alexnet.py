@@ -5,7 +5,12 @@ from flax import nnx
 
 from aa_flax import create_model
 from aa_flax.models.alexnet import AlexNet
-from tests.reference import abstract_model, assert_same_as_reference, logits_shape, state_shapes
+from benchmarks.reference import (
+    abstract_model,
+    assert_same_as_reference,
+    logits_shape,
+    state_shapes,
+)
 
 SIZES = ((224, 224), (151, 143))
 

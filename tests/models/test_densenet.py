@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from aa_flax.models.densenet import DenseNet
-from tests.reference import (
+from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,
     assert_same_net,

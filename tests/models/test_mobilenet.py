@@ -5,7 +5,7 @@ from flax import nnx
 
 from aa_flax import create_model
 from aa_flax.models.mobilenet import MobileNetV2
-from tests.reference import (
+from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,
     compiled,

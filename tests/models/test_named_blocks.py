@@ -1,6 +1,6 @@
 import pytest
 
-from tests.reference import abstract_model
+from benchmarks.reference import abstract_model
 
 
 @pytest.mark.parametrize("base", ["alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2"])

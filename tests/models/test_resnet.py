@@ -6,7 +6,7 @@ from flax import nnx
 
 from aa_flax import InputError, create_model, list_models, load_torch_state_dict
 from aa_flax.weights.torch_format import to_torch_state_dict
-from tests.reference import abstract_model, assert_same_as_reference, state_shapes
+from benchmarks.reference import abstract_model, assert_same_as_reference, state_shapes
 
 QUICK = ("resnet18", "resnet18_lpf4", "resnet50_lpf3", "resnext50_32x4d_lpf5", "wide_resnet50_2")
 FAMILY = [name for name in list_models("*resne[tx]*") if "_lpf" not in name or name[-1] in "2345"]

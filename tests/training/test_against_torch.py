@@ -16,9 +16,9 @@ from aa_flax.training.optimizer import make_optimizer, make_schedule
 from aa_flax.training.reporting import read_json_lines
 from aa_flax.training.state import init_state, make_train_step
 from aa_flax.training.torch_resume import read_torch_run
+from benchmarks.photos import originals
+from benchmarks.reference import reference_net
 from configs import resnet18_lpf4
-from tests.photos import originals
-from tests.reference import reference_net
 from tests.training.tiny import tiny_config
 
 STEPS, STEPS_PER_EPOCH, SIZE = 20, 5, 40

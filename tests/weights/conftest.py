@@ -13,7 +13,7 @@ import torch
 from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights import pretrained
-from tests.reference import reference_net
+from benchmarks.reference import reference_net
 
 NAME = "mobilenet_v2_lpf4"
 

@@ -17,7 +17,7 @@ from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.state import init_state
 from aa_flax.weights.convert import abstract_net, num_parameters
 from aa_flax.weights.files import read_metadata
-from tests.reference import assert_same_net, reference_net, torchvision
+from benchmarks.reference import assert_same_net, reference_net, torchvision
 from tests.weights.conftest import NAME
 
 

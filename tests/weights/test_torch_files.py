@@ -6,7 +6,7 @@ import torch
 
 from aa_flax import InputError, create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.weights.torch_files import read_torch_file, todays_name, write_torch_file
-from tests.reference import reference_net
+from benchmarks.reference import reference_net
 from tests.weights.conftest import NAME
 
 

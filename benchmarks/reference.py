@@ -40,13 +40,17 @@ def randomised(net: torch.nn.Module) -> torch.nn.Module:
     for layer in net.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.weight.data.uniform_(0.5, 1.5, generator=generator)
-            layer.running_mean.data.normal_(0, 0.3, generator=generator)
-            layer.running_var.data.uniform_(0.5, 1.5, generator=generator)
+            mean, variance = layer.running_mean, layer.running_var
+            assert mean is not None
+            assert variance is not None
+            mean.normal_(0, 0.3, generator=generator)
+            variance.uniform_(0.5, 1.5, generator=generator)
         elif isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             std = (2 / layer.weight[0].numel()) ** 0.5
             layer.weight.data.normal_(0, std, generator=generator)
-        if getattr(layer, "bias", None) is not None:
-            layer.bias.data.normal_(0, 0.3, generator=generator)
+        bias = getattr(layer, "bias", None)
+        if isinstance(bias, torch.Tensor):
+            bias.data.normal_(0, 0.3, generator=generator)
     return net.eval()
 
 
@@ -85,7 +89,7 @@ def assert_same_as_reference(name: str, *sizes: tuple[int, int], **options) -> N
 
 
 def logits_shape(model: Classifier, size: int) -> tuple[int, ...]:
-    """Of one square image, by tracing alone; raises what a run would raise."""
+    """The logits' shape for one square image, by tracing alone; raises what a run would raise."""
     graph, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, image).shape

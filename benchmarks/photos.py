@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import skimage
+from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -55,9 +56,27 @@ def write_photos(
     return folder
 
 
+def photos_data(path: Path, **changes: object) -> ConfigDict:
+    """`config.data` for a folder with `train/` or `val/` in it: ImageNet's sizes, and `changes`."""
+    data = {
+        "name": "folder",
+        "path": str(path),
+        "resize_size": 256,
+        "image_size": 256,
+        "crop_size": 224,
+        "augmentation": "random_resized_crop",
+        "flip": True,
+        "on_error": "stop",
+        "class_order": "",
+        "num_workers": 0,
+        "worker_type": "thread",
+    }
+    return ConfigDict({**data, **changes})
+
+
 def _cut(photo: Image.Image, sides: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     w, h = (int(n * rng.uniform(0.4, 1)) for n in photo.size)
-    left, top = rng.integers(photo.width - w + 1), rng.integers(photo.height - h + 1)
+    left, top = (int(rng.integers(n)) for n in (photo.width - w + 1, photo.height - h + 1))
     scale = rng.integers(sides[0], sides[1] + 1) / max(w, h)
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
     return photo.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,89 @@
+"""What the documentation tells to run: blocks of Python, commands, and flags."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
+_SPAN = re.compile(r"`([^`]+)`")
+_PROGRAMS = (
+    "python ",
+    "pytest",
+    "pip ",
+    "tfds ",
+    "srun ",
+    "pre-commit",
+    "ruff ",
+    "pyright",
+    ".ci/",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A piece of a page."""
+
+    page: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {' '.join(self.text.split())[:70]}"
+
+
+def python_blocks(page: Path) -> list[str]:
+    return [text for language, text in _FENCED.findall(page.read_text()) if language == "python"]
+
+
+def commands(page: Path) -> list[Found]:
+    """Every command of a page, a line each: of its blocks, and of its text."""
+    text = page.read_text()
+    blocks = [block for language, block in _FENCED.findall(text) if language in ("bash", "sh")]
+    rest = _FENCED.sub("", text)
+    blocks += _INDENTED.findall(rest)
+    lines = [line for block in blocks for line in _joined(block)]
+    lines += [span for span in _spans(rest) if _is_command(span)]
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [Found(page.name, part) for part in dict.fromkeys(parts) if _is_command(part)]
+
+
+def flags(page: Path) -> list[Found]:
+    """Every flag that the text mentions by itself, with its value if it has one."""
+    spans = [span for span in _spans(_FENCED.sub("", page.read_text())) if span.startswith("--")]
+    found = dict.fromkeys(word for span in spans for word in span.split() if word[:2] == "--")
+    return [Found(page.name, word) for word in found]
+
+
+def fields(page: Path) -> list[Found]:
+    """Every field of a config that the text mentions by itself, e.g. `optimizer.schedule`."""
+    sections = r"(?:config\.)?((?:optimizer|data|eval|log|checkpoint)\.(?!py$)\w+)(?:=\S+)?"
+    found = [re.fullmatch(sections, span) for span in _spans(page.read_text())]
+    return [Found(page.name, match[1]) for match in found if match]
+
+
+def links(page: Path) -> list[Found]:
+    """Every link to a file of the project, with its anchor."""
+    targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    return [Found(page.name, target) for target in dict.fromkeys(targets) if "://" not in target]
+
+
+def anchors(page: Path) -> set[str]:
+    """What may follow `#` in a link to a page, as GitHub makes it of headings."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def _spans(text: str) -> list[str]:
+    return [" ".join(span.split()) for span in _SPAN.findall(text)]
+
+
+def _joined(block: str) -> list[str]:
+    """The lines of a block of commands, with those that end in a backslash continued."""
+    return [line.strip() for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+
+
+def _is_command(line: str) -> bool:
+    return re.sub(r"^(\w+=\S+ )+", "", line).startswith(_PROGRAMS)

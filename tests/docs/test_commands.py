@@ -1,0 +1,161 @@
+"""Every command, flag and link of the documentation is one that works."""
+
+import multiprocessing
+import re
+import tomllib
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from configs import imagenet
+from tests.docs.attempt import REACHED, attempt
+from tests.docs.markdown import PAGES, ROOT, Found, anchors, commands, fields, flags, links
+
+# What a page writes for something that each reader has another of.
+STANDS_FOR = {
+    " DATA": " --config.data.path=ILSVRC2012",
+    "--config.data.path=...": "--config.data.path=ILSVRC2012",
+    "--config ...": "",
+    "--config.KEY=VALUE ...": "--config.batch_size=32",
+    "configs/NAME.py": "configs/resnet50_lpf4.py",
+    "=NET": "=resnet152_lpf4",
+    "train.py ...": "train.py",
+    "--step N": "--step 5",
+}
+NOT_TRIED = {
+    "python main.py": "the original's",
+    "python -m aa_flax.data.imagenet_val": "named, without its arguments",
+    "python -m aa_flax.evaluation.report": "named, without its arguments",
+    "python -m tests.make_golden_logits": "overwrites stored logits; it has no flags",
+    "tfds build": "downloads a data set",
+    "pip install pre-commit": "not of this project",
+    "pre-commit": "needs a program that the extras do not have",
+}
+THE_ORIGINALS = {"--pretrained", "--force_nonfinetuned", "--out-dir", "--no-data-aug", "--gpu"}
+# Not right yet; each goes from here with its remedy.
+BROKEN = {
+    "tfds:cifar10": "crops of 36 pixels at 32 offsets do not fit into 40",
+    "--models": "downloads every net before it looks for the data",
+    "--plugin": "there are no plug-ins yet",
+    "CONTRIBUTING.md": "tests/extending/ is not there yet",
+}
+# A workdir without a run, and a file that is not there, are told before data is opened.
+MISSING = ("no run in", "no file", "no such file", "no folder")
+COMMANDS = [command for page in PAGES for command in commands(page)]
+PYTHON = [c for c in COMMANDS if "python " in c.text]
+TRAINING = [c for c in PYTHON if "train.py" in c.text]
+OTHERS = [c for c in COMMANDS if "python " not in c.text]
+
+
+# A file that the README's command hands over.
+MY_POOL = """import aa_flax
+aa_flax.register_pool("my_pool", lambda stride: aa_flax.BlurPool(filter_size=3, stride=stride))
+"""
+
+
+def known_broken(found: list, *parts: str) -> list:
+    """Commands or pages, those that hold one of the parts expected to fail."""
+
+    def marks(item) -> list:
+        reasons = [BROKEN[part] for part in parts if part in str(getattr(item, "text", item))]
+        return [pytest.mark.xfail(reason=reason, strict=True) for reason in reasons]
+
+    return [pytest.param(item, marks=marks(item)) for item in found]
+
+
+@pytest.fixture(scope="module")
+def try_out(tmp_path_factory):
+    """`attempt` in a fresh process, in a folder where `configs/` is."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "my_pool.py").write_text(MY_POOL)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.docs.attempt"])
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        yield lambda command: pool.submit(attempt, command, folder).result()
+
+
+def readers(command: str) -> str:
+    """The command as a reader would give it."""
+    for placeholder, example in STANDS_FOR.items():
+        command = command.replace(placeholder, example)
+    return re.sub(r"[\[\]]", "", command[command.index("python ") :])
+
+
+def reason_not_to_try(command: Found) -> str | None:
+    text = command.text
+    named = (r for start, r in NOT_TRIED.items() if text.startswith(start))
+    reason = next(named, None)
+    return None if reason and "named" in reason and text not in NOT_TRIED else reason
+
+
+@pytest.mark.parametrize("command", known_broken(PYTHON, "--models", "--plugin"), ids=str)
+def test_every_command_is_understood(command, try_out):
+    if reason := reason_not_to_try(command):
+        pytest.skip(reason)
+    said, _ = try_out(readers(command.text))
+    last = said.strip().splitlines()[-1]
+    assert REACHED in last or any(missing in last for missing in MISSING), said
+
+
+@pytest.mark.parametrize("command", known_broken(TRAINING, "tfds:cifar10"), ids=str)
+def test_every_training_command_leaves_room_for_its_own_shifts(command):
+    values = dict(re.findall(r"--config\.([\w.]+)=(\S+)", readers(command.text)))
+    config = imagenet.get_config()
+    size, crop, reach = (
+        int(values.get(key, default))
+        for key, default in [
+            ("data.image_size", config.data.image_size),
+            ("data.crop_size", config.data.crop_size),
+            ("eval.shift_range", config.eval.shift_range),
+        ]
+    )
+    assert size >= crop + reach - 1
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=str)
+def test_every_other_command_names_what_there_is(command):
+    if reason := reason_not_to_try(command):
+        pytest.skip(reason)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(r"(?:\.|aa_flax)\[([\w,]+)\]", command.text):
+        assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+    for path in re.findall(r"\b(?:tests/\S+|constraints\.txt)", command.text):
+        assert (ROOT / path).exists()
+
+
+@pytest.mark.xfail(reason=BROKEN["--plugin"], strict=True)
+def test_every_flag_is_one_of_a_program(try_out):
+    known = THE_ORIGINALS | {"--config.KEY"}
+    for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT"]:
+        known.update(try_out(f"python {program}")[1])
+    known |= {f"--config.{field}" for field in _fields(imagenet.get_config())}
+    unknown = [
+        str(flag)
+        for page in PAGES
+        for flag in flags(page)
+        if re.split(r"[=\[,]", flag.text)[0] not in known
+    ]
+    assert unknown == []
+
+
+def test_every_field_is_one_of_the_config():
+    known = _fields(imagenet.get_config())
+    assert [str(field) for page in PAGES for field in fields(page) if field.text not in known] == []
+
+
+@pytest.mark.parametrize("page", known_broken(PAGES, "CONTRIBUTING.md"), ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for link in links(page):
+        path, _, anchor = link.text.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def _fields(config, prefix: str = "") -> list[str]:
+    """Every field of a config, by its path."""
+    found = []
+    for key, value in config.items():
+        found += _fields(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]
+    return found

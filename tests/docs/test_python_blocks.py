@@ -1,0 +1,107 @@
+"""Every block of Python in the documentation runs, in the order of its page.
+
+Nets have their published names and sizes, so parameters are zeros and outputs follow from tracing
+alone: what is checked are names, arguments, files and shapes.
+"""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import aa_flax
+from aa_flax.models.classifier import Classifier
+from tests.docs.markdown import PAGES, python_blocks
+
+# Files of weights that the pages name and a reader would have; `kept` is AA_FLAX_WEIGHTS.
+FILES = {
+    "resnet50": ["kept/resnet50-0676ba61.safetensors"],
+    "resnet50_lpf4": [
+        "kept/resnet50_lpf4-994b528f.safetensors",
+        "kept/resnet50_lpf4_finetune-cad66808.safetensors",
+        "runs/mine/weights.safetensors",
+        "resnet50_lpf4.pth",
+    ],
+}
+# What comments in the blocks promise.
+PROMISED = {
+    "README.md": {
+        "logits.shape": (2, 1000),
+        "features.shape": (2, 2, 2, 2048),
+        "len(aa_flax.list_models('*_lpf4'))": 23,
+        "y.shape": (2, 8, 4, 3),
+    }
+}
+NOT_RUN: dict[str, str] = {}  # the first line of a block, and why not
+create_model = aa_flax.create_model
+
+
+def of_zeros(name: str, *, pretrained=None, rngs=None, **options) -> Classifier:
+    """`create_model`, without drawing numbers."""
+    if pretrained:
+        return create_model(name, pretrained=pretrained, **options)
+    model = nnx.eval_shape(lambda: create_model(name, **options))
+    nnx.update(model, jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), nnx.state(model)))
+    return model
+
+
+def traced(method):
+    """The method of a net, giving zeros of the shape that it would give."""
+
+    def shape_alone(model, *arguments):
+        graph, state = nnx.split(model)
+        result = jax.eval_shape(
+            lambda state, *arguments: method(nnx.merge(graph, state), *arguments), state, *arguments
+        )
+        return jnp.zeros(result.shape, result.dtype)
+
+    return shape_alone
+
+
+@pytest.fixture(scope="module")
+def readers_folder(tmp_path_factory):
+    """Where the files are that the pages name."""
+    torch = pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("reader")
+    for name, files in FILES.items():
+        model = of_zeros(name)
+        for file in files:
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".pth":
+                arrays = aa_flax.to_torch_state_dict(model)
+                torch.save({"state_dict": {k: torch.tensor(v) for k, v in arrays.items()}}, path)
+            else:
+                aa_flax.save_weights(model, path)
+    yield folder
+    shutil.rmtree(folder)  # hundreds of megabytes
+
+
+@pytest.fixture
+def at_a_readers_place(readers_folder, monkeypatch):
+    """In that folder, with nets that compute nothing."""
+    monkeypatch.chdir(readers_folder)
+    monkeypatch.setenv("AA_FLAX_WEIGHTS", str(readers_folder / "kept"))
+    monkeypatch.setattr(aa_flax, "create_model", of_zeros)
+    for net in Classifier.__subclasses__():
+        monkeypatch.setattr(net, "__call__", traced(net.__call__))
+        monkeypatch.setattr(net, "features", traced(net.features))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
+def test_every_block_runs_and_keeps_its_promise(page, at_a_readers_place):
+    names = {
+        "aa_flax": aa_flax,
+        "images": jnp.zeros((2, 64, 64, 3)),
+        "x": jnp.zeros((2, 8, 8, 3)),
+        "key": jax.random.key(0),
+        "other_key": jax.random.key(1),
+    }
+    for block in python_blocks(page):
+        if block.splitlines()[0] not in NOT_RUN:
+            exec(compile(block, page.name, "exec"), names)
+    for promise, value in PROMISED.get(page.name, {}).items():
+        assert eval(promise, names) == value, promise
