@@ -4,6 +4,7 @@ import pytest
 import torch
 from flax import nnx
 
+from aa_flax import InputError
 from aa_flax.layers import BatchNorm, conv2d, linear
 
 
@@ -40,7 +41,7 @@ def test_batch_norm_keeps_bfloat16_activations_and_float32_statistics(rng):
 
 
 def test_batch_norm_of_a_single_value_is_refused():
-    with pytest.raises(ValueError, match=r"larger batch or image.*model\.eval"):
+    with pytest.raises(InputError, match=r"larger batch or image.*model\.eval"):
         BatchNorm(3, rngs=nnx.Rngs(0))(jnp.ones((1, 1, 1, 3)))
 
 

@@ -82,7 +82,7 @@ def _kernel_gradient(x: Array, g: Array, window: Window) -> Array:
 
 
 def _sum_of_products(views: list[Array], kernel: Array) -> Array:
-    taps = kernel.reshape(len(views), 1, 1, 1, kernel.shape[-1])
+    taps = [tap.reshape(1, 1, 1, -1) for tap in kernel.reshape(len(views), kernel.shape[-1])]
     total = views[0] * taps[0]
     for view, tap in zip(views[1:], taps[1:], strict=True):
         total = total + view * tap

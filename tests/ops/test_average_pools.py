@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from aa_flax import InputError
 from aa_flax.ops import adaptive_avg_pool, avg_pool
 
 
@@ -49,7 +50,7 @@ def test_bfloat16_is_averaged_in_float32():
 
 
 def test_too_few_pixels_are_refused():
-    with pytest.raises(ValueError, match=r"at least 2 pixels.*\(1, 4\)"):
+    with pytest.raises(InputError, match=r"at least 2 pixels.*\(1, 4\)"):
         avg_pool(jnp.zeros((1, 1, 4, 1)), 2)
-    with pytest.raises(ValueError, match=r"\(0, 4\)"):
+    with pytest.raises(InputError, match=r"\(0, 4\)"):
         adaptive_avg_pool(jnp.zeros((1, 0, 4, 1)), 7)

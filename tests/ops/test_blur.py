@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from aa_flax import BlurPool, MaxBlurPool, blur_pool
+from aa_flax import BlurPool, InputError, MaxBlurPool, blur_pool
 from aa_flax.ops.blur import binomial_taps
 
 REFERENCE_PADDING = {"reflect": "reflect", "replicate": "repl", "zero": "zero"}
@@ -170,6 +170,53 @@ def test_too_small_an_input_names_its_size_and_the_least(k, least):
 def test_a_wrong_option_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         blur_pool(jnp.ones((1, 8, 8, 1)), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"filter_size": True}, "filter_size must be an integer, got True"),
+        ({"filter_size": np.True_}, "filter_size must be an integer, got"),
+        ({"filter_size": 4.0}, "filter_size must be an integer, got 4.0"),
+        ({"filter_size": "4"}, "filter_size must be an integer, got '4'"),
+        ({"filter_size": b"4"}, "filter_size must be an integer, got b'4'"),
+        ({"filter_size": None}, "filter_size must be an integer, got None"),
+        ({"filter_size": (3, 4.5)}, "filter_size must be an integer, got 4.5"),
+        ({"filter_size": (0, 4)}, "filter_size must be at least 1, got 0"),
+        ({"stride": 2.0}, "stride must be an integer, got 2.0"),
+        ({"stride": [2, True]}, "stride must be an integer, got True"),
+        ({"stride": np.array(2.0)}, "stride must be an integer"),
+        ({"pad_offset": (1, 1)}, r"pad_offset must be an integer, got \(1, 1\)"),
+        ({"pad_offset": False}, "pad_offset must be an integer, got False"),
+        ({"padding": None}, "reflect, replicate, zero, circular; got None"),
+    ],
+)
+def test_what_is_no_integer_is_refused_by_function_and_layer(arguments, message):
+    for use in (lambda **options: blur_pool(jnp.ones((1, 8, 8, 1)), **options), BlurPool):
+        with pytest.raises(InputError, match=message):
+            use(**arguments)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, np.array, jnp.int32])
+def test_integers_of_any_kind_are_accepted(integer, rng):
+    x = jnp.asarray(rng.standard_normal((1, 9, 8, 2)), jnp.float32)
+    numbers = {"filter_size": integer(3), "stride": integer(2), "pad_offset": integer(1)}
+    expected = blur_pool(x, 3, 2, pad_offset=1)
+    np.testing.assert_array_equal(blur_pool(x, **numbers), expected)
+    layer = BlurPool(**numbers)
+    np.testing.assert_array_equal(layer(x), expected)
+    assert type(layer.filter_size) is type(layer.stride) is int
+
+
+def test_numpy_arrays_are_one_integer_for_each_axis(rng):
+    x = jnp.asarray(rng.standard_normal((1, 9, 8, 2)), jnp.float32)
+    expected = blur_pool(x, (3, 4), (1, 2))
+    np.testing.assert_array_equal(blur_pool(x, np.array([3, 4]), np.array([1, 2])), expected)
+    assert BlurPool(np.array([3, 4]), [1, 2]).filter_size == (3, 4)
+
+
+def test_very_long_filters_have_a_sum_of_1():
+    assert binomial_taps(2001).sum() == pytest.approx(1)
 
 
 def test_integers_and_unbatched_images_are_refused():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from aa_flax import InputError
 from aa_flax.ops import conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -44,3 +45,29 @@ def test_cpu_convolutions_equal_xlas_forward_and_gradient(
 
     for ours, native in zip(run(conv_general_dilated), run(lax.conv_general_dilated), strict=True):
         assert jnp.max(jnp.abs(ours - native)) <= 1e-5 * jnp.max(jnp.abs(native))
+
+
+def test_an_image_smaller_than_its_kernel_is_refused():
+    with pytest.raises(InputError, match=r"3x3 kernel .*\(2, 9\)"):
+        conv_general_dilated(jnp.ones((1, 2, 9, 1)), jnp.ones((3, 3, 1, 1)), (1, 1), ((0, 0),) * 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_spread_inputs_and_wider_results_are_laxs(groups, rng):
+    x = jnp.asarray(rng.standard_normal((1, 2, 2, 4)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 4 // groups, 4)), jnp.bfloat16)
+    for options in ({"lhs_dilation": (2, 2)}, {"preferred_element_type": jnp.float32}):
+        y, expected = (
+            conv(
+                x,
+                kernel,
+                (1, 1),
+                ((1, 1), (1, 1)),
+                dimension_numbers=NHWC,
+                feature_group_count=groups,
+                **options,
+            )
+            for conv in (conv_general_dilated, lax.conv_general_dilated)
+        )
+        assert y.dtype == expected.dtype
+        np.testing.assert_array_equal(y, expected)
