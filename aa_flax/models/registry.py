@@ -183,9 +183,7 @@ def build(name: str, *, remat: bool = False, **options) -> Classifier:
 
 def _check_options(net: Net, options: dict[str, Any]) -> None:
     if options.pop("filter_size", None) is not None:
-        raise InputError(
-            f"filter_size is part of a net's name: ask for {net.name}_lpf<k> instead"
-        )
+        raise InputError(f"filter_size is part of a net's name: ask for {net.name}_lpf<k> instead")
     known = parameters(net.build)
     if "dtype" not in known and options.get("dtype", ...) is None:
         del options["dtype"]

@@ -42,25 +42,28 @@ def test_zero_classes_give_the_pooled_embedding_and_leave_out_the_last_layer(bas
 
 
 def test_the_embedding_is_what_the_classifier_sees(rng):
-    whole = build("resnet18_lpf4", num_classes=5, rngs=nnx.Rngs(0))
-    embedder = build("resnet18_lpf4", num_classes=0, rngs=nnx.Rngs(1))
-    nnx.update(embedder, nnx.state(whole, lambda path, _: path[0] != "fc"))
-    whole.eval(), embedder.eval()
-    x = jnp.asarray(rng.standard_normal((2, 35, 35, 3), np.float32))
-    assert embedder(x).shape == (2, 512)
-    np.testing.assert_allclose(whole.fc(embedder(x)), whole(x), rtol=1e-5, atol=1e-5)
+    small = {"growth_rate": 4, "num_init_features": 8, "filter_size": 1}
+    whole = DenseNet((1, 1), **small, num_classes=5, rngs=nnx.Rngs(0))
+    embedder = DenseNet((1, 1), **small, num_classes=0, rngs=nnx.Rngs(1))
+    nnx.update(embedder, nnx.state(whole, lambda path, _: path[0] != "classifier"))
+    whole.eval()
+    embedder.eval()
+    x = jnp.asarray(rng.standard_normal((2, 16, 16, 3), np.float32))
+    assert embedder(x).shape == (2, 10)
+    np.testing.assert_allclose(whole.classifier(embedder(x)), whole(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("base", EMBEDDINGS)
 @pytest.mark.parametrize("number", [-1, True, False, 10.0, "10", None])
-def test_a_number_of_classes_is_a_whole_number(base, number):
-    with pytest.raises(InputError, match="num_classes must be a whole number of at least 0, got"):
-        abstract(base, num_classes=number)
+def test_a_number_of_classes_is_a_whole_number(number):
+    for base in EMBEDDINGS:
+        with pytest.raises(InputError, match="num_classes must be a whole number of at least 0, g"):
+            abstract(base, num_classes=number)
 
 
 def test_numpys_numbers_are_numbers():
     assert abstract("resnet18", num_classes=np.int64(7), groups=np.int32(1)).num_classes == 7
-    assert MobileNetV2(filter_size=np.int64(2), rngs=nnx.Rngs(0), width_mult=0.25).filter_size == 2
+    net = nnx.eval_shape(lambda: MobileNetV2(filter_size=np.int64(2), rngs=nnx.Rngs(0)))
+    assert net.filter_size == 2
 
 
 REFUSED = [
@@ -73,7 +76,7 @@ REFUSED = [
     ("vgg11", {"dropout": -0.1}, "dropout must be a number from 0 to 1"),
     ("vgg11", {"dropout": float("nan")}, "dropout must be a number from 0 to 1, got nan"),
     ("mobilenet_v2", {"dropout": True}, "dropout must be a number from 0 to 1"),
-    ("mobilenet_v2", {"width_mult": 0}, "width_mult must be a number at least 0.0625, got 0"),
+    ("mobilenet_v2", {"width_mult": 0}, "width_mult must be a number of at least 0.0625, got 0"),
     ("mobilenet_v2", {"width_mult": float("inf")}, "width_mult must be a number"),
     ("densenet121", {"drop_rate": 2}, "drop_rate must be a number from 0 to 1"),
     ("densenet121", {"growth_rate": 0}, "growth_rate must be a whole number of at least 1"),
@@ -115,7 +118,7 @@ def test_no_dilation_may_be_said_in_either_way():
     for given in (None, (False, False, False), [False] * 3):
         model = abstract("resnet50_lpf4", replace_stride_with_dilation=given)
         assert model.options == {}
-        assert logits_shape(model, 64) == (1, 1000)
+        assert model.layer4[0].pool is not None
 
 
 @pytest.mark.parametrize(
@@ -130,8 +133,8 @@ def test_no_dilation_may_be_said_in_either_way():
             {"replace_stride_with_dilation": (False, np.bool_(True), True)},
             {"replace_stride_with_dilation": [False, True, True]},
         ),
-        ("densenet161", {"growth_rate": 48}, {}),
-        ("densenet161", {"growth_rate": 32}, {"growth_rate": 32}),
+        ("vgg11_bn", {"batch_norm": True}, {}),
+        ("vgg11_bn", {"batch_norm": False}, {"batch_norm": False}),
     ],
 )
 def test_options_that_make_another_function_are_kept(name, given, kept):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax import InputError, create_model, to_torch_state_dict
+from aa_flax import InputError, to_torch_state_dict
 from aa_flax.layers import circular_padding
+from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Downsample
 from tests.pools.toys import LargestPhase, WeightedBox, box
 from tests.reference import abstract_model, logits_shape, state_shapes
@@ -37,12 +38,16 @@ def test_every_stride_of_the_antialiased_net_is_a_pools(base):
 
 
 def test_a_pools_name_builds_the_net_of_its_filter_size(rng):
-    x = jnp.asarray(rng.standard_normal((1, 35, 35, 3), np.float32))
-    by_name = create_model("resnet18", pool="binomial4", num_classes=3)
-    by_size = create_model("resnet18_lpf4", num_classes=3)
+    x = jnp.asarray(rng.standard_normal((1, 16, 16, 3), np.float32))
+    by_name, by_size = (
+        DenseNet((1, 1), growth_rate=4, num_init_features=8, rngs=nnx.Rngs(0), **options)
+        for options in ({"pool": "binomial2"}, {"filter_size": 2})
+    )
     np.testing.assert_array_equal(by_name(x), by_size(x))
+    assert to_torch_state_dict(by_name).keys() == to_torch_state_dict(by_size).keys()
+    by_name, by_size = abstract_model("resnet18", pool="binomial4"), abstract_model("resnet18_lpf4")
     assert by_name.options == {"pool": "binomial4"}
-    assert list(to_torch_state_dict(by_name)) == list(to_torch_state_dict(by_size))
+    assert [n for n, _ in by_name.torch_layers()] == [n for n, _ in by_size.torch_layers()]
 
 
 @pytest.mark.parametrize("base", BASES)

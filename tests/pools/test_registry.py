@@ -51,9 +51,8 @@ def test_a_choice_follows_the_image_and_serves_another_map(rng, shift):
     x = jnp.asarray(rng.standard_normal((1, 8, 8, 3), np.float32))
     other = jnp.asarray(rng.standard_normal((1, 8, 8, 5), np.float32))
     moved, other_moved = (jnp.roll(a, (shift, shift), (1, 2)) for a in (x, other))
-    still, after = (
-        subsample(pool, a, decide(pool, m)) for a, m in ((other, x), (other_moved, moved))
-    )
+    still = subsample(pool, other, decide(pool, x))
+    after = subsample(pool, other_moved, decide(pool, moved))
     np.testing.assert_allclose(np.sort(still, axis=None), np.sort(after, axis=None))
     np.testing.assert_array_equal(subsample(pool, x), pool(x, pool.choose(x)))
 
