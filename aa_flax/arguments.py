@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
-from numbers import Real
 
 import numpy as np
 
@@ -41,11 +40,11 @@ def real_number(name: str, value: object, *, least: float = -inf, most: float = 
     Raises:
         InputError: another type, not a number or outside the bounds.
     """
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not least <= value <= most or abs(value) == inf:
-        bounds = f"at least {least}" if most == inf else f"from {least} to {most}"
-        raise InputError(f"{name} must be a number {bounds}, got {value!r}")
-    return float(value)
+    number = not isinstance(value, bool) and isinstance(value, int | float | np.number)
+    if number and least <= float(value) <= most and abs(value) != inf:
+        return float(value)
+    bounds = f"of at least {least}" if most == inf else f"from {least} to {most}"
+    raise InputError(f"{name} must be a number {bounds}, got {value!r}")
 
 
 def share(name: str, value: object) -> float:

@@ -54,7 +54,7 @@ def pool_filter(pool: nnx.Module, channels: int) -> Filter | None:
     size = binomial_size(pool)
     if size is not None:
         return Filter(size, channels)
-    if jax.tree.leaves(nnx.state(pool, (nnx.Param, nnx.BatchStat))):
+    if isinstance(pool, nnx.Module) and jax.tree.leaves(nnx.state(pool)):
         raise InputError(
             f"a net whose pool {type(pool).__name__} has variables has no torch layout: torch's "
             "nets have no place for them; save it by aa_flax.save_weights"

@@ -74,9 +74,7 @@ def pool_factory(
     return _POOLS[pool] if isinstance(pool, str) else _callable(pool)
 
 
-def make_pool(
-    factory: PoolFactory | None, stride: int, *, features: int, rngs: nnx.Rngs
-) -> nnx.Module | None:
+def make_pool(factory: PoolFactory | None, stride: int, *, features: int, rngs: nnx.Rngs) -> Any:
     """The pool that carries a layer's stride; None: the layer strides itself, or not at all.
 
     Args:

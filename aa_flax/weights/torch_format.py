@@ -14,13 +14,14 @@ from flax import nnx
 
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm
+from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
 from aa_flax.models.torch_layout import Filter, Flattened
 from aa_flax.ops.blur import binomial_taps
 from aa_flax.weights.checks import check_names_and_shapes
 from aa_flax.weights.torch_files import read_torch_file, todays_name
 
-Model = TypeVar("Model", bound=nnx.Module)
+Model = TypeVar("Model", bound=Classifier)
 
 
 class Slot(NamedTuple):
@@ -54,7 +55,7 @@ _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "runni
 _KERNEL_ORDER = {nnx.Conv: (3, 2, 0, 1), nnx.Linear: (1, 0)}  # HWIO -> OIHW, IO -> OI
 
 
-def torch_slots(model: nnx.Module) -> dict[str, Slot]:
+def torch_slots(model: Classifier) -> dict[str, Slot]:
     """Every variable of the model under its torch name, in torch's order."""
     slots = {}
     for name, layer in model.torch_layers():
@@ -79,7 +80,7 @@ def _filter(layer: Filter) -> np.ndarray:
     return np.tile(kernel, (layer.channels, 1, 1, 1))
 
 
-def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
+def to_torch_state_dict(model: Classifier) -> dict[str, np.ndarray]:
     """The model's weights as the torch original names, orders and lays them out.
 
     Returns:
@@ -138,7 +139,7 @@ def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) 
 _DROPPED = ("num_batches_tracked", "filt")
 
 
-def _check_filters(model: nnx.Module, given: Mapping[str, np.ndarray]) -> None:
+def _check_filters(model: Classifier, given: Mapping[str, np.ndarray]) -> None:
     """The fixed filters in a file say which filter size its weights were trained with."""
     expected = {
         f"{name}.filt": layer for name, layer in model.torch_layers() if isinstance(layer, Filter)
