@@ -6,11 +6,12 @@ Published: top-1 56.72 %, consistency 82.54 %, trained from scratch; 56.55 % and
 antialiasing (`--config configs/alexnet_lpf4.py:baseline`).
 """
 
-from aa_flax.config import Config
+from ml_collections import ConfigDict
+
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> Config:
+def get_config(variant: str = "") -> ConfigDict:
     config = imagenet.recipe("alexnet_lpf4", variant)
     config.optimizer.learning_rate = 0.01
     return config

@@ -5,11 +5,12 @@
 Trained on centred digits only, then tested on shifted ones. README has the measured results.
 """
 
-from aa_flax.config import Config
+from ml_collections import ConfigDict
+
 from configs import imagenet
 
 
-def get_config() -> Config:
+def get_config() -> ConfigDict:
     config = imagenet.get_config()
     config.name = "digits_resnet18"
     config.model = "resnet18"
@@ -17,7 +18,6 @@ def get_config() -> Config:
     config.batch_size = 64
     config.optimizer.schedule = "one_cycle"
     config.optimizer.learning_rate = 0.05  # the highest of the cycle
-    config.optimizer.per_step = True
     config.data.name = "digits"
     config.data.resize_size = 0  # as they are
     config.data.image_size = 48

@@ -6,11 +6,12 @@ Published: top-1 72.72 %, consistency 87.72 %, trained from scratch; 71.88 % and
 antialiasing (`--config configs/mobilenet_v2_lpf4.py:baseline`).
 """
 
-from aa_flax.config import Config
+from ml_collections import ConfigDict
+
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> Config:
+def get_config(variant: str = "") -> ConfigDict:
     config = imagenet.recipe("mobilenet_v2_lpf4", variant)
     config.num_epochs = 150
     config.optimizer.schedule = "cosine"

@@ -6,9 +6,10 @@ Published: top-1 78.22 %, consistency 91.85 %, trained from scratch; 77.37 % and
 antialiasing (`--config configs/resnet101_lpf4.py:baseline`).
 """
 
-from aa_flax.config import Config
+from ml_collections import ConfigDict
+
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> Config:
+def get_config(variant: str = "") -> ConfigDict:
     return imagenet.recipe("resnet101_lpf4", variant)

@@ -6,9 +6,10 @@ Published: top-1 74.38 %, consistency 89.53 %, trained from scratch; 73.30 % and
 antialiasing (`--config configs/resnet34_lpf4.py:baseline`).
 """
 
-from aa_flax.config import Config
+from ml_collections import ConfigDict
+
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> Config:
+def get_config(variant: str = "") -> ConfigDict:
     return imagenet.recipe("resnet34_lpf4", variant)

@@ -6,9 +6,10 @@ Published: top-1 77.23 %, consistency 91.29 %, trained from scratch; 76.16 % and
 antialiasing (`--config configs/resnet50_lpf4.py:baseline`).
 """
 
-from aa_flax.config import Config
+from ml_collections import ConfigDict
+
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> Config:
+def get_config(variant: str = "") -> ConfigDict:
     return imagenet.recipe("resnet50_lpf4", variant)

@@ -7,11 +7,12 @@ the last two thirds of the recipe from scratch; other nets are fine-tuned likewi
 `--config.model=NAME --workdir DIR`.
 """
 
-from aa_flax.config import Config
+from ml_collections import ConfigDict
+
 from configs import imagenet
 
 
-def get_config() -> Config:
+def get_config() -> ConfigDict:
     config = imagenet.recipe("resnet50_lpf4")
     config.name = "resnet50_lpf4_finetune"
     config.init_from = "baseline"
