@@ -47,6 +47,10 @@ def _one_of(*known: str) -> Any:
 class _Group:
     """Values by attribute, as in `config.batch_size`, or by name, as in `config["batch_size"]`."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts, as `configs/` write them."""
+        return asdict(self)  # pyright: ignore[reportArgumentType]
+
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
 
@@ -163,10 +167,6 @@ class Config(_Group):
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Nested dicts, as `configs/` write them."""
-        return asdict(self)
-
     def to_json(self) -> str:
         """`to_dict` as JSON."""
         return json.dumps(self.to_dict())
@@ -214,11 +214,11 @@ def check_training(config: Config) -> None:
         )
 
 
-def _checked_group(kind: type, given: Any, where: str) -> Any:
+def _checked_group(kind: Any, given: Any, where: str) -> Any:
     """A dataclass of values, each checked by its field."""
     to_dict = getattr(given, "to_dict", None)
     try:
-        values = to_dict() if to_dict else asdict(given) if is_dataclass(given) else given
+        values: Any = to_dict() if to_dict else given
     except ValueError as error:  # ml_collections' placeholders that nobody has filled
         raise InputError(f"{where} cannot be read: {error}") from error
     if not isinstance(values, Mapping):
@@ -234,9 +234,10 @@ def _checked_group(kind: type, given: Any, where: str) -> Any:
 
 def _checked(spec: Any, value: Any, where: str) -> Any:
     """The value in the type of its field."""
-    if is_dataclass(spec.type):
-        return _checked_group(spec.type, value, where)
-    value = _converted(spec.type, value, where)
+    kind: Any = spec.type
+    if is_dataclass(kind):
+        return _checked_group(kind, value, where)
+    value = _converted(kind, value, where)
     if "known" in spec.metadata:
         if value not in spec.metadata["known"]:
             raise InputError(unknown(where, value, list(spec.metadata["known"])))
@@ -271,7 +272,7 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
         raise InputError(f"{where} is {_shown(value)}; it has to be {_WORDS[kind]}")
     if kind is float and not math.isfinite(value):
         raise InputError(f"{where} is {_shown(value)}; it has to be a finite number")
-    if kind is str and ("\0" in value or "\n" in value):
+    if kind is str and set("\0\n") & set(str(value)):
         raise InputError(f"{where} is {_shown(value)}; it has to be one line of text")
     return value
 

@@ -6,12 +6,11 @@ Published: top-1 56.72 %, consistency 82.54 %, trained from scratch; 56.55 % and
 antialiasing (`--config configs/alexnet_lpf4.py:baseline`).
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     config = imagenet.recipe("alexnet_lpf4", variant)
     config.optimizer.learning_rate = 0.01
     return config

@@ -6,10 +6,9 @@ Published: top-1 75.29 %, consistency 90.29 %, trained from scratch; 74.43 % and
 antialiasing (`--config configs/densenet121_lpf4.py:baseline`).
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     return imagenet.recipe("densenet121_lpf4", variant)

@@ -5,12 +5,11 @@
 Trained on centred digits only, then tested on shifted ones. README has the measured results.
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = imagenet.get_config()
     config.name = "digits_resnet18"
     config.model = "resnet18"

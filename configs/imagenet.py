@@ -7,17 +7,20 @@ trains any net of `aa_flax.list_models()`; the published recipes have files of t
 `aa_flax/config.py` has every value, with its range and what it means.
 """
 
+from typing import cast
+
 from ml_collections import ConfigDict
 
 from aa_flax.config import Config
 from aa_flax.errors import InputError
 
 
-def get_config() -> ConfigDict:
-    return ConfigDict(Config().to_dict())
+def get_config() -> Config:
+    """A `ConfigDict`, for the command line; its fields are those of `Config`."""
+    return cast(Config, ConfigDict(Config().to_dict()))
 
 
-def recipe(model: str, variant: str = "") -> ConfigDict:
+def recipe(model: str, variant: str = "") -> Config:
     """The base for a net; `variant` "baseline" takes the same net without antialiasing."""
     if variant not in ("", "baseline"):
         raise InputError(f"unknown variant {variant!r} of a recipe; known: baseline")

@@ -6,12 +6,11 @@ Published: top-1 72.72 %, consistency 87.72 %, trained from scratch; 71.88 % and
 antialiasing (`--config configs/mobilenet_v2_lpf4.py:baseline`).
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     config = imagenet.recipe("mobilenet_v2_lpf4", variant)
     config.num_epochs = 150
     config.optimizer.schedule = "cosine"

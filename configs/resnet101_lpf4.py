@@ -6,10 +6,9 @@ Published: top-1 78.22 %, consistency 91.85 %, trained from scratch; 77.37 % and
 antialiasing (`--config configs/resnet101_lpf4.py:baseline`).
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     return imagenet.recipe("resnet101_lpf4", variant)

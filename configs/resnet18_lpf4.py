@@ -6,10 +6,9 @@ Published: top-1 71.48 %, consistency 88.07 %, trained from scratch; 69.74 % and
 antialiasing (`--config configs/resnet18_lpf4.py:baseline`).
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     return imagenet.recipe("resnet18_lpf4", variant)

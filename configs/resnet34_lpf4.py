@@ -6,10 +6,9 @@ Published: top-1 74.38 %, consistency 89.53 %, trained from scratch; 73.30 % and
 antialiasing (`--config configs/resnet34_lpf4.py:baseline`).
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     return imagenet.recipe("resnet34_lpf4", variant)

@@ -6,10 +6,9 @@ Published: top-1 77.23 %, consistency 91.29 %, trained from scratch; 76.16 % and
 antialiasing (`--config configs/resnet50_lpf4.py:baseline`).
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     return imagenet.recipe("resnet50_lpf4", variant)

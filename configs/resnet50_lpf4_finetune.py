@@ -7,12 +7,11 @@ the last two thirds of the recipe from scratch; other nets are fine-tuned likewi
 `--config.model=NAME --workdir DIR`.
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = imagenet.recipe("resnet50_lpf4")
     config.name = "resnet50_lpf4_finetune"
     config.init_from = "baseline"

@@ -9,12 +9,11 @@ As in the original, the gradients of the two halves of a batch are added up;
 `--config.optimizer.accumulate=mean` averages them.
 """
 
-from ml_collections import ConfigDict
-
+from aa_flax.config import Config
 from configs import imagenet
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     config = imagenet.recipe("vgg16_lpf4", variant)
     config.optimizer.learning_rate = 0.01
     config.optimizer.accumulation_steps = 2  # of 128 images
