@@ -104,6 +104,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise InputError(unknown("flag", f"--{error.flagname}", known)) from error
     except flags.Error as error:
         raise InputError(_cause(error)) from error
+    except AttributeError as error:
+        if error.name != "get_config":
+            raise
+        raise InputError(f"--config {error.obj.__file__} has no function get_config") from error
 
 
 def _check_config_flags(arguments: Sequence[str]) -> None:
@@ -118,10 +122,10 @@ def _check_config_flags(arguments: Sequence[str]) -> None:
             following = arguments[i + 1] if i + 1 < len(arguments) else ""
             recipe = argument.partition("=")[2] if "=" in argument else following
     path = Path(recipe.partition(":")[0])
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        there = [str(file) for file in sorted(folder.glob("[!_]*.py"))]
-        raise InputError(f"no file {path} (--config): {unknown('recipe', str(path), there)}")
+    if path.suffix != ".py" or not path.is_file():
+        there = [*path.parent.glob("[!_]*.py"), *Path("configs").glob("[!_]*.py")]
+        nearest = unknown("recipe", str(path), sorted({str(file) for file in there}))
+        raise InputError(f"no Python file {path} (--config): {nearest}")
 
 
 def _cause(error: BaseException) -> str:

@@ -91,11 +91,10 @@ def check_same_data(
             raise _other_classes(message, workdir)
         return
     before = _read(path, "data")
-    for split, called in _SPLITS.items():
-        _check_classes(before[split]["classes"], data[split]["classes"], called, workdir)
-    changed = [
-        text for split, called in _SPLITS.items() for text in _changes(before, data, split, called)
-    ]
+    try:
+        changed = _changed_data(before, data, workdir)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the data of a run; give another --workdir") from error
     if not changed:
         return
     if not accept:
@@ -106,6 +105,15 @@ def check_same_data(
     tell(f"the data has changed, as accepted: {'; '.join(changed)}")
     if before["steps_per_epoch"] != data["steps_per_epoch"] and latest is not None:
         _check_some_left(before["steps_per_epoch"], data["steps_per_epoch"], config, latest.step)
+
+
+def _changed_data(before: dict[str, Any], now: dict[str, Any], workdir: Path) -> list[str]:
+    """Every change of images; of classes, an error."""
+    for split, called in _SPLITS.items():
+        _check_classes(before[split]["classes"], now[split]["classes"], called, workdir)
+    return [
+        text for split, called in _SPLITS.items() for text in _changes(before, now, split, called)
+    ]
 
 
 def _check_classes(before: list[str], now: list[str], called: str, workdir: Path) -> None:
