@@ -32,6 +32,9 @@ def define_flags() -> None:
     """
     with _errors_as_one_line():
         load_plugins(sys.argv[1:])
+        for i, argument in enumerate(sys.argv):
+            if argument.startswith("--config=~"):  # which a shell leaves as it is
+                sys.argv[i] = f"--config={local_path(argument[9:], '--config')}"
         if not _HELP & set(sys.argv):
             _check_config_flags(sys.argv[1:])  # the next line applies them to the default
     config_flags.DEFINE_config_file(
@@ -107,7 +110,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except AttributeError as error:
         if error.name != "get_config":
             raise
-        raise InputError(f"--config {error.obj.__file__} has no function get_config") from error
+        path = getattr(error.obj, "__file__", "")
+        raise InputError(f"--config {path} has no function get_config") from error
 
 
 def _check_config_flags(arguments: Sequence[str]) -> None:
@@ -121,7 +125,7 @@ def _check_config_flags(arguments: Sequence[str]) -> None:
         elif re.fullmatch(r"--?config(=.*)?", argument):
             following = arguments[i + 1] if i + 1 < len(arguments) else ""
             recipe = argument.partition("=")[2] if "=" in argument else following
-    path = Path(recipe.partition(":")[0])
+    path = Path(str(local_path(recipe, "--config")).partition(":")[0])
     if path.suffix != ".py" or not path.is_file():
         there = [*path.parent.glob("[!_]*.py"), *Path("configs").glob("[!_]*.py")]
         nearest = unknown("recipe", str(path), sorted({str(file) for file in there}))

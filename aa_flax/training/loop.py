@@ -83,19 +83,17 @@ def train(
     check_writable(workdir)
     sources = {split: make_source(config.data, split) for split in ("train", "val")}
     data = describe_data(sources, _steps_per_epoch(config, sources["train"]))
-    continues = has_checkpoint(workdir)
+    continues, torch_run = has_checkpoint(workdir), None
     if continues:
         results = _check_same_run(config, data, workdir, accept=accept_data_change)
         if results is not None:
             return results
     model = model_of(config, sources["train"].num_classes)
     _check_sizes(config, model)
-    torch_run = None
-    if not continues:
-        if resume is None:
-            init_from(config.init_from, model)
-        else:
-            torch_run = read_torch_run(resume, model, config)
+    if not continues and resume is not None:
+        torch_run = read_torch_run(resume, model, config)
+    elif not continues:
+        init_from(config.init_from, model)
     keep_every = config.checkpoint.keep_every
     with (
         locked(workdir),

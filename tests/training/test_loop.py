@@ -109,7 +109,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
 
 
 @quick
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_told_to_stop_in_evaluation_it_saves_and_the_epoch_is_evaluated_later(
     number, tmp_path, monkeypatch
 ):
