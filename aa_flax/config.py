@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 import jax
+from ml_collections.config_dict import RequiredValueError
 
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
@@ -219,7 +220,7 @@ def _checked_group(kind: Any, given: Any, where: str) -> Any:
     to_dict = getattr(given, "to_dict", None)
     try:
         values: Any = to_dict() if to_dict else given
-    except ValueError as error:  # ml_collections' placeholders that nobody has filled
+    except RequiredValueError as error:  # a placeholder that nobody has filled
         raise InputError(f"{where} cannot be read: {error}") from error
     if not isinstance(values, Mapping):
         raise InputError(f"{where} is {_shown(given)}; it has to be a group of values")
@@ -279,7 +280,10 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
 
 def _shown(value: Any) -> str:
     """A value for a message, on one line and not too long."""
-    text = repr(value).replace("\n", " ")
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # Python prints no numbers of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

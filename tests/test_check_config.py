@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from aa_flax import InputError
 from aa_flax.config import Config, check_config, check_training, config_fields
@@ -51,6 +51,7 @@ def test_every_recipe_passes_and_keeps_its_values(name):
         ("batch_size", True, r"config\.batch_size is True; it has to be a whole number"),
         ("batch_size", "many", r"config\.batch_size is 'many'; it has to be a whole number"),
         ("batch_size", 2**31, r"config\.batch_size is 2147483648; it has to be at most 2147483647"),
+        ("batch_size", 10**5000, r"config\.batch_size is a number of thousands of digits; it has"),
         ("num_epochs", 0, r"num_epochs is 0; it has to be at least 1"),
         ("max_steps_per_epoch", -1, r"max_steps_per_epoch is -1; it has to be at least 0"),
         ("seed", -1, r"config\.seed is -1; it has to be at least 0"),
@@ -148,6 +149,15 @@ def test_what_is_absent_is_default_and_the_home_folder_is_found(monkeypatch):
     assert config.data.path == "/home/someone/images"
     config.data.path = ""
     assert config == Config(batch_size=2)
+
+
+def test_a_placeholder_that_nobody_filled_is_told():
+    config = ConfigDict({"data": {"path": config_dict.required_placeholder(str)}})
+    with pytest.raises(InputError, match=r"config cannot be read"):
+        check_config(config)
+    config = ConfigDict({"seed": config_dict.placeholder(int)})
+    with pytest.raises(InputError, match=r"config\.seed is None; it has to be a whole number"):
+        check_config(config)
 
 
 ANYTHING = st.one_of(
