@@ -1,6 +1,358 @@
-"""The type of a config."""
+"""What a run is made of: every value of a config, its range, and the checks before all work."""
 
+import json
+import math
+import operator
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
-# An `ml_collections.ConfigDict` as `configs/` make it: type checkers cannot know its fields.
-Config = Any
+import jax
+from ml_collections.config_dict import RequiredValueError
+
+from aa_flax.disk import local_path
+from aa_flax.errors import InputError
+from aa_flax.models.registry import parse_name
+from aa_flax.tables import unknown
+
+_MOST = 2**31 - 1  # of any whole number
+_BOUNDS = {
+    "at least": operator.ge,
+    "at most": operator.le,
+    "above": operator.gt,
+    "below": operator.lt,
+}
+
+
+def _number(
+    default: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field whose value has to lie within bounds."""
+    if isinstance(default, int) and at_most is None:
+        at_most = _MOST
+    bounds = dict(zip(_BOUNDS, (at_least, at_most, above, below), strict=True))
+    return field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
+
+
+def _one_of(*known: str) -> Any:
+    """A field whose value is one of a few; the first is the default."""
+    return field(default=known[0], metadata={"known": known})
+
+
+class _Group:
+    """Values by attribute, as in `config.batch_size`, or by name, as in `config["batch_size"]`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts, as `configs/` write them."""
+        return asdict(self)  # pyright: ignore[reportArgumentType]
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+@dataclass
+class OptimizerConfig(_Group):
+    """SGD with momentum, and its learning rate."""
+
+    schedule: str = _one_of("step", "cosine", "one_cycle")
+    learning_rate: float = _number(0.1, above=0)
+    momentum: float = _number(0.9, at_least=0, below=1)
+    weight_decay: float = _number(1e-4, at_least=0)
+    # Schedule "step": times step_factor every step_epochs.
+    step_epochs: int = _number(30, at_least=1)
+    step_factor: float = _number(0.1, above=0)
+    # Schedule "cosine": True: the rate moves with each step, not with each epoch.
+    per_step: bool = False
+    warmup_epochs: int = _number(0, at_least=0)
+    decay_norm_and_bias: bool = True
+    # True: learning_rate is for 256 images, and scales with them.
+    scale_lr: bool = False
+    label_smoothing: float = _number(0.0, at_least=0, below=1)
+    accumulation_steps: int = _number(1, at_least=1)
+    # Of gradients; "sum" as the original does.
+    accumulate: str = _one_of("mean", "sum")
+
+
+@dataclass
+class DataConfig(_Group):
+    """Where images come from, and what becomes of them: docs/data.md."""
+
+    # What stands before ":" is a source, e.g. folder, digits, tfds:<data set>[:<version>].
+    name: str = "folder"
+    # The folder that holds train/ and val/; TFDS: its data_dir.
+    path: str = ""
+    # Pixels of the shorter side, before cropping; 0: no resizing.
+    resize_size: int = _number(256, at_least=0, at_most=65535)
+    # The centre that shifted crops are cut from.
+    image_size: int = _number(256, at_least=1, at_most=65535)
+    # What the net sees.
+    crop_size: int = _number(224, at_least=1, at_most=65535)
+    augmentation: str = _one_of("random_resized_crop", "center_crop", "random_shift")
+    # Training images are mirrored half of the time.
+    flip: bool = True
+    # "skip": go on without images that cannot be read.
+    on_error: str = _one_of("stop", "skip")
+    # Or "imagenet", "sorted", a file: aa_flax/data/classes.py.
+    class_order: str = ""
+    # Threads or processes that read; 0: one a CPU core.
+    num_workers: int = _number(0, at_least=0, at_most=4096)
+    worker_type: str = _one_of("thread", "process")
+
+
+@dataclass
+class EvalConfig(_Group):
+    """How a net is evaluated."""
+
+    batch_size: int = _number(256, at_least=1)
+    # Crops at offsets 0..31 on each axis.
+    shift_range: int = _number(32, at_least=1, at_most=65535)
+    # Pairs of crops for each image.
+    passes: int = _number(5, at_least=1)
+    seed: int = _number(0, at_least=0)
+
+
+@dataclass
+class LogConfig(_Group):
+    """Where figures go, beside `metrics.jsonl`."""
+
+    tensorboard: bool = False
+    wandb: bool = False
+
+
+@dataclass
+class CheckpointConfig(_Group):
+    """Which checkpoints stay for good."""
+
+    keep_every: int = _number(10, at_least=1)  # epochs
+
+
+@dataclass
+class Config(_Group):
+    """A recipe; the defaults are ResNet's: 90 epochs, batch 256, steps by ten.
+
+    `configs/` make an `ml_collections.ConfigDict` with these fields, for the command line;
+    `check_config` makes this of it.
+    """
+
+    # The run's folder is runs/<name>, unless --workdir is given.
+    name: str = "imagenet"
+    model: str = "resnet50_lpf4"
+    # How strides are subsampled: a registered pool; "": as the net's name says.
+    pool: str = ""
+    # Further arguments of the net, e.g. {"pool_only": False}.
+    model_options: dict[str, Any] = field(default_factory=dict)
+    seed: int = _number(0, at_least=0)
+    # Of the computation; parameters and statistics are float32.
+    dtype: str = _one_of("float32", "bfloat16", "float16")
+    num_epochs: int = _number(90, at_least=1)
+    # Over all devices of all hosts.
+    batch_size: int = _number(256, at_least=1)
+    max_steps_per_epoch: int = _number(0, at_least=0)  # 0: all
+    # "": random; "pretrained"; "baseline": the published weights of the net without antialiasing;
+    # a file; or the folder of a run.
+    init_from: str = ""
+    # True: less memory, more time.
+    remat: bool = False
+    profile: bool = False
+    # Parts of a batch that are normalised each by its own statistics.
+    batch_stat_groups: int = _number(1, at_least=1)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict())
+
+
+def check_config(config: Any) -> Config:
+    """The typed config of a `ConfigDict`, a `Config` or nested dicts; what is absent is default.
+
+    Raises:
+        InputError: an unknown field, a value of a wrong type or out of its range, an unknown net or
+            word, an address for a path, or batches that do not divide among the devices.
+    """
+    checked = _checked_group(Config, config, "config")
+    if not checked.name:
+        raise InputError('config.name is ""; it names the folder of the run, so give it one')
+    parse_name(checked.model)
+    if checked.data.path:
+        checked.data.path = str(local_path(checked.data.path, "config.data.path"))
+    _check_options(checked.model_options)
+    _check_crop(checked)
+    devices = jax.device_count()
+    if checked.eval.batch_size % devices:
+        raise InputError(
+            f"config.eval.batch_size {checked.eval.batch_size} does not divide among {devices} "
+            "devices"
+        )
+    return checked
+
+
+def check_training(config: Config) -> None:
+    """What training needs of a checked config.
+
+    Raises:
+        InputError: an option that the schedule ignores; batches that do not divide into
+            micro-batches, groups and devices; images too small for the shifts of the evaluation.
+    """
+    _check_ignored(config.optimizer)
+    _check_batches(config)
+    data, reach = config.data, config.eval.shift_range
+    if data.image_size < data.crop_size + reach - 1:
+        raise InputError(
+            f"images of {data.image_size} pixels are too small for crops of {data.crop_size} at "
+            f"offsets 0..{reach - 1}; change config.data.image_size, data.crop_size or "
+            "eval.shift_range"
+        )
+
+
+def _checked_group(kind: Any, given: Any, where: str) -> Any:
+    """A dataclass of values, each checked by its field."""
+    to_dict = getattr(given, "to_dict", None)
+    try:
+        values: Any = to_dict() if to_dict else given
+    except RequiredValueError as error:  # a placeholder that nobody has filled
+        raise InputError(f"{where} cannot be read: {error}") from error
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} is {_shown(given)}; it has to be a group of values")
+    known = {f.name: f for f in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise InputError(unknown_field(f"{where}.{name}".partition(".")[2]))
+    return kind(
+        **{name: _checked(known[name], value, f"{where}.{name}") for name, value in values.items()}
+    )
+
+
+def _checked(spec: Any, value: Any, where: str) -> Any:
+    """The value in the type of its field."""
+    kind: Any = spec.type
+    if is_dataclass(kind):
+        return _checked_group(kind, value, where)
+    value = _converted(kind, value, where)
+    if "known" in spec.metadata:
+        if value not in spec.metadata["known"]:
+            raise InputError(unknown(where, value, list(spec.metadata["known"])))
+        return value
+    for bound, limit in spec.metadata.items():
+        if not _BOUNDS[bound](value, limit):
+            raise InputError(f"{where} is {_shown(value)}; it has to be {bound} {limit}")
+    return value
+
+
+_WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a group of values, by name",
+}
+
+
+def _converted(kind: Any, value: Any, where: str) -> Any:
+    """The value as a `bool`, `int`, `float`, `str` or `dict`; NumPy's and paths are taken, too."""
+    kind = getattr(kind, "__origin__", kind)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # NumPy's and JAX's scalars
+        value = value.item()
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**63 else math.inf
+    if kind is dict and isinstance(value, Mapping):
+        value = dict(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{where} is {_shown(value)}; it has to be {_WORDS[kind]}")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{where} is {_shown(value)}; it has to be a finite number")
+    if kind is str and set("\0\n") & set(str(value)):
+        raise InputError(f"{where} is {_shown(value)}; it has to be one line of text")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, on one line and not too long."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # Python prints no numbers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def config_fields() -> list[str]:
+    """The names of all values, e.g. `batch_size` and `optimizer.momentum`, and of their groups."""
+    names = []
+    for group in fields(Config):
+        names.append(group.name)
+        if is_dataclass(group.type):
+            names += [f"{group.name}.{value.name}" for value in fields(group.type)]
+    return names
+
+
+def unknown_field(name: str) -> str:
+    """What to say of a name that is no field: the nearest, or those it abbreviates (`lr`)."""
+
+    def initials(path: str) -> str:
+        return "".join(word[0] for word in path.rpartition(".")[2].split("_"))
+
+    known = [f"config.{path}" for path in config_fields()]
+    meant = [path for path in known if initials(path) == name.rpartition(".")[2]]
+    message = unknown("field", f"config.{name}", known)
+    return f"unknown field 'config.{name}'; did you mean {', '.join(meant)}?" if meant else message
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """They are stored with the run."""
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"config.model_options {_shown(options)} cannot be stored as JSON ({error}); give "
+            "numbers, words, True or False"
+        ) from error
+
+
+def _check_crop(config: Config) -> None:
+    data = config.data
+    if data.image_size < data.crop_size:
+        raise InputError(
+            f"config.data.image_size {data.image_size} is smaller than crop_size {data.crop_size}, "
+            "which is cut from it"
+        )
+
+
+def _check_ignored(optimizer: OptimizerConfig) -> None:
+    """An option that does nothing on this schedule is a mistake unless it is at its default."""
+    used = {"step": {"step_epochs", "step_factor"}, "cosine": {"per_step"}, "one_cycle": set()}
+    default = OptimizerConfig()
+    for name in ("step_epochs", "step_factor", "per_step"):
+        value = optimizer[name]
+        if name not in used[optimizer.schedule] and value != default[name]:
+            of = ", ".join(schedule for schedule, names in used.items() if name in names)
+            raise InputError(
+                f"config.optimizer.{name}={value} does nothing on schedule {optimizer.schedule}, "
+                f"only on {of}; leave it out, or give --config.optimizer.schedule={of}"
+            )
+
+
+def _check_batches(config: Config) -> None:
+    """A batch must divide into equal parts: micro-batches, on each device, in each group."""
+    micro_batches, groups = config.optimizer.accumulation_steps, config.batch_stat_groups
+    devices = jax.device_count()
+    for what, parts in (
+        (f"{micro_batches} micro-batches on {devices} devices", devices),
+        (f"{micro_batches} micro-batches of {groups} groups of batch statistics", groups),
+    ):
+        if config.batch_size % (micro_batches * parts):
+            raise InputError(
+                f"batch_size {config.batch_size} does not divide into {what}; change "
+                "--config.batch_size, optimizer.accumulation_steps or batch_stat_groups"
+            )

@@ -4,16 +4,34 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+
+import platformdirs
 
 from aa_flax.errors import InputError
 
 
 def cache_folder() -> Path:
-    """`aa_flax` in `$XDG_CACHE_HOME` or `~/.cache`; it may not be there yet."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "aa_flax"
+    """`aa_flax` in `$XDG_CACHE_HOME`, or in the user's cache folder, e.g. `~/.cache`.
+
+    It may not be there yet, nor be writable. A user without a home has one in the temporary folder.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or platformdirs.user_cache_dir())
+    return (base if base.is_absolute() else _folder_without_home()) / "aa_flax"
+
+
+@cache
+def _folder_without_home() -> Path:
+    """A folder in the temporary one that is this user's alone: what is cached is trusted."""
+    folder = Path(tempfile.gettempdir()) / f"aa_flax_{os.getuid()}"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if folder.is_dir() and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="aa_flax_"))
 
 
 def local_path(path: str | Path, what: str) -> Path:

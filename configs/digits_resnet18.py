@@ -17,7 +17,6 @@ def get_config() -> Config:
     config.batch_size = 64
     config.optimizer.schedule = "one_cycle"
     config.optimizer.learning_rate = 0.05  # the highest of the cycle
-    config.optimizer.per_step = True
     config.data.name = "digits"
     config.data.resize_size = 0  # as they are
     config.data.image_size = 48

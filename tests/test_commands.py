@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from aa_flax import InputError, commands, disk
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,24 +21,124 @@ def run(*command: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["train.py", "--config.bach_size=3"], "bach_size"),
-        (["train.py", "--config.batch_size=many"], "batch_size"),
-        (["train.py", "--config", "configs/no_such.py"], "no_such.py"),
-        (["train.py", "--config.model=resnet81"], "error: unknown model 'resnet81'; did you mean"),
-        (["train.py", "shift"], "error: unknown argument 'shift'"),
-        (["eval.py", "--weights", "nowhere"], "error: no run in nowhere"),
-        (["eval.py", "--weights", "nowhere.pth"], "error: no file nowhere.pth"),
+        (
+            ["train.py", "--config.bach_size=3"],
+            "unknown field 'config.bach_size'; did you mean con",
+        ),
+        (
+            ["train.py", "--config.batch_size=many"],
+            "flag --config.batch_size=many: invalid literal",
+        ),
+        (["train.py", "--config.model=resnet81"], "unknown model 'resnet81'; did you mean"),
+        (["train.py", "shift"], "unknown argument 'shift'"),
+        (["eval.py", "--weights", "nowhere"], "no run in nowhere"),
+        (["eval.py", "--weights", "nowhere.pth"], "no file nowhere.pth"),
+        (["train.py", "--plugin=nowhere.py"], "no file nowhere.py (--plugin)"),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_run(command, message, tmp_path):
     workdir = [] if command[-1] == "shift" else [f"--workdir={tmp_path / 'run'}"]
     done = run(*command, *workdir)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "error:" not in message or len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == 1
+    assert f"error: {message}" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_the_flags_people_need_and_every_value_of_the_config():
+    done = run("train.py", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Trains a net: python train.py --config")
+    for flag in ("--config=FILE", "--workdir=", "--distributed", "--resume=", "--plugin="):
+        assert f"\n  {flag}" in done.stdout
+    assert "optimizer.learning_rate" in done.stdout
+    assert "--pdb" not in done.stdout  # absl's own are left out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.lr=8"], r"field 'config\.lr'; did you mean config\.optimizer\.learning_rate\?"),
+        (["--config.optimzer.momentum=0"], r"field .*did you mean config\.optimizer\.momentum"),
+        (["--noconfig.remta"], r"unknown field 'config\.remta'; did you mean config\.remat"),
+        (
+            ["--config", "configs/resnet51_lpf4.py"],
+            r"no Python file configs/resnet51_lpf4\.py .*resnet50_l",
+        ),
+        (["--config=resnet50_lpf4.py"], r"no Python file .*did you mean configs/resnet50_lpf4\.py"),
+        (["--config=configs"], r"no Python file configs \(--config\)"),
+    ],
+)
+def test_a_recipe_or_field_that_is_not_there_is_told_with_the_nearest(arguments, message):
+    with pytest.raises(InputError, match=message):
+        commands._check_config_flags(arguments)
+
+
+def test_options_of_the_net_are_free_and_recipes_have_variants():
+    commands._check_config_flags(
+        ["--config=configs/resnet18_lpf4.py:baseline", "--config.model_options.pool_only=False"]
+    )
 
 
 def test_importing_the_package_loads_no_torch_tensorflow_or_matplotlib():
     code = "import sys, aa_flax; print({'torch', 'tensorflow', 'matplotlib'} & sys.modules.keys())"
     assert run("-c", code).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--wrokdir=x"], "unknown flag '--wrokdir'; did you mean --workdir?"),
+        (["--config=configs/resnet18_lpf4.py:basline"], "unknown variant 'basline' of a recipe"),
+        (["--config=configs/resnet50_lpf4_finetune.py:baseline"], "this recipe has no variants"),
+        (["--config.num_epochs=0"], "config.num_epochs is 0; it has to be at least 1"),
+        (["--workdir=gs://bucket/run"], "--workdir gs://bucket/run is an address (gs)"),
+        (["--resume=s3://bucket/x.pth"], "--resume s3://bucket/x.pth is an address (s3)"),
+        (["--num_processes=2", "--process_id=0"], "--num_processes and --process_id without --coo"),
+        (["--config.batch_size=1", "--config=configs/resnet18_lpf4.py"], "before a value for --co"),
+    ],
+)
+@pytest.mark.slow
+def test_more_mistakes_get_one_line_each(arguments, message):
+    done = run("train.py", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_has_the_commands_own_message_and_exit_code():
+    code = (
+        "import sys; sys.argv = ['x']\n"
+        "from aa_flax import commands\n"
+        "def main(): raise KeyboardInterrupt\n"
+        "commands.define_flags(); commands.run(main, interrupted='what is done is kept')"
+    )
+    done = run("-c", code)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "what is done is kept"
+
+
+def test_a_cache_that_cannot_be_written_and_no_home_keep_nobody_from_running(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setitem(jax.config.values, "jax_compilation_cache_dir", None)
+    commands._keep_compiled_programs()
+    assert jax.config.values["jax_compilation_cache_dir"] is None
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_user_without_a_home_has_a_cache_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda: "~/.cache")  # as it then says
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    disk._folder_without_home.cache_clear()
+    folder = disk.cache_folder()
+    assert folder.parent.parent == tmp_path
+    assert folder.parent.stat().st_mode & 0o077 == 0
+    disk._folder_without_home.cache_clear()
+    folder.parent.chmod(0o777)  # anybody could have put files there
+    assert disk.cache_folder() != folder
+    disk._folder_without_home.cache_clear()

@@ -6,6 +6,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Sequence
+from itertools import chain, count
 from logging import LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import is_main_process
+from aa_flax.training.reporting import tell
 from aa_flax.training.state import TrainState, split_model, update_model
 
 
@@ -67,14 +69,18 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             str(self.folder), preservation_policy=self, cleanup_tmp_directories=self._of_run
         )
+        self._newer: set[int] = set()
         found = [self._read_record(c.step) for c in self._checkpointer.checkpoints]
         self._records = {record.step: record for record in found if record is not None}
 
     def _read_record(self, step: int) -> Record | None:
-        """None where the checkpoint is damaged."""
+        """None where the checkpoint is damaged. A newer version may say more than we know."""
         try:
-            description: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
-            return Record(**description)
+            metadata: Any = self._checkpointer.checkpointables_metadata(step)
+            description = dict(metadata.custom_metadata)
+            if not description.keys() <= set(Record._fields):
+                self._newer.add(step)
+            return Record(**{name: description[name] for name in Record._fields})
         except Exception:  # whatever Orbax meets in a damaged folder
             return None
 
@@ -176,29 +182,61 @@ class Checkpoints:
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Record] | None:
         """The latest state that can be read, placed as the arrays of `like` are.
 
-        Damaged checkpoints are set aside, as `STEP.damaged`, and named on the standard output.
+        Damaged checkpoints are set aside, as `STEP.damaged`, and named on the standard output;
+        where all are, nothing is touched.
 
         Returns:
             None where there is no checkpoint yet.
 
         Raises:
-            InputError: there are checkpoints, and all are damaged.
+            InputError: there are checkpoints, and all are damaged, or were set aside before; or one
+                is whole, and of another net or of a newer version.
         """
         self.wait()
         abstract = jax.tree.map(_abstract, _parts(like))
-        steps = [c.step for c in self._checkpointer.checkpoints]
-        for step in reversed(steps):
+        problems: dict[int, str] = {}
+        for step in reversed([c.step for c in self._checkpointer.checkpoints]):
+            self._check_fit(step, abstract)
             parts, problem = self._load(step, abstract)
             if parts is not None:
-                state = TrainState(**parts["model"], **parts["optimizer"])
-                return state, self._records[step]
-            self._set_aside(step, problem)
-        if steps:
+                record = self._records[step]
+                self._set_aside(problems)
+                return TrainState(**parts["model"], **parts["optimizer"]), record
+            self._check_version(step, problem)
+            problems[step] = problem
+        damaged = [f"step {step}: {problem}" for step, problem in problems.items()]
+        damaged += sorted(path.name for path in self.folder.glob("*.damaged*"))
+        if damaged:
             raise InputError(
-                f"every checkpoint in {self.folder} is damaged; they are kept as STEP.damaged. "
-                "Remove the folder to begin anew"
+                f"every checkpoint in {self.folder} is damaged ({'; '.join(damaged)}); nothing was "
+                "changed there. Give another --workdir, or remove the folder to begin anew"
             )
         return None
+
+    def _check_fit(self, step: int, abstract: dict[str, Any]) -> None:
+        """That a checkpoint's arrays have the shapes of the model's: else it is of another net."""
+        try:
+            stored: Any = self._checkpointer.checkpointables_metadata(step).metadata
+            there = _shapes(stored["model"])
+        except Exception:  # damaged, as loading will tell
+            return
+        here = _shapes(abstract["model"])
+        odd = [name for name in here | there if here.get(name) != there.get(name)]
+        if there and odd:
+            first = f"{odd[0]}: {there.get(odd[0], 'none')} there, {here.get(odd[0], 'none')} here"
+            raise InputError(
+                f"the checkpoint of step {step} in {self.folder} is of another net or for other "
+                f"classes ({len(odd)} arrays differ; {first}); give the model and the data of that "
+                "run, or another folder"
+            )
+
+    def _check_version(self, step: int, problem: str) -> None:
+        if step in self._newer:
+            raise InputError(
+                f"the checkpoint of step {step} in {self.folder} was written by a newer version of "
+                f"aa_flax and cannot be read by this one ({problem}); update it, or give another "
+                "--workdir"
+            )
 
     def _load(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         """Parts of a checkpoint, checked; or None, and why."""
@@ -206,7 +244,7 @@ class Checkpoints:
         if (record := self._records.get(step)) is not None:
             parts, problem = self._load_quietly(step, abstract)
             if parts is not None and any(
-                _checksum(part) != record.checksums[name] for name, part in parts.items()
+                _checksum(part) != record.checksums.get(name) for name, part in parts.items()
             ):
                 parts, problem = None, "its content has changed since it was written"
         if jax.process_count() > 1:  # go back together
@@ -229,13 +267,19 @@ class Checkpoints:
                 sys.unraisablehook = hook
         return None, problem
 
-    def _set_aside(self, step: int, problem: str) -> None:
-        print(f"the checkpoint of step {step} is damaged ({problem}); going back to the one before")
+    def _set_aside(self, problems: dict[int, str]) -> None:
+        """Renames damaged checkpoints, by step, to names that are free."""
+        if not problems:
+            return
+        for step, problem in problems.items():
+            damaged = f"the checkpoint of step {step} is damaged ({problem})"
+            tell(f"{damaged}; going back to the one before")
         self._checkpointer.close()
-        if is_main_process():
-            (self.folder / str(step)).rename(self.folder / f"{step}.damaged")
+        for step in problems if is_main_process() else ():
+            free = _free_name(self.folder / f"{step}.damaged")
+            (self.folder / str(step)).rename(free)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoint set aside")
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._open()
 
     def restore_model(self, step: int, model: Classifier) -> None:
@@ -247,11 +291,12 @@ class Checkpoints:
         _, params, batch_stats, random_state = split_model(model)
         like = TrainState(jnp.zeros(()), params, batch_stats, random_state, opt_state=None)
         abstract = jax.tree.map(_abstract, {"model": _parts(like)["model"]})
+        self._check_fit(step, abstract)
         parts, problem = self._load(step, abstract)
         if parts is None:
+            self._check_version(step, problem)
             raise InputError(
-                f"the checkpoint of step {step} in {self.folder} does not fit {model.name} or is "
-                f"damaged: {problem}"
+                f"the checkpoint of step {step} in {self.folder} is damaged: {problem}"
             )
         update_model(model, like._replace(**parts["model"]))
 
@@ -261,6 +306,21 @@ def _parts(state: TrainState) -> dict[str, Any]:
     fields = state._asdict()
     optimizer = {name: fields.pop(name) for name in ("step", "opt_state")}
     return {"model": fields, "optimizer": optimizer}
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Of the parameters and batch statistics in the model's part of a checkpoint, by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {name: model[name] for name in ("params", "batch_stats")}
+    )
+    named = ((jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves)
+    return {name.removesuffix("/value"): tuple(x.shape) for name, x in named}
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or where it is taken, with the first free number behind it: from `.2` on."""
+    names = chain([path], (path.with_name(f"{path.name}.{n}") for n in count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def _is_not_of_orbax(record: LogRecord) -> bool:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,64 +13,96 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from aa_flax.config import Config
+from aa_flax.config import Config, check_config, check_training
 from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
 from aa_flax.data.sources import Source, make_source
 from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluate import accuracy_on, evaluate
+from aa_flax.evaluation.summary import summary
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicate
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import init_from, model_of
 from aa_flax.training.optimizer import make_optimizer, make_schedule
 from aa_flax.training.profiling import Profile
-from aa_flax.training.reporting import Figures, Meter, ProgressBar, epoch_line, make_writers
+from aa_flax.training.reporting import (
+    Figures,
+    Meter,
+    ProgressBar,
+    check_writers,
+    epoch_line,
+    make_writers,
+    tell,
+)
+from aa_flax.training.same_run import (
+    check_same_config,
+    check_same_data,
+    describe_data,
+    finished_results,
+)
 from aa_flax.training.state import TrainState, init_state, make_train_step, update_model
-from aa_flax.training.stopping import Interrupted, Stopped, StopRequest
+from aa_flax.training.stopping import Interrupted, Stopped, StopRequest, unheard_by_children
 from aa_flax.training.torch_resume import TorchRun, read_torch_run
-from aa_flax.training.workdir import claim_workdir, has_checkpoint, locked
+from aa_flax.training.workdir import check_writable, claim_workdir, has_checkpoint, locked
 from aa_flax.weights.convert import num_classes_of
 from aa_flax.weights.files import save_weights
 
 _REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 
 
-def train(config: Config, workdir: Path, resume: Path | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    workdir: Path,
+    resume: Path | None = None,
+    *,
+    accept_data_change: bool = False,
+) -> dict[str, Any]:
     """Trains as the config says, continuing what `workdir` already holds, and evaluates the best.
 
     Args:
         config: see `configs/`.
-        workdir: folder of the run: `config.json`, `versions.json`, `checkpoints/`,
+        workdir: folder of the run: `config.json`, `data.json`, `versions.json`, `checkpoints/`,
             `metrics.jsonl`, and at the end `weights.safetensors` and `results.json`.
         resume: a training checkpoint of the PyTorch original to continue, where `workdir` holds
             nothing to continue yet.
+        accept_data_change: continue although the images are not those the run was begun with.
 
     Returns:
         The final results, those of the checkpoint with the best top-1.
 
     Raises:
-        InputError: a config that does not fit the data, or another than the run began with; a
-            checkpoint that cannot be written; a loss that is not finite.
-        Stopped: the process was sent SIGTERM; everything is saved.
+        InputError: a config that is wrong in itself or does not fit the data, or another than the
+            run began with, or other data; a checkpoint that cannot be written; a loss that is not
+            finite.
+        Stopped: the process was sent SIGTERM or SIGINT; everything is saved.
     """
+    config = check_config(config)
+    check_training(config)
+    check_writers(config)
+    check_writable(workdir)
     sources = {split: make_source(config.data, split) for split in ("train", "val")}
-    _check_batches(config)
+    data = describe_data(sources, _steps_per_epoch(config, sources["train"]))
+    continues, torch_run = has_checkpoint(workdir), None
+    if continues:
+        results = _check_same_run(config, data, workdir, accept=accept_data_change)
+        if results is not None:
+            return results
     model = model_of(config, sources["train"].num_classes)
     _check_sizes(config, model)
-    torch_run = None
-    if not has_checkpoint(workdir):
-        if resume is None:
-            init_from(config.init_from, model)
-        else:
-            torch_run = read_torch_run(resume, model, config)
-    claim_workdir(config, workdir)  # what can be wrong with a config has shown by now
+    if not continues and resume is not None:
+        torch_run = read_torch_run(resume, model, config)
+    elif not continues:
+        init_from(config.init_from, model)
     keep_every = config.checkpoint.keep_every
     with (
         locked(workdir),
         Checkpoints(workdir / "checkpoints", keep_every=keep_every, of_run=True) as checkpoints,
     ):
-        _Run(config, workdir, model, sources, checkpoints, torch_run).train()
+        tell(_start_line(config, model, sources, workdir))
+        run = _Run(config, workdir, model, sources, checkpoints, torch_run)
+        claim_workdir(workdir, config=config.to_dict(), data=data)
+        run.train()
         checkpoints.wait()
         best = checkpoints.find(None)
         checkpoints.restore_model(best.step, model)
@@ -78,6 +111,34 @@ def train(config: Config, workdir: Path, resume: Path | None = None) -> dict[str
         facts = {"source": weights, "top1": f"{best.top1}"}
         save_weights(model, workdir / "weights.safetensors", **facts)
     return evaluate(model, config, weights=weights, shift=True, output=workdir / "results.json")
+
+
+def _check_same_run(
+    config: Config, data: dict[str, Any], workdir: Path, *, accept: bool
+) -> dict[str, Any] | None:
+    """That the folder's run is this one; its results if it is finished. Nothing is changed."""
+    check_same_config(config, workdir)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        latest, best = checkpoints.latest, checkpoints.best
+    check_same_data(data, config, workdir, latest, accept=accept)
+    results = finished_results(config, workdir, data, latest, best)
+    if results is not None:
+        tell(summary(results))
+        tell(f"the run in {workdir} is finished; these are the results it has written")
+    return results
+
+
+def _start_line(
+    config: Config, model: Classifier, sources: dict[str, Source], workdir: Path
+) -> str:
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    train, val = sources["train"], sources["val"]
+    device = jax.devices()[0]
+    return (
+        f"{model.name}: {parameters:,} parameters; {len(train):,} images to train on, {len(val):,} "
+        f"to validate, {train.num_classes} classes; {jax.device_count()} x {device.device_kind}, "
+        f"{config.dtype}; in {workdir}"
+    )
 
 
 class _Run:
@@ -124,7 +185,7 @@ class _Run:
         self.first_epoch = epochs + 1 if evaluated or within or epochs == 0 else epochs
         if self.step:
             place = f"step {within} behind epoch {epochs}" if within else f"epoch {epochs}"
-            _tell(f"continuing after {place} of {self.config.num_epochs}")
+            tell(f"continuing after {place} of {self.config.num_epochs}")
 
     def train(self) -> None:
         """Trains to the last epoch, from wherever the state stands."""
@@ -168,7 +229,7 @@ class _Run:
         seconds = time.perf_counter() - began
         trained = self.step - first_step
         left = (self.config.num_epochs - epoch) * seconds if trained == self.steps else 0
-        _tell(epoch_line(epoch, self.config.num_epochs, figures, left))
+        tell(epoch_line(epoch, self.config.num_epochs, figures, left))
         if stop.reached(self.step):
             raise self._stopped(epoch)
 
@@ -188,7 +249,8 @@ class _Run:
         with ProgressBar(title, self.steps, done) as bar:
             for step in range(self.step, epoch * self.steps):
                 began = time.perf_counter()
-                batch = next(batches)
+                with nullcontext() if self.compiled else unheard_by_children():
+                    batch = next(batches)  # the first one starts the processes that read
                 waited = time.perf_counter() - began
                 metrics = self._step(batch, meter)
                 if pending is not None:
@@ -210,7 +272,7 @@ class _Run:
             self.compiled = True
             seconds = time.perf_counter() - began
             meter.leave_out(seconds)
-            _tell(f"compiled the training step in {seconds:.1f} s")
+            tell(f"compiled the training step in {seconds:.1f} s")
         return metrics
 
     def _count(
@@ -289,43 +351,17 @@ def _steps_per_epoch(config: Config, source: Source) -> int:
     return min(steps, config.max_steps_per_epoch or steps)
 
 
-def _check_batches(config: Config) -> None:
-    """A batch must divide into equal parts: micro-batches, on each device, in each group."""
-    micro_batches, groups = config.optimizer.accumulation_steps, config.batch_stat_groups
-    devices = jax.device_count()
-    for what, parts in (
-        (f"{micro_batches} micro-batches on {devices} devices", devices),
-        (f"{micro_batches} micro-batches of {groups} groups of batch statistics", groups),
-    ):
-        if config.batch_size % (micro_batches * parts):
-            raise InputError(
-                f"batch_size {config.batch_size} does not divide into {what}; change "
-                "--config.batch_size, optimizer.accumulation_steps or batch_stat_groups"
-            )
-    if config.eval.batch_size % devices:
-        raise InputError(
-            f"config.eval.batch_size {config.eval.batch_size} does not divide among {devices} "
-            "devices"
-        )
-
-
 def _check_sizes(config: Config, model: Classifier) -> None:
-    """What would show only in the first step, or at the end of the run."""
-    data, eval_ = config.data, config.eval
-    if data.image_size < data.crop_size + eval_.shift_range - 1:
-        raise InputError(
-            f"images of {data.image_size} pixels are too small for crops of {data.crop_size} at "
-            f"offsets 0..{eval_.shift_range - 1}; change config.data.image_size, data.crop_size or "
-            "eval.shift_range"
-        )
+    """What would show only in the first step: images or batches too small for the net."""
+    side = config.data.crop_size
+    batch = config.batch_size // (config.optimizer.accumulation_steps * config.batch_stat_groups)
+    image = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    model.train()
     graphdef, state = nnx.split(model)
-    image = jax.ShapeDtypeStruct((1, data.crop_size, data.crop_size, 3), jnp.float32)
+    model.eval()
     try:
         jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, image)
     except ValueError as error:
-        raise InputError(f"config.data.crop_size {data.crop_size}: {error}") from error
-
-
-def _tell(line: str) -> None:
-    if is_main_process():
-        print(line, flush=True)
+        raise InputError(
+            f"config.data.crop_size {side}, {batch} images in a part of a batch: {error}"
+        ) from error

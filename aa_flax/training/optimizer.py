@@ -8,6 +8,7 @@ import optax
 
 from aa_flax.config import Config
 from aa_flax.errors import InputError
+from aa_flax.tables import unknown
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
@@ -28,23 +29,27 @@ def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
     """
     options = config.optimizer
     peak = options.learning_rate * (config.batch_size / 256 if options.scale_lr else 1.0)
-    schedules: dict[str, Callable[[jax.Array], jax.Array]] = {
-        "step": lambda epoch: options.step_factor ** (epoch // options.step_epochs),
-        "cosine": lambda epoch: 0.5 * (1 + jnp.cos(jnp.pi * epoch / config.num_epochs)),
+    epochs, steps = config.num_epochs, steps_per_epoch
+    schedules: dict[str, Callable[[], optax.Schedule]] = {
+        "step": lambda: optax.exponential_decay(
+            peak, options.step_epochs * steps, options.step_factor, staircase=True
+        ),
+        "cosine": lambda: _cosine(peak, epochs, steps, per_step=options.per_step),
+        "one_cycle": lambda: optax.cosine_onecycle_schedule(epochs * steps, peak),
     }
-    if options.schedule == "one_cycle":
-        total = config.num_epochs * steps_per_epoch
-        return _warmed_up(optax.cosine_onecycle_schedule(total, peak), config, steps_per_epoch)
     if options.schedule not in schedules:
-        known = ", ".join([*schedules, "one_cycle"])
-        raise InputError(f"unknown config.optimizer.schedule {options.schedule!r}; known: {known}")
-    factor = schedules[options.schedule]
+        raise InputError(unknown("config.optimizer.schedule", options.schedule, [*schedules]))
+    return _warmed_up(schedules[options.schedule](), config, steps)
 
+
+def _cosine(
+    peak: float, num_epochs: int, steps_per_epoch: int, *, per_step: bool
+) -> optax.Schedule:
     def schedule(step):
-        epoch = step / steps_per_epoch
-        return peak * factor(epoch if options.per_step else jnp.floor_divide(step, steps_per_epoch))
+        epoch = step / steps_per_epoch if per_step else jnp.floor_divide(step, steps_per_epoch)
+        return peak * (0.5 * (1 + jnp.cos(jnp.pi * epoch / num_epochs)))
 
-    return _warmed_up(schedule, config, steps_per_epoch)
+    return schedule
 
 
 def _warmed_up(schedule: optax.Schedule, config: Config, steps_per_epoch: int) -> optax.Schedule:

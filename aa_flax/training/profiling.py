@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from aa_flax.training.reporting import tell
+
 _FIRST, _STEPS = 5, 5  # after compilation and the first fetches of data
 
 
@@ -18,7 +20,7 @@ class Profile:
     def __init__(self, folder: Path | None):
         self._folder = folder
         self._steps = 0
-        self._running = False
+        self._running = self._written = False
 
     def before_step(self, state: Any) -> None:
         """To be called before each step, with the state it starts from."""
@@ -34,8 +36,11 @@ class Profile:
         self._steps += 1
 
     def stop(self) -> None:
-        """Ends the trace, if one is running."""
+        """Ends the trace; says so where none could be made."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            print(f"profile written to {self._folder}")
+            self._written = True
+            tell(f"profile written to {self._folder}")
+        elif self._folder is not None and not self._written:
+            tell(f"no profile: it begins after {_FIRST} steps, this start had {self._steps}")

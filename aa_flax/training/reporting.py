@@ -5,14 +5,14 @@ import math
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
-
-from tqdm import tqdm
 
 from aa_flax.config import Config
 from aa_flax.disk import replacing
 from aa_flax.errors import InputError
+from aa_flax.progress import progress_bar
 from aa_flax.sharding import is_main_process
 
 Figures = Mapping[str, float]
@@ -64,10 +64,8 @@ class TensorBoard:
     """Event files in `folder`. Needs the extra `tensorboard`, but neither TensorFlow nor torch."""
 
     def __init__(self, folder: Path):
-        try:
-            from tensorboard.summary import Writer as EventWriter
-        except ImportError as error:
-            raise _missing("tensorboard") from error
+        from tensorboard.summary import Writer as EventWriter
+
         self._writer = EventWriter(str(folder))
 
     def write(self, step: int, figures: Figures) -> None:
@@ -83,10 +81,8 @@ class WeightsAndBiases:
     """A run of the project `aa_flax`, the same one when training continues. Extra `wandb`."""
 
     def __init__(self, config: Config, workdir: Path):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise _missing("wandb") from error
+        import wandb  # pyright: ignore[reportMissingImports]
+
         path = workdir / "wandb_run_id"
         if not path.exists():
             path.write_text(wandb.util.generate_id())
@@ -106,19 +102,25 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def _missing(extra: str) -> InputError:
-    return InputError(
-        f"config.log.{extra} needs the package {extra}: pip install 'aa_flax[{extra}]', or leave "
-        "it out; metrics.jsonl is written always"
-    )
+def check_writers(config: Config) -> None:
+    """That the packages are there which the config's `log` needs.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for extra, module in (("tensorboard", "tensorboard.summary"), ("wandb", "wandb")):
+        try:
+            if config.log[extra]:
+                import_module(module)
+        except ImportError as error:
+            raise InputError(
+                f"config.log.{extra} needs the package {extra}: pip install 'aa_flax[{extra}]', or "
+                "leave it out; metrics.jsonl is written always"
+            ) from error
 
 
 def make_writers(config: Config, workdir: Path, start_step: int) -> list[Writer]:
-    """What the config asks for; nothing in the processes that do not report.
-
-    Raises:
-        InputError: a package is missing.
-    """
+    """What the config asks for; nothing in the processes that do not report."""
     if not is_main_process():
         return []
     writers: list[Writer] = []
@@ -183,10 +185,7 @@ class ProgressBar:
     """A bar over the steps of an epoch, in the process that reports and on a terminal alone."""
 
     def __init__(self, title: str, total: int, done: int):
-        disable = None if is_main_process() else True  # None: off unless on a terminal
-        self._bar = tqdm(
-            total=total, initial=done, desc=title, unit="step", leave=False, disable=disable
-        )
+        self._bar = progress_bar(total, title, "step", initial=done)
 
     def __enter__(self):
         return self
@@ -218,3 +217,9 @@ def epoch_line(epoch: int, num_epochs: int, figures: Figures, seconds_left: floa
     if seconds_left > 0:
         parts.append(f"left {timedelta(seconds=math.ceil(seconds_left))}")
     return "  ".join(parts)
+
+
+def tell(line: str) -> None:
+    """Prints a line, in the process that prints for all."""
+    if is_main_process():
+        print(line, flush=True)

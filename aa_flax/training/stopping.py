@@ -1,11 +1,13 @@
-"""SIGTERM: a run saves where it stands and ends, to be continued."""
+"""SIGTERM and Ctrl-C: a run saves where it stands and ends, to be continued."""
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -23,31 +25,41 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """Whether the run was told to stop (SIGTERM), asked after every step. A context manager.
+    """Whether the run was told to stop, by SIGTERM or Ctrl-C, asked after every step.
 
-    Several processes stop after the same step, even if one alone was told: `jax.distributed`
-    listens for the signal and agrees on it.
+    A context manager. A second Ctrl-C ends the process at once. Several processes stop after the
+    same step, even if one alone was told: `jax.distributed` listens for SIGTERM and agrees on it.
     """
 
     def __init__(self):
         self._received = False
         self._interruptible = False
-        self._before = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self):
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if jax.process_count() == 1 and in_main_thread:
-            self._before = signal.signal(signal.SIGTERM, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            self._listen(signal.SIGINT)
+            if jax.process_count() == 1:
+                self._listen(signal.SIGTERM)
         return self
 
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+    def _listen(self, number: int) -> None:
+        self._before[number] = signal.signal(number, self._receive)
 
-    def _receive(self, _signal: int, _frame: FrameType | None) -> None:
+    def __exit__(self, *_):
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self._received = True
-        print("told to stop (SIGTERM): saving first", file=sys.stderr, flush=True)
-        if self._interruptible:
+        again = ", again to stop at once" if number == signal.SIGINT else ""
+        name = signal.Signals(number).name
+        print(f"told to stop ({name}): saving first{again}", file=sys.stderr, flush=True)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # which jax.distributed tells the others
+        elif self._interruptible:
             self._interruptible = False
             raise Interrupted
 
@@ -62,8 +74,21 @@ class StopRequest:
         """Work that can be done again, such as evaluation: a request ends it with `Interrupted`."""
         self._interruptible = True
         try:
-            if self._received:
+            if self._received and jax.process_count() == 1:
                 raise Interrupted
             yield
         finally:
             self._interruptible = False
+
+
+@contextmanager
+def unheard_by_children() -> Iterator[None]:
+    """Processes started in here do not get the terminal's Ctrl-C, which goes to all of a command's.
+
+    This process gets it at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

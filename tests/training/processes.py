@@ -17,8 +17,14 @@ from aa_flax.training.initialise import model_from_workdir
 ROOT = Path(__file__).parents[2]
 
 
-def start(workdir: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
-    """Starts `tiny.py`; compiled programs are kept, so that later starts are quick."""
+def start(
+    workdir: Path, *arguments: str, devices: int = 1, group: bool = False
+) -> subprocess.Popen:
+    """Starts `tiny.py`; compiled programs are kept, so that later starts are quick.
+
+    Args:
+        group: it leads a group of processes of its own, as a command on a terminal does.
+    """
     return subprocess.Popen(
         [sys.executable, "tests/training/tiny.py", str(workdir), *arguments],
         cwd=ROOT,
@@ -32,12 +38,13 @@ def start(workdir: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=group,
     )
 
 
-def finish(process: subprocess.Popen, exit_code: int = 0) -> str:
+def finish(process: subprocess.Popen, exit_code: int = 0, seconds: float = 120) -> str:
     """What the process wrote, once it has ended as expected."""
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=seconds)
     assert process.returncode == exit_code, errors[-3000:]
     return output + errors
 

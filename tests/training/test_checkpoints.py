@@ -1,3 +1,4 @@
+import json
 import resource
 import shutil
 
@@ -39,11 +40,15 @@ def assert_equal(state, expected):
 
 
 def damage(folder, step, kind):
-    """Deletes or cuts the largest file of a checkpoint, or changes one bit of it."""
+    """Deletes or cuts the largest file of a checkpoint, or changes a bit of it, or empties all."""
     if kind == "description":
         (folder / str(step) / "_CHECKPOINT_METADATA").write_text("{")
         return
-    files = (path for path in (folder / str(step)).rglob("*") if path.is_file())
+    files = [path for path in (folder / str(step)).rglob("*") if path.is_file()]
+    if kind == "empty":
+        for path in files:
+            path.write_bytes(b"")
+        return
     file = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
     if kind == "deleted":
@@ -83,7 +88,7 @@ def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(tmp_path):
             assert jax.tree.leaves(found)[0].sharding == jax.tree.leaves(like)[0].sharding
 
 
-@pytest.mark.parametrize("kind", ["deleted", "cut", "bit", "description"])
+@pytest.mark.parametrize("kind", ["deleted", "cut", "bit", "description", "empty"])
 def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(kind, tmp_path, capsys):
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         save(checkpoints, 1)
@@ -115,15 +120,75 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
     assert not half.exists()
 
 
-def test_if_all_are_damaged_that_is_said(tmp_path):
+def test_if_all_are_damaged_that_is_said_and_nothing_is_touched(tmp_path):
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         save(checkpoints, 1)
+        save(checkpoints, 2)
     damage(tmp_path, 1, "cut")
-    with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(InputError, match=r"checkpoint of step 1 .*is damaged"):
-            checkpoints.restore_model(1, TinyNet(rngs=nnx.Rngs(0)))
-        with pytest.raises(InputError, match=r"every checkpoint in .*Remove the folder"):
-            checkpoints.restore_latest(state_at(0))
+    damage(tmp_path, 2, "empty")
+    for _ in range(2):
+        with Checkpoints(tmp_path, of_run=True) as checkpoints:
+            with pytest.raises(InputError, match=r"checkpoint of step 1 .*is damaged"):
+                checkpoints.restore_model(1, TinyNet(num_classes=5000, rngs=nnx.Rngs(0)))
+            with pytest.raises(InputError, match=r"every checkpoint .* damaged \(step 2.*; step 1"):
+                checkpoints.restore_latest(state_at(0))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_damaged_checkpoints_that_were_set_aside_are_not_forgotten(tmp_path):
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        save(checkpoints, 1)
+    (tmp_path / "1").rename(tmp_path / "1.damaged")
+    with (
+        Checkpoints(tmp_path, of_run=True) as checkpoints,
+        pytest.raises(InputError, match=r"every checkpoint .* damaged \(1\.damaged\)"),
+    ):
+        checkpoints.restore_latest(state_at(0))
+
+
+def test_a_step_damaged_again_and_again_finds_a_free_name(tmp_path):
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        save(checkpoints, 1)
+    for _ in range(3):
+        with Checkpoints(tmp_path, of_run=True) as checkpoints:
+            save(checkpoints, 2)
+        damage(tmp_path, 2, "empty")
+        with Checkpoints(tmp_path, of_run=True) as checkpoints:
+            assert checkpoints.restore_latest(state_at(0))[1].step == 1
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["1", "2.damaged", "2.damaged.2", "2.damaged.3"]
+
+
+def test_a_shape_that_does_not_fit_is_not_damage(tmp_path):
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        save(checkpoints, 1)
+        other = TinyNet(num_classes=7, rngs=nnx.Rngs(0))
+        message = r"of another net or for other classes \(2 arrays.*\(5000,\) there, \(7,\) here"
+        with pytest.raises(InputError, match=message):
+            checkpoints.restore_latest(init_state(other, OPTIMIZER, data_mesh()))
+        with pytest.raises(InputError, match=message):
+            checkpoints.restore_model(1, other)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_checkpoint_of_a_newer_version_is_read_or_refused_but_never_renamed(tmp_path):
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    description = tmp_path / "2" / "_CHECKPOINT_METADATA"
+    content = json.loads(description.read_text())
+    content["custom_metadata"]["mood"] = "new"
+    description.write_text(json.dumps(content))
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        assert_equal(checkpoints.restore_latest(state_at(0))[0], state_at(2))
+    del content["custom_metadata"]["checksums"]
+    description.write_text(json.dumps(content))
+    with (
+        Checkpoints(tmp_path, of_run=True) as checkpoints,
+        pytest.raises(InputError, match=r"step 2 .* written by a newer version of aa_flax"),
+    ):
+        checkpoints.restore_latest(state_at(0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
 def test_a_failed_write_is_one_error_and_leaves_the_checkpoint_before(tmp_path):

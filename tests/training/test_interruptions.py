@@ -1,6 +1,8 @@
 """Runs that are killed, stopped, damaged or out of room, as commands of their own."""
 
+import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from aa_flax.training.reporting import read_json_lines
 from tests.training.processes import final_state, finish, start, wait_for
+from tests.training.test_command import write_digits
 
 
 def assert_same_end(workdir: Path, expected: Path) -> None:
@@ -43,15 +46,71 @@ def test_a_run_killed_at_arbitrary_moments_ends_bit_for_bit_as_one_that_was_not(
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_sigterm_saves_within_the_epoch_and_has_an_exit_code_of_its_own(tmp_path):
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_told_to_stop_it_saves_within_the_epoch_and_has_an_exit_code_of_its_own(number, tmp_path):
     long_epoch = ["max_steps_per_epoch=20", "num_epochs=2"]
     finish(start(tmp_path / "whole", *long_epoch))
     process = start(tmp_path / "cut", *long_epoch)
-    line = process.stdout.readline()
-    assert "compiled the training step" in line
-    process.send_signal(signal.SIGTERM)
+    assert any("compiled the training step" in line for line in iter(process.stdout.readline, ""))
+    process.send_signal(number)
     told = finish(process, exit_code=75)
+    assert f"told to stop ({number.name}): saving first" in told
     assert "all is saved; the same command continues" in told
     output = finish(start(tmp_path / "cut", *long_epoch))
     assert "continuing after" in output
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_leaves_the_processes_that_read_alone(tmp_path):
+    options = ["max_steps_per_epoch=20", "num_epochs=2", 'data.worker_type="process"']
+    process = start(tmp_path / "run", *options, group=True)
+    assert any("compiled the training step" in line for line in iter(process.stdout.readline, ""))
+    os.killpg(process.pid, signal.SIGINT)  # a terminal tells all of the command's processes
+    assert "all is saved" in finish(process, exit_code=75)
+    finish(start(tmp_path / "run", *options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "epochs"), [(20, 200)])
+def test_a_run_of_many_epochs_survives_kills_and_whatever_happens_between(kills, epochs, tmp_path):
+    chance = random.Random(epochs)
+    write_digits(tmp_path / "digits", count=40, side=48)
+    options = [
+        f"num_epochs={epochs}",
+        "max_steps_per_epoch=2",
+        "batch_size=16",
+        'data.name="folder"',
+        f'data.path="{tmp_path / "digits"}"',
+    ]
+    finish(start(tmp_path / "runs" / "whole", *options), seconds=1200)
+    cut, killed = tmp_path / "runs" / "cut", 0
+    for i in range(kills):
+        process = start(cut, *options)
+        (cut / "lock").unlink(missing_ok=True)
+        wait_for((cut / "lock").exists, process)
+        time.sleep(chance.uniform(0, 4))
+        if i % 4 == 3:  # the disk is full: no file grows beyond a page
+            hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, hard))
+            time.sleep(2)
+        process.kill()
+        killed += process.wait() != 0
+        process.communicate()
+        disturb(tmp_path / "digits", cut, chance)
+    assert killed > kills // 2
+    finish(start(cut, *options), seconds=1200)
+    assert_same_end(cut, tmp_path / "runs" / "whole")
+
+
+def disturb(data: Path, workdir: Path, chance: random.Random) -> None:
+    """Files are touched, at dates of now, of yesterday and of tomorrow; the log is cut."""
+    files = [*data.rglob("*"), *(path for path in workdir.rglob("*") if path.is_file())]
+    for path in chance.sample(files, len(files) // 4):
+        date = time.time() + chance.choice((0, -86_400, 86_400))
+        os.utime(path, (date, date))
+    log = workdir / "metrics.jsonl"
+    if log.exists() and chance.random() < 0.5:
+        log.write_text(log.read_text() + '{"step": 1, "trai')

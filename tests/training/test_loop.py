@@ -1,8 +1,10 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from aa_flax.training import loop
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import model_from_workdir
 from aa_flax.training.reporting import read_json_lines
-from aa_flax.training.stopping import Stopped
+from aa_flax.training.stopping import Stopped, StopRequest, unheard_by_children
 from aa_flax.weights.files import load_weights, read_metadata
 from tests.training.tiny import tiny_config
 
@@ -107,9 +109,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
 
 
 @quick
-def test_sigterm_in_evaluation_saves_and_the_epoch_is_evaluated_later(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_told_to_stop_in_evaluation_it_saves_and_the_epoch_is_evaluated_later(
+    number, tmp_path, monkeypatch
+):
     def told_to_stop(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         raise AssertionError("evaluation went on")
 
     with monkeypatch.context() as patch:
@@ -127,20 +134,40 @@ def test_sigterm_in_evaluation_saves_and_the_epoch_is_evaluated_later(tmp_path, 
     assert rows == expected
 
 
-def test_batches_that_do_not_divide_are_refused(tmp_path):
-    with pytest.raises(InputError, match="64 does not divide into 3 micro-batches on 2 devices"):
-        loop.train(short_config(**{"optimizer.accumulation_steps": 3}), tmp_path)
-    with pytest.raises(InputError, match="does not divide into 1 micro-batches of 5 groups"):
-        loop.train(short_config(batch_stat_groups=5), tmp_path)
-    with pytest.raises(InputError, match=r"eval\.batch_size 33 does not divide among 2 devices"):
-        loop.train(short_config(**{"eval.batch_size": 33}), tmp_path)
+def test_a_second_ctrl_c_stops_at_once():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reached(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # and behind it Ctrl-C is Python's again
+        os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_images_too_small_for_the_net_or_for_the_shifts_show_at_once(tmp_path):
-    with pytest.raises(InputError, match=r"images of 48 pixels .* crops of 40 at offsets 0\.\.9;"):
-        loop.train(short_config(**{"eval.shift_range": 10}), tmp_path)
-    with pytest.raises(InputError, match=r"data\.crop_size 2: .* is too small"):
-        loop.train(short_config(**{"data.crop_size": 2}), tmp_path)
+def test_ctrl_c_reaches_no_process_started_unheard():
+    code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with unheard_by_children():
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.stdout == "True\n"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_what_the_net_cannot_train_on_shows_at_once(tmp_path):
+    with pytest.raises(InputError, match=r"data\.crop_size 2.* is too small"):
+        loop.train(short_config(**{"data.crop_size": 2}), tmp_path / "run")
+    alone = {"batch_size": 2, "batch_stat_groups": 2, "data.crop_size": 2}
+    with pytest.raises(InputError, match=r"1 images in a part .*more than one value for each"):
+        loop.train(short_config(**alone), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_made_shows_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=r"file is a file, not a folder; give another"):
+            loop.train(short_config(), workdir)
+    with pytest.raises(InputError, match=r"--workdir /proc/run cannot be "):
+        loop.train(short_config(), Path("/proc/run"))
 
 
 @quick
@@ -148,6 +175,12 @@ def test_a_profile_is_written_if_asked(tmp_path, capsys):
     loop.train(tiny_config(num_epochs=2, profile=True), tmp_path)
     assert f"profile written to {tmp_path / 'profile'}" in capsys.readouterr().out
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@quick
+def test_a_start_too_short_for_a_profile_says_so(tmp_path, capsys):
+    loop.train(short_config(profile=True), tmp_path)
+    assert "no profile: it begins after 5 steps, this start had 2" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_run_or_a_checkpoint_is_named(tmp_path):

@@ -51,11 +51,12 @@ def test_two_processes_compute_what_one_device_does_and_one_of_them_reports(one_
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(number, tmp_path):
     arguments = ("num_epochs=1", "max_steps_per_epoch=20", "batch_size=16")
     processes = start_two(tmp_path / "two", *arguments)
     assert any("compiled" in line for line in iter(processes[0].stdout.readline, ""))
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(number)
     told = [finish(process, exit_code=75) for process in processes]
     assert "all is saved" in told[0]
     assert told[1].count("all is saved") == 1
