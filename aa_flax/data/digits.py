@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: data for the quickstart and for tests, without files."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -32,7 +34,8 @@ class Digits:
                 f"digits are {self._DIGIT_SIZE} pixels wide, got image_size {image_size}"
             )
         part = slice(-self._HELD_OUT, None) if split == "val" else slice(None, -self._HELD_OUT)
-        digits, labels = load_digits(return_X_y=True)
+        loaded: Any = load_digits(return_X_y=True)
+        digits, labels = loaded
         self._labels = labels[part]
         self._images = np.stack([self._enlarge(digit, image_size) for digit in digits[part]])
 

@@ -59,7 +59,7 @@ class ImageFolder:
         return str(self._root / self._index.path(index))
 
     def digest(self) -> str:
-        """A hash of the classes, of the images' paths below the split's folder, and their labels."""
+        """A hash of the classes, the images' paths below the split's folder, and their labels."""
         return digest("folder", self.class_names, self._index.paths, self._labels)
 
     def __len__(self) -> int:

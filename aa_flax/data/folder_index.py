@@ -51,9 +51,8 @@ def load_index(root: Path) -> Index:
         InputError: a folder that cannot be listed, or without class folders.
     """
     key = os.fsencode(root.resolve())
-    kept = read_arrays(_CACHE, key)
-    index = kept and _valid_index(kept, root)
-    if not index:
+    index = _valid_index(read_arrays(_CACHE, key), root)
+    if index is None:
         index = scan(root)
         if dates_tell(index.modified):
             packed = {"classes": pack(index.classes), "folders": pack(index.folders)}

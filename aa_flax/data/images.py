@@ -53,7 +53,8 @@ def _decode_plain_jpeg(encoded: bytes) -> Image.Image | None:
     if not encoded.startswith(b"\xff\xd8"):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        header: Any = simplejpeg.decode_jpeg_header(encoded)
+        height, width, colours, _ = header
         limit = Image.MAX_IMAGE_PIXELS
         if colours not in ("YCbCr", "Gray", "RGB") or (limit and width * height > limit):
             return None

@@ -15,21 +15,24 @@ _DAY = 86_400 * 10**9  # in ns
 _TICK = 2 * 10**9  # the coarsest clock of a file system, in ns
 
 
-def read_arrays(kind: str, key: bytes) -> dict[str, np.ndarray] | None:
-    """What `write_arrays` kept under this kind and key; None: nothing, or it is damaged."""
+def read_arrays(kind: str, key: bytes) -> dict[str, np.ndarray]:
+    """What `write_arrays` kept under this kind and key; empty if nothing, or it is damaged."""
     try:
         with _file(kind, key).open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
     except Exception:  # a damaged file leads NumPy and zipfile into errors of many types
-        return None
+        return {}
 
 
 def write_arrays(kind: str, key: bytes, arrays: Mapping[str, np.ndarray]) -> None:
     """Keeps arrays in one step; where that is not possible they are not kept."""
     named: dict = dict(arrays)
-    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
-        with replacing(_file(kind, key)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **named)
+    with (
+        suppress(OSError, RuntimeError),  # RuntimeError: there is no home folder
+        replacing(_file(kind, key)) as temporary,
+        temporary.open("wb") as file,
+    ):
+        np.savez(file, **named)
 
 
 def dates_tell(modified: np.ndarray) -> bool:

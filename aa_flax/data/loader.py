@@ -68,7 +68,7 @@ def training_batches(
     mine = _share_of_host(order, batch_size, steps).repeat()
     examples = mine.map(partial(training_example, source, data, seed))
     batches = _batches(examples, batch_size, data, start_step)
-    return _report_skipped(batches, source, steps, start_step)
+    return _until_done(batches, source, steps, start_step)
 
 
 def evaluation_batches(
@@ -89,7 +89,7 @@ def evaluation_batches(
     steps = -(-len(source) // batch_size)
     mine = _share_of_host(grain.MapDataset.range(steps * batch_size), batch_size, steps)
     examples = mine.map(partial(evaluation_example, source, data, crop))
-    return _report_skipped(_batches(examples, batch_size, data), source, steps)
+    return _until_done(_batches(examples, batch_size, data), source, steps)
 
 
 def put_ahead(
@@ -132,7 +132,7 @@ def _in_order(order: grain.MapDataset, parts: tuple[int, int, int, int], place: 
 
 def _batches(
     examples: grain.MapDataset, batch_size: int, data: Config, start_step: int = 0
-) -> Iterator[Batch]:
+) -> grain.DatasetIterator:
     """Reads in threads an image at a time, or in processes a batch at a time."""
     if batch_size % jax.device_count():
         raise InputError(
@@ -147,15 +147,37 @@ def _batches(
         flags.FLAGS.mark_as_parsed()
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     batches = examples.batch(share)[start_step:].to_iter_dataset(read)
+    # Through pipes: what is in shared memory when Python ends is left there.
+    pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+    batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+
+
+def _until_done(
+    batches: grain.DatasetIterator, source: Source, steps: int, start_step: int = 0
+) -> Iterator[Batch]:
+    """Batches; their threads or processes end once nobody holds this, or before Python does."""
+    held = [batches]
+    reported = _report_skipped(_held(held), source, steps, start_step)
+    weakref.finalize(reported, lambda: held.pop().close())
+    return reported
+
+
+def _held(batches: list[grain.DatasetIterator]) -> Iterator[Batch]:
+    """What the one in the list yields, as long as it is there: no other place refers to it."""
+    while batches:
+        try:
+            yield next(batches[0])
+        except StopIteration:
+            return
 
 
 def _report_skipped(
     batches: Iterable[Batch], source: Source, steps: int, start_step: int = 0
 ) -> Iterator[Batch]:
-    """Names, at the end of each epoch, the images of this host that were skipped for the first time.
+    """Names, at the end of each epoch, the images of this host that were skipped.
 
-    However often a source is read: what it lacks is told once.
+    Each is named once, however often the source is read.
     """
     told, skipped = _told_of(source), set()
     for step, batch in enumerate(batches, start_step + 1):

@@ -59,11 +59,10 @@ def load_shard_index(shards: Sequence[Path]) -> ShardIndex:
 
 
 def _kept(
-    arrays: dict[str, np.ndarray] | None, sizes: np.ndarray, modified: np.ndarray
+    arrays: dict[str, np.ndarray], sizes: np.ndarray, modified: np.ndarray
 ) -> ShardIndex | None:
     """What the cache kept; None where that is no index, or a file has changed since."""
     try:
-        arrays = dict(arrays or {})
         if not np.array_equal(arrays.pop("sizes"), sizes):
             return None
         if not np.array_equal(arrays.pop("modified"), modified):
@@ -161,7 +160,8 @@ def _members(shard: Path) -> Iterator[tuple[str, tuple[int, int, bytes]]]:
         with shard.open("rb") as file:
             _check_uncompressed(shard, file.read(8))
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                tar: Any = archive
                 while member := tar.next():
                     tar.members.clear()  # which it would keep
                     if member.islnk() or member.issym():
