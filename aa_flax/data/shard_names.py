@@ -26,8 +26,8 @@ def find_shards(pattern: str, root: Path) -> dict[str, list[Path]]:
     Args:
         pattern: a path with `*`, `?`, `[..]`, alternatives `{a,b}` and ranges `{0000..0146}`; or a
             folder, for all `*.tar` in it and below. The words train, val, validation and test in a
-            shard's name, or else in its folders', say what it is for.
-        root: the folder it is relative to.
+            shard's name, or else in its folders' below `root`, say what it is for.
+        root: the folder it is relative to; of an absolute path the last folder counts.
 
     Raises:
         InputError: nothing fits the pattern, a shard of a range is missing, or one does not say
@@ -40,7 +40,7 @@ def find_shards(pattern: str, root: Path) -> dict[str, list[Path]]:
     paths = dict.fromkeys(path for one in expanded for path in _files(one, root))
     by_word: dict[str, list[Path]] = {}
     for path in paths:
-        by_word.setdefault(_word(path), []).append(path)
+        by_word.setdefault(_word(path, root), []).append(path)
     if "val" not in by_word and "test" in by_word:
         by_word["val"] = by_word["test"]
     return {split: by_word.get(split, []) for split in ("train", "val")}
@@ -77,8 +77,9 @@ def _files(pattern: str, root: Path) -> list[Path]:
     return [Path(one) for one in sorted(found, key=natural_key)]
 
 
-def _word(path: Path) -> str:
-    for part in reversed(path.parts):
+def _word(path: Path, root: Path) -> str:
+    below = path.relative_to(root).parts if path.is_relative_to(root) else path.parts[-2:]
+    for part in reversed(below):
         found = {_WORDS[word] for word in re.findall("[a-z]+", part.lower()) if word in _WORDS}
         if len(found) == 1:
             return found.pop()
