@@ -1,10 +1,16 @@
 """Which class each logit stands for."""
 
+import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+
+_MOST = 1_000_000  # classes
 
 
 def imagenet_classes() -> list[str]:
@@ -29,7 +35,7 @@ def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list
         if not class_order:
             _check_imagenet(found, where)
         return list(found)
-    order = imagenet_classes() if class_order == "imagenet" else _read_order(Path(class_order))
+    order = imagenet_classes() if class_order == "imagenet" else _read_order(class_order)
     unknown = [name for name in found if name not in set(order)]
     if unknown:
         raise InputError(
@@ -37,6 +43,65 @@ def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list
             "list; add or remove them"
         )
     return order
+
+
+def declared_classes(
+    names: Sequence[str], class_order: str, where: str
+) -> tuple[list[str], np.ndarray]:
+    """For data that says itself which class each of its labels is.
+
+    Args:
+        names: of labels 0, 1, ...
+        class_order: see `classes_in_order`; "": the data's own order, but for ImageNet's thousand
+            WordNet ids that of the published nets.
+
+    Returns:
+        The classes of the logits in order; and the logit of each of the data's labels, int32.
+    """
+    if not class_order:
+        class_order = "imagenet" if set(names) == set(imagenet_classes()) else "sorted"
+    order = classes_in_order(class_order, names, where)
+    place = {name: i for i, name in enumerate(order)}
+    return order, np.array([place[name] for name in names], np.int32)
+
+
+def numbered_classes(count: int, class_order: str, where: str) -> list[str]:
+    """For data with labels `0 .. count - 1` and no names: numbers, or the lines of `class_order`.
+
+    Raises:
+        InputError: the class order lists fewer; or there are more than a million.
+    """
+    if count > _MOST:
+        raise InputError(f"{where} has a label {count - 1}; number its classes from 0 on")
+    if class_order in ("", "sorted"):
+        return [str(i) for i in range(count)]
+    order = classes_in_order(class_order, [], where)
+    if len(order) < count:
+        raise InputError(
+            f"{where} has labels up to {count - 1}, but config.data.class_order={class_order} "
+            f"lists {len(order)} classes; complete it"
+        )
+    return order
+
+
+def check_labels(labels: np.ndarray, num_classes: int, name: Callable[[int], str]) -> None:
+    """Labels must be classes: `0 .. num_classes - 1`.
+
+    Args:
+        name: of the i-th image, for the error.
+
+    Raises:
+        InputError: the first that is not, with its image.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        first = int(wrong[0])
+        others = f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
+        raise InputError(
+            f"{name(first)}{others} has label {labels[first]}, but labels are 0 to "
+            f"{num_classes - 1}; give images of known classes (-1 often means that a test set's "
+            "labels are withheld)"
+        )
 
 
 def _check_imagenet(found: Sequence[str], where: str) -> None:
@@ -56,16 +121,39 @@ def _check_imagenet(found: Sequence[str], where: str) -> None:
         )
 
 
-def _read_order(path: Path) -> list[str]:
+def _read_order(class_order: str) -> list[str]:
+    path = local_path(class_order, "config.data.class_order")
     if not path.is_file():
         raise InputError(
             f"no file {path} for config.data.class_order; give a text file with one class a line, "
             "or imagenet, or sorted"
         )
-    order = path.read_text().splitlines()
+    order = read_names(path)
     if len(set(order)) != len(order) or not all(order):
         raise InputError(f"{path} names a class twice or has an empty line; give each class once")
     return order
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a text file, as any editor writes it: UTF-8, or UTF-16 or 32 with a mark.
+
+    Line ends may be those of Unix, Windows or old Macs; empty lines at the end, and spaces around
+    a name, do not count.
+
+    Raises:
+        InputError: another encoding.
+    """
+    encoded = path.read_bytes()
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((marks[mark] for mark in marks if encoded.startswith(mark)), "utf-8-sig")
+    try:
+        text = encoded.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not in UTF-8 ({error}); save it as UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"{path} is not a text in UTF-8; save it as UTF-8")
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", text.rstrip())]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,25 +6,69 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from aa_flax.errors import InputError
+
 # (left, top, right, bottom) in pixels
 Box = tuple[int, int, int, int]
+
+_AT_ONCE = 2**25  # pixels that are resized at once: 128 MB
+_LONGEST = 2**25  # pixels of a side
 
 _BILINEAR = Image.Resampling.BILINEAR
 
 
 def center_image(image: Image.Image, resize_size: int, crop: int) -> UInt8[np.ndarray, "c c 3"]:
-    """torchvision's `Resize(resize_size)` and `CenterCrop(crop)`; `resize_size` 0: as it is."""
-    image = resize_short_side(image, resize_size)
-    return np.asarray(image.crop(center_box(*image.size, crop)))
+    """torchvision's `Resize(resize_size)` and `CenterCrop(crop)`; `resize_size` 0: as it is.
+
+    Raises:
+        InputError: the image is so narrow that resizing would make it millions of pixels long.
+    """
+    size = _resized(image.size, resize_size)
+    box = center_box(*size, crop)
+    if size[0] * size[1] > _AT_ONCE:
+        return np.asarray(_part_of_resized(image, size, box))
+    return np.asarray(resize_short_side(image, resize_size).crop(box))
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     """Bilinear, antialiased; the longer side becomes `int(size * long / short)`; 0: as it is."""
-    short, long = sorted(image.size)
-    if size in (0, short):
-        return image
-    longer = int(size * long / short)
-    return image.resize((size, longer) if image.width == short else (longer, size), _BILINEAR)
+    wanted = _resized(image.size, size)
+    return image if wanted == image.size else image.resize(wanted, _BILINEAR)
+
+
+def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Width and height that `resize_short_side` gives."""
+    short, long = sorted(size)
+    if short_side in (0, short):
+        return size
+    longer = int(short_side * long / short)
+    return (short_side, longer) if size[0] == short else (longer, short_side)
+
+
+def _part_of_resized(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+    """`image.resize(size).crop(box)` in bounded memory, for a strip that gets very long.
+
+    PIL resizes all rows, each by itself, and then all columns: so a few at a time give its bits.
+    """
+    if max(size) > _LONGEST:
+        raise InputError(
+            f"an image of {image.width} x {image.height} pixels would be resized to {size[0]} x "
+            f"{size[1]}; remove it, or give --config.data.resize_size=0"
+        )
+    (width, height), (left, top, right, bottom) = size, box
+    rows = Image.new("RGB", (right - left, image.height))
+    step = max(1, _AT_ONCE // width)
+    for y in range(0, image.height, step):
+        few = image.crop((0, y, image.width, min(y + step, image.height)))
+        few = few.resize((width, few.height), _BILINEAR)
+        rows.paste(few.crop((left, 0, right, few.height)), (0, y))
+    part = Image.new("RGB", (right - left, bottom - top))
+    step = max(1, _AT_ONCE // height)
+    for x in range(0, rows.width, step):
+        few = rows.crop((x, 0, min(x + step, rows.width), rows.height))
+        few = few.resize((few.width, height), _BILINEAR)
+        part.paste(few.crop((0, top, few.width, bottom)), (x, 0))
+    return part
 
 
 def center_box(width: int, height: int, size: int) -> Box:

@@ -1,14 +1,17 @@
 """One example of a batch: an image read, cropped, and what is random about it drawn."""
 
+import operator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from aa_flax.config import Config
+from aa_flax.data.classes import check_labels
 from aa_flax.data.crops import center_image, random_resized_crop
 from aa_flax.data.images import ImageError
 from aa_flax.data.sources import Source
+from aa_flax.errors import InputError
 
 _REPLACEMENTS = 20  # bad images in a row, after which something else is wrong
 
@@ -43,8 +46,7 @@ def evaluation_example(source: Source, data: Config, crop: int, index: int) -> d
     mask, skipped = index < len(source), -1
     index = min(index, len(source) - 1)
     try:
-        example = source[index]
-        image, label = _pil(example["image"]), example["label"]
+        image, label = read_example(source, index)
     except ImageError:
         if data.on_error == "stop":
             raise
@@ -63,8 +65,8 @@ def _read(source: Source, data: Config, index: int) -> tuple[Image.Image, int, i
     """An image, its label, and what it stands in for: `index`, or -1 if it is that."""
     for step in range(_REPLACEMENTS):
         try:
-            example = source[(index + step) % len(source)]
-            return _pil(example["image"]), example["label"], index if step else -1
+            image, label = read_example(source, (index + step) % len(source))
+            return image, label, index if step else -1
         except ImageError:
             if data.on_error == "stop":
                 raise
@@ -74,5 +76,38 @@ def _read(source: Source, data: Config, index: int) -> tuple[Image.Image, int, i
     )
 
 
-def _pil(image: Image.Image | np.ndarray) -> Image.Image:
-    return image if isinstance(image, Image.Image) else Image.fromarray(image)
+def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
+    """An image in mode RGB and its label, checked: anyone may have written the source.
+
+    Raises:
+        ImageError: the image cannot be read.
+        InputError: what the source gives is no image, or no label of its classes.
+    """
+    example = source[index]
+    try:
+        image, label = example["image"], operator.index(example["label"])
+    except (TypeError, KeyError, IndexError) as error:
+        raise InputError(
+            f"{source.name(index)}: a source gives a dict of image and an integer label, got "
+            f"{_described(example)}"
+        ) from error
+    check_labels(np.array([label]), source.num_classes, lambda _: source.name(index))
+    if isinstance(image, Image.Image) and image.mode == "RGB":
+        return image, label
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return Image.fromarray(image), label
+    raise InputError(
+        f"{source.name(index)}: a source gives images as PIL images in mode RGB or uint8 arrays "
+        f"(H, W, 3), got {_described(image)}"
+    )
+
+
+def _described(thing: Any) -> str:
+    """What something is, in a few words."""
+    if isinstance(thing, Image.Image):
+        return f"a PIL image in mode {thing.mode}"
+    if isinstance(thing, dict):
+        return "{" + ", ".join(f"{key}: {_described(value)}" for key, value in thing.items()) + "}"
+    shape = getattr(thing, "shape", None)
+    what = f"{getattr(thing, 'dtype', '')} {tuple(shape)}" if shape is not None else ""
+    return f"{type(thing).__name__} {what}".rstrip()

@@ -1,12 +1,15 @@
 """Images in a tree of folders: `<path>/train/<class>/*` and `<path>/val/<class>/*`."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from aa_flax.data.classes import classes_in_order
+from aa_flax.data.digest import digest
 from aa_flax.data.folder_index import EXTENSIONS, class_folders, load_index
 from aa_flax.data.images import Example, ImageError, decode
+from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 
 _SPLITS = ("train", "val")
@@ -55,6 +58,10 @@ class ImageFolder:
         """The path of an image."""
         return str(self._root / self._index.path(index))
 
+    def digest(self) -> str:
+        """A hash of the classes, the images' paths below the split's folder, and their labels."""
+        return digest("folder", self.class_names, self._index.paths, self._labels)
+
     def __len__(self) -> int:
         return len(self._labels)
 
@@ -73,10 +80,10 @@ def _split_folder(path: str, split: str) -> Path:
             "no folder of images given; give --config.data.path, the folder that holds train/ and "
             "val/"
         )
-    root = Path(path).expanduser()
-    if not root.is_dir():
+    root = local_path(path, "config.data.path")
+    if not os.path.isdir(root):
         raise InputError(f"no folder {root} (config.data.path); it has to hold train/ and val/")
-    if not (root / split).is_dir():
+    if not os.path.isdir(root / split):
         raise InputError(f"no folder {split}/ in {root}; config.data.path has to hold train/, val/")
     return root / split
 

@@ -1,25 +1,23 @@
 """The list of a folder's images: in torchvision's order, made in parallel, and kept in a cache."""
 
-import hashlib
 import os
-import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from aa_flax.disk import cache_folder, replacing
+from aa_flax.data.index_cache import dates_tell, pack, read_arrays, unpack, write_arrays
 from aa_flax.errors import InputError
+from aa_flax.progress import progress_bar
 
 # What torchvision takes for an image: the end of the name, in any case.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_VERSION = 1  # of the cache's format
+_CACHE = "index_2"  # the number is that of the format
 _THREADS = 16  # they wait for the file system most of the time
+
+# A folder below the root: its relative path, when it last changed (ns), names of its images.
+Listing = tuple[str, int, list[str]]
 
 
 class Index(NamedTuple):
@@ -52,15 +50,13 @@ def load_index(root: Path) -> Index:
     Raises:
         InputError: a folder that cannot be listed, or without class folders.
     """
-    cache = _cache_file(root)
-    try:
-        return _read_valid(cache, root)
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile):
-        # There is none, or it is damaged or out of date.
+    key = os.fsencode(root.resolve())
+    index = _valid_index(read_arrays(_CACHE, key), root)
+    if index is None:
         index = scan(root)
-    # A folder may change again within one tick of its clock: such a date would prove nothing.
-    if index.modified.max() < time.time_ns() - 2_000_000_000:
-        _write(cache, index)
+        if dates_tell(index.modified):
+            packed = {"classes": pack(index.classes), "folders": pack(index.folders)}
+            write_arrays(_CACHE, key, {**index._asdict(), **packed})
     return index
 
 
@@ -86,10 +82,10 @@ def scan(root: Path) -> Index:
     """Lists every class folder, many at a time, showing progress."""
     modified = os.stat(root).st_mtime_ns  # before it is listed: a change meanwhile shows later
     classes = class_folders(root)
-    bar = tqdm(total=len(classes), desc=f"indexing {root}", unit="folder", leave=False)
+    bar = progress_bar(len(classes), f"indexing {root}", unit="folder")
     with bar, ThreadPoolExecutor(_THREADS) as pool:
-        found = []
-        for listing in pool.map(lambda name: list(_walk(root, name)), classes):
+        found: list[list[Listing]] = []
+        for listing in pool.map(lambda name: _walk(root, name), classes):
             found.append(listing)
             bar.update()
     listings = [part for one in found for part in one]
@@ -107,54 +103,77 @@ def scan(root: Path) -> Index:
     )
 
 
-def _walk(root: Path, name: str) -> Iterator[tuple[str, int, list[str]]]:
-    """A class folder and all below it: relative path, time of change, images, all sorted."""
+def _walk(root: Path, name: str) -> list[Listing]:
+    """A class folder and all below it, sorted.
 
-    def stop(error: OSError):
+    Links are followed, as torchvision does; but where one leads back to a folder that it stands in,
+    each folder counts once, however many ways lead to it.
+    """
+    try:
+        return _walk_from(root / name, root, once=False) or _walk_from(root / name, root, once=True)
+    except OSError as error:
         raise _cannot_list(error) from error
 
-    for folder, _, files in sorted(os.walk(root / name, onerror=stop, followlinks=True)):
+
+def _walk_from(top: Path, root: Path, *, once: bool) -> list[Listing]:
+    """See `_walk`; without `once` nothing where a link leads back."""
+
+    def stop(error: OSError):
+        raise error
+
+    # Of each folder that is still to be listed: its date before that, and those it stands in.
+    ahead = {os.fspath(top): (os.stat(top), {_identity(os.stat(root))})}
+    listings = []
+    for folder, inner, files in os.walk(top, onerror=stop, followlinks=True):
+        status, seen = ahead.pop(folder)
+        if status.st_ino and _identity(status) in seen:  # some file systems number none
+            if not once:
+                return []
+            inner.clear()
+            continue
+        inner.sort()
+        seen = seen if once else seen.copy()
+        seen.add(_identity(status))
+        for path in (os.path.join(folder, one) for one in inner):
+            ahead[path] = os.stat(path), seen
         images = sorted(file for file in files if file.lower().endswith(EXTENSIONS))
-        yield os.path.relpath(folder, root), os.stat(folder).st_mtime_ns, images
+        listings.append((os.path.relpath(folder, root), status.st_mtime_ns, images))
+    return sorted(listings)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _cannot_list(error: OSError) -> InputError:
     return InputError(f"cannot list folder {error.filename}: {error.strerror}")
 
 
-def _cache_file(root: Path) -> Path:
-    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return cache_folder() / f"index_{_VERSION}_{key}.npz"
+def _valid_index(kept: dict[str, np.ndarray], root: Path) -> Index | None:
+    """What the cache kept; None where that is no index, or a folder has changed since."""
+    try:
+        names = {name: unpack(kept[name]) for name in ("classes", "folders")}
+        index = Index(**{**kept, **names})
+        if not _is_whole(index):
+            return None
+        with ThreadPoolExecutor(_THREADS) as pool:
+            now = pool.map(lambda folder: os.stat(root / folder).st_mtime_ns, index.folders)
+            return index if np.array_equal(index.modified, list(now)) else None
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
 
 
-def _read_valid(cache: Path, root: Path) -> Index:
-    with cache.open("rb") as file, np.load(file) as arrays:
-        index = Index(
-            _unpack(arrays["classes"]),
-            arrays["class_of"],
-            arrays["paths"],
-            arrays["ends"],
-            _unpack(arrays["folders"]),
-            arrays["modified"],
-        )
-    with ThreadPoolExecutor(_THREADS) as pool:
-        now = pool.map(lambda folder: os.stat(root / folder).st_mtime_ns, index.folders)
-        if not np.array_equal(index.modified, list(now)):
-            raise ValueError("out of date")
-    return index
-
-
-def _write(cache: Path, index: Index) -> None:
-    """Writes the cache in one step; where that is not possible there will be none."""
-    classes, folders = _pack(index.classes), _pack(index.folders)
-    arrays: Any = index._replace(classes=classes, folders=folders)._asdict()
-    with suppress(OSError), replacing(cache) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def _pack(names: Iterable[str]) -> np.ndarray:
-    return np.frombuffer(os.fsencode("\0".join(names)), np.uint8)
-
-
-def _unpack(packed: np.ndarray) -> list[str]:
-    return os.fsdecode(packed.tobytes()).split("\0")
+def _is_whole(index: Index) -> bool:
+    """Whether the parts of an index fit each other."""
+    paths, ends, class_of = index.paths, index.ends, index.class_of
+    types = [(paths, np.uint8), (ends, np.int64), (class_of, np.int32), (index.modified, np.int64)]
+    if any(array.ndim != 1 or array.dtype != dtype for array, dtype in types):
+        return False
+    in_range = not len(ends) or (class_of.min() >= 0 and class_of.max() < len(index.classes))
+    return (
+        bool(in_range)
+        and len(class_of) == len(ends)
+        and len(index.modified) == len(index.folders)
+        and np.array_equal(np.flatnonzero(paths == 0), ends)
+        and (not len(paths) or paths[-1] == 0)
+    )

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from scipy.io import loadmat
-from tqdm import tqdm
 
+from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.progress import progress_bar
 
 
 def sort_validation(val: Path, devkit: Path, out: Path) -> None:
@@ -40,11 +41,13 @@ def sort_validation(val: Path, devkit: Path, out: Path) -> None:
     _check_images(val, targets)
     partial = out.with_name(f"{out.name}.incomplete")
     place = _best_way(val, next(iter(targets)), partial)
-    for name, target in tqdm(targets.items(), desc=f"sorting into {out}", unit="img", leave=False):
-        destination = partial / target
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if not destination.exists():
-            place(val.resolve() / name, destination)
+    with progress_bar(len(targets), f"sorting into {out}") as bar:
+        for name, target in targets.items():
+            destination = partial / target
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            if not destination.exists():
+                place(val.resolve() / name, destination)
+            bar.update()
     partial.rename(out)
     print(f"{out}: {len(targets)} images of {len(set(map(_folder, targets.values())))} classes")
 
@@ -115,10 +118,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name in ("val", "devkit", "out"):
-        parser.add_argument(name, type=Path, metavar=name.upper())
-    args = parser.parse_args()
+        parser.add_argument(name, metavar=name.upper())
+    args = vars(parser.parse_args())
     try:
-        sort_validation(args.val, args.devkit, args.out)
+        sort_validation(*(local_path(args[name], name.upper()) for name in args))
     except InputError as error:
         sys.exit(f"error: {error}")
 

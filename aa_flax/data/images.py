@@ -36,7 +36,8 @@ def decode(encoded: bytes, name: str) -> Image.Image:
         name: of the image, for the error.
 
     Raises:
-        ImageError: not an image, or a broken one.
+        ImageError: not an image, a broken one, or one of more than twice PIL's
+            `Image.MAX_IMAGE_PIXELS`, which is seen before decoding.
     """
     try:
         return _decode_plain_jpeg(encoded) or Image.open(io.BytesIO(encoded)).convert("RGB")
@@ -52,8 +53,10 @@ def _decode_plain_jpeg(encoded: bytes) -> Image.Image | None:
     if not encoded.startswith(b"\xff\xd8"):
         return None
     try:
-        *_, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-        if colours not in ("YCbCr", "Gray", "RGB"):
+        header: Any = simplejpeg.decode_jpeg_header(encoded)
+        height, width, colours, _ = header
+        limit = Image.MAX_IMAGE_PIXELS
+        if colours not in ("YCbCr", "Gray", "RGB") or (limit and width * height > limit):
             return None
         return Image.fromarray(simplejpeg.decode_jpeg(encoded, strict=True))
     except ValueError:

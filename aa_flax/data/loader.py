@@ -1,6 +1,8 @@
 """Batches of images, by Grain: the same stream for any number of workers, hosts and devices."""
 
 import os
+import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ from aa_flax.config import Config
 from aa_flax.data.examples import evaluation_example, training_example
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
+from aa_flax.tables import unknown
 
 # A batch: `image` uint8 (N, H, W, 3) and `label` int32 (N,).
 # For evaluation also `index` int (N,), the image's place in the source, and `mask` bool (N,): False
@@ -65,7 +68,7 @@ def training_batches(
     mine = _share_of_host(order, batch_size, steps).repeat()
     examples = mine.map(partial(training_example, source, data, seed))
     batches = _batches(examples, batch_size, data, start_step)
-    return _report_skipped(batches, source, steps, start_step)
+    return _until_done(batches, source, steps, start_step)
 
 
 def evaluation_batches(
@@ -86,7 +89,7 @@ def evaluation_batches(
     steps = -(-len(source) // batch_size)
     mine = _share_of_host(grain.MapDataset.range(steps * batch_size), batch_size, steps)
     examples = mine.map(partial(evaluation_example, source, data, crop))
-    return _report_skipped(_batches(examples, batch_size, data), source, steps)
+    return _until_done(_batches(examples, batch_size, data), source, steps)
 
 
 def put_ahead(
@@ -102,18 +105,11 @@ def put_ahead(
 
 
 def _check(data: Config) -> None:
+    """What would be taken for something else in silence; `check_config` checks a whole config."""
     for field, known in _KNOWN.items():
-        if data[field] not in known:
-            raise InputError(
-                f"unknown config.data.{field} {data[field]!r}; known: {', '.join(known)}"
-            )
-    if data.num_workers < 0:
-        raise InputError(f"config.data.num_workers {data.num_workers} is negative; 0: one a core")
-    if data.image_size < data.crop_size:
-        raise InputError(
-            f"config.data.image_size {data.image_size} is smaller than crop_size {data.crop_size}, "
-            "which is cut from it"
-        )
+        value = getattr(data, field)
+        if value not in known:
+            raise InputError(unknown(f"config.data.{field}", value, list(known)))
 
 
 def _share_of_host(order: grain.MapDataset, batch_size: int, steps: int) -> grain.MapDataset:
@@ -136,7 +132,7 @@ def _in_order(order: grain.MapDataset, parts: tuple[int, int, int, int], place: 
 
 def _batches(
     examples: grain.MapDataset, batch_size: int, data: Config, start_step: int = 0
-) -> Iterator[Batch]:
+) -> grain.DatasetIterator:
     """Reads in threads an image at a time, or in processes a batch at a time."""
     if batch_size % jax.device_count():
         raise InputError(
@@ -151,21 +147,63 @@ def _batches(
         flags.FLAGS.mark_as_parsed()
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     batches = examples.batch(share)[start_step:].to_iter_dataset(read)
+    # Through pipes: what is in shared memory when Python ends is left there.
+    pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+    batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+
+
+def _until_done(
+    batches: grain.DatasetIterator, source: Source, steps: int, start_step: int = 0
+) -> Iterator[Batch]:
+    """Batches; their threads or processes end once nobody holds this, or before Python does."""
+    held = [batches]
+    reported = _report_skipped(_held(held), source, steps, start_step)
+    weakref.finalize(reported, lambda: held.pop().close())
+    return reported
+
+
+def _held(batches: list[grain.DatasetIterator]) -> Iterator[Batch]:
+    """What the one in the list yields, as long as it is there: no other place refers to it."""
+    while batches:
+        try:
+            yield next(batches[0])
+        except StopIteration:
+            return
 
 
 def _report_skipped(
     batches: Iterable[Batch], source: Source, steps: int, start_step: int = 0
 ) -> Iterator[Batch]:
-    """Names, at the end of each epoch, the images of this host that were skipped in it."""
-    skipped: list[int] = []
+    """Names, at the end of each epoch, the images of this host that were skipped.
+
+    Each is named once, however often the source is read.
+    """
+    told, skipped = _told_of(source), set()
     for step, batch in enumerate(batches, start_step + 1):
         indices = batch.pop("skipped")
-        skipped += indices[indices >= 0].tolist()
+        skipped.update(indices[indices >= 0].tolist())
         if len(skipped) == len(source):
             raise InputError(f"none of the {len(source)} images can be read: {source.name(0)}, ...")
-        if step % steps == 0 and skipped:
-            names = "".join(f"\n  {source.name(i)}" for i in skipped)
-            tqdm.write(f"skipped images that cannot be read, {len(skipped)}:{names}")
-            skipped = []
+        if step % steps == 0:
+            _tell(sorted(skipped - told), source)
+            told |= skipped
         yield batch
+
+
+def _tell(skipped: list[int], source: Source) -> None:
+    if skipped:
+        names = "".join(f"\n  {source.name(i)}" for i in skipped)
+        text = f"skipped images that cannot be read, {len(skipped)}:{names}"
+        encoding = sys.stdout.encoding or "utf-8"  # names of files may be none of its texts
+        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+_TOLD: dict[int, set[int]] = {}  # by the id of a source: images that were named
+
+
+def _told_of(source: Source) -> set[int]:
+    if id(source) not in _TOLD:
+        weakref.finalize(source, _TOLD.pop, id(source), None)
+        _TOLD[id(source)] = set()
+    return _TOLD[id(source)]

@@ -1,20 +1,25 @@
-"""Where labelled images come from: random access, one image a call."""
+"""Where images come from: random access, one image a call; and the open table of such sources."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import numpy as np
-from PIL import Image
-
 from aa_flax.config import Config
+from aa_flax.data.digits import Digits
 from aa_flax.data.folder import ImageFolder
+from aa_flax.data.hfds import HFDS
 from aa_flax.data.images import Example
 from aa_flax.data.tfds import TFDS
+from aa_flax.data.webdataset import WebDataset
 from aa_flax.errors import InputError
+from aa_flax.tables import Table
 
 
 class Source(Protocol):
     """Random access to labelled images.
+
+    Threads read from it at once; with `worker_type=process` it is pickled for each process. It may
+    have a method `digest() -> str`, a hash of its classes, images and labels: a run that is
+    continued then notices other data.
 
     Attributes:
         num_classes: labels are `0 .. num_classes - 1`.
@@ -32,60 +37,46 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example:
+        """`image`, a PIL image in mode RGB or uint8 `(H, W, 3)`, and `label`, an integer.
+
+        Raises:
+            ImageError: (`aa_flax.data.images`) an image that cannot be read; any other exception
+                ends the run, also with `config.data.on_error` "skip".
+        """
+        ...
 
 
-class Digits:
-    """scikit-learn's 1797 handwritten digits (UCI, 8x8 grey), with room to shift them.
+# Makes the source of a split, "train" or "val", from `config.data`.
+Factory = Callable[[Config, str], Source]
 
-    Each is enlarged four times (bicubic) to 32x32 and placed in the middle of a black canvas. The
-    last 450 images are held out; their writers do not appear in the others.
+_SOURCES: Table[Factory] = Table("data source (config.data.name)")
+
+
+def register_source(kind: str, factory: Factory, *, replace: bool = False) -> None:
+    """Adds a kind of data: `--config.data.name=KIND`, or `KIND:` and anything the factory reads.
 
     Args:
-        split: `train` or `val`, the held out.
-        image_size: side of the canvas in pixels, at least 32.
+        kind: what stands before the first colon of `config.data.name`.
+        factory: called with `config.data`, of which `name` and `path` are for it to use, and the
+            split, `train` or `val`.
+        replace: take the place of a kind that is there.
+
+    Raises:
+        InputError: there is such a kind already, or the name is empty or has a colon.
     """
-
-    num_classes = 10
-    class_names = tuple("0123456789")
-    _HELD_OUT = 450
-    _DIGIT_SIZE = 32
-
-    def __init__(self, split: str, image_size: int = 48):
-        from sklearn.datasets import load_digits
-
-        if image_size < self._DIGIT_SIZE:
-            raise InputError(
-                f"digits are {self._DIGIT_SIZE} pixels wide, got image_size {image_size}"
-            )
-        part = slice(-self._HELD_OUT, None) if split == "val" else slice(None, -self._HELD_OUT)
-        digits, labels = load_digits(return_X_y=True)
-        self._labels = labels[part]
-        self._images = np.stack([self._enlarge(digit, image_size) for digit in digits[part]])
-
-    def _enlarge(self, digit: np.ndarray, image_size: int) -> np.ndarray:
-        grey = Image.fromarray((digit.reshape(8, 8) * (255 / 16)).round().astype(np.uint8))
-        grey = grey.resize((self._DIGIT_SIZE, self._DIGIT_SIZE), Image.Resampling.BICUBIC)
-        canvas = Image.new("RGB", (image_size, image_size))
-        margin = (image_size - self._DIGIT_SIZE) // 2
-        canvas.paste(grey, (margin, margin))
-        return np.asarray(canvas)
-
-    def name(self, index: int) -> str:
-        return f"digit {index}"
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> Example:
-        return {"image": self._images[index], "label": int(self._labels[index])}
+    if not kind or ":" in kind:
+        raise InputError(f"a kind of data source is named without a colon, got {kind!r}")
+    _SOURCES.register(kind, factory, replace=replace)
 
 
 def make_source(data: Config, split: str) -> Source:
     """The source that `config.data` names.
 
     Args:
-        data: `name` is `folder`, `digits`, or `tfds:` and a TFDS data set; `path`, where it is.
+        data: `name` is a registered kind, with or without `:` and what it is to read: `digits`,
+            `folder`, `tfds:NAME`, `hfds:NAME`, `wds:PATTERN` or one that `register_source` added;
+            `path`, where that is.
         split: `train` or `val`.
 
     Raises:
@@ -93,13 +84,76 @@ def make_source(data: Config, split: str) -> Source:
     """
     if split not in ("train", "val"):
         raise InputError(f"the splits of a data set are train and val, got {split!r}")
-    kind, _, name = data.name.partition(":")
-    if data.name == "digits":
-        return Digits(split, data.image_size)
-    if data.name == "folder":
-        return ImageFolder(data.path, split, data.class_order)
-    if kind == "tfds" and name:
-        return TFDS(name, data.path, split, data.class_order)
-    raise InputError(
-        f"unknown config.data.name {data.name!r}; known: digits, folder, tfds:<data set>"
+    kind, _, _ = data.name.partition(":")
+    source = _SOURCES[kind](data, split)
+    _check(source, data.name)
+    return source
+
+
+def _check(source: Source, name: str) -> None:
+    """What a source of anyone's has to be; its images are checked as they are read."""
+    needed = ("num_classes", "class_names", "name", "__len__", "__getitem__")
+    missing = [one for one in needed if not hasattr(source, one)]
+    if missing:
+        raise InputError(
+            f"the source of config.data.name {name!r} has no {', '.join(missing)}; see "
+            "aa_flax.data.sources.Source"
+        )
+    if len(source.class_names) != source.num_classes:
+        raise InputError(
+            f"the source of config.data.name {name!r} has num_classes {source.num_classes}, but "
+            f"{len(source.class_names)} class_names"
+        )
+    if not len(source):
+        raise InputError(f"the source of config.data.name {name!r} holds no images")
+
+
+def _after_colon(data: Config, what: str) -> str:
+    """What is to be read by a kind that needs to know."""
+    _, _, name = data.name.partition(":")
+    if not name:
+        raise InputError(f"config.data.name {data.name!r} lacks {what}")
+    return name
+
+
+def _alone(data: Config) -> None:
+    kind, colon, name = data.name.partition(":")
+    if colon:
+        raise InputError(
+            f"config.data.name {data.name!r}: {kind} stands alone, without {name!r}; where images "
+            "are is said by --config.data.path"
+        )
+
+
+def _digits(data: Config, split: str) -> Source:
+    _alone(data)
+    return Digits(split, data.image_size)
+
+
+def _folder(data: Config, split: str) -> Source:
+    _alone(data)
+    return ImageFolder(data.path, split, data.class_order)
+
+
+def _tfds(data: Config, split: str) -> Source:
+    name = _after_colon(data, "the name of a TFDS data set, e.g. tfds:imagenet2012")
+    return TFDS(name, data.path, split, data.class_order)
+
+
+def _hfds(data: Config, split: str) -> Source:
+    name = _after_colon(
+        data, "a name on the Hugging Face Hub or a folder, e.g. hfds:uoft-cs/cifar10"
     )
+    return HFDS(name, data.path, split, data.class_order)
+
+
+def _wds(data: Config, split: str) -> Source:
+    pattern = _after_colon(data, "a pattern of shards, e.g. wds:{train,val}-*.tar")
+    return WebDataset(pattern, data.path, split, data.class_order)
+
+
+register_source("digits", _digits)
+register_source("folder", _folder)
+register_source("tfds", _tfds)
+register_source("hfds", _hfds)
+register_source("wds", _wds)

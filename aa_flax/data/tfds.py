@@ -2,58 +2,68 @@
 
 from typing import Any
 
-from aa_flax.data.classes import classes_in_order, imagenet_classes
-from aa_flax.data.images import Example, decode
-from aa_flax.errors import InputError
+import numpy as np
 
-_SPLITS = {"train": ("train",), "val": ("validation", "test")}
+from aa_flax.data.classes import check_labels, declared_classes
+from aa_flax.data.digest import digest
+from aa_flax.data.images import Example, decode
+from aa_flax.data.splits import parse_name, part_of
+from aa_flax.disk import local_path
+from aa_flax.errors import InputError
 
 
 class TFDS:
     """A data set that TFDS has prepared as array_record files, e.g. `imagenet2012`.
 
     Args:
-        name: `imagenet2012`, or with a version, `imagenet2012:5.1.0`.
+        name: `imagenet2012`, with a version `imagenet2012:5.1.0`, or with parts of its splits
+            `NAME#train[:90%],train[90%:]`, for training and validation.
         data_dir: the folder TFDS prepared it in; "": its default.
         split: `train`; or `val`, TFDS's `validation` or, where there is none, `test`.
-        class_order: see `classes_in_order`; "" is TFDS's order, for ImageNet's thousand classes
-            that of the published nets.
+        class_order: see `declared_classes`.
 
     Raises:
         InputError: TFDS is not installed; a set that is unknown, not prepared, prepared in another
-            format, without that split, or without images and class labels.
+            format, without that split, or without images and class labels; later on, an image
+            with a label that is no class.
     """
 
     def __init__(self, name: str, data_dir: str, split: str, class_order: str = ""):
-        builder = _builder(name, data_dir)
+        self._name, expressions = parse_name(name)
+        builder = _builder(self._name, data_dir)
         features = builder.info.features
         if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
             raise InputError(
-                f"{name} has no features image and label, so it is not an image classification "
-                f"set; it has {', '.join(features)}"
+                f"{self._name} has no features image and label, so it is not an image "
+                f"classification set; it has {', '.join(features)}"
             )
-        self._split = _split_of(builder, name, split)
-        self._name = name
-        self._source = _data_source(builder, name, self._split)
+        lengths = {key: part.num_examples for key, part in builder.info.splits.items()}
+        self._split, self._part = part_of(split, expressions, lengths, self._name)
+        self._source = _data_source(builder, self._name, self._split)
+        self._version = builder.info.full_name
+        where = f"{self._name} (TFDS)"
         names = features["label"].names
-        if not class_order:
-            class_order = "imagenet" if set(names) == set(imagenet_classes()) else "sorted"
-        self.class_names = classes_in_order(class_order, names, f"{name} (TFDS)")
+        self.class_names, self._label_of = declared_classes(names, class_order, where)
         self.num_classes = len(self.class_names)
-        place = {name: i for i, name in enumerate(self.class_names)}
-        self._label_of = [place[name] for name in names]
 
     def name(self, index: int) -> str:
         """The set, split and number of an image."""
-        return f"{self._name}/{self._split}[{index}]"
+        return f"{self._name}/{self._split}[{self._part[index]}]"
+
+    def digest(self) -> str:
+        """A hash of the set, its version and split, which images of it, and the classes."""
+        part = f"{self._version} {self._split} {self._part} of {len(self._source)}"
+        return digest("tfds", part, self.class_names)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._part)
 
     def __getitem__(self, index: int) -> Example:
-        example = self._source[index]
+        example = self._source[self._part[index]]
+        label = int(example["label"])
+        check_labels(np.array([label]), len(self._label_of), lambda _: self.name(index))
         image = decode(example["image"], self.name(index))
-        return {"image": image, "label": self._label_of[example["label"]]}
+        return {"image": image, "label": int(self._label_of[label])}
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -63,6 +73,8 @@ def _builder(name: str, data_dir: str) -> Any:
         raise InputError(
             "TensorFlow Datasets is not installed; pip install 'aa_flax[tfds]'"
         ) from error
+    if data_dir:
+        data_dir = str(local_path(data_dir, "config.data.path"))
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
@@ -74,16 +86,6 @@ def _builder(name: str, data_dir: str) -> Any:
             f"prepare it: {_prepare(name, data_dir)}"
         )
     return builder
-
-
-def _split_of(builder: Any, name: str, split: str) -> str:
-    there = list(builder.info.splits)
-    for candidate in _SPLITS[split]:
-        if candidate in there:
-            return candidate
-    raise InputError(
-        f"{name} has no split {' or '.join(_SPLITS[split])}; it has {', '.join(there)}"
-    )
 
 
 def _data_source(builder: Any, name: str, split: str) -> Any:

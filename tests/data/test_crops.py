@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from aa_flax import InputError
+from aa_flax.data import crops
 from aa_flax.data.crops import center_image, random_box, random_resized_crop, resize_short_side
 from benchmarks.photos import originals
 from benchmarks.reference import torchvision
@@ -34,6 +36,34 @@ def test_evaluation_has_torchvisions_bits_for_every_shape(size, crop, rng):
 def test_the_longer_side_is_rounded_down():
     assert resize_short_side(Image.new("RGB", (300, 499)), 256).size == (256, 425)  # 425.8
     assert resize_short_side(Image.new("RGB", (499, 300)), 256).size == (425, 256)
+
+
+@pytest.mark.parametrize("size", [(60, 2), (2, 60), (61, 3), (3, 59), (40, 40)])
+@pytest.mark.parametrize("crop", [16, 31])
+def test_a_long_strip_is_resized_in_parts_with_the_same_bits(size, crop, rng, monkeypatch):
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    expected = center_image(image, 24, crop)
+    monkeypatch.setattr(crops, "_AT_ONCE", 1000)
+    np.testing.assert_array_equal(center_image(image, 24, crop), expected)
+
+
+def test_a_strip_of_20000_by_2_pixels_takes_little_memory(rng):
+    image = Image.fromarray(rng.integers(0, 256, (2, 20000, 3), np.uint8))
+    tracked, resize = [], Image.Image.resize
+
+    def tracking(self, size, *args, **options):
+        tracked.append(size[0] * size[1])
+        return resize(self, size, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", tracking)
+        assert center_image(image, 256, 224).shape == (224, 224, 3)
+    assert max(tracked) <= 2**25  # all of it would be 655 million
+
+
+def test_a_strip_that_would_be_longer_than_anything_is_refused():
+    with pytest.raises(InputError, match=r"200000 x 1 pixels would be resized to 51200000 x 256"):
+        center_image(Image.new("RGB", (200_000, 1)), 256, 224)
 
 
 def reference_boxes(width, height, count):

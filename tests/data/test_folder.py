@@ -72,6 +72,114 @@ def test_the_index_is_read_from_its_cache_until_a_folder_changes(make_tree, monk
     assert len(load_index(root).ends) == 3
 
 
+@pytest.mark.parametrize("date", [0, 1_000_000_000])
+def test_folders_without_dates_are_listed_anew(make_tree, date):
+    root = make_tree("val/a/1.png", "val/b/1.png")
+
+    def undated():
+        for folder, *_ in os.walk(root):
+            os.utime(folder, (date, date))
+
+    undated()
+    assert len(ImageFolder(str(root), "val")) == 2
+    shutil.copy(root / "val/a/1.png", root / "val/a/2.png")
+    undated()
+    assert len(ImageFolder(str(root), "val")) == 3
+
+
+def test_a_link_that_loops_counts_nothing_twice(make_tree):
+    root = make_tree("val/a/1.png", "val/a/b/2.png", "val/a/c/3.png", "val/d/4.png")
+    (root / "val/a/up").symlink_to(root / "val/a")
+    (root / "val/a/b/across").symlink_to(root / "val/a/c")
+    (root / "val/a/c/across").symlink_to(root / "val/a/b")
+    (root / "val/d/top").symlink_to(root / "val")
+    found = [os.path.realpath(path) for path in paths(ImageFolder(str(root), "val", "sorted"))]
+    expected = ("val/a/1.png", "val/a/b/2.png", "val/a/c/3.png", "val/d/4.png")
+    assert found == [str(root / path) for path in expected]
+
+
+def test_names_that_are_no_utf8_are_read_and_told(make_tree):
+    root = make_tree("val/a/1.png")
+    odd = os.path.join(os.fsencode(root), b"val/caf\xe9")
+    os.mkdir(odd)
+    os.rename(root / "val/a/1.png", os.path.join(odd, b"\xff.png"))
+    (root / "val/a").rmdir()
+    for _ in range(2):  # listed, and from the cache
+        age(root)
+        source = ImageFolder(str(root), "val")
+        assert source[0]["label"] == 0
+        assert os.fsencode(source.name(0)) == os.path.join(odd, b"\xff.png")
+        assert len(source.digest()) == 32
+
+
+def test_classes_that_are_numbers_are_in_torchvisions_order(make_tree):
+    root = make_tree(*(f"val/{i}/1.png" for i in range(1, 12)))
+    expected = torchvision.datasets.ImageFolder(root / "val").classes
+    assert ImageFolder(str(root), "val").class_names == expected
+
+
+def test_the_digest_depends_on_names_and_labels_alone(make_tree, tmp_path_factory):
+    root = make_tree("val/a/1.png", "val/b/2.png")
+    first = ImageFolder(str(root), "val").digest()
+    copy = tmp_path_factory.mktemp("copy") / "elsewhere"
+    shutil.copytree(root, copy)
+    age(copy)
+    assert ImageFolder(str(copy), "val").digest() == first
+    (copy / "val/a/1.png").rename(copy / "val/b/1.png")
+    shutil.copy(copy / "val/b/1.png", copy / "val/a/3.png")
+    assert ImageFolder(str(copy), "val").digest() != first
+    order = copy / "order.txt"
+    order.write_text("b\na")
+    assert ImageFolder(str(root), "val", str(order)).digest() != first
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_class_list_may_be_in_any_encoding_of_an_editor(make_tree, encoding, end):
+    root = make_tree("val/ant/1.png", "val/caf\u00e9/2.png")
+    (root / "order.txt").write_bytes(end.join(["café", "dog", "ant", ""]).encode(encoding))
+    source = ImageFolder(str(root), "val", str(root / "order.txt"))
+    assert source.class_names == ["café", "dog", "ant"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
+def test_a_class_list_in_another_encoding_is_refused(make_tree, encoding):
+    root = make_tree("val/ant/1.png")
+    (root / "order.txt").write_bytes("ant\ncafé".encode(encoding))
+    with pytest.raises(InputError, match=r"order\.txt is not .*in UTF-8.*; save it as UTF-8"):
+        ImageFolder(str(root), "val", str(root / "order.txt"))
+
+
+def test_addresses_are_refused_and_the_home_folder_is_expanded(make_tree, monkeypatch):
+    root = make_tree("val/a/1.png")
+    monkeypatch.setenv("HOME", str(root))
+    assert len(ImageFolder("~", "val")) == 1
+    with pytest.raises(
+        InputError, match=r"config\.data\.path gs://bucket/data is an address \(gs\)"
+    ):
+        ImageFolder("gs://bucket/data", "val")
+
+
+def test_a_cache_that_is_no_index_is_made_anew(make_tree, cache_home):
+    root = make_tree("a/1.png", "a/2.png")
+    age(root)
+    load_index(root)
+    (cache,) = cache_home.rglob("*.npz")
+    with np.load(cache) as arrays:
+        whole = dict(arrays)
+    for wrong in (
+        {"class_of": np.array([0, 7], np.int32)},
+        {"ends": whole["ends"] + 1},
+        {"ends": whole["ends"].astype(float)},
+        {"paths": np.array([{}])},
+        {"paths": whole["paths"][:-1]},
+        {"more": whole["ends"]},
+    ):
+        with cache.open("wb") as file:
+            np.savez(file, **{**whole, **wrong})
+        assert [load_index(root).path(i) for i in range(2)] == ["a/1.png", "a/2.png"]
+
+
 def test_a_damaged_cache_is_made_anew(make_tree, cache_home):
     root = make_tree("a/1.png")
     age(root)

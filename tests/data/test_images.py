@@ -58,6 +58,19 @@ def test_damaged_jpegs_are_read_or_refused_as_pil_does(odd_files, rng):
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
+def test_pils_limit_of_pixels_holds_before_decoding(monkeypatch, format):
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20), (9, 9, 9)).save(buffer, format)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with pytest.warns(Image.DecompressionBombWarning):  # as PIL does, from half the limit on
+        assert decode(buffer.getvalue(), "as large as may be").size == (30, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+    with pytest.raises(ImageError, match=r"bomb: Image size \(600 pixels\) exceeds limit of 598"):
+        decode(buffer.getvalue(), "bomb")
+
+
 def test_an_error_travels_between_processes():
     error = ImageError.of("a.jpg", ValueError("broken"))
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

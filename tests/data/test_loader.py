@@ -1,5 +1,9 @@
+import os
+import subprocess
+import sys
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -167,14 +171,98 @@ def test_processes_stop_and_skip_as_threads_do(capsys):
     assert capsys.readouterr().out == printed
 
 
-def test_training_replaces_what_it_skips_by_the_next_and_lists_it_each_epoch(capsys):
+def test_training_replaces_what_it_skips_by_the_next_and_lists_it_once(capsys):
     whole = np.array([batch["label"] for batch in train(4)])
     expected = np.where(np.isin(whole, [3, 4]), 5, whole)
     batches = train(4, source=Numbered(3, 4), on_error="skip")
     np.testing.assert_array_equal([batch["label"] for batch in batches], expected)
     printed = capsys.readouterr().out
-    assert printed.count("images that cannot be read") == 2
-    assert printed.count("3.jpg") == (whole == 3).sum()
+    assert [printed.count(name) for name in ("3.jpg", "4.jpg")] == [1, 1]
+
+
+def test_what_is_skipped_is_listed_once_however_often_it_is_read(capsys):
+    source = Numbered(3)
+    for listed in (1, 0):
+        evaluate(source=source, on_error="skip")
+        assert capsys.readouterr().out.count("3.jpg") == listed
+
+
+def test_a_name_that_is_no_text_can_be_listed(capsys):
+    source = Numbered(3)
+    source.name = lambda index: os.fsdecode(b"caf\xe9.jpg")
+    evaluate(source=source, on_error="skip")
+    assert capsys.readouterr().out.endswith("caf\\udce9.jpg\n")
+
+
+class Given(Numbered):
+    """Ten times the same example."""
+
+    def __init__(self, example):
+        self.example = example
+
+    def __getitem__(self, index):
+        return self.example
+
+
+PIXELS = np.zeros((12, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize("label", [9, np.int64(9), np.array(9, np.uint8)])
+def test_labels_are_integers_of_any_kind(label):
+    assert evaluate(source=Given({"image": PIXELS, "label": label}))[0]["label"].tolist() == [9] * 4
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"image": PIXELS, "label": -1}, r"^0\.jpg has label -1, but labels are 0 to 9"),
+        ({"image": PIXELS, "label": 10}, r"^0\.jpg has label 10, but labels are 0 to 9"),
+        (
+            {"image": PIXELS, "label": 1.0},
+            r"0\.jpg: a source gives .* integer label, .*label: float",
+        ),
+        (
+            {"image": PIXELS},
+            r"a source gives a dict .*, got \{image: ndarray uint8 \(12, 16, 3\)\}",
+        ),
+        ((PIXELS, 1), "a source gives a dict of image and an integer label, got tuple"),
+        ({"image": PIXELS / 255, "label": 1}, r"uint8 arrays .* got ndarray float64 \(12, 16, 3\)"),
+        ({"image": PIXELS[..., 0], "label": 1}, r"got ndarray uint8 \(12, 16\)"),
+        ({"image": PIXELS.transpose(2, 0, 1), "label": 1}, r"got ndarray uint8 \(3, 12, 16\)"),
+        ({"image": Image.new("L", (9, 9)), "label": 1}, "mode RGB .* got a PIL image in mode L"),
+    ],
+)
+def test_what_a_source_must_not_give_is_an_error_that_names_the_image(example, message):
+    for on_error in ("stop", "skip"):  # it is no image that cannot be read
+        with pytest.raises(InputError, match=message):
+            evaluate(source=Given(example), on_error=on_error, num_workers=1)
+
+
+PROCESSES = """
+from itertools import islice
+from aa_flax.data.digits import Digits
+from aa_flax.data.loader import training_batches
+from configs import imagenet
+
+if __name__ == "__main__":
+    data = imagenet.get_config().data
+    data.update({"worker_type": "process", "num_workers": 1, "resize_size": 0})
+    data.update({"image_size": 48, "crop_size": 40, "augmentation": "center_crop"})
+    batches = training_batches(Digits("val"), 64, data, seed=0)
+    kept = list(islice(batches, 2))
+    raise SystemExit(7)
+"""
+
+
+def test_processes_leave_nothing_behind_when_a_run_stops_amid_an_epoch(tmp_path):
+    script = tmp_path / "stops.py"
+    script.write_text(PROCESSES)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (7, "")
 
 
 def test_nothing_but_broken_images_is_an_error():
@@ -195,10 +283,9 @@ def test_batches_are_put_ahead_of_their_use_in_order():
     ("field", "value", "message"),
     [
         ("augmentation", "flip", "'flip'; known: random_resized_crop, center_crop, random_shift"),
+        ("augmentation", "centre_crop", "'centre_crop'; did you mean center_crop"),
         ("on_error", "ignore", "'ignore'; known: stop, skip"),
         ("worker_type", "fibre", "'fibre'; known: thread, process"),
-        ("image_size", 7, "image_size 7 is smaller than crop_size 8"),
-        ("num_workers", -1, "num_workers -1"),
     ],
 )
 def test_a_config_that_is_wrong_is_refused_before_reading(field, value, message):

@@ -3,6 +3,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from aa_flax import InputError
+from aa_flax.data import sources
 from aa_flax.data.sources import Digits, make_source
 
 
@@ -28,5 +29,77 @@ def test_unknown_splits_sources_and_sizes_are_refused():
         make_source(ConfigDict({"name": "digits"}), "test")
     with pytest.raises(InputError, match="32 pixels wide, got image_size 20"):
         Digits("val", image_size=20)
-    with pytest.raises(InputError, match="'mnist'; known: digits, folder, tfds:"):
+    unknown = r"unknown data source \(config\.data\.name\) "
+    with pytest.raises(
+        InputError, match=unknown + "'mnist'; known: digits, folder, tfds, hfds, wds"
+    ):
         make_source(ConfigDict({"name": "mnist"}), "val")
+    with pytest.raises(InputError, match=unknown + r"'foldr'; did you mean folder\?"):
+        make_source(ConfigDict({"name": "foldr:x"}), "val")
+    with pytest.raises(InputError, match="'digits:8': digits stands alone, without '8'"):
+        make_source(ConfigDict({"name": "digits:8"}), "val")
+
+
+class Squares:
+    """A source as a user writes it: one square of each of two greys."""
+
+    num_classes = 2
+    class_names = ("dark", "light")
+
+    def __init__(self, data, split):
+        self.greys = {"train": (0, 255), "val": (30, 220)}[split]
+        self.size = int(data.name.partition(":")[2])
+
+    def name(self, index):
+        return f"square {index}"
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        grey = self.greys[index]
+        return {"image": np.full((self.size, self.size, 3), grey, np.uint8), "label": index}
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Sources that a test registers are gone after it."""
+    monkeypatch.setattr(sources._SOURCES, "_items", dict(sources._SOURCES))
+
+
+def test_a_registered_source_is_made_by_its_name(table):
+    sources.register_source("squares", Squares)
+    source = make_source(ConfigDict({"name": "squares:5"}), "val")
+    assert source[1]["image"].shape == (5, 5, 3)
+    with pytest.raises(InputError, match="'squares' already; choose another name, or give replace"):
+        sources.register_source("squares", lambda data, split: source)
+    sources.register_source("squares", lambda data, split: source, replace=True)
+    assert make_source(ConfigDict({"name": "squares"}), "train") is source
+    for name in ("", "a:b"):
+        with pytest.raises(InputError, match=f"named without a colon, got '{name}'"):
+            sources.register_source(name, Squares)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("class_names", ("dark",), "'mine:5' has num_classes 2, but 1 class_names"),
+        ("__len__", lambda self: 0, "'mine:5' holds no images"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(table, attribute, value, message):
+    sources.register_source("mine", type("Mine", (Squares,), {attribute: value}))
+    with pytest.raises(InputError, match=message):
+        make_source(ConfigDict({"name": "mine:5"}), "val")
+
+
+def test_what_a_source_lacks_is_listed(table):
+    sources.register_source("list", lambda data, split: [])
+    with pytest.raises(InputError, match="'list' has no num_classes, class_names, name; see"):
+        make_source(ConfigDict({"name": "list"}), "val")
+
+
+def test_digests_differ_with_the_images_and_are_the_same_again():
+    digests = [Digits("val").digest(), Digits("train").digest(), Digits("val", 50).digest()]
+    assert len(set(digests)) == 3
+    assert Digits("val").digest() == digests[0]

@@ -29,14 +29,16 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, _):
-        return {"train": self._examples(3), "test": self._examples(2)}
+        labelled = {"train": self._examples(3), "test": self._examples(2)}
+        return labelled | {"unlabelled": self._examples(2, labelled=False)}
 
     def _generate_examples(self):
         raise NotImplementedError
 
-    def _examples(self, count):
+    def _examples(self, count, labelled=True):
         for i in range(count):
-            yield i, {"image": str(Path(sys.argv[1], f"{i}.png")), "label": i % 2}
+            label = i % 2 if labelled else -1
+            yield i, {"image": str(Path(sys.argv[1], f"{i}.png")), "label": label}
 
 Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 """
@@ -88,12 +90,32 @@ def test_a_class_order_places_its_classes(data_dir, tmp_path):
     [
         ("tfds:tini", r"TFDS knows no data set 'tini', nor is it in "),
         ("tfds:cifar10", r"cifar10 is not prepared in .*tfds build cifar10 --file_format=array_re"),
-        ("tfds:", r"unknown config\.data\.name 'tfds:'; known: digits, folder, tfds:<data set>"),
+        ("tfds:", r"'tfds:' lacks the name of a TFDS data set"),
+        ("tfds:tiny#dev,train", r"tiny has no split 'dev'; it has .*train"),
     ],
 )
 def test_a_set_that_is_not_there_is_named(data_dir, name, message):
     with pytest.raises(InputError, match=message):
         source(data_dir, "train", name)
+
+
+def test_a_part_of_the_training_images_is_set_aside_for_validation(data_dir):
+    name = "tfds:tiny#train[:2],train[2:]"
+    whole = source(data_dir, "train")
+    train, val = (source(data_dir, split, name) for split in ("train", "val"))
+    assert (len(train), len(val)) == (2, 1)
+    assert val.name(0) == "tiny/train[2]"
+    np.testing.assert_array_equal(val[0]["image"], whole[2]["image"])
+    assert len({whole.digest(), train.digest(), val.digest()}) == 3
+    assert whole.digest() == source(data_dir, "train", "tfds:tiny:1.0.0").digest()
+
+
+def test_an_image_without_a_label_is_an_error(data_dir):
+    val = source(data_dir, "val", "tfds:tiny#train,unlabelled")
+    with pytest.raises(
+        InputError, match=r"^tiny/unlabelled\[1\] has label -1, but labels are 0 to 1"
+    ):
+        val[1]
 
 
 class Builder:
@@ -103,7 +125,9 @@ class Builder:
 
     def __init__(self, splits=("train",), features=("image", "label"), names=("ant",)):
         label = type("ClassLabel", (), {"names": list(names)})
-        self.info = type("Info", (), {"splits": splits, "features": dict.fromkeys(features, label)})
+        split = type("Split", (), {"num_examples": 2})
+        info = {"splits": dict.fromkeys(splits, split), "full_name": "tiny/1.0.0"}
+        self.info = type("Info", (), info | {"features": dict.fromkeys(features, label)})
 
     def as_data_source(self, *_, **__):
         raise NotImplementedError
@@ -113,7 +137,7 @@ class Builder:
     ("builder", "message"),
     [
         (Builder(features=("audio", "label")), "tiny has no features image and label.*has audio"),
-        (Builder(splits=("train", "dev")), "no split validation or test; it has train, dev"),
+        (Builder(splits=("train", "dev")), "no split validation or .*; it has train, dev"),
         (Builder(splits=("test",)), "in here is prepared in a format without random access"),
     ],
 )

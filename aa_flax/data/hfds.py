@@ -1,0 +1,195 @@
+"""Data sets of the Hugging Face Hub, and folders of parquet files, by the library `datasets`."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aa_flax.data.classes import (
+    check_labels,
+    classes_in_order,
+    declared_classes,
+    numbered_classes,
+)
+from aa_flax.data.digest import digest
+from aa_flax.data.images import Example, ImageError, decode
+from aa_flax.data.splits import parse_name, part_of
+from aa_flax.disk import local_path
+from aa_flax.errors import InputError
+
+
+class HFDS:
+    """An image classification set that `datasets` reads, e.g. `ILSVRC/imagenet-1k`.
+
+    Its images are in the one column of type Image (or of files as bytes), else in `image`; its
+    labels in the one of type ClassLabel, else in `label`. Labels without declared classes are
+    numbered, if they are integers, or sorted, if they are texts.
+
+    Args:
+        name: a name on the Hub, with a configuration `NAME:CONFIGURATION`; or a folder, of parquet
+            files or written by `save_to_disk`. Behind `#` parts for training and validation,
+            `NAME#train[:90%],train[90%:]`.
+        cache_dir: where `datasets` keeps what it has converted; "": its default.
+        split: `train`; or `val`, its `validation`, `val`, `valid` or `test`, the first there is.
+        class_order: see `declared_classes`.
+
+    Raises:
+        InputError: `datasets` is not installed; a set that cannot be found or read, without that
+            split, or without images and labels; a label that is no class.
+    """
+
+    def __init__(self, name: str, cache_dir: str, split: str, class_order: str = ""):
+        self._name, expressions = parse_name(name)
+        splits = _load(self._name, cache_dir)
+        lengths = {key: len(part) for key, part in splits.items()}
+        self._split, self._part = part_of(split, expressions, lengths, self._name)
+        data = splits[self._split]
+        self._images = _images(data, self._name)
+        column = _label_column(data, self._name)
+        given = {key: part for key, part in splits.items() if column in part.features}
+        self.class_names, labels = _labels(given, self._split, column, class_order, self._name)
+        self.num_classes = len(self.class_names)
+        self._labels = labels[self._part.start : self._part.stop]
+        check_labels(self._labels, self.num_classes, self.name)
+
+    def name(self, index: int) -> str:
+        """The set, split and number of an image."""
+        return f"{self._name}/{self._split}[{self._part[index]}]"
+
+    def digest(self) -> str:
+        """A hash of the split, which images of it, their labels and the classes."""
+        part = f"{self._split} {self._part} of {len(self._images)}"
+        return digest("hfds", part, self.class_names, self._labels)
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def __getitem__(self, index: int) -> Example:
+        (file,) = self._images[self._part[index]].values()
+        try:
+            encoded = (
+                file["bytes"] if file["bytes"] is not None else Path(file["path"]).read_bytes()
+            )
+        except (OSError, TypeError) as error:  # TypeError: neither bytes nor a path
+            raise ImageError.of(self.name(index), error) from error
+        return {"image": decode(encoded, self.name(index)), "label": int(self._labels[index])}
+
+
+def _load(name: str, cache_dir: str) -> Mapping[str, Any]:
+    """The splits of a set."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            "Hugging Face datasets is not installed; pip install 'aa_flax[hf]'"
+        ) from error
+    folder = local_path(name, "config.data.name")
+    cache = str(local_path(cache_dir, "config.data.path")) if cache_dir else None
+    if not folder.is_dir() and name.startswith((".", "/", "~")):
+        raise InputError(f"no folder {folder} (config.data.name=hfds:{name})")
+    try:
+        with _quiet_in_logs():
+            if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+                found: Any = datasets.load_from_disk(str(folder))
+            elif folder.is_dir():
+                found = datasets.load_dataset(str(folder), cache_dir=cache)
+            else:
+                hub, _, configuration = name.partition(":")
+                found = datasets.load_dataset(hub, configuration or None, cache_dir=cache)
+    except Exception as error:  # of many types, from datasets, pyarrow and the network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"datasets cannot load {name}: {reason}; give a folder that holds it, or a name on the "
+            "Hub and a way to it (hf auth login where it is gated)"
+        ) from error
+    return found if isinstance(found, Mapping) else {str(found.split or "train"): found}
+
+
+@contextmanager
+def _quiet_in_logs() -> Iterator[None]:
+    """Without the bars of `datasets`, where nobody looks at a terminal."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+def _images(data: Any, name: str) -> Any:
+    """The column of images alone, as files that are not decoded."""
+    import datasets
+
+    columns = data.features.items()
+    found = [key for key, feature in columns if isinstance(feature, datasets.Image)]
+    found = found or [key for key, feature in columns if _is_file(feature)]
+    column = found[0] if len(found) == 1 else "image"
+    if column not in found:
+        raise InputError(
+            f"{name} has {len(found)} columns of images among {', '.join(data.features)}; name the "
+            "one to use image"
+        )
+    return data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _is_file(feature: Any) -> bool:
+    """What stands for an Image in a parquet file that does not say so."""
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+def _label_column(data: Any, name: str) -> str:
+    import datasets
+
+    found = [key for key, f in data.features.items() if isinstance(f, datasets.ClassLabel)]
+    if len(found) == 1:
+        return found[0]
+    if "label" in data.features:
+        return "label"
+    raise InputError(
+        f"{name} has {len(found)} columns of class labels and none named label, but "
+        f"{', '.join(data.features)}; name the one to use label"
+    )
+
+
+def _labels(
+    splits: Mapping[str, Any], split: str, column: str, class_order: str, name: str
+) -> tuple[list[str], np.ndarray]:
+    """The classes in order, and the labels of a split."""
+    feature, where = splits[split].features[column], f"{name} (datasets)"
+    if getattr(feature, "names", None):
+        given = _column(splits[split], column, f"{name}/{split}")
+        check_labels(given, len(feature.names), lambda i: f"{name}/{split}[{i}]")
+        order, label_of = declared_classes(feature.names, class_order, where)
+        return order, label_of[given]
+    # What the classes are has to be the same for training and validation.
+    every = {key: _column(part, column, f"{name}/{key}") for key, part in splits.items()}
+    given = every[split]
+    if given.dtype.kind in "iu":
+        count = max(int(labels.max(initial=0)) for labels in every.values()) + 1
+        return numbered_classes(count, class_order, where), given
+    found = sorted(set().union(*(labels.tolist() for labels in every.values())))
+    order = classes_in_order(class_order, found, where)
+    place = {key: i for i, key in enumerate(order)}
+    return order, np.array([place[key] for key in given.tolist()], np.int32)
+
+
+def _column(data: Any, column: str, name: str) -> np.ndarray:
+    """Labels, integers or texts, one for each image."""
+    table = data.select_columns([column]).with_format("arrow")[:]
+    labels = table[column].combine_chunks()
+    if labels.null_count:
+        first = labels.is_null().index(True).as_py()
+        raise InputError(f"{name}[{first}] has no label (column {column})")
+    found = labels.to_numpy(zero_copy_only=False)
+    if found.dtype.kind not in "iu" and not all(isinstance(one, str) for one in found[:1]):
+        raise InputError(f"column {column} of {name} holds {labels.type}, not integers or texts")
+    return found
