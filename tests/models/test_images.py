@@ -9,7 +9,7 @@ from flax import nnx
 from aa_flax import InputError
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.images import check_images, smallest_size
-from tests.reference import abstract_model, logits_shape
+from benchmarks.reference import abstract_model, logits_shape
 
 SMALLEST = {
     "alexnet_lpf4": 95,

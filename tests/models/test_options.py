@@ -11,7 +11,7 @@ from aa_flax.models.mobilenet import MobileNetV2
 from aa_flax.models.registry import build
 from aa_flax.models.resnet import Bottleneck, ResNet
 from aa_flax.models.vgg import VGG
-from tests.reference import logits_shape, state_shapes
+from benchmarks.reference import logits_shape, state_shapes
 
 
 def abstract(name, **options):

@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, to_torch_state_dict
-from aa_flax.layers import circular_padding
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Downsample
+from aa_flax.ops import circular_padding
+from benchmarks.reference import abstract_model, logits_shape, state_shapes
 from tests.pools.toys import LargestPhase, WeightedBox, box
-from tests.reference import abstract_model, logits_shape, state_shapes
 
 BASES = ("alexnet", "vgg11", "resnet18", "densenet121", "mobilenet_v2")
 
