@@ -63,7 +63,7 @@ def pool_filter(pool: nnx.Module, channels: int) -> Filter | None:
 
 
 def pool_layers(name: str, pool: nnx.Module | None, channels: int) -> Layers:
-    """What a torch file holds of a pool, if there is one and it holds anything: see `pool_filter`."""
+    """What a torch file holds at the place of a pool, if there is one: see `pool_filter`."""
     held = None if pool is None else pool_filter(pool, channels)
     if held is not None:
         yield name, held
