@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import inf
+from math import inf, nan
 
 import numpy as np
 
@@ -40,9 +40,9 @@ def real_number(name: str, value: object, *, least: float = -inf, most: float = 
     Raises:
         InputError: another type, not a number or outside the bounds.
     """
-    number = not isinstance(value, bool) and isinstance(value, int | float | np.number)
-    if number and least <= float(value) <= most and abs(value) != inf:
-        return float(value)
+    number = float(value) if isinstance(value, int | float | np.number) else nan
+    if not isinstance(value, bool) and least <= number <= most and abs(number) != inf:
+        return number
     bounds = f"of at least {least}" if most == inf else f"from {least} to {most}"
     raise InputError(f"{name} must be a number {bounds}, got {value!r}")
 

@@ -22,7 +22,7 @@ from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.rematerialise import rematerialised
-from aa_flax.models.torch_layout import Layers, pool_filter
+from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.ops import avg_pool, max_pool
 from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
@@ -180,8 +180,8 @@ class DenseNet(Classifier):
     def torch_layers(self) -> Layers:
         yield "features.conv0", self.conv0
         yield "features.norm0", self.norm0
-        yield from _pool_layers("features.ds0", self.conv_pool, self.conv0.out_features)
-        yield from _pool_layers("features.pool0", self.pool, self.conv0.out_features)
+        yield from pool_layers("features.ds0", self.conv_pool, self.conv0.out_features)
+        yield from pool_layers("features.pool0", self.pool, self.conv0.out_features)
         for i, block in enumerate(self.blocks, 1):
             for j, layer in enumerate(block, 1):
                 for name in ("norm1", "conv1", "norm2", "conv2"):
@@ -191,7 +191,7 @@ class DenseNet(Classifier):
                 yield f"{name}.norm", transition.norm
                 yield f"{name}.conv", transition.conv
                 channels = transition.conv.out_features
-                yield from _pool_layers(f"{name}.pool", transition.pool, channels)
+                yield from pool_layers(f"{name}.pool", transition.pool, channels)
         yield "features.norm5", self.norm5
         if self.classifier is not None:
             yield "classifier", self.classifier
@@ -213,12 +213,6 @@ def _dense_block(
 
 def _norm_relu(norm: BatchNorm, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
     return jax.nn.relu(norm(x))
-
-
-def _pool_layers(name: str, pool: nnx.Module | None, channels: int) -> Layers:
-    blur = None if pool is None else pool_filter(pool, channels)
-    if blur is not None:
-        yield name, blur
 
 
 def _conv(in_features: int, out_features: int, kernel_size: int, **options) -> nnx.Conv:

@@ -19,7 +19,7 @@ from aa_flax.arguments import real_number, share
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
-from aa_flax.models.torch_layout import Layers, pool_filter
+from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
 # Rows of the paper's table 2: expansion, features, blocks, stride of the first.
@@ -108,9 +108,7 @@ class InvertedResidual(nnx.Module):
                 yield f"{place}.1", conv_block.bn
                 place += 1
         if self.pool is not None:
-            blur = pool_filter(self.pool, self.project.in_features)
-            if blur is not None:
-                yield f"{place}", blur
+            yield from pool_layers(f"{place}", self.pool, self.project.in_features)
             place += 1
         yield f"{place}", self.project
         yield f"{place + 1}", self.bn

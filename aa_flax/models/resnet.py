@@ -26,7 +26,7 @@ from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
-from aa_flax.models.torch_layout import Layers, pool_filter
+from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.ops import max_pool
 from aa_flax.pools.registry import PoolFactory, decide, make_pool, pool_factory, subsample
 
@@ -172,22 +172,16 @@ def _block_layers(block: BasicBlock | Bottleneck) -> Layers:
     for i in range(1, count + 1):
         conv, name = getattr(block, f"conv{i}"), f"conv{i}"
         if i == count and block.pool is not None:
-            yield from _pool_layers(f"{name}.0", block.pool, conv.in_features)
+            yield from pool_layers(f"{name}.0", block.pool, conv.in_features)
             name = f"{name}.1"
         yield name, conv
         yield f"bn{i}", getattr(block, f"bn{i}")
     if block.downsample is not None:
         shortcut = block.downsample
-        yield from _pool_layers("downsample.0", shortcut.pool, shortcut.conv.in_features)
+        yield from pool_layers("downsample.0", shortcut.pool, shortcut.conv.in_features)
         shift = 0 if shortcut.pool is None else 1
         yield f"downsample.{shift}", shortcut.conv
         yield f"downsample.{shift + 1}", shortcut.bn
-
-
-def _pool_layers(name: str, pool: nnx.Module | None, channels: int) -> Layers:
-    blur = None if pool is None else pool_filter(pool, channels)
-    if blur is not None:
-        yield name, blur
 
 
 class ResNet(Classifier):
@@ -301,8 +295,8 @@ class ResNet(Classifier):
     def torch_layers(self) -> Layers:
         yield "conv1", self.conv1
         yield "bn1", self.bn1
-        yield from _pool_layers("maxpool.0", self.conv_pool, 64)
-        yield from _pool_layers(f"maxpool.{1 if self.pool_only else 2}", self.pool, 64)
+        yield from pool_layers("maxpool.0", self.conv_pool, 64)
+        yield from pool_layers(f"maxpool.{1 if self.pool_only else 2}", self.pool, 64)
         for place, block in self._residual_blocks():
             for name, layer in _block_layers(block):
                 yield f"{place}.{name}", layer
@@ -318,10 +312,9 @@ def _dilated_stages(given: Sequence[bool] | None) -> tuple[bool, ...]:
     """Whether stages 2, 3 and 4 are dilated."""
     if given is None:
         return (False, False, False)
-    if len(given) != 3:
+    if not isinstance(given, list | tuple) or len(given) != 3:
         raise InputError(
-            "replace_stride_with_dilation has one entry for each of stages 2, 3 and 4, got "
-            f"{tuple(given)}"
+            f"replace_stride_with_dilation has one entry for each of stages 2, 3 and 4, got {given}"
         )
     return tuple(switch("every entry of replace_stride_with_dilation", entry) for entry in given)
 

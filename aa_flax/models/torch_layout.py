@@ -60,3 +60,10 @@ def pool_filter(pool: nnx.Module, channels: int) -> Filter | None:
             "nets have no place for them; save it by aa_flax.save_weights"
         )
     return None
+
+
+def pool_layers(name: str, pool: nnx.Module | None, channels: int) -> Layers:
+    """What a torch file holds at the place of a pool, if there is one: see `pool_filter`."""
+    held = None if pool is None else pool_filter(pool, channels)
+    if held is not None:
+        yield name, held

@@ -71,6 +71,7 @@ REFUSED = [
     ("resnet50", {"width_per_group": 0}, "width_per_group must be .* at least 1, got 0"),
     ("resnet50", {"groups": 1.5}, "groups must be a whole number"),
     ("resnet50", {"replace_stride_with_dilation": (0, 1, 1)}, "must be True or False, got 0"),
+    ("resnet50", {"replace_stride_with_dilation": True}, "one entry for each of stages 2, 3 and 4"),
     ("resnet18_lpf4", {"pool_only": "False"}, "pool_only must be True or False, got 'False'"),
     ("alexnet", {"dropout": 1.5}, "dropout must be a number from 0 to 1, got 1.5"),
     ("vgg11", {"dropout": -0.1}, "dropout must be a number from 0 to 1"),
