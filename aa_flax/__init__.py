@@ -4,8 +4,8 @@ from aa_flax.blurpool import BlurPool, MaxBlurPool, blur_pool
 from aa_flax.create import create_model
 from aa_flax.errors import InputError
 from aa_flax.models.registry import list_models
-from aa_flax.weights.files import load_weights, save_weights
-from aa_flax.weights.torch_format import load_torch_state_dict, to_torch_state_dict
+from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
+from aa_flax.weights.torch_format import to_torch_state_dict
 
 __all__ = [
     "BlurPool",
