@@ -89,7 +89,7 @@ def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) 
             "weights are a file or a state dict, as a torch net's state_dict() gives it; got a "
             f"{type(source).__name__}"
         )
-    set_weights(model, fit(model, content_of(source, "the state dict")))
+    set_weights(model, fit(model, content_of(source, "the given mapping")))
     return model
 
 

@@ -127,9 +127,7 @@ def _fit_torch(model: nnx.Module, content: Content, any_head: bool) -> dict[str,
         trained = _with_any_head(trained, given, [classifier, head], class_axis=0)
     expected = trained | {name: taps.shape for name, taps in filters.items()}
     _check_filter_sizes(model, trained, filters, given)
-    check_names_and_shapes(
-        expected, given, _about_filters(filters, given) if trained.keys() & given.keys() else ""
-    )
+    check_names_and_shapes(expected, given, _about_filters(trained, filters, given))
     check_floats(arrays, content.label)
     check_filters(filters, arrays)
     names = {id(variable): name for name, variable in named_weights(model).items()}
@@ -183,16 +181,22 @@ def _check_filter_sizes(
         )
 
 
-def _about_filters(filters: Mapping[str, np.ndarray], given: Mapping[str, Shape]) -> str:
+def _about_filters(
+    trained: Mapping[str, Shape], filters: Mapping[str, np.ndarray], given: Mapping[str, Shape]
+) -> str:
     """What the filters in a file tell of the net its weights are of."""
     found = _sizes(given)
-    if filters and given and not found:
+    if not trained.keys() & given.keys():
+        return ""
+    if filters and not found:
         return (
             "these weights have no fixed filters (.filt), as those of a baseline; where they were "
             "left out of an antialiased net's, add those of aa_flax.to_torch_state_dict(model)"
         )
     if found and not filters:
-        return f"these weights are of an antialiased net: they have filters of {found} taps"
+        return f"filters of {sorted(found)} taps are in it: it is of an antialiased net"
+    if {name for name in given if not _is_filter(name)} == trained.keys():
+        return "all but filters fits: these are weights of a net built with other options"
     return ""
 
 

@@ -111,7 +111,7 @@ def test_the_net_follows_from_a_checkpoints_arch_or_a_files_name(convert, net, t
     with pytest.raises(InputError, match=r"mine\.pth does not say which net .* give --model NAME"):
         convert(tmp_path / "mine.pth", tmp_path / "c.safetensors")
     torch.save({"a": torch.ones(3)}, tmp_path / f"{NAME}.pth")
-    with pytest.raises(InputError, match="no name is one of the model's, found are a$"):
+    with pytest.raises(InputError, match=r"no name is one of the model's, found are a$"):
         convert(tmp_path / f"{NAME}.pth", tmp_path / "c.safetensors")
 
 
