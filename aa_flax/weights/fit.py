@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
@@ -31,8 +31,9 @@ def set_weights(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
     variables = named_weights(model)
     for name, array in arrays.items():
         variable = variables[name]
-        # JAX may otherwise share the memory of a tensor that torch goes on changing.
-        variable.set_value(jnp.array(array, variable.dtype, copy=True))
+        # A copy, and NumPy's: JAX may otherwise share the memory of a tensor that torch goes on
+        # changing, or compile a program for each shape.
+        variable.set_value(jax.device_put(np.array(array, variable.dtype)))
 
 
 def last_layer(model: nnx.Module) -> list[str]:

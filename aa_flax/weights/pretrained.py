@@ -105,18 +105,22 @@ def _caches() -> list[Path]:
 @contextmanager
 def _locked(filename: str) -> Iterator[Path]:
     """A file of the cache, for this process alone; a temporary one where nothing can be kept."""
-    for folder in [*_caches(), _temporary_folder()]:
-        lock = FileLock(folder / Path(filename).with_suffix(".lock"))
+    for folder_of in (weights_cache, _temporary_folder):
         try:
+            folder = folder_of()
             folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / Path(filename).with_suffix(".lock"))
             lock.acquire()
-        except (OSError, NotImplementedError):
+        except (OSError, RuntimeError):  # not writable, without locks, or no home folder
             continue
-        with lock:
-            lock.release()  # `with` has it a second time
+        try:
             yield folder / filename
+        finally:
+            lock.release()
         return
-    raise InputError(f"weights can be kept neither in the cache nor in {_temporary_folder()}")
+    raise InputError(
+        "published weights can be kept neither in the cache nor in TMPDIR; make room there"
+    )
 
 
 @cache

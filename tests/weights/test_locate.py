@@ -70,7 +70,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 def test_a_file_is_described_by_its_hash_and_what_it_says(tmp_path):
     path = tmp_path / "w.safetensors"
     model = abstract_net("mobilenet_v2", 3)
-    set_weights(model, {n: np.zeros(v.shape) for n, v in named_weights(model).items()})
+    set_weights(model, {n: np.zeros(v.shape, np.float32) for n, v in named_weights(model).items()})
     save_weights(model, path, training="digits", epoch="7")
     weights = locate(str(path), model="resnet18")
     assert weights.name == "mobilenet_v2"
