@@ -40,7 +40,12 @@ def main() -> int:
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument("--to-torch", action="store_true", help="write a torch file")
     direction.add_argument("--all", action="store_true", help="a folder of released files")
-    args = parser.parse_args(_without_plugins(sys.argv[1:]))
+    parser.add_argument("--plugin", help="Python files or modules that add nets, comma between")
+    args = parser.parse_args()
+    if args.plugin:
+        from aa_flax.plugins import load_plugins
+
+        load_plugins(sys.argv[1:])
     if args.all:
         outcomes = convert_folder(args.source, args.output)
         print(table_of(outcomes))
@@ -54,15 +59,6 @@ def main() -> int:
         name = convert_torch_file(args.source, args.output, args.model)
     print(f"{name}: written to {args.output}")
     return 0
-
-
-def _without_plugins(arguments: list[str]) -> list[str]:
-    """The arguments but --plugin, whose modules are loaded."""
-    if not any(argument.split("=")[0] == "--plugin" for argument in arguments):
-        return arguments
-    from aa_flax.plugins import load_plugins
-
-    return load_plugins(arguments)
 
 
 def _published_or_of_a_run(source: str, model: str | None, step: int | None) -> Weights | None:

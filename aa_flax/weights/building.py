@@ -56,13 +56,13 @@ def hold(content: Content, name: str, options: Mapping[str, Any]) -> Held:
 
     Args:
         name: the net's name, where the file does not say it.
-        options: the net's, where the file does not say them.
+        options: the net's; those the file says are added.
 
     Raises:
         InputError: they do not fit the net.
     """
     name = content.metadata.get("model", name) if content.ours else name
-    options = options if content.options is None else content.options
+    options = {**(content.options or {}), **options}
     said = content.metadata.get("num_classes", "") if content.ours else ""
     try:
         net = abstract_net(name, int(said) if said.isdigit() else 1000, **options)

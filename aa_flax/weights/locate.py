@@ -57,7 +57,7 @@ class Weights:
         """The weights themselves.
 
         Args:
-            options: the net's, where the weights do not say them.
+            options: the net's; those the weights say are added.
 
         Raises:
             InputError: they cannot be had, are damaged or do not fit the net.
