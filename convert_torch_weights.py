@@ -1,23 +1,31 @@
 """Converts weights between PyTorch's files and safetensors.
 
-    python convert_torch_weights.py IN.pth OUT.safetensors [--model NAME]
-    python convert_torch_weights.py --to-torch IN.safetensors OUT.pth [--model NAME]
+    python convert_torch_weights.py IN OUT.safetensors [--model NAME]
+    python convert_torch_weights.py --to-torch IN OUT.pth [--model NAME]
     python convert_torch_weights.py [--to-torch] WORKDIR OUT [--step N]
     python convert_torch_weights.py --all FOLDER OUT_FOLDER
 
-IN.pth: a released file, one of torchvision's, or a training checkpoint. The net follows from the
-file where it can; else give --model. WORKDIR: the folder of a run of train.py; its best checkpoint
-is taken, or that of a step. --all converts every released file that stands in FOLDER.
+IN: a released file, one of torchvision's, a training checkpoint, or safetensors, told apart by
+content; IN#ema takes the averaged weights in it. Or `pretrained`, `finetuned`, `scratch` or
+`baseline`, the net's published ones. The net follows from the file where it can; else give --model.
+WORKDIR: the folder of a run of train.py; its best checkpoint is taken, or that of a step.
+--all converts every released file that stands in FOLDER. --plugin FILE_OR_MODULE,... adds nets.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
+from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-from aa_flax.training.initialise import model_from_workdir
-from aa_flax.weights.convert import convert_torch_file, save_as_torch, write_as_torch
-from aa_flax.weights.files import save_weights
+from aa_flax.weights.convert import (
+    check_output,
+    convert_torch_file,
+    net_of,
+    save_as_torch,
+    write_as_safetensors,
+    write_as_torch,
+)
+from aa_flax.weights.locate import WORDS, OfRun, Weights, describe, locate
 from aa_flax.weights.released import convert_folder, table_of
 
 
@@ -25,20 +33,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="IN")
-    parser.add_argument("output", type=Path, metavar="OUT")
+    parser.add_argument("source", metavar="IN")
+    parser.add_argument("output", metavar="OUT")
     parser.add_argument("--model", help="the net's name, e.g. resnet50_lpf4")
     parser.add_argument("--step", type=int, help="of a run's checkpoint; default: the best")
     direction = parser.add_mutually_exclusive_group()
-    direction.add_argument("--to-torch", action="store_true", help="from safetensors to torch")
+    direction.add_argument("--to-torch", action="store_true", help="write a torch file")
     direction.add_argument("--all", action="store_true", help="a folder of released files")
+    parser.add_argument("--plugin", help="Python files or modules that add nets, comma between")
     args = parser.parse_args()
+    if args.plugin:
+        from aa_flax.plugins import load_plugins
+
+        load_plugins(sys.argv[1:])
     if args.all:
         outcomes = convert_folder(args.source, args.output)
         print(table_of(outcomes))
         return int(any(outcome.failed for outcome in outcomes))
-    if args.source.is_dir():
-        name = _export_run(args.source, args.output, args.step, to_torch=args.to_torch)
+    weights = _published_or_of_a_run(args.source, args.model, args.step)
+    if weights is not None:
+        name = _export(weights, args.output, to_torch=args.to_torch)
     elif args.to_torch:
         name = write_as_torch(args.source, args.output, args.model)
     else:
@@ -47,14 +61,37 @@ def main() -> int:
     return 0
 
 
-def _export_run(workdir: Path, output: Path, step: int | None, *, to_torch: bool) -> str:
-    """Writes the weights of a run's checkpoint, without the optimizer's state."""
-    model, description = model_from_workdir(workdir, step)
+def _published_or_of_a_run(source: str, model: str | None, step: int | None) -> Weights | None:
+    """None: a file."""
+    if source in WORDS:
+        if model is None:
+            raise InputError(f"{source}: of which net? Give --model NAME, e.g. resnet50_lpf4")
+        return locate(source, model=model)
+    if local_path(source, "the source").is_dir():
+        run = OfRun(source, step)
+        if model not in (None, run.name):
+            raise InputError(f"the run in {source} trained {run.name}, not {model}")
+        return run
+    if step is not None:
+        raise InputError(f"--step is of a run's folder, and {source} is none")
+    return None
+
+
+def _export(weights: Weights, output: str, *, to_torch: bool) -> str:
+    """Writes published weights, or those of a run's checkpoint, without the optimizer's state."""
+    path = check_output(output, to_torch=to_torch)
+    description = weights.description()
+    net = net_of(weights.hold({}))
     if to_torch:
-        save_as_torch(model, output)
+        save_as_torch(net, path)
     else:
-        save_weights(model, output, source=description)
-    return f"{model.name} of {description}"
+        told = {
+            key: str(description[key])
+            for key in ("training", "licence", "epoch", "step")
+            if key in description
+        }
+        write_as_safetensors(net, path, source=describe(description), **told)
+    return f"{net.name} of {describe(description)}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from aa_flax.errors import InputError
 from aa_flax.models.registry import list_models
 from aa_flax.ops.blur import blur_pool
 from aa_flax.pools.blur import BlurPool, MaxBlurPool
-from aa_flax.weights.files import load_weights, save_weights
-from aa_flax.weights.torch_format import load_torch_state_dict, to_torch_state_dict
+from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
+from aa_flax.weights.torch_format import to_torch_state_dict
 
 __all__ = [
     "BlurPool",

@@ -1,25 +1,26 @@
 """`create_model`: a net by its name, with random, published or given weights."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
-from aa_flax.weights.convert import model_in, num_classes_of
-from aa_flax.weights.files import named_weights
-from aa_flax.weights.pretrained import choose, pretrained_file
+from aa_flax.weights.building import complete
+from aa_flax.weights.locate import locate
 
 
 def create_model(
     name: str,
     *,
     num_classes: int | None = None,
-    pretrained: bool | Literal["finetuned", "scratch"] | str | Path = False,
+    pretrained: bool
+    | Literal["pretrained", "finetuned", "scratch", "baseline"]
+    | str
+    | Path
+    | None = False,
     rngs: nnx.Rngs | None = None,
     dtype: DTypeLike | None = None,
     **options,
@@ -28,12 +29,15 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: number of logits; default: that of the given weights, or 1000. With weights for
-            another number, the last layer alone stays random.
-        pretrained: `True` takes the published weights as the original does: fine-tuned ones where
-            there are any, else those trained from scratch, and torchvision's for a baseline.
-            `"finetuned"` and `"scratch"` choose. A path takes a `.safetensors` or torch file.
-            Published weights are downloaded once (see `aa_flax.weights.pretrained`).
+        num_classes: number of logits; default: that of the given weights, or 1000; 0: no last
+            layer, the net gives what comes before it. With weights for another number, the last
+            layer alone stays random.
+        pretrained: `True` or `"pretrained"` takes the published weights as the original does:
+            fine-tuned ones where there are any, else those trained from scratch, and torchvision's
+            for a baseline. `"finetuned"` and `"scratch"` choose; `"baseline"` starts an antialiased
+            net from torchvision's weights. A path takes a weights file (safetensors or torch's, of
+            any suffix; `FILE#ema` its averaged weights) or the folder of a run. Published weights
+            are downloaded once (see `aa_flax.weights.pretrained`).
         rngs: random keys of the initial weights and of dropout; default `nnx.Rngs(0)`.
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
         options: further arguments of the net's class, e.g. `pool_only=False`.
@@ -44,69 +48,19 @@ def create_model(
 
     Raises:
         InputError: an unknown name (the message suggests the nearest), or weights that cannot be
-            had, are damaged or do not fit.
+            had, are damaged, or are of another net or of other options.
     """
     registry.parse_name(name)  # a misspelt name shows before weights are looked for
     rngs = nnx.Rngs(0) if rngs is None else rngs
 
-    def build(rngs: nnx.Rngs, num_classes: int) -> Classifier:
-        model = registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
-        model.eval()
-        return model
+    def build(num_classes: int, rngs: nnx.Rngs) -> Classifier:
+        return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
 
     if not pretrained:
-        return build(rngs, num_classes or 1000)
-    if pretrained is True or str(pretrained) in ("finetuned", "scratch"):
-        training = None if pretrained is True else str(pretrained)
-        path = pretrained_file(choose(name, training))
-    else:
-        path = Path(pretrained)
-    return _with_weights_of(path, build, num_classes, rngs)
-
-
-def _with_weights_of(
-    path: Path,
-    build: Callable[[nnx.Rngs, int], Classifier],
-    num_classes: int | None,
-    rngs: nnx.Rngs,
-) -> Classifier:
-    """The net with the weights in a file; what the file does not hold starts as `rngs` says."""
-
-    def abstract(num_classes: int) -> Classifier:
-        return nnx.eval_shape(lambda: build(nnx.Rngs(0), num_classes))
-
-    source = model_in(path, abstract)
-    num_classes = num_classes or num_classes_of(source)
-    model = abstract(num_classes)
-    given = named_weights(source)
-    for name, variable in named_weights(model).items():
-        if given[name].shape == variable.shape:
-            variable.set_value(given[name].get_value())
-    _initialise_the_rest(model, lambda rngs: build(rngs, num_classes), rngs)
-    return model
-
-
-def _initialise_the_rest(
-    model: Classifier, build: Callable[[nnx.Rngs], Classifier], rngs: nnx.Rngs
-) -> None:
-    """Gives each variable that is a shape alone the value `build` starts it with.
-
-    The compiler leaves out all else that `build` does.
-    """
-    missing = {
-        path: variable
-        for path, variable in nnx.to_flat_state(nnx.state(model))
-        if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
-    }
-
-    @jax.jit
-    def initial(rngs_state):
-        rngs = nnx.merge(rngs_graph, rngs_state)
-        fresh = dict(nnx.to_flat_state(nnx.state(build(rngs))))
-        return [fresh[path].get_value() for path in missing], nnx.state(rngs)
-
-    rngs_graph, rngs_state = nnx.split(rngs)
-    values, rngs_state = initial(rngs_state)
-    for variable, value in zip(missing.values(), values, strict=True):
-        variable.set_value(value)
-    nnx.update(rngs, rngs_state)
+        model = build(1000 if num_classes is None else num_classes, rngs)
+        model.eval()
+        return model
+    held = locate(pretrained, model=name).hold(options)
+    if pretrained == "baseline":  # the one word that means another net's
+        held = held._replace(model="", options=None)
+    return complete(held, build, num_classes, rngs)

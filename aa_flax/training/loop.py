@@ -45,8 +45,8 @@ from aa_flax.training.state import TrainState, init_state, make_train_step, upda
 from aa_flax.training.stopping import Interrupted, Stopped, StopRequest, unheard_by_children
 from aa_flax.training.torch_resume import TorchRun, read_torch_run
 from aa_flax.training.workdir import check_writable, claim_workdir, has_checkpoint, locked
-from aa_flax.weights.convert import num_classes_of
 from aa_flax.weights.files import save_weights
+from aa_flax.weights.fit import num_classes_of
 
 _REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 

@@ -15,8 +15,9 @@ from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
 from aa_flax.training.state import TrainState
-from aa_flax.weights.torch_files import read_torch_content, state_dict_of
-from aa_flax.weights.torch_format import load_torch_state_dict, torch_slots
+from aa_flax.weights.content import read_content
+from aa_flax.weights.fit import fit, set_weights
+from aa_flax.weights.torch_format import torch_slots
 
 
 class TorchRun(NamedTuple):
@@ -44,7 +45,8 @@ def read_torch_run(path: Path, model: Classifier, config: Config) -> TorchRun:
         InputError: it is not a training checkpoint of this net, or not of SGD with the config's
             momentum and weight decay: the run would not be the one that was begun.
     """
-    content = read_torch_content(path)
+    read = read_content(path)
+    content = read.checkpoint
     if not isinstance(content, Mapping) or not {"epoch", "optimizer"} <= content.keys():
         raise InputError(
             f"{path} holds no optimizer and epoch to resume; to start from its weights give "
@@ -58,7 +60,7 @@ def read_torch_run(path: Path, model: Classifier, config: Config) -> TorchRun:
         raise InputError(
             f"{path} has completed {epoch} epochs, config.num_epochs is {config.num_epochs}"
         )
-    load_torch_state_dict(model, state_dict_of(content, path))
+    set_weights(model, fit(model, read))
     buffers = _momentum_buffers(content["optimizer"], model, config, path)
     return TorchRun(epoch, _as_tree(buffers, model, path))
 

@@ -1,44 +1,35 @@
 """Files of PyTorch weights to safetensors and back."""
 
-import hashlib
+import os
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import safetensors
 from flax import nnx
 
+from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import ReleasedWeights
-from aa_flax.weights.files import (
-    check_model_name,
-    fill,
-    is_safetensors,
-    named_weights,
-    read_weights,
-    save_weights,
-)
-from aa_flax.weights.torch_files import (
-    read_torch_content,
-    read_torch_file,
-    state_dict_of,
-    write_torch_file,
-)
-from aa_flax.weights.torch_format import load_torch_state_dict, to_torch_state_dict
+from aa_flax.weights.building import Held, filled, hold
+from aa_flax.weights.content import Content, read_content
+from aa_flax.weights.files import save_weights
+from aa_flax.weights.torch_files import write_torch_file
+from aa_flax.weights.torch_format import to_torch_state_dict
 
 _ORIGINALS_LICENCE = "CC BY-NC-SA 4.0 (weights of antialiased-cnns, Zhang 2019)"
 _TORCHVISIONS_LICENCE = "BSD 3-Clause (weights of torchvision)"
 
 
 def convert_torch_file(source: str | Path, output: str | Path, model: str | None = None) -> str:
-    """Writes the weights of a torch file as safetensors.
+    """Writes the weights of a torch file, or of safetensors with torch's names, as safetensors.
 
     Args:
-        source: a released file, one of torchvision's, or a training checkpoint.
+        source: a released file, one of torchvision's, or a training checkpoint; `FILE#ema` takes
+            the averaged weights in it.
         output: the `.safetensors` file, written atomically.
         model: the net's name; default: what the file's name or the checkpoint says.
 
@@ -47,86 +38,103 @@ def convert_torch_file(source: str | Path, output: str | Path, model: str | None
 
     Raises:
         InputError: an unreadable file, one whose net is not known, a released file whose hash is
-            another, or weights that do not fit the net.
+            another, weights that do not fit the net, or an output that cannot be written.
     """
-    source = Path(source)
-    content = read_torch_content(source)
-    state_dict = state_dict_of(content, source)
-    released = released_file(source.name)
-    digest = sha256(source)
+    output = check_output(output, to_torch=False)
+    content = read_content(source)
+    if content.ours:
+        raise InputError(
+            f"{source} is a file of this package already, of {content.metadata.get('model')}; to "
+            "write a torch file from it give --to-torch"
+        )
+    released = released_file(Path(source).name)
     if released is not None:
-        check_hash(released, digest, source)
-    name = model or _name_in(content, released, source)
-    net = abstract_net(name, _num_classes(state_dict, source))
-    load_torch_state_dict(net, state_dict)
+        check_hash(released, content.sha256, source)
+    net = net_of(hold(content, _name_of(content, model, source), {}))
     if released is not None and num_parameters(net) != released.parameters:
         raise InputError(
             f"{source} has {num_parameters(net)} parameters, {released.parameters} were published"
         )
-    save_weights(net, output, **_provenance(source.name, digest, released))
+    write_as_safetensors(net, output, **_provenance(content, released, source))
     return net.name
 
 
 def write_as_torch(source: str | Path, output: str | Path, model: str | None = None) -> str:
-    """Writes a safetensors file as a torch file that the original, or torchvision, loads strictly.
+    """Writes a weights file as a torch file that the original, or torchvision, loads strictly.
 
     Args:
-        source: the `.safetensors` file.
+        source: the weights file; one of torch's is written anew without what wraps its weights.
         output: the torch file, written atomically: for an antialiased net `{"state_dict": ...}`, as
             the original's files; for a baseline the bare state dict, as torchvision's.
-        model: the net's name; default: what the file's metadata says.
+        model: the net's name; default: what the file says.
 
     Returns:
         The net's name.
 
     Raises:
-        InputError: an unreadable file, one whose net is not known, or names or shapes that do not
-            fit.
+        InputError: an unreadable file, one whose net is not known, names or shapes that do not
+            fit, or an output that cannot be written.
     """
-    name = model or read_weights(source)[1].get("model")
-    if name is None:
-        raise InputError(f"{source} does not say which net it is of; give --model NAME")
-    net = model_in(source, partial(abstract_net, name))
+    output = check_output(output, to_torch=True)
+    content = read_content(source)
+    name = _name_of(content, model, source)
+    held = hold(content, name, {})
+    if held.model != name:
+        raise InputError(f"{source} holds weights of {held.model}, not of {name}")
+    net = net_of(held)
     save_as_torch(net, output)
     return net.name
+
+
+def check_output(output: str | Path, *, to_torch: bool) -> Path:
+    """The file to write, if it can be one of that kind.
+
+    Raises:
+        InputError: a folder, a suffix that says the other kind, or a place that cannot be written.
+    """
+    path = local_path(output, "the output")
+    if path.is_dir():
+        raise InputError(f"the output {path} is a folder; give the name of a file")
+    if to_torch and path.suffix == ".safetensors":
+        raise InputError(f"the output {path} is to be a torch file; call it e.g. .pth")
+    if not to_torch and path.suffix != ".safetensors":
+        raise InputError(
+            f"the output {path} is to be safetensors; call it .safetensors, or give --to-torch to "
+            "write a torch file"
+        )
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"the output {path} cannot be written: no writing in {there}")
+    return path
+
+
+def write_as_safetensors(model: Classifier, output: Path, **facts: str) -> None:
+    """Writes a net's weights as `save_weights` does; a failure is an InputError."""
+    try:
+        save_weights(model, output, **facts)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{output} cannot be written: {error}") from error
 
 
 def save_as_torch(model: Classifier, output: str | Path) -> None:
     """Writes a net's weights as `write_as_torch` does."""
     state_dict = to_torch_state_dict(model)
     antialiased = model.filter_size is not None
-    write_torch_file({"state_dict": state_dict} if antialiased else state_dict, output)
+    content = {"state_dict": state_dict} if antialiased else state_dict
+    try:
+        write_torch_file(content, output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error}") from error
 
 
-def model_in(path: str | Path, build: Callable[[int], Classifier]) -> Classifier:
-    """The net whose weights are in a file, safetensors or torch's.
+def net_of(held: Held) -> Classifier:
+    """The net with these weights, shapes alone besides; without a last layer if they have none."""
 
-    Args:
-        build: makes the net, of shapes alone or not, for a number of classes: that of the file.
+    def build(num_classes: int, rngs: nnx.Rngs) -> Classifier:
+        options = held.options or {}
+        return registry.build(held.model, num_classes=num_classes, rngs=rngs, **options)
 
-    Raises:
-        InputError: an unreadable file, or weights that do not fit the net.
-    """
-    if is_safetensors(path):
-        arrays, metadata = read_weights(path)
-        model = build(_num_classes(arrays, path))
-        check_model_name(path, metadata.get("model"), model)
-        fill(model, arrays)
-        return model
-    state_dict = read_torch_file(path)
-    model = build(_num_classes(state_dict, path))
-    load_torch_state_dict(model, state_dict)
-    return model
-
-
-def num_classes_of(model: Classifier) -> int:
-    """Outputs of a net's last layer."""
-    return _num_classes(named_weights(model), model.name)
-
-
-def abstract_net(name: str, num_classes: int) -> Classifier:
-    """A net of shapes alone, for weights to be put in."""
-    return nnx.eval_shape(lambda: registry.build(name, num_classes=num_classes, rngs=nnx.Rngs(0)))
+    return filled(held, build, 0 if held.num_classes is None else held.num_classes)
 
 
 def num_parameters(model: nnx.Module) -> int:
@@ -139,7 +147,7 @@ def released_file(filename: str) -> ReleasedWeights | None:
     return next((r for r in registry.released_weights() if r.filename == filename), None)
 
 
-def check_hash(released: ReleasedWeights, digest: str, path: Path) -> None:
+def check_hash(released: ReleasedWeights, digest: str, path: str | Path) -> None:
     """Raises an InputError if a file is not the released one it is named after."""
     if not digest.startswith(released.sha256_prefix):
         raise InputError(
@@ -148,50 +156,34 @@ def check_hash(released: ReleasedWeights, digest: str, path: Path) -> None:
         )
 
 
-def sha256(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def licence_of(released: ReleasedWeights) -> str:
+    """The licence that released weights are under."""
+    return _TORCHVISIONS_LICENCE if released.training == "baseline" else _ORIGINALS_LICENCE
 
 
-def _provenance(filename: str, digest: str, released: ReleasedWeights | None) -> dict[str, str]:
-    facts = {"source": filename, "sha256": digest}
+def _provenance(
+    content: Content, released: ReleasedWeights | None, source: str | Path
+) -> dict[str, str]:
+    facts = {"source": Path(source).name, "sha256": content.sha256}
     if released is not None:
-        baseline = released.training == "baseline"
-        facts["training"] = released.training
-        facts["licence"] = _TORCHVISIONS_LICENCE if baseline else _ORIGINALS_LICENCE
+        facts |= {"training": released.training, "licence": licence_of(released)}
     return facts
 
 
-def _name_in(content: Any, released: ReleasedWeights | None, source: Path) -> str:
-    """A net's name, from the table, from a training checkpoint, or from the file's name."""
-    if released is not None:
+def _name_of(content: Content, model: str | None, source: str | Path) -> str:
+    """A net's name, as given, or from the table, a checkpoint, metadata, or the file's name."""
+    if model is not None:
+        return model
+    filename = Path(source).name
+    if (released := released_file(filename)) is not None:
         return released.model
-    if isinstance(content, Mapping) and isinstance(content.get("arch"), str):
-        return content["arch"]
+    if "model" in content.metadata:
+        return content.metadata["model"]
+    if isinstance(content.checkpoint, Mapping) and isinstance(content.checkpoint.get("arch"), str):
+        return content.checkpoint["arch"]
     for name in sorted(registry.list_models(), key=len, reverse=True):
-        if re.match(re.escape(name) + r"(?![a-z0-9]|_lpf|_bn)", source.name):
+        if re.match(re.escape(name) + r"(?![a-z0-9]|_lpf|_bn)", filename):
             return name
     raise InputError(
         f"{source} does not say which net it is of; give --model NAME, e.g. resnet50_lpf4"
     )
-
-
-# The bias of each family's last layer, in our names and in torch's. In AlexNet and VGG
-# `classifier.6` is the last, in MobileNetV2 `classifier.1` (plain) or `classifier.0`.
-_HEADS = (
-    "fc.bias",
-    "fc3.bias",
-    "classifier.bias",
-    "classifier.6.bias",
-    "classifier.1.bias",
-    "classifier.0.bias",
-)
-
-
-def _num_classes(arrays: Mapping[str, Any], path: str | Path) -> int:
-    """Outputs of the last layer of the net whose weights these are."""
-    for name in _HEADS:
-        if name in arrays:
-            return arrays[name].shape[0]
-    raise InputError(f"{path} holds no classifier; it is not the weights of one of these nets")

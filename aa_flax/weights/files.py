@@ -1,23 +1,29 @@
 """Weights as safetensors: one file, no code in it, its metadata naming net, source and licence."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import nnx
 from safetensors.numpy import save_file
 
-from aa_flax.disk import replacing
+from aa_flax.disk import local_path, replacing
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
-from aa_flax.weights.checks import check_names_and_shapes
-from aa_flax.weights.torch_format import Model, load_torch_state_dict
+from aa_flax.weights.content import (
+    content_of,
+    is_safetensors,
+    not_whole,
+    parse_safetensors,
+    read_content,
+    weights_path,
+)
+from aa_flax.weights.fit import fit, named_weights, num_classes_of, options_of, set_weights
 
-_WEIGHTS = (nnx.Param, nnx.BatchStat)
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
@@ -25,39 +31,66 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
 
     Args:
         path: the `.safetensors` file.
-        metadata: further facts to store, e.g. `source`, `sha256`, `licence`; the model's name
-            always is. `read_weights` gives them back.
+        metadata: further facts to store, e.g. `source`, `sha256`, `licence`; the model's name,
+            options and number of classes always are. `read_weights` gives them back.
     """
     arrays = {
         name: np.ascontiguousarray(variable[...]) for name, variable in named_weights(model).items()
     }
     if isinstance(model, Classifier) and model.name:
-        metadata = {"model": model.name, **metadata}
-    with replacing(Path(path)) as temporary:
+        facts = {"model": model.name, "options": json.dumps(options_of(model), sort_keys=True)}
+        metadata = {**facts, "num_classes": str(num_classes_of(model)), **metadata}
+    with replacing(local_path(path, "weights file")) as temporary:
         save_file(arrays, temporary, {"format": "aa_flax", **metadata})
 
 
 def load_weights(model: Model, path: str | Path) -> Model:
-    """Fills a model from a `.safetensors` file or a torch file, strictly, in place.
+    """Fills a model from a weights file, strictly, in place.
+
+    Args:
+        path: safetensors, of this package or with torch's names, or a torch file (needs torch; read
+            with `weights_only=True`, so code in it is refused), of any suffix. `FILE#ema` takes the
+            averaged weights in it.
 
     Returns:
         The same model.
 
     Raises:
-        InputError: an unreadable file, weights of another net, or names or shapes that do not fit;
-            nothing is changed then.
+        InputError: an unreadable file, weights of another net or of other options, or names or
+            shapes that do not fit; nothing is changed then.
     """
-    if not is_safetensors(path):
-        return load_torch_state_dict(model, path)
-    arrays, metadata = read_weights(path)
-    check_model_name(path, metadata.get("model"), model)
-    fill(model, arrays)
+    set_weights(model, fit(model, read_content(path)))
     return model
 
 
-def is_safetensors(path: str | Path) -> bool:
-    """Whether a file is one of ours, by its name; any other is taken for torch's."""
-    return Path(path).suffix == ".safetensors"
+def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) -> Model:
+    """Fills a model with the weights of a torch file or state dict, strictly, in place.
+
+    Takes released files, torchvision's, and training checkpoints, in memory or on disk: wrapped
+    (`state_dict`, `model` ...), under prefixes (`module.`, `_orig_mod.`, one that all names have),
+    with old DenseNet names, Parameters or tensors on any device, floats of any width. Every tensor
+    is used, but `num_batches_tracked` and the fixed filters, which are compared with the model's.
+
+    Args:
+        model: a net of `create_model`.
+        source: a file as `load_weights` takes it, or a state dict of tensors or arrays.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: an unreadable file, no state dict or several, or keys, shapes or filters that do
+            not fit; nothing is changed then.
+    """
+    if isinstance(source, str | Path):
+        return load_weights(model, source)
+    if not isinstance(source, Mapping):
+        raise InputError(
+            "weights are a file or a state dict, as a torch net's state_dict() gives it; got a "
+            f"{type(source).__name__}"
+        )
+    set_weights(model, fit(model, content_of(source, "the given mapping")))
+    return model
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -66,58 +99,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str
     Raises:
         InputError: no such file, or not a whole safetensors file.
     """
-    with _opened(path) as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return arrays, file.metadata() or {}
+    path, _ = weights_path(path)
+    if not is_safetensors(path):
+        raise InputError(f"{path} is not a safetensors file")
+    return parse_safetensors(path.read_bytes(), path)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file, read without its arrays; errors as `read_weights`."""
-    with _opened(path) as file:
-        return file.metadata() or {}
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
-    if not Path(path).is_file():
-        raise InputError(f"no file {path}")
+    path, _ = weights_path(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            yield file
-    except safetensors.SafetensorError as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}); copy or convert it again"
-        ) from error
-
-
-def check_model_name(path: str | Path, name: str | None, model: nnx.Module) -> None:
-    """Raises an InputError if the file at `path` says that it is of another net than `model`."""
-    own = getattr(model, "name", "")
-    if name and own and name != own:
-        raise InputError(
-            f"{path} holds weights of {name}, not of {own}; create that model (to start {own} "
-            f"from them: nnx.update(model, nnx.state(other)))"
-        )
-
-
-def fill(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Sets every parameter and batch statistic from an array, by name.
-
-    Raises:
-        InputError: names or shapes that do not fit; nothing is changed then.
-    """
-    variables = named_weights(model)
-    check_names_and_shapes(
-        {name: tuple(variable.shape) for name, variable in variables.items()},
-        {name: tuple(array.shape) for name, array in arrays.items()},
-    )
-    for name, variable in variables.items():
-        variable.set_value(jnp.asarray(arrays[name], variable.dtype))
-
-
-def named_weights(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """The variables that make up a model's weights, by path, e.g. `layer1.0.conv1.kernel`."""
-    return {
-        ".".join(map(str, path)): variable
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(*_WEIGHTS)))
-    }
+            return file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise not_whole(path, error) from error

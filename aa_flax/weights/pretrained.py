@@ -1,19 +1,26 @@
 """Published weights: found on this machine, or downloaded, checked, converted and kept."""
 
+import atexit
+import hashlib
 import os
+import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
 
-from aa_flax.disk import cache_folder, replacing
+from aa_flax.disk import cache_folder, local_path, replacing
 from aa_flax.errors import InputError
 from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
-from aa_flax.weights.convert import check_hash, convert_torch_file, sha256
+from aa_flax.progress import progress_bar
+from aa_flax.weights.content import Content
+from aa_flax.weights.convert import check_hash, convert_torch_file
 
 # Where the originals' files and torchvision's stand.
 ADDRESSES = {
@@ -53,7 +60,7 @@ def choose(name: str, training: str | None = None) -> ReleasedWeights:
 
 def _what_there_is(base: str) -> str:
     there = [r for r in registry.released_weights() if registry.parse_name(r.model)[0] == base]
-    return "there are: " + ", ".join(f"{r.model} ({r.training})" for r in there)
+    return "there are: " + (", ".join(f"{r.model} ({r.training})" for r in there) or "none")
 
 
 def pretrained_file(released: ReleasedWeights) -> Path:
@@ -67,14 +74,13 @@ def pretrained_file(released: ReleasedWeights) -> Path:
             where to put the file by hand.
     """
     converted = Path(released.filename).with_suffix(".safetensors").name
-    cached = weights_cache() / converted
     local = _local_folder()
-    for path in ([] if local is None else [local / converted]) + [cached]:
-        if path.is_file():
-            return path
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cached.with_suffix(".lock")):  # one of several processes does the work
-        if cached.is_file():
+    folders = [*([] if local is None else [local]), *_caches()]
+    for folder in folders:
+        if (folder / converted).is_file():
+            return folder / converted
+    with _locked(converted) as cached:
+        if cached.is_file():  # another process has done the work
             return cached
         if local is not None and (local / released.filename).is_file():
             convert_torch_file(local / released.filename, cached)
@@ -88,14 +94,62 @@ def weights_cache() -> Path:
     return cache_folder() / "weights"
 
 
+def _caches() -> list[Path]:
+    """The cache, where there can be one."""
+    try:
+        return [weights_cache()]
+    except (OSError, RuntimeError):  # no home folder
+        return []
+
+
+@contextmanager
+def _locked(filename: str) -> Iterator[Path]:
+    """A file of the cache, for this process alone; a temporary one where nothing can be kept."""
+    for folder_of in (weights_cache, _temporary_folder):
+        try:
+            folder = folder_of()
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / Path(filename).with_suffix(".lock"))
+            lock.acquire()
+        except (OSError, RuntimeError):  # not writable, without locks, or no home folder
+            continue
+        try:
+            yield folder / filename
+        finally:
+            lock.release()
+        return
+    raise InputError(
+        "published weights can be kept neither in the cache nor in TMPDIR; make room there"
+    )
+
+
+@cache
+def _temporary_folder() -> Path:
+    """A folder that goes when this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="aa_flax_")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def _local_folder() -> Path | None:
     """The folder `AA_FLAX_WEIGHTS`, if it is set."""
     given = os.environ.get("AA_FLAX_WEIGHTS")
     if not given:
         return None
-    if not Path(given).is_dir():
+    folder = local_path(given, "AA_FLAX_WEIGHTS")
+    if not folder.is_dir():
         raise InputError(f"AA_FLAX_WEIGHTS is {given}, which is no folder; correct it or unset it")
-    return Path(given)
+    return folder
+
+
+def check_is_released(released: ReleasedWeights, content: Content) -> None:
+    """Raises an InputError if a file converted from a released one says it is of another."""
+    origin = content.metadata.get("sha256", "")
+    if origin and not origin.startswith(released.sha256_prefix):
+        raise InputError(
+            f"{content.label} was converted from another file than {released.filename} (SHA-256 "
+            f"{origin[:8]}); delete it"
+        )
 
 
 def _download_and_convert(released: ReleasedWeights, cached: Path) -> None:
@@ -126,25 +180,25 @@ def download(released: ReleasedWeights, path: Path) -> None:
             urllib.request.urlopen(address, timeout=_TIMEOUT) as response,
             replacing(path) as temporary,
         ):
-            _copy_with_progress(response, temporary, released.filename)
-            check_hash(released, sha256(temporary), path)
+            check_hash(released, _copy(response, temporary, released.filename), path)
     except (urllib.error.URLError, HTTPException, OSError, InputError) as error:
         raise InputError(
             f"{address} could not be downloaded: {error}. Download it by other means, put it in a "
             f"folder, and give that folder: AA_FLAX_WEIGHTS=FOLDER (converted weights are kept in "
-            f"{weights_cache()})"
+            f"{path.parent})"
         ) from error
 
 
-def _copy_with_progress(response, path: Path, title: str) -> None:
+def _copy(response, path: Path, title: str) -> str:
+    """Writes what arrives to a file, and gives its SHA-256."""
     size = int(response.headers.get("Content-Length") or 0)
-    with (
-        path.open("wb") as file,
-        tqdm(total=size or None, desc=title, unit="B", unit_scale=True, leave=False) as bar,
-    ):
+    digest = hashlib.sha256()
+    with path.open("wb") as file, progress_bar(size or None, title, "B", unit_scale=True) as bar:
         while chunk := response.read(1 << 20):
             file.write(chunk)
+            digest.update(chunk)
             bar.update(len(chunk))
     received = path.stat().st_size
     if size and received != size:
         raise InputError(f"the connection ended after {received} of {size} bytes")
+    return digest.hexdigest()

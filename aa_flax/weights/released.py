@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
+from aa_flax.progress import progress_bar
 from aa_flax.weights.convert import convert_torch_file
 from aa_flax.weights.files import read_metadata
 
@@ -36,7 +36,7 @@ def convert_folder(folder: str | Path, output: str | Path) -> list[Outcome]:
     Raises:
         InputError: no such folder, or none of the files in it.
     """
-    folder, output = Path(folder), Path(output)
+    folder, output = local_path(folder, "the folder"), local_path(output, "the output")
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
     table = registry.released_weights()
@@ -45,8 +45,14 @@ def convert_folder(folder: str | Path, output: str | Path) -> list[Outcome]:
             f"no released file in {folder}; their names are like {table[-1].filename}, and "
             "docs/weights.md lists them"
         )
-    with tqdm(table, unit="file", desc="converting", leave=False) as bar:
-        return [Outcome(released, _convert(released, folder, output)) for released in bar]
+    if output.exists() and not output.is_dir():
+        raise InputError(f"the output {output} is a file; with --all it is a folder")
+    outcomes = []
+    with progress_bar(len(table), "converting", "file") as bar:
+        for released in table:
+            outcomes.append(Outcome(released, _convert(released, folder, output)))
+            bar.update()
+    return outcomes
 
 
 def _convert(released: ReleasedWeights, folder: Path, output: Path) -> str:

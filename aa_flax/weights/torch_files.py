@@ -1,6 +1,9 @@
-"""Reading and writing PyTorch's files: tensors only, never code."""
+"""Reading and writing PyTorch's files: tensors and plain values only, never code."""
 
-import re
+import argparse
+import io
+import pathlib
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +14,23 @@ from aa_flax.disk import replacing
 from aa_flax.errors import InputError
 
 
-def read_torch_content(path: str | Path) -> Any:
-    """Whatever a torch file holds, read with `weights_only=True`: code in it is refused, not run.
+def parse_torch_file(data: bytes, path: str | Path) -> Any:
+    """What the bytes of a torch file hold, read with `weights_only=True`: no code in it is run.
+
+    Beside tensors and plain values, what trainers write next to them is read: NumPy's numbers and
+    arrays, paths, and the arguments of a command (`argparse.Namespace`).
+
+    Args:
+        path: where the bytes come from, for errors.
 
     Raises:
-        InputError: no such file, not a torch file or a damaged one, one that carries code, or no
-            torch to read it with.
+        InputError: not a torch file or a damaged one, one that carries code, or no torch to read
+            it with.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no file {path}")
     torch = _torch(f"reading {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless(torch)):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise InputError(
             f"{path} cannot be read as torch weights: it is damaged, or holds more than tensors "
@@ -31,38 +38,27 @@ def read_torch_content(path: str | Path) -> Any:
         ) from error
 
 
+def _harmless(torch: Any) -> list[Any]:
+    """Types whose making runs nothing of a file's, under every name they are pickled by."""
+    multiarray = np._core.multiarray  # pyright: ignore[reportAttributeAccessIssue]
+    found: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, torch.torch_version.TorchVersion]
+    found += [defaultdict, dict, list, int, float]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        found += [(multiarray._reconstruct, f"{module}._reconstruct")]
+        found += [(multiarray.scalar, f"{module}.scalar")]
+    numbers = "?bBhHiIlLqQefdgU"  # and text; no objects, in which anything may stand
+    found += {type(np.dtype(kind)) for kind in numbers}
+    found += [(np.dtypes.BytesDType, "numpy.dtypes.BytesDType")]
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+        pure = getattr(pathlib, f"Pure{name.removeprefix('Pure')}")
+        found += [(pure, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
+    return found
+
+
 def _reason(error: Exception) -> str:
     """The cause alone: around it torch advises to load the file code and all."""
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or repr(error)
     return text.splitlines()[0].partition(". Please use")[0]
-
-
-def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
-    """The state dict in a torch file, bare or in a training checkpoint, by today's names.
-
-    Raises:
-        InputError: those of `read_torch_content`, or no state dict in it.
-    """
-    return state_dict_of(read_torch_content(path), path)
-
-
-def state_dict_of(content: Any, path: str | Path) -> dict[str, np.ndarray]:
-    """The state dict in the content of the torch file at `path`, as arrays."""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(hasattr(v, "numpy") for v in content.values()):
-        raise InputError(f"{path} holds no state dict (a mapping of names to tensors)")
-    return {todays_name(name): _to_numpy(tensor) for name, tensor in content.items()}
-
-
-def todays_name(name: str) -> str:
-    """A tensor's name without DataParallel's `module.`, and as torchvision spells it today.
-
-    Training checkpoints have `module.conv1.weight` or `features.module.0.weight`; old DenseNet
-    files `norm.1.weight` for `norm1.weight`.
-    """
-    name = re.sub(r"(^|\.)module\.", r"\1", name)
-    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
 
 
 def write_torch_file(content: Mapping[str, Any], path: str | Path) -> None:
@@ -76,10 +72,6 @@ def _to_tensors(content: Any, torch: Any) -> Any:
     if isinstance(content, Mapping):
         return {name: _to_tensors(value, torch) for name, value in content.items()}
     return torch.tensor(content)
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _torch(purpose: str) -> Any:

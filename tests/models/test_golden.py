@@ -9,7 +9,7 @@ from flax import nnx
 
 from aa_flax import create_model, load_torch_state_dict, save_weights
 from aa_flax.models import registry
-from aa_flax.weights.convert import abstract_net
+from aa_flax.weights.building import abstract_net
 from aa_flax.weights.torch_format import torch_slots
 from tests.golden import LOGITS, NUM_CLASSES, golden_image, golden_weights
 

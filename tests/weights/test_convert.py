@@ -15,8 +15,9 @@ from aa_flax.models import registry
 from aa_flax.sharding import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.state import init_state
-from aa_flax.weights.convert import abstract_net, num_parameters
-from aa_flax.weights.files import read_metadata
+from aa_flax.weights.building import abstract_net
+from aa_flax.weights.convert import num_parameters
+from aa_flax.weights.files import read_metadata, read_weights
 from benchmarks.reference import assert_same_net, reference_net, torchvision
 from tests.weights.conftest import NAME
 
@@ -110,7 +111,7 @@ def test_the_net_follows_from_a_checkpoints_arch_or_a_files_name(convert, net, t
     with pytest.raises(InputError, match=r"mine\.pth does not say which net .* give --model NAME"):
         convert(tmp_path / "mine.pth", tmp_path / "c.safetensors")
     torch.save({"a": torch.ones(3)}, tmp_path / f"{NAME}.pth")
-    with pytest.raises(InputError, match="holds no classifier"):
+    with pytest.raises(InputError, match=r"no name is one of the model's, found are a$"):
         convert(tmp_path / f"{NAME}.pth", tmp_path / "c.safetensors")
 
 
@@ -153,3 +154,55 @@ def test_folders_without_released_files_are_named(convert, tmp_path):
 def test_every_net_has_the_published_number_of_parameters(released):
     assert num_parameters(abstract_net(released.model, 1000)) == released.parameters
     assert num_parameters(abstract_net(f"{released.model}_lpf4", 1000)) == released.parameters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("in.pth", "out.pth"), r"out\.pth is to be safetensors; .* or give --to-torch"),
+        (
+            ("--to-torch", "in.pth", "out.safetensors"),
+            r"is to be a torch file; call it e\.g\. \.pth",
+        ),
+        (("in.pth", "folder"), "folder is a folder; give the name of a file"),
+        (("in.pth", "file/out.safetensors"), "cannot be written: no writing in .*file"),
+        (("in.pth", "gs://bucket/out.safetensors"), "gs://bucket/out.safetensors is an address"),
+        (("in.pth", "out.safetensors"), r"no file in\.pth"),
+        (("in.pth", "out.safetensors", "--step=3"), "--step is of a run's folder"),
+        (("baseline", "out.safetensors"), "baseline: of which net. Give --model NAME"),
+        (("baselin", "out.safetensors"), "no file baselin; did you mean baseline"),
+        (("--all", "folder", "file"), "file is a file; with --all it is a folder"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    arguments, message, convert, released, released_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(released_folder, "folder")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=message):
+        convert(*arguments)
+
+
+def test_a_file_of_ours_is_said_to_be_ours_already(convert, tmp_path):
+    from safetensors.numpy import save_file
+
+    metadata = {"format": "aa_flax", "model": NAME}
+    save_file({"conv.kernel": np.ones(3)}, tmp_path / "w.safetensors", metadata)
+    with pytest.raises(InputError, match=f"this package already, of {NAME}; .* give --to-torch"):
+        convert(tmp_path / "w.safetensors", tmp_path / "o.safetensors")
+
+
+def test_averaged_weights_and_torchs_safetensors_are_converted(convert, net, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({f"model.{k}": v for k, v in net.state_dict().items()}, tmp_path / f"{NAME}.bin")
+    convert(tmp_path / f"{NAME}.bin", tmp_path / "a.safetensors")
+    averaged = {f"module.{k}": v + 0 for k, v in net.state_dict().items()}
+    averaged["module.classifier.0.bias"] += 1
+    torch.save({"model": net.state_dict(), "model_ema": averaged}, tmp_path / "c.pth")
+    convert(f"{tmp_path}/c.pth#ema", tmp_path / "b.safetensors", f"--model={NAME}")
+    plain, ema = (read_weights(tmp_path / f"{file}.safetensors")[0] for file in "ab")
+    bias = net.state_dict()["classifier.0.bias"].numpy()
+    np.testing.assert_array_equal(plain["classifier.bias"], bias)
+    np.testing.assert_array_equal(ema["classifier.bias"], bias + 1)

@@ -42,6 +42,8 @@ def test_metadata_names_net_source_and_licence(path):
     assert metadata == {
         "format": "aa_flax",
         "model": "mobilenet_v2_lpf4",
+        "options": "{}",
+        "num_classes": "10",
         "source": "a test",
         "licence": "none",
     }

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from aa_flax import InputError, create_model, to_torch_state_dict
 from aa_flax.models import registry
 from aa_flax.weights import pretrained
+from aa_flax.weights.files import read_weights
 from aa_flax.weights.pretrained import choose, pretrained_file
 from tests.weights.conftest import NAME
 
@@ -108,6 +110,45 @@ def test_a_local_folder_that_is_none_is_named(released, monkeypatch):
         pretrained_file(released)
 
 
+def test_a_local_folder_may_begin_with_the_home_folder(
+    released, released_folder, serve, monkeypatch
+):
+    requests = serve()
+    monkeypatch.setenv("HOME", str(released_folder.parent))
+    monkeypatch.setenv("AA_FLAX_WEIGHTS", f"~/{released_folder.name}")
+    assert pretrained_file(released).is_file()
+    assert requests == []
+
+
+def test_without_a_cache_a_download_is_kept_as_long_as_the_process(
+    net, released, serve, tmp_path, monkeypatch
+):
+    requests = serve()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    path = pretrained_file(released)
+    assert path == pretrained_file(released)
+    assert tmp_path not in path.parents
+    arrays, _ = read_weights(path)
+    bias = net.state_dict()["classifier.0.bias"].numpy()
+    np.testing.assert_array_equal(arrays["classifier.bias"], bias)
+    assert len(requests) == 1
+
+
+def test_a_converted_file_that_was_made_from_another_is_refused(released, cache):
+    cache.mkdir(parents=True)
+    path = cache / released.filename.replace(".pth", ".safetensors")
+    save_file({"a.kernel": np.ones(2)}, path, {"format": "aa_flax", "sha256": "0" * 64})
+    with pytest.raises(InputError, match="was converted from another file than"):
+        create_model(NAME, pretrained=True)
+
+
+def test_a_net_without_published_weights_says_so(monkeypatch):
+    monkeypatch.setattr(registry, "released_weights", lambda: ())
+    with pytest.raises(InputError, match="no weights were released for resnet18; there are: none"):
+        choose("resnet18")
+
+
 def test_processes_that_want_the_same_weights_download_them_once(released, serve, cache):
     requests = serve()
     code = (
@@ -140,6 +181,11 @@ def test_a_new_number_of_classes_keeps_all_but_the_last_layer(net, released, ser
     np.testing.assert_allclose(
         other.classifier.kernel[...], fresh.classifier.kernel[...], rtol=0, atol=1e-6
     )
+
+
+def test_the_documentation_lists_every_published_file():
+    text = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    assert [r.filename for r in registry.released_weights() if r.filename not in text] == []
 
 
 def test_the_table_lists_every_published_file():

@@ -1,0 +1,189 @@
+"""What a weights file holds, whatever kind it is: told apart by content, read and hashed once."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from aa_flax.disk import local_path
+from aa_flax.errors import InputError
+from aa_flax.weights.state_dicts import as_float32, find_state_dict
+from aa_flax.weights.torch_files import parse_torch_file
+
+EMA = "#ema"  # behind a file's name: its averaged weights
+
+
+class Content(NamedTuple):
+    """What a file, or a mapping in memory, holds.
+
+    Attributes:
+        label: what to call it in messages.
+        arrays: by the names that stand there; floats are float32.
+        ours: whether the names are this package's (`layer1.0.conv1.kernel`), or torch's.
+        metadata: facts by name, of safetensors; `model`, `options`, `num_classes` of ours.
+        checkpoint: all that a torch file holds.
+        sha256: of the file, in hexadecimal.
+        averaged: which averaged weights stand beside these, not taken.
+    """
+
+    label: str
+    arrays: dict[str, np.ndarray]
+    ours: bool = False
+    metadata: Mapping[str, str] = {}
+    checkpoint: Any = None
+    sha256: str = ""
+    averaged: str = ""
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """Options of the net these weights are of; None: it is not said."""
+        return options_in(self.metadata, self.label) if self.ours else None
+
+
+def weights_path(source: str | Path) -> tuple[Path, bool]:
+    """The file that is meant, and whether its averaged weights are: `FILE#ema` asks for those.
+
+    Raises:
+        InputError: an address, no such file, or a folder.
+    """
+    path = local_path(source, "weights file")
+    ema = path.name.endswith(EMA) and not path.exists()
+    if ema:
+        path = path.with_name(path.name.removesuffix(EMA))
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a weights file")
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    return path, ema
+
+
+def read_content(source: str | Path) -> Content:
+    """Reads a weights file: safetensors, of this package or with torch's names, or a torch file.
+
+    Args:
+        source: the file, of any suffix; `FILE#ema` takes the averaged weights in it.
+
+    Raises:
+        InputError: no such file, a damaged one, one that carries code, or no weights in it.
+    """
+    path, ema = weights_path(source)
+    data, digest = _hashed(path, *_version(path))
+    _hashed.cache_clear()  # large, and not needed again
+    if not _is_safetensors(data[:9], path):
+        checkpoint = parse_torch_file(data, path)
+        return content_of(checkpoint, path, ema=ema)._replace(
+            checkpoint=checkpoint, sha256=digest, label=str(source)
+        )
+    arrays, metadata = parse_safetensors(data, path)
+    if not _is_ours(arrays, metadata):
+        content = content_of(arrays, path, ema=ema)
+        return content._replace(metadata=metadata, sha256=digest, label=str(source))
+    if ema:
+        raise InputError(f"{path} holds no EMA weights; it is a file of this package")
+    return Content(str(path), as_float32(arrays, path), True, metadata, None, digest)
+
+
+def content_of(checkpoint: Any, label: object, *, ema: bool = False) -> Content:
+    """The state dict in what a torch file holds, or a mapping in memory; see `find_state_dict`."""
+    tensors, averaged = find_state_dict(checkpoint, label, ema=ema)
+    if averaged:
+        way = f"give {label}{EMA}" if isinstance(label, Path) else "give that entry alone"
+        warnings.warn(
+            f"{label} also holds averaged weights ({averaged}); the plain ones are taken. For the "
+            f"others {way}",
+            stacklevel=2,
+        )
+    return Content(str(label), as_float32(tensors, label), averaged=averaged)
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal. A reading of the file that follows needs no second one."""
+    return _hashed(path, *_version(path))[1]
+
+
+@lru_cache(maxsize=1)  # of one file: between its description and its loading
+def _hashed(path: Path, modified: int, size: int) -> tuple[bytes, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _version(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors, by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return _is_safetensors(file.read(9), path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _is_safetensors(start: bytes, path: Path) -> bool:
+    """A header begins with its length and a brace; only what begins as nothing is told by name."""
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):  # zip, or a pickle
+        return False
+    return start[8:9] == b"{" or path.suffix == ".safetensors"
+
+
+def parse_safetensors(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays in the bytes of a safetensors file by name, and its metadata.
+
+    Raises:
+        InputError: not a whole safetensors file.
+    """
+    try:
+        tensors = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise not_whole(path, error) from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return {name: _array(name, t, path) for name, t in tensors}, header.get("__metadata__", {})
+
+
+_DTYPES = {
+    "BOOL": np.bool_,
+    **{f"{kind}{n}": f"{kind.lower()}{n // 8}" for kind in "IU" for n in (8, 16, 32, 64)},
+    **{f"F{n}": f"f{n // 8}" for n in (16, 32, 64)},
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+
+
+def _array(name: str, tensor: Mapping[str, Any], path: Path) -> np.ndarray:
+    if tensor["dtype"] not in _DTYPES:
+        raise InputError(f"{path}: {name} is of type {tensor['dtype']}; weights are real numbers")
+    return np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+
+
+def not_whole(path: Path, error: Exception) -> InputError:
+    """The error of a safetensors file that cannot be read."""
+    return InputError(f"{path} is not a whole safetensors file ({error}); copy or convert it again")
+
+
+def _is_ours(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
+    """By what it says, or, where that was lost, by names that torch never gives."""
+    return metadata.get("format") == "aa_flax" or any(n.endswith(".kernel") for n in arrays)
+
+
+def options_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:
+    """The net's options as a file of ours says them; older files are of nets without any."""
+    try:
+        options = json.loads(metadata.get("options", "{}"))
+    except ValueError as error:
+        raise InputError(f"{label}: its options are not JSON: {metadata['options']}") from error
+    if not isinstance(options, dict):
+        raise InputError(f"{label}: its options are no mapping: {metadata['options']}")
+    return options

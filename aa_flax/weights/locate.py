@@ -1,0 +1,299 @@
+"""What weights are, and where: the one room that understands `pretrained`, a file, a run's folder.
+
+pretrained (or True)   the published weights of the net, as the original chooses
+finetuned, scratch     published weights of that training
+baseline               those of the net without antialiasing, torchvision's
+FILE, FILE#ema         a weights file of any kind, told apart by its content; averaged weights
+FOLDER                 the folder of a run: its best checkpoint
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from aa_flax.disk import local_path
+from aa_flax.errors import InputError
+from aa_flax.models import registry
+from aa_flax.models.classifier import Classifier
+from aa_flax.models.registry import ReleasedWeights
+from aa_flax.weights.building import Held, abstract_net, complete, hold
+from aa_flax.weights.content import is_safetensors, options_in, read_content, sha256, weights_path
+from aa_flax.weights.convert import licence_of
+from aa_flax.weights.files import read_metadata
+from aa_flax.weights.fit import last_layer, named_weights, options_of
+from aa_flax.weights.pretrained import check_is_released, choose, pretrained_file
+
+WORDS = ("pretrained", "finetuned", "scratch", "baseline")
+
+
+class Weights:
+    """Weights that are somewhere; nothing is loaded or downloaded before it is needed.
+
+    Attributes:
+        name: the net they are of. A file that does not say it is taken at the word of whoever
+            asked; whether they fit shows when they are loaded.
+        dtype: the type the net computes in unless asked otherwise; None: float32.
+    """
+
+    name: str
+    dtype: DTypeLike | None = None
+
+    def description(self) -> dict[str, Any]:
+        """What they are, for a record: equal for equal weights.
+
+        Returns:
+            Of the keys `kind` (`released`, `file` or `run`), `model`, `options`, `training`,
+            `file`, `sha256`, `licence`, `epoch`, `step`, `crc32` those that are known.
+        """
+        raise NotImplementedError
+
+    def hold(self, options: Mapping[str, Any]) -> Held:
+        """The weights themselves.
+
+        Args:
+            options: the net's; those the weights say are added.
+
+        Raises:
+            InputError: they cannot be had, are damaged or do not fit the net.
+        """
+        raise NotImplementedError
+
+    def hold_relative(self, options: Mapping[str, Any]) -> Held:
+        """The weights, where those of the net's baseline or of another filter size will do, too.
+
+        Args:
+            options: those of the net that starts from them.
+        """
+        return self.hold({})
+
+    def load_model(
+        self,
+        *,
+        dtype: DTypeLike | None = None,
+        num_classes: int | None = None,
+        rngs: nnx.Rngs | None = None,
+        **options: Any,
+    ) -> Classifier:
+        """The net with these weights, in evaluation mode, with the options they were trained with.
+
+        Args:
+            dtype: type of the computation; default: a run's own, else float32.
+            num_classes: default: that of the weights. For another the last layer is drawn anew; 0
+                leaves it out.
+            rngs: random keys of what the weights do not hold; default `nnx.Rngs(0)`.
+            options: further arguments of the net's class.
+
+        Raises:
+            InputError: weights that cannot be had, are damaged or do not fit.
+        """
+        held = self.hold(options)
+        build = partial(
+            _build,
+            held.model,
+            {**(held.options or {}), **options},
+            self.dtype if dtype is None else dtype,
+        )
+        return complete(held, build, num_classes, nnx.Rngs(0) if rngs is None else rngs)
+
+
+def _build(
+    name: str,
+    options: Mapping[str, Any],
+    dtype: DTypeLike | None,
+    num_classes: int,
+    rngs: nnx.Rngs,
+) -> Classifier:
+    return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
+
+
+class Published(Weights):
+    """A released file."""
+
+    def __init__(self, released: ReleasedWeights):
+        self.released = released
+        self.name = released.model
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "kind": "released",
+            "model": self.name,
+            "training": self.released.training,
+            "file": self.released.filename,
+            "sha256": self.released.sha256_prefix,
+            "licence": licence_of(self.released),
+        }
+
+    def hold(self, options: Mapping[str, Any]) -> Held:
+        content = read_content(pretrained_file(self.released))
+        check_is_released(self.released, content)
+        return hold(content, self.name, options)
+
+
+class InFile(Weights):
+    """A weights file."""
+
+    def __init__(self, source: str | Path, model: str):
+        self.source = source
+        self.path, self.ema = weights_path(source)
+        self._metadata = read_metadata(self.path) if is_safetensors(self.path) else {}
+        self.name = self._metadata.get("model") or model
+
+    @cached_property
+    def _digest(self) -> str:
+        return sha256(self.path)
+
+    def description(self) -> dict[str, Any]:
+        said = self._metadata
+        facts = {"options": options_in(said, self.path)}
+        facts |= {key: said.get(key) for key in ("training", "licence")}
+        facts |= {key: int(said[key]) for key in ("epoch", "step") if said.get(key, "").isdigit()}
+        file = f"{self.path}#ema" if self.ema else str(self.path)
+        return {
+            "kind": "file",
+            "model": self.name,
+            **{key: value for key, value in facts.items() if value},
+            "file": file,
+            "sha256": self._digest,
+        }
+
+    def hold(self, options: Mapping[str, Any]) -> Held:
+        content = read_content(self.source)
+        if self.__dict__.setdefault("_digest", content.sha256) != content.sha256:
+            raise InputError(f"{self.path} has changed since it was described; try again")
+        return hold(content, self.name, options)
+
+    def hold_relative(self, options: Mapping[str, Any]) -> Held:
+        content = read_content(self.source)
+        if content.ours:
+            return hold(content, self.name, {})
+        base, _ = registry.parse_name(self.name)
+        filters = [array for name, array in content.arrays.items() if name.endswith(".filt")]
+        if not filters:
+            return hold(content, base, {})
+        return hold(content, f"{base}_lpf{filters[0].shape[-1]}", options)
+
+
+class OfRun(Weights):
+    """A checkpoint of a run.
+
+    Args:
+        step: which, by its folder's name; default: the best by top-1, or the latest of a run that
+            has evaluated none yet.
+    """
+
+    def __init__(self, folder: str | Path, step: int | None = None):
+        self.folder = local_path(folder, "the run's folder")
+        self.step = step
+        if not (self.folder / "config.json").is_file():
+            raise InputError(
+                f"no run in {self.folder} (no config.json there); train first, or give --weights"
+            )
+
+    @cached_property
+    def _record(self) -> tuple[Any, bool]:
+        """The checkpoint's description, and whether it is the best."""
+        with self._checkpoints() as checkpoints:
+            record = checkpoints.find(self.step)
+            return record, record == checkpoints.best
+
+    def _checkpoints(self):
+        from aa_flax.training.checkpoints import Checkpoints  # Orbax, which only runs need
+
+        return Checkpoints(self.folder / "checkpoints")
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._record[0].config["model"]
+
+    @property
+    def dtype(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._record[0].config["dtype"]
+
+    def description(self) -> dict[str, Any]:
+        record, _ = self._record
+        options = options_of_config(record.config)
+        return {
+            "kind": "run",
+            "model": self.name,
+            **({"options": options} if options else {}),
+            "file": str(self.folder),
+            "epoch": record.epoch,
+            "step": record.step,
+            "crc32": f"{record.checksums['model']:08x}",
+        }
+
+    def sentence(self) -> str:
+        """Where they come from, for people."""
+        record, is_best = self._record
+        which = "the best" if is_best else f"step {record.step}"
+        return f"{self.folder} (epoch {record.epoch}, {which})"
+
+    def hold(self, options: Mapping[str, Any]) -> Held:
+        record, _ = self._record
+        options = options_of_config(record.config)
+        build = partial(_build, self.name, options, None)
+        like = abstract_net(self.name, record.num_classes, **options)
+        zeros = {name: np.zeros(v.shape, v.dtype) for name, v in named_weights(like).items()}
+        empty = Held(str(self.folder), self.name, None, record.num_classes, zeros, ())
+        model = complete(empty, build, None, nnx.Rngs(0))
+        with self._checkpoints() as checkpoints:
+            checkpoints.restore_model(record.step, model)
+        arrays = {name: variable[...] for name, variable in named_weights(model).items()}
+        return empty._replace(options=options_of(model), arrays=arrays, head=last_layer(model))
+
+
+def options_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run's config gives its net."""
+    options = dict(config.get("model_options") or {})
+    return {**options, "pool": config["pool"]} if config.get("pool") else options
+
+
+def locate(source: bool | str | Path, *, model: str) -> Weights:
+    """Finds weights by what people call them; see the module for the words.
+
+    Args:
+        model: the net they are wanted for: which published weights are meant, and which net a file
+            is of that does not say it.
+
+    Raises:
+        InputError: no such weights; the message says what there is, or the nearest word.
+    """
+    if source is True:
+        source = "pretrained"
+    if not isinstance(source, str | Path) or not str(source):
+        raise InputError(
+            f"weights are True, one of {', '.join(WORDS)}, a file or the folder of a run; got "
+            f"{source!r}"
+        )
+    if isinstance(source, str) and source in WORDS:
+        training = source if source in ("finetuned", "scratch") else None
+        wanted = registry.parse_name(model)[0] if source == "baseline" else model
+        return Published(choose(wanted, training))
+    path = local_path(source, "weights")
+    if path.is_dir():
+        return OfRun(path)
+    nearest = get_close_matches(str(source), WORDS, n=1)
+    if nearest and not path.exists():
+        raise InputError(f"no file {source}; did you mean {nearest[0]}?")
+    return InFile(path if isinstance(source, Path) else str(path), model)
+
+
+def describe(description: Mapping[str, Any] | str) -> str:
+    """Where weights come from in a few words, of a `Weights.description()` or an older record."""
+    if isinstance(description, str):
+        return description
+    facts = []
+    if "epoch" in description:
+        facts.append(f"epoch {description['epoch']}")
+    if "step" in description:
+        facts.append(f"step {description['step']}")
+    if description.get("kind") == "file":
+        facts.append(f"SHA-256 {description['sha256'][:8]}")
+    file = description.get("file", description.get("model", "unknown"))
+    return f"{file} ({', '.join(facts)})" if facts else str(file)

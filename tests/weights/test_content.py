@@ -1,0 +1,100 @@
+"""Weights files of any kind, told apart by their content."""
+
+import argparse
+import hashlib
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from aa_flax import InputError
+from aa_flax.weights.content import read_content, sha256
+from aa_flax.weights.files import read_weights
+
+WEIGHTS = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2)}
+
+
+def assert_holds_weights(path, **changes):
+    content = read_content(path)
+    assert not content.ours
+    expected = {**WEIGHTS, **changes}
+    assert content.arrays.keys() == expected.keys()
+    for name, array in content.arrays.items():
+        np.testing.assert_array_equal(array, expected[name].float())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin", ".ckpt", ""])
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_a_file_is_told_by_its_content_whatever_its_suffix(kind, suffix, tmp_path):
+    path = tmp_path / f"w{suffix}"
+    if kind == "safetensors":
+        save_file(WEIGHTS, path, {"format": "pt"})
+    else:
+        torch.save(WEIGHTS, path, _use_new_zipfile_serialization=kind == "zip")
+    assert_holds_weights(path)
+
+
+def test_safetensors_with_torchs_names_need_no_torch(tmp_path, monkeypatch):
+    save_file({name: t.bfloat16() for name, t in WEIGHTS.items()}, tmp_path / "w.safetensors")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    arrays = read_content(tmp_path / "w.safetensors").arrays
+    assert arrays["conv.weight"].tolist() == [[1.0] * 3] * 2
+    assert arrays["conv.weight"].dtype == np.float32
+
+
+def test_what_trainers_write_beside_weights_is_read(tmp_path):
+    content = {
+        "model": WEIGHTS,
+        "args": argparse.Namespace(lr=0.1, output_dir=pathlib.Path("runs/x")),
+        "acc": np.float64(77.0),
+        "step": np.int64(3),
+        "history": np.ones((2, 3)),
+        "classes": np.array(["cat", "dog"]),
+        "version": torch.__version__,
+    }
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        assert_holds_weights(tmp_path / "w.pth")
+
+
+def test_arrays_of_objects_are_refused_like_code(tmp_path):
+    torch.save({"model": WEIGHTS, "x": np.array([1, None], object)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth cannot be read .*ObjectDType"):
+        read_content(tmp_path / "w.pth")
+
+
+def test_averaged_weights_of_a_file_are_told_and_taken_when_asked_for(tmp_path):
+    averaged = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
+    torch.save({"state_dict": WEIGHTS, "state_dict_ema": averaged}, tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match=r"averaged weights \(state_dict_ema\).*give .*w\.pth#ema"):
+        assert_holds_weights(tmp_path / "w.pth")
+    assert_holds_weights(f"{tmp_path}/w.pth#ema", **averaged)
+
+
+def test_a_file_is_read_once_for_its_hash_and_its_weights(tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    torch.save(WEIGHTS, path)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    reads = []
+    read_bytes = pathlib.Path.read_bytes
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda p: reads.append(p) or read_bytes(p))
+    assert sha256(path) == read_content(path).sha256 == expected
+    assert reads == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x10\0\0\0\0\0\0\0{}"])
+def test_what_is_no_whole_safetensors_file_is_named(content, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    for read in (read_content, read_weights):
+        with pytest.raises(InputError, match=r"w\.safetensors is not a whole safetensors file"):
+            read(tmp_path / "w.safetensors")
+
+
+def test_folders_and_addresses_are_no_weights_files(tmp_path):
+    with pytest.raises(InputError, match="is a folder, not a weights file"):
+        read_content(tmp_path)
+    with pytest.raises(InputError, match=r"gs://bucket/w\.pth is an address"):
+        read_content("gs://bucket/w.pth")

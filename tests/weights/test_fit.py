@@ -1,0 +1,174 @@
+"""Every name of a file has its place in the net, or there is one error and nothing is done."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors.torch import save_file
+
+from aa_flax import InputError, load_torch_state_dict, load_weights, save_weights
+from aa_flax import to_torch_state_dict as torch_weights
+from aa_flax.models.classifier import Classifier
+from aa_flax.weights.building import abstract_net, filled, hold
+from aa_flax.weights.content import content_of
+from aa_flax.weights.fit import fit, last_layer, named_weights, num_classes_of
+from aa_flax.weights.locate import locate
+from benchmarks.reference import antialiased_cnns, reference_net, torchvision
+
+NAME, OPTIONS = "mobilenet_v2_lpf4", {"width_mult": 0.25}
+FILTER = "features.2.conv.2.filt"
+
+
+@pytest.fixture(scope="module")
+def state():
+    """The original's narrow net, in torch's tensors."""
+    return reference_net(NAME, num_classes=5, **OPTIONS).state_dict()
+
+
+@pytest.fixture
+def model():
+    return abstract_net(NAME, 5, **OPTIONS)
+
+
+def zeros(net):
+    return {name: np.zeros(t.shape, np.float32) for name, t in net.state_dict().items()}
+
+
+def test_every_name_of_the_original_has_its_place(model, state):
+    load_torch_state_dict(model, state)
+    found = torch_weights(model)
+    assert list(found) == list(state)
+    assert all(np.array_equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet18", {"pool_only": False}), ("alexnet", {"relu_first": False})]
+)
+def test_weights_of_a_net_built_with_other_options_are_refused(name, options):
+    with torch.device("meta"):
+        net = getattr(antialiased_cnns, name)(filter_size=4, num_classes=3, **options)
+    with pytest.raises(
+        InputError, match=r"missing in the weights: .*filt; not in the model: .*filt"
+    ):
+        load_torch_state_dict(abstract_net(f"{name}_lpf4", 3), zeros(net))
+
+
+@pytest.mark.parametrize(("given", "asked"), [("resnet18", "resnet50"), ("vgg13", "vgg11")])
+def test_weights_of_another_net_are_one_error_whatever_their_shapes(given, asked):
+    with torch.device("meta"):
+        net = getattr(antialiased_cnns, given)(filter_size=4)
+    with pytest.raises(InputError, match="other shapes: "):
+        load_torch_state_dict(abstract_net(f"{asked}_lpf4", 1000), zeros(net))
+
+
+def without(state, *names):
+    return {name: tensor for name, tensor in state.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, FILTER), f"weights: {FILTER}; all but filters fits"),
+        (lambda s: {**s, "blur.filt": s[FILTER]}, r"not in the model: blur\.filt"),
+        (lambda s: {**s, "x.num_batches_tracked": 0 * s[FILTER]}, "not in the model: x.num_bat"),
+        (lambda s: {**s, FILTER: s[FILTER] * 2}, f"{FILTER} is not the model's filter"),
+        (lambda s: {k: v for k, v in s.items() if "filt" not in k}, r"no fixed filters \(\.filt\)"),
+        (lambda s: {**s, "classifier.0.bias": torch.ones(5).int()}, "bias is of type int32"),
+        (
+            lambda s: without(s, "classifier.0.weight", "classifier.0.bias"),
+            r"missing in the weights: classifier\.0\.weight, classifier\.0\.bias$",
+        ),
+        (
+            lambda s: {f"enc.{i}.w": v for i, v in enumerate(s.values())},
+            r"found are .* under enc\.",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(change, message, model, state):
+    load_torch_state_dict(model, state)
+    with pytest.raises(InputError, match=message):
+        load_torch_state_dict(model, change({name: tensor + 0 for name, tensor in state.items()}))
+    found = torch_weights(model)
+    assert all(np.array_equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("source", [["a"], None, torch.nn.Linear(1, 1)])
+def test_what_is_no_state_dict_is_refused_by_its_type(source, model):
+    with pytest.raises(InputError, match="weights are a file or a state dict"):
+        load_torch_state_dict(model, source)
+
+
+def test_safetensors_with_torchs_names_load_as_ours_do(model, state, tmp_path):
+    save_file(state, tmp_path / "w.safetensors")
+    load_weights(model, tmp_path / "w.safetensors")
+    assert np.array_equal(torch_weights(model)["classifier.0.bias"], state["classifier.0.bias"])
+
+
+def build(num_classes, rngs):
+    return abstract_net(NAME, num_classes, **OPTIONS)
+
+
+def test_a_backbone_without_its_head_waits_for_a_number_of_classes(state):
+    trunk = without(state, "classifier.0.weight", "classifier.0.bias")
+    held = hold(content_of(trunk, "trunk.pth"), NAME, OPTIONS)
+    assert held.num_classes is None
+    with pytest.raises(InputError, match=r"trunk\.pth holds no classifier, .*; give num_classes"):
+        filled(held, build, None)
+    model = filled(held, build, 7)
+    kernel = state["features.0.0.weight"].numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(model.stem.conv.kernel[...], kernel)
+    assert model.classifier.kernel.shape == (1280, 7)
+
+
+def test_another_number_of_classes_leaves_out_the_last_layer_alone(state):
+    held = hold(content_of(state, "x"), NAME, OPTIONS)
+    assert held.num_classes == 5
+    model = filled(held, build, 7)
+    left = {
+        name
+        for name, variable in named_weights(model).items()
+        if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+    }
+    assert left == {"classifier.kernel", "classifier.bias"}
+    assert model.classifier.kernel.shape == (1280, 7)
+
+
+def test_a_trunk_alone_says_which_layers_are_drawn_anew():
+    with torch.device("meta"):
+        net = torchvision.models.vgg11()
+    features = {name: a for name, a in zeros(net).items() if name.startswith("features.")}
+    held = hold(content_of(features, "vgg.pth"), "vgg11", {})
+    assert held.num_classes is None
+    with pytest.warns(UserWarning, match=r"vgg\.pth does not hold fc1\.bias, fc1\.kernel, fc2"):
+        filled(held, lambda n, rngs: abstract_net("vgg11", n), 7)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "densenet121", NAME])
+def test_the_last_layer_of_each_family_is_known(name):
+    model = abstract_net(name, 7)
+    assert num_classes_of(model) == 7
+    shapes = {tuple(v.shape) for _, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    head = last_layer(model)
+    assert len(head) == 2
+    assert sum(shape[-1] == 7 for shape in shapes) == len(head)
+
+
+def test_options_stored_with_weights_are_compared(model, state, tmp_path):
+    load_torch_state_dict(model, state)
+    path = tmp_path / "w.safetensors"
+    save_weights(model, path, options=json.dumps({"pool_only": False}))
+    with pytest.raises(InputError, match=f"weights of {NAME} with pool_only=False, this net has"):
+        load_weights(model, path)
+    assert locate(path, model=NAME).description()["options"] == {"pool_only": False}
+
+
+@pytest.mark.skipif(not hasattr(Classifier, "options"), reason="nets do not know their options")
+def test_a_file_builds_the_net_with_its_own_options(model, state, tmp_path):
+    load_torch_state_dict(model, state)
+    save_weights(model, tmp_path / "w.safetensors")
+    other = locate(tmp_path / "w.safetensors", model=NAME).load_model()
+    assert other.options == model.options == OPTIONS
+    assert fit(other, content_of(torch_weights(other), "x")).keys()
