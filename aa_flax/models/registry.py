@@ -81,12 +81,15 @@ class PublishedResult(NamedTuple):
     source: str
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", *, pretrained: bool | None = None) -> list[str]:
     """Names that `create_model` accepts and that match a shell pattern such as `resnet*_lpf4`."""
+    published = {row.model for row in released_weights()}
     names = []
     for base in BASELINES:
         names += [base, *(f"{base}_lpf{k}" for k in FILTER_SIZES)]
-    return [name for name in names if fnmatch(name, pattern)]
+    return [
+        name for name in names if fnmatch(name, pattern) and pretrained in (None, name in published)
+    ]
 
 
 def parse_name(name: str) -> tuple[str, int | None]:

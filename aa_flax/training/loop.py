@@ -17,7 +17,7 @@ from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
 from aa_flax.data.sources import Source, make_source
 from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluate import accuracy_on, evaluate
+from aa_flax.evaluation.run import accuracy_on, evaluate_config
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicate
 from aa_flax.training.checkpoints import Checkpoints
@@ -73,11 +73,15 @@ def train(config: Config, workdir: Path, resume: Path | None = None) -> dict[str
         checkpoints.wait()
         best = checkpoints.find(None)
         checkpoints.restore_model(best.step, model)
-    weights = f"{workdir} (epoch {best.epoch}, the best)"
     if is_main_process():
-        facts = {"source": weights, "top1": f"{best.top1}"}
+        facts = {"source": f"{workdir} (epoch {best.epoch}, the best)", "top1": f"{best.top1}"}
         save_weights(model, workdir / "weights.safetensors", **facts)
-    return evaluate(model, config, weights=weights, shift=True, output=workdir / "results.json")
+    weights = {"kind": "run", "file": str(workdir), "model": model.name}
+    weights |= {"epoch": best.epoch, "step": best.step}
+    output = workdir / "results.json"
+    return evaluate_config(
+        model, config, weights=weights, output=output, measures=("shift",), replace=True
+    )
 
 
 class _Run:
