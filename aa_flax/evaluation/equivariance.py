@@ -124,7 +124,7 @@ def check_crop(model: Classifier, crop_size: int) -> int:
     if crop_size % period == 0:
         return period
     below, above = crop_size // period * period, -(-crop_size // period) * period
-    sizes = [str(size) for size in (below, above) if size and _can_see(model, size)]
+    sizes = [str(size) for size in (above, below) if size and _can_see(model, size)]
     advice = f"give --config.data.crop_size={' or '.join(sizes)}" if sizes else "none is near"
     raise InputError(
         f"equivariance maps need a crop size that is a multiple of the net's stride, {period} "
@@ -157,8 +157,8 @@ def block_strides(model: Classifier) -> tuple[int, ...]:
             return tuple(size // n for n in maps)
     name = getattr(model, "name", "") or type(model).__name__
     raise InputError(
-        f"equivariance maps need blocks with a stride; images of {_SIZES[0]} and {2 * _SIZES[0]} "
-        f"pixels give maps of {maps} and {larger} in {name}"
+        f"equivariance maps need blocks with a whole stride; those of {name} give maps of "
+        f"{_map_sizes(graphdef, state, _SIZES[0])} pixels for images of {_SIZES[0]}"
     )
 
 

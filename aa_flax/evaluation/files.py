@@ -185,9 +185,10 @@ def write_results(output: Path, results: Results, *, replace: bool = False) -> R
             raise
         before = {}
     if same_experiment(before, results):
-        results = before | results
+        results = before | {key: value for key, value in results.items() if key != "config"}
     results = with_aliases(results)
-    results |= {"config": results.pop("config")} if "config" in results else {}  # at the end
+    if "config" in results:  # at the end
+        results["config"] = results.pop("config")
     try:
         with replacing(output) as temporary:
             temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")

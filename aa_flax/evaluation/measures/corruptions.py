@@ -69,7 +69,9 @@ def _figures(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
     size = settings.crop_size
     pairs = ShiftedPairs(size, settings.shift_range, settings.passes, settings.seed)
     with_pairs = min(source[0]["image"].size) >= pairs.needed_size
-    views: dict[str, Views] = {"center": Center(size)} | ({"shift": pairs} if with_pairs else {})
+    views: dict[str, Views] = {"center": Center(size)}
+    if with_pairs:
+        views["shift"] = pairs
     seen = look_as_they_are(
         subject, source, views, crop=pairs.needed_size if with_pairs else size, title=title
     )

@@ -25,8 +25,7 @@ class Diagonal(Measure):
     )
 
     def settings(self, subject: Subject) -> Result:
-        views = self.views(subject)
-        return {"offsets": views.offsets, "images": list(subject.options["images"])}
+        return {**super().settings(subject), "images": list(subject.options["images"])}
 
     def check(self, subject: Subject) -> None:
         if subject.output is None:
