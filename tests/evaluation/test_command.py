@@ -1,4 +1,4 @@
-"""eval.py: one net or several; what is done is kept, what fails keeps no other net from its turn."""
+"""eval.py: one net or several; what is done is kept, what fails keeps no other from its turn."""
 
 import json
 import subprocess
@@ -121,7 +121,7 @@ def test_mistakes_show_before_any_net_is_located(tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "make_source", lambda data, split: Noise())
     with pytest.raises(InputError, match="no image 22: the data has images"):
         in_turn(tmp_path, "vgg11", diagonal=True, images=(22,))
-    with pytest.raises(InputError, match="no folder .*c; it has to hold <corruption>"):
+    with pytest.raises(InputError, match=r"no folder .*c; it has to hold <corruption>"):
         in_turn(tmp_path, "vgg11", corruptions=tmp_path / "c")
     with pytest.raises(InputError, match=r"unknown placeholder \{name\} .*did you mean \{model\}"):
         in_turn(tmp_path, "vgg11", weights="x/{name}")
@@ -187,7 +187,7 @@ def test_a_net_in_turn_that_is_stopped_says_what_is_kept(tmp_path, weights, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(turns, "evaluate_config", stop)
-    with pytest.raises(KeyboardInterrupt, match="kept in .*; the same command continues"):
+    with pytest.raises(KeyboardInterrupt, match=r"kept in .*; the same command continues"):
         in_turn(tmp_path, "vgg11")
 
 
