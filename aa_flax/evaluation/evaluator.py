@@ -62,8 +62,6 @@ def check(plan: Plan) -> None:
             a results file that cannot be written.
     """
     subject = plan.subject
-    if is_main_process() and subject.output is not None:
-        check_writable(subject.output)
     check_data(subject, plan.measures)
     rows = subject.settings.batch_size // jax.process_count()
     classes = subject.predictor.num_classes(subject.settings.crop_size, rows)
@@ -84,6 +82,8 @@ def check(plan: Plan) -> None:
 
 def check_data(subject: Subject, measures: Sequence[Measure]) -> None:
     """The part of `check` that needs no net."""
+    if is_main_process() and subject.output is not None:
+        check_writable(subject.output)
     for measure in measures:
         views = measure.views(subject)
         if views is not None:
@@ -145,10 +145,10 @@ def _look(subject: Subject, views: Mapping[str, Any]) -> dict[str, Observations]
 
 def _stored(measure: Measure, seen: Observations | None, subject: Subject) -> Results:
     """A measure's figures with its settings, as they stand in the results."""
-    result: Result = {**measure.result(seen, subject), **measure.settings(subject)}
+    result: Result = _plain({**measure.result(seen, subject), **measure.settings(subject)})
     check_numbers(measure, result)
     try:
-        return measure.stored(as_json(_plain(result)))
+        return measure.stored(as_json(result))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"the measure {measure.name} gave what is nothing for a JSON file: {error}"

@@ -105,14 +105,14 @@ def same_weights(one: Any, other: Any) -> bool:
     """Whether two descriptions are of the same weights: by their hash, or else by their file."""
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return one == other
-    return _without_place(one) == _without_place(other)
+    if "sha256" in one and "sha256" in other:
+        return one["sha256"] == other["sha256"]
+    keys = ("kind", "model", "options", "training", "epoch", "step")
+    return _place(one) == _place(other) and all(one.get(key) == other.get(key) for key in keys)
 
 
-def _without_place(weights: Mapping[str, Any]) -> dict[str, Any]:
-    rest = {key: value for key, value in weights.items() if key != "file"}
-    if "sha256" not in weights and "file" in weights:
-        rest["file"] = os.path.abspath(Path(weights["file"]).expanduser())
-    return rest
+def _place(weights: Mapping[str, Any]) -> str:
+    return os.path.abspath(Path(weights.get("file", "")).expanduser())
 
 
 def has_measured(

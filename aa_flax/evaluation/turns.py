@@ -9,6 +9,7 @@ from string import Formatter
 from typing import Any
 
 import jax
+from flax import nnx
 
 from aa_flax.config import Config
 from aa_flax.data.sources import Source, make_source
@@ -28,8 +29,6 @@ from aa_flax.evaluation.run import (
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import list_models, released_weights
 from aa_flax.sharding import is_main_process
-from aa_flax.weights.convert import num_classes_of
-from aa_flax.weights.files import named_weights
 from aa_flax.weights.locate import Weights, describe, locate
 
 FOLDER = Path("runs/evaluation")  # of nets that have no folder of their own
@@ -159,10 +158,10 @@ def _load_and_evaluate(
 
 def header(model: Classifier, config: Config, source: Source, weights: Mapping[str, Any]) -> str:
     """One line that says what is evaluated, on what."""
-    count = sum(variable.get_value().size for variable in named_weights(model).values())
+    count = sum(array.size for array in jax.tree.leaves(nnx.state(model, nnx.Param)))
     devices = jax.devices()
     return (
-        f"{model.name}, {count:,} weights, {num_classes_of(model)} classes, {config.dtype} on "
+        f"{model.name}, {count:,} parameters, {config.dtype} on "
         f"{len(devices)} x {devices[0].device_kind}; {len(source)} images of {source.num_classes} "
         f"classes ({config.data.name}); weights: {describe(weights)}"
     )

@@ -164,7 +164,7 @@ def test_one_line_says_what_is_evaluated(tmp_path, weights, capsys):
     config.model = "vgg11"
     one(config, str(tmp_path / "r.json"))
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("vgg11, 1,806 weights, 6 classes, float32 on 2 x cpu; 22 images of 6 ")
+    assert first.startswith("vgg11, 1,806 parameters, float32 on 2 x cpu; 22 images of 6 classes (")
     assert "weights: " in first
 
 
