@@ -80,6 +80,7 @@ def evaluate(
         seed=seed,
         num_workers=num_workers,
     )
+    _check_source(source)
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
     values = option_values(options)
     wanted = chosen_measures(measures, values)
@@ -96,3 +97,17 @@ def evaluate(
     plan, _ = placed(Plan(subject, wanted, facts))
     check(plan)
     return run(plan)
+
+
+def _check_source(source: Any) -> None:
+    missing = [
+        name
+        for name in ("__len__", "__getitem__", "num_classes", "class_names", "name")
+        if not hasattr(source, name)
+    ]
+    if missing or not len(source):
+        what = f"lacks {', '.join(missing)}" if missing else "is empty"
+        raise InputError(
+            f"{type(source).__name__} is no source of images: it {what}; give make_source(...), or "
+            "see aa_flax.data.sources.Source"
+        )

@@ -180,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load_plugins(["", *(sys.argv[1:] if arguments is None else arguments)])
         rows, left_out = gather(args.results)
         print(table(rows))
-        print(conditions(rows))
+        if common := conditions(rows):
+            print(f"all rows: {common}")
         for line in left_out:
             print(f"left out: {line}")
         written = write_report(rows, local_path(args.output, "--output"), left_out)

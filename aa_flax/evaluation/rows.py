@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.evaluation.files import Results, read_results
+from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.row import Row
 from aa_flax.models.registry import list_models
 
 # Files of a run's folder that are no results.
 _OTHER_FILES = ("config.json", "versions.json")
+# Mappings in the results that are no measure's.
+_NO_MEASURES = ("weights", "data", "config", "options")
 # Facts of an evaluation; nets that differ in one of them are not comparable.
 CONDITIONS = ("data", "path", "images", "crop", "shift_range")
 _MEASURED_BY = (*CONDITIONS, "image_size", "resize_size", "passes", "images_per_draw", "dtype")
@@ -87,7 +90,11 @@ def _opened(file: Path, left_out: list[str]) -> Results:
     if not {"model", "num_images"} <= results.keys():
         raise InputError(f"{file} holds no results of eval.py")
     for name, found in list(results.items()):
-        if isinstance(found, dict) and "file" in found and name != "weights":
+        if not isinstance(found, dict) or name in _NO_MEASURES:
+            continue
+        if name not in MEASURES:
+            left_out.append(f"{file}: {name}, which is no measure known here; give its --plugin")
+        elif "file" in found:
             arrays = file.parent / found["file"]
             if arrays.is_file():
                 results[name] = found | {"file": str(arrays)}

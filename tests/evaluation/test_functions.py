@@ -116,3 +116,8 @@ def test_settings_that_make_no_sense_are_refused():
         evaluate(Flat(), Noise(), **SETTINGS | {"shift_range": 0})
     with pytest.raises(InputError, match="no measures are given; known: accuracy"):
         evaluate(Flat(), Noise(), (), **SETTINGS)
+
+
+def test_what_is_no_source_is_named():
+    with pytest.raises(InputError, match="list is no source of images: it lacks num_classes, cl"):
+        evaluate(Flat(), [], **SETTINGS)  # pyright: ignore[reportArgumentType]
