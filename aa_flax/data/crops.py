@@ -3,7 +3,7 @@
 from math import exp, log, sqrt
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from aa_flax.errors import InputError
@@ -81,6 +81,27 @@ def center_box(width: int, height: int, size: int) -> Box:
         round((n - size) / 2) if n >= size else -((size - n) // 2) for n in (width, height)
     )
     return left, top, left + size, top + size
+
+
+def center_within(
+    size: tuple[int, int], resize_size: int, outer: int, inner: int
+) -> Int[np.ndarray, "2"]:
+    """Where in the centre crop of `outer` pixels that of `inner` lies: (top, left).
+
+    They are cut from the resized image, each at its own rounded offset, so this depends on the
+    image: half of the difference, or a pixel beside it.
+
+    Args:
+        size: width and height of the image before it is resized.
+    """
+    short, long = sorted(size)
+    if resize_size not in (0, short):
+        longer = int(resize_size * long / short)
+        size = (resize_size, longer) if size[0] == short else (longer, resize_size)
+    (left, top, *_), (inner_left, inner_top, *_) = (
+        center_box(*size, crop) for crop in (outer, inner)
+    )
+    return np.array([inner_top - top, inner_left - left], np.int32)
 
 
 def random_resized_crop(

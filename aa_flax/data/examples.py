@@ -8,7 +8,7 @@ from PIL import Image
 
 from aa_flax.config import Config
 from aa_flax.data.classes import check_labels
-from aa_flax.data.crops import center_image, random_resized_crop
+from aa_flax.data.crops import center_image, center_within, random_resized_crop
 from aa_flax.data.images import ImageError
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
@@ -42,7 +42,10 @@ def training_example(
 
 
 def evaluation_example(source: Source, data: Config, crop: int, index: int) -> dict[str, Any]:
-    """The centre of an image; `mask` is false beyond the last one, and for a skipped one."""
+    """The centre of an image; `mask` is false beyond the last one, and for a skipped one.
+
+    `center` is where in it the centre crop of `data.crop_size` pixels lies: (top, left).
+    """
     mask, skipped = index < len(source), -1
     index = min(index, len(source) - 1)
     try:
@@ -54,6 +57,7 @@ def evaluation_example(source: Source, data: Config, crop: int, index: int) -> d
         image, label, mask = Image.new("RGB", (crop, crop)), 0, False
     return {
         "image": center_image(image, data.resize_size, crop),
+        "center": center_within(image.size, data.resize_size, crop, data.crop_size),
         "label": np.int32(label),
         "index": index,
         "mask": mask,

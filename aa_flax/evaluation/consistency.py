@@ -5,7 +5,6 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Float
 
-from aa_flax.errors import InputError
 from aa_flax.evaluation.observe import Observations
 
 
@@ -38,11 +37,7 @@ def consistency(seen: Observations) -> Consistency:
     Raises:
         InputError: outputs that are not finite; such a net would count as perfectly consistent.
     """
-    if not np.isfinite(seen.log_probability).all():
-        raise InputError(
-            f"the net's output is not finite for {(~np.isfinite(seen.log_probability)).sum()} of "
-            f"{seen.rank.size} views; its weights are broken, or its training diverged"
-        )
+    seen.check_finite()
     agreed = agreement(seen)
     probability = seen.probability
     change = np.abs(probability[:, ::2] - probability[:, 1::2])

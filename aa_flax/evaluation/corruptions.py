@@ -5,13 +5,14 @@ Perturbations", ICLR 2019. The trees hold images that are cut to size already, s
 resized nor, at the published 224 pixels, cropped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from aa_flax.data.folder_index import class_folders
 from aa_flax.errors import InputError
 
 # AlexNet's top-1 error in percent on each corruption of ImageNet-C, mean over the five severities:
@@ -40,6 +41,7 @@ def corruption_folders(root: Path) -> dict[str, dict[str, Path]]:
     """Folders of classes by corruption and severity: `<corruption>/<severity>/<class>/*`.
 
     The corruptions may lie deeper, as in the published archives (`noise/gaussian_noise/1/...`).
+    A folder named 1 to 5 that holds no folders is a class, not a severity.
 
     Raises:
         InputError: no such folder, or none in it.
@@ -47,13 +49,76 @@ def corruption_folders(root: Path) -> dict[str, dict[str, Path]]:
     if not root.is_dir():
         raise InputError(f"no folder {root}; it has to hold <corruption>/<severity>/<class>/*.JPEG")
     found: dict[str, dict[str, Path]] = {}
-    for pattern in ("*/[1-5]", "*/*/[1-5]"):
-        for folder in sorted(root.glob(pattern)):
-            if folder.is_dir():
-                found.setdefault(folder.parent.name, {})[folder.name] = folder
+    for top in _folders(root):
+        severities = _severities(top)
+        deeper = [top] if severities else _folders(top)
+        for corruption in deeper:
+            if there := severities or _severities(corruption):
+                found.setdefault(corruption.name, {}).update(there)
     if not found:
         raise InputError(f"{root} holds no <corruption>/<severity>/<class>/*, severity 1 to 5")
     return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _severities(folder: Path) -> dict[str, Path]:
+    return {
+        path.name: path for path in _folders(folder) if path.name in SEVERITIES and _folders(path)
+    }
+
+
+def check_is_no_perturbations(root: Path, class_names: Sequence[str]) -> None:
+    """Raises an InputError for a tree like ImageNet-P: `<perturbation>/<class>/<clip>/<frame>`."""
+    if not root.is_dir():
+        return
+    for folder in _folders(root):
+        classes = _folders(folder)
+        clips = [clip for one in classes for clip in _folders(one)]
+        if (
+            classes
+            and clips
+            and {path.name for path in classes} <= set(class_names)
+            and not {path.name for path in clips} <= set(class_names)
+        ):
+            raise InputError(
+                f"{root} looks like ImageNet-P ({clips[0]} is no class); give it as --perturbations"
+            )
+
+
+def check_is_no_corruptions(root: Path, class_names: Sequence[str]) -> None:
+    """Raises an InputError for a tree like ImageNet-C, whose images would be taken for frames."""
+    try:
+        found = corruption_folders(root)
+    except InputError:
+        return
+    folders = [folder for severities in found.values() for folder in severities.values()]
+    if any(folder.name not in set(class_names) for folder in folders):
+        raise InputError(
+            f"{root} looks like ImageNet-C ({folders[0]} is a severity); give it as --corruptions"
+        )
+
+
+def check_same_classes(folder: Path, class_names: Sequence[str], class_order: str) -> None:
+    """Raises an InputError if the class folders cannot be those of the data.
+
+    Args:
+        class_order: `config.data.class_order`; with one, some classes may be left out.
+    """
+    found, known = class_folders(folder), set(class_names)
+    unknown = [name for name in found if name not in known]
+    if 0 < len(unknown) < len(found):
+        raise InputError(
+            f"{folder} has classes that the data does not have: {', '.join(unknown[:5])}; remove "
+            "or rename them"
+        )
+    if len(found) != len(class_names) and class_order in ("", "sorted"):
+        raise InputError(
+            f"{folder} has {len(found)} classes, the net {len(class_names)}; give "
+            "--config.data.class_order if some are left out"
+        )
 
 
 def corruption_summary(

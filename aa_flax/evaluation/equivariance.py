@@ -14,6 +14,7 @@ own. The distance is 1 - cos of the channel vectors, averaged over the positions
 by multiples of the stride are whole pixels of the map: there the distance is zero for every layer.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,10 +34,10 @@ from aa_flax.data.transforms import center_crop, normalise
 from aa_flax.errors import InputError
 from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.files import save_arrays
-from aa_flax.evaluation.observe import inference_state
+from aa_flax.evaluation.predict import predictor_of
 from aa_flax.models.classifier import Classifier
 from aa_flax.ops import circular_padding
-from aa_flax.sharding import put_batch, replicated
+from aa_flax.sharding import put_batch, replicate, replicated
 
 
 @dataclass(frozen=True)
@@ -86,52 +87,120 @@ def equivariance_maps(
     Raises:
         InputError: a crop size that is no multiple of the largest stride.
     """
-    graphdef, state = inference_state(model, mesh)
+    period = check_crop(model, crop_size)
+    strides = block_strides(model)
+    model.eval()
+    graphdef, state = nnx.split(model)
+    state = replicate(state, mesh)
     on_device = put_batch(batch, mesh)
     images, mask = center_crop(on_device["image"], crop_size), on_device["mask"]
     features = _features(graphdef, state, images)
     blocks = (*(name for name, _ in model.named_blocks()), "logits")
-    strides = tuple(_stride(feature, crop_size) for feature in features)
-    period = max(strides[:-1])
-    if crop_size % period:
-        raise InputError(
-            f"equivariance maps need a crop size that is a multiple of the net's stride, {period} "
-            f"pixels, got {crop_size}; give e.g. --config.data.crop_size="
-            f"{-(-crop_size // period) * period} (and an image_size of at least that)"
-        )
     maps = np.zeros((len(features), period, period))
     if progress is not None:
         progress.reset(period**2)
     for offset in np.ndindex(period, period):
-        distances = _distances(graphdef, state, images, features, mask, jnp.array(offset), mesh)
+        distances = _distances(
+            graphdef, state, images, features, mask, jnp.array(offset), strides, mesh
+        )
         maps[:, *offset] = np.asarray(distances)
         if progress is not None:
             progress.update()
     scale = np.asarray(_distances_between_images(features, mask, mesh), np.float64)
-    return EquivarianceMaps(blocks, strides, maps, scale)
+    if not (np.isfinite(maps).all() and np.isfinite(scale).all()):
+        raise InputError(
+            "the net's features are not finite; its weights are broken, or its training diverged"
+        )
+    return EquivarianceMaps(blocks, (*strides, crop_size), maps, scale)
+
+
+def check_crop(model: Classifier, crop_size: int) -> int:
+    """The period of a net's strides in pixels, of which the crop has to be a multiple.
+
+    Raises:
+        InputError: it is not; the message names the nearest crops that are.
+    """
+    period = math.lcm(*block_strides(model))
+    if crop_size % period == 0:
+        return period
+    below, above = crop_size // period * period, -(-crop_size // period) * period
+    sizes = [str(size) for size in (above, below) if size and _can_see(model, size)]
+    advice = f"give --config.data.crop_size={' or '.join(sizes)}" if sizes else "none is near"
+    raise InputError(
+        f"equivariance maps need a crop size that is a multiple of the net's stride, {period} "
+        f"pixels, got {crop_size}; {advice} (and a config.data.image_size of at least that)"
+    )
+
+
+def _can_see(model: Classifier, crop_size: int) -> bool:
+    try:
+        predictor_of(model).num_classes(crop_size)
+    except InputError:
+        return False
+    return True
+
+
+# Sizes of images, tried in turn until every stride divides.
+_SIZES = (256, 256 * 3, 256 * 5, 256 * 7, 256 * 15)
+
+
+def block_strides(model: Classifier) -> tuple[int, ...]:
+    """Pixels of the image in one of each block's map, exactly; nothing is computed.
+
+    Raises:
+        InputError: a block whose map has no stride: it is as large for images of any size.
+    """
+    graphdef, state = nnx.split(model)
+    for size in _SIZES:
+        maps, larger = (_map_sizes(graphdef, state, n) for n in (size, 2 * size))
+        if all(size % a == 0 and b == 2 * a for a, b in zip(maps, larger, strict=True)):
+            return tuple(size // n for n in maps)
+    name = getattr(model, "name", "") or type(model).__name__
+    raise InputError(
+        f"equivariance maps need blocks with a whole stride; those of {name} give maps of "
+        f"{_map_sizes(graphdef, state, _SIZES[0])} pixels for images of {_SIZES[0]}"
+    )
+
+
+def _map_sizes(graphdef: nnx.GraphDef, state: nnx.State, size: int) -> list[int]:
+    """The side of each block's map, without the logits, when all padding is circular."""
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    maps = jax.eval_shape(partial(_block_maps, graphdef), state, images)
+    return [x.shape[1] for x in maps]
 
 
 @partial(jax.jit, static_argnames="graphdef")
 def _features(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> list[Array]:
     """What every block gives, and the logits as a map of one pixel; all padding is circular."""
-    model: Any = nnx.merge(graphdef, state, copy=True)
     x = normalise(images)
-    features = []
+    model: Any = nnx.merge(graphdef, state, copy=True)
     with circular_padding():
         logits = model(x)[:, None, None]
-        for _, block in model.named_blocks():
-            x = block(x)
-            features.append(x)
+    features = _block_maps(graphdef, state, x)
     return [feature.astype(jnp.float32) for feature in (*features, logits)]
 
 
-@partial(jax.jit, static_argnames=("graphdef", "mesh"))
-def _distances(graphdef, state, images, features, mask, offset, mesh) -> Float[Array, " B"]:
+def _block_maps(graphdef: nnx.GraphDef, state: nnx.State, x: Array) -> list[Array]:
+    model: Any = nnx.merge(graphdef, state, copy=True)
+    features = []
+    with circular_padding():
+        for _, block in model.named_blocks():
+            x = block(x)
+            features.append(x)
+    return features
+
+
+@partial(jax.jit, static_argnames=("graphdef", "strides", "mesh"))
+def _distances(
+    graphdef, state, images, features, mask, offset, strides: tuple[int, ...], mesh
+) -> Float[Array, " B"]:
     """The distance of each block at one offset, mean over the images."""
     rolled = jnp.roll(images, offset, (1, 2))
     distances = []
-    for still, moved in zip(features, _features(graphdef, state, rolled), strict=True):
-        shifts = jnp.broadcast_to(offset / _stride(moved, images.shape[1]), (len(images), 2))
+    whole = (*strides, images.shape[1])  # the logits: one pixel
+    now = _features(graphdef, state, rolled)
+    for still, moved, stride in zip(features, now, whole, strict=True):
+        shifts = jnp.broadcast_to(offset / stride, (len(images), 2))
         distance = cosine_distance(shift_band_limited(still, shifts), moved)
         distances.append(jnp.mean(distance, where=mask))
     return lax.with_sharding_constraint(jnp.stack(distances), replicated(mesh))
@@ -160,8 +229,3 @@ def cosine_distance(x: Float[Array, "N h w C"], y: Float[Array, "N h w C"]) -> F
     cosine = (x * y).sum(-1) / jnp.where(zero.any(0), 1, lengths[0] * lengths[1])
     distance = jnp.where(zero.any(0), zero[0] != zero[1], 1 - cosine)
     return distance.mean((1, 2))
-
-
-def _stride(feature: Array, crop_size: int) -> int:
-    """Pixels of the image in one of the map."""
-    return round(crop_size / feature.shape[1])

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
@@ -22,10 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from aa_flax.data.loader import Batch, put_ahead
-from aa_flax.data.transforms import normalise
+from aa_flax.errors import InputError
+from aa_flax.evaluation.predict import Predictor, logits_of, normalised, predictor_of
 from aa_flax.evaluation.views import Views, check_size
-from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import is_main_process, put_batch, replicate
+from aa_flax.sharding import put_batch, replicate
+
+_PER_IMAGE = ("index", "label", "mask")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Observations:
         top: the five likeliest classes (all, of fewer), likeliest first.
         rank: how many classes are likelier than the true one; all, where the output is not finite.
         log_probability: of the true class. log_other: of the likeliest other class.
+        finite: whether all logits, and the log-probability, are.
     """
 
     index: Int[np.ndarray, " n"]
@@ -45,6 +47,7 @@ class Observations:
     rank: Int[np.ndarray, "n V"]
     log_probability: Float[np.ndarray, "n V"]
     log_other: Float[np.ndarray, "n V"]
+    finite: Bool[np.ndarray, "n V"]
 
     @property
     def predicted(self) -> Int[np.ndarray, "n V"]:
@@ -59,9 +62,17 @@ class Observations:
         """Of the true class."""
         return np.exp(self.log_probability)
 
+    def check_finite(self) -> None:
+        """Raises an InputError for outputs that are not finite: they prove nothing."""
+        if not self.finite.all():
+            raise InputError(
+                f"the net's output is not finite for {(~self.finite).sum()} of "
+                f"{self.finite.size} views; its weights are broken, or its training diverged"
+            )
+
 
 def observe(
-    model: Classifier,
+    predict: Any,
     batches: Iterable[Batch],
     views: Mapping[str, Views],
     *,
@@ -71,9 +82,10 @@ def observe(
     """Shows a net all views of every image; each image is read once.
 
     Args:
-        model: the net; its batch norms use their running statistics.
+        predict: a net (its batch norms use their running statistics), or a function; see
+            `predictor_of`.
         batches: of `evaluation_batches`; masked images do not count.
-        views: sets of views by name.
+        views: sets of views by name; equal ones are looked at once.
         progress: a bar, advanced by one each image.
 
     Returns:
@@ -82,75 +94,86 @@ def observe(
     Raises:
         InputError: images too small for a set of views.
     """
-    graphdef, state = inference_state(model, mesh)
-    found: dict[str, list] = {name: [] for name in views}
+    predictor = predictor_of(predict)
+    state = () if predictor.on_host else replicate(predictor.state, mesh)
+    distinct = list(dict.fromkeys(views.values()))
+    found: dict[Views, list] = {some: [] for some in distinct}
 
     def collect(said):
-        for name, calls in said.items():
-            found[name].append(_on_host(calls))
+        for some, calls in said.items():
+            found[some].append(_on_host(calls))
         if progress is not None and said:
             mask = found[next(iter(said))][-1]["mask"]
             progress.update(int(mask.sum()) * jax.process_count())
 
-    before: dict[str, Any] = {}
+    before: dict[Views, Any] = {}
     for batch, on_device in put_ahead(batches, partial(put_batch, mesh=mesh)):
-        for some in views.values():
+        for some in distinct:
             check_size(some, *batch["image"].shape[1:3])
-        images = on_device.pop("image")
-        look = partial(_look, graphdef, state, on_device, mesh=mesh)
+        images, placed = on_device["image"], _parts(on_device, "index", "center")
+        look = partial(_look_with, predictor, state, _parts(on_device, *_PER_IMAGE), mesh)
         now = {
-            name: [
-                look(seen=_show(images, on_device["index"], i, some, mesh))
-                for i in range(some.calls)
-            ]
-            for name, some in views.items()
+            some: [look(_show(images, placed, i, some, mesh)) for i in range(some.calls)]
+            for some in distinct
         }
         collect(before)  # waits for the batch before, while the devices work on this one
         before = now
     collect(before)
-    return {name: _joined(parts) for name, parts in found.items()}
+    joined = {some: _joined(parts) for some, parts in found.items()}
+    return {name: joined[some] for name, some in views.items()}
 
 
-def inference_state(model: Classifier, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
-    """The net in evaluation mode, split; its state is on every device of the mesh."""
-    model.eval()
-    graphdef, state = nnx.split(model)
-    return graphdef, replicate(state, mesh)
-
-
-def logits_of(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
-    """float32 logits `(N, classes)` of images `(N, H, W, 3)` in 0..255, for use under `jax.jit`.
-
-    With the graph definition as a static argument, a net compiles once, not once a call.
-    """
-    model: Any = nnx.merge(graphdef, state, copy=True)
-    return model(normalise(images)).astype(jnp.float32)
+def _parts(batch: Mapping[str, Array], *names: str) -> dict[str, Array]:
+    return {name: batch[name] for name in names if name in batch}
 
 
 @partial(jax.jit, static_argnames=("views", "mesh"))
-def _show(images: Array, index: Array, call: int, views: Views, mesh: Mesh) -> Array:
+def _show(images: Array, placed: dict[str, Array], call: int, views: Views, mesh: Mesh) -> Array:
     """The views of one call: apart from the net, so that it compiles once for all sets of views."""
 
     @partial(_on_each_device, mesh=mesh)
     def show(call, mine):
-        images, index = mine
-        return views(images, index, call).astype(jnp.float32)
+        images, placed = mine
+        return views(images, placed, call).astype(jnp.float32)
 
-    return show(jnp.asarray(call), (images, index))
+    return show(jnp.asarray(call), (images, placed))
 
 
-@partial(jax.jit, static_argnames=("graphdef", "mesh"))
-def _look(graphdef, state, batch, seen: Array, mesh: Mesh) -> dict[str, Array]:
+def _look_with(
+    predictor: Predictor, state: Any, batch: dict[str, Array], mesh: Mesh, seen: Array
+) -> dict[str, Array]:
     """What the net says of a call's views, in one forward pass."""
+    if not predictor.on_host:
+        return _look(predictor.function, state, batch, seen, mesh=mesh)
+    rows = _local(normalised(seen))
+    logits = np.stack([predictor.call_on_host(rows[:, i]) for i in range(rows.shape[1])], 1)
+    return _judge(put_batch(logits, mesh), batch, mesh=mesh)
+
+
+@partial(jax.jit, static_argnames=("function", "mesh"))
+def _look(function, state, batch, seen: Array, mesh: Mesh) -> dict[str, Array]:
+    """With the function as a static argument, a net compiles once, not once a call."""
 
     @partial(_on_each_device, mesh=mesh)
     def look(state, mine):
         batch, seen = mine
         images = seen.reshape(-1, *seen.shape[2:])
-        logits = logits_of(graphdef, state, images).reshape(*seen.shape[:2], -1)
+        logits = logits_of(function, state, images).reshape(*seen.shape[:2], -1)
         return _figures(logits, batch["label"][:, None, None]) | batch
 
     return look(state, (batch, seen))
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _judge(logits: Array, batch: dict[str, Array], mesh: Mesh) -> dict[str, Array]:
+    """The same of logits that were computed elsewhere."""
+
+    @partial(_on_each_device, mesh=mesh)
+    def judge(_, mine):
+        batch, logits = mine
+        return _figures(logits, batch["label"][:, None, None]) | batch
+
+    return judge((), (batch, logits))
 
 
 def _on_each_device(function: Callable, mesh: Mesh) -> Callable:
@@ -171,15 +194,14 @@ def _figures(logits: Float[Array, "N v C"], label: Int[Array, "N 1 1"]) -> dict[
     own = jnp.where(is_label, logits, -jnp.inf).max(-1, keepdims=True)
     likelier = (logits > own) | ((logits == own) & (jnp.arange(classes) < label))
     finite = jnp.isfinite(logits).all(-1)
+    log_own = jnp.where(is_label, log_p, 0).sum(-1)
     return {
         "top": lax.top_k(logits, min(5, classes))[1],
         "rank": jnp.where(finite, likelier.sum(-1), classes),
-        "log_probability": jnp.where(is_label, log_p, 0).sum(-1),
+        "log_probability": log_own,
         "log_other": jnp.where(is_label, -jnp.inf, log_p).max(-1),
+        "finite": finite & jnp.isfinite(log_own),
     }
-
-
-_PER_IMAGE = ("index", "label", "mask")
 
 
 def _on_host(calls: list[dict[str, Array]]) -> dict[str, np.ndarray]:
@@ -204,9 +226,3 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> Observations:
     kept = np.flatnonzero(joined.pop("mask"))
     order = kept[np.argsort(joined["index"][kept])]
     return Observations(**{name: array[order] for name, array in joined.items()})
-
-
-def progress(total: int | None, name: str, unit: str = "img") -> tqdm:
-    """A bar with images a second and the time left, on the first host and on a terminal alone."""
-    disable = None if is_main_process() else True  # None: off unless on a terminal
-    return tqdm(total=total, desc=name, unit=unit, leave=False, disable=disable)

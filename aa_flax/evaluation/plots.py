@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from aa_flax.errors import InputError
 from aa_flax.evaluation.equivariance import EquivarianceMaps
-from aa_flax.models.registry import parse_name
+from aa_flax.evaluation.row import Row
 
 
 def pyplot() -> Any:
@@ -106,26 +106,46 @@ def plot_equivariance(path: Path, nets: Mapping[str, EquivarianceMaps]) -> None:
     _save(figure, path)
 
 
-def plot_nets(
-    path: Path, points: Mapping[str, tuple[float, float]], x_label: str, y_label: str
-) -> None:
-    """A point a net, a colour a family of versions, an arrow from each baseline to the others."""
+class Point(NamedTuple):
+    """A net in a figure of two numbers; nets of one family share a colour.
+
+    Attributes:
+        filter_size: None: the family's baseline.
+    """
+
+    family: str
+    filter_size: int | None
+    x: float
+    y: float
+
+
+def points(rows: Sequence[Row], x: tuple[str, ...], y: tuple[str, ...]) -> list[Point]:
+    """The means of two numbers of each row that has both; see `Row.values`."""
+    found = [(row, row.point(x, y)) for row in rows]
+    return [
+        Point(f"{row.base} {row.label}".strip(), row.filter_size, *point)
+        for row, point in found
+        if point is not None
+    ]
+
+
+def plot_nets(path: Path, nets: Sequence[Point], x_label: str, y_label: str) -> None:
+    """A point a net, a colour a family, an arrow from each baseline to its antialiased nets."""
     plt = pyplot()
     figure, panel = plt.subplots(figsize=(8, 6))
-    bases = list(dict.fromkeys(parse_name(name)[0] for name in points))
-    palette = plt.get_cmap("tab10" if len(bases) <= 10 else "tab20")
-    colours = {base: palette(i % palette.N) for i, base in enumerate(bases)}
-    for name, (x, y) in points.items():
-        base, filter_size = parse_name(name)
-        colour = colours[base]
-        panel.plot(x, y, "o" if filter_size is None else "s", color=colour, markersize=6)
-        label = base if filter_size is None else str(filter_size)
-        panel.annotate(
-            label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, color=colour
-        )
-        if filter_size is not None and base in points:
+    families = list(dict.fromkeys(net.family for net in nets))
+    palette = plt.get_cmap("tab10" if len(families) <= 10 else "tab20")
+    colours = {family: palette(i % palette.N) for i, family in enumerate(families)}
+    baselines = {net.family: (net.x, net.y) for net in nets if net.filter_size is None}
+    for net in nets:
+        colour, plain = colours[net.family], net.filter_size is None
+        panel.plot(net.x, net.y, "o" if plain else "s", color=colour, markersize=6)
+        label = net.family if plain else str(net.filter_size)
+        place, style = {"xytext": (4, 4), "textcoords": "offset points"}, {"fontsize": 8}
+        panel.annotate(label, (net.x, net.y), color=colour, **place, **style)
+        if not plain and net.family in baselines:
             arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.35}
-            panel.annotate("", (x, y), xytext=points[base], arrowprops=arrow)
+            panel.annotate("", (net.x, net.y), xytext=baselines[net.family], arrowprops=arrow)
     panel.set_xlabel(x_label)
     panel.set_ylabel(y_label)
     panel.grid(alpha=0.3)

@@ -22,11 +22,16 @@ class Comparison(NamedTuple):
 
 
 def published_for(results: dict[str, Any]) -> PublishedResult | None:
-    """The published figures of the released weights that were evaluated; None: of any others."""
-    weights = Path(results["weights"].split(" (")[0]).name
-    stems = {Path(r.filename).stem: r for r in released_weights()}
-    released = stems.get(Path(weights).stem)
-    if released is None:
+    """The published figures of the released weights that were evaluated; None: of any others.
+
+    They are of crops of 224 pixels.
+    """
+    weights, crop = results.get("weights") or "", (results.get("data") or {}).get("crop_size", 224)
+    if isinstance(weights, str):  # as they once were described
+        weights = {"file": weights.split(" (")[0]}
+    stem = Path(weights.get("file", "")).stem
+    released = next((r for r in released_weights() if Path(r.filename).stem == stem), None)
+    if released is None or crop != 224:
         return None
     return next(
         (
@@ -60,7 +65,8 @@ def comparisons(results: dict[str, Any]) -> dict[str, Comparison]:
     share = results["top1"] / 100
     error = 100 * sqrt(share * (1 - share) / results["num_images"])
     found = {"accuracy": compare(results["top1"], published.accuracy, error)}
-    if "consistency" in results:
-        error = results["consistency_ci95"] / 1.96
-        found["consistency"] = compare(results["consistency"], published.consistency, error)
+    shift = results.get("shift", results)
+    if "consistency" in shift:
+        error = shift["consistency_ci95"] / 1.96
+        found["consistency"] = compare(shift["consistency"], published.consistency, error)
     return found

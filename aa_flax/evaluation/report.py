@@ -2,138 +2,98 @@
 
     python -m aa_flax.evaluation.report RESULTS... --output DIR
 
-RESULTS are results.json files of `eval.py`, or folders of them. Several results of one net, e.g. of
-several seeds, become one row: their mean ± standard deviation. DIR gets `report.md` and its
-figures: accuracy against consistency, with an arrow from each baseline to its antialiased nets; and
-what else was measured: accuracy against the time of a forward pass, and diagonals and equivariance
-maps of each baseline beside those of its antialiased nets.
+RESULTS are results files of `eval.py`, or folders of them. Several results of one net that differ
+in their seed alone become one row: their mean ± standard deviation. Whatever else differs, such as
+the crop or the number of epochs, makes a row of its own. DIR gets `report.md` and its figures:
+accuracy against consistency, with an arrow from each baseline to its antialiased nets; and what
+else was measured: accuracy against the time of a forward pass, and diagonals and equivariance maps
+of each baseline beside those of its antialiased nets.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-from aa_flax.evaluation import plots
-from aa_flax.evaluation.equivariance import EquivarianceMaps
+from aa_flax.evaluation.measure import Column, columns
+from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.published import comparisons
-from aa_flax.models.registry import base_names, parse_name
-
-# Column, and where its figure stands in the results.
-COLUMNS = {
-    "accuracy": ("top1",),
-    "consistency": ("consistency",),
-    "consistent and correct": ("consistent_and_correct",),
-    "shifted": ("top1_shifted",),
-    "worst case": ("worst_case", "top1_worst"),
-    "rolled": ("circular", "consistency"),
-    "sub-pixel": ("subpixel", "consistency"),
-    "jittered": ("jitter", "consistency"),
-    "mCE": ("corruptions", "mce"),
-    "ms": ("time", "milliseconds"),
-}
+from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.rows import CONDITIONS, conditions, gather
+from aa_flax.plugins import load_plugins
 
 
-@dataclass(frozen=True)
-class Row:
-    """All results of one net with one kind of weights, e.g. of several seeds."""
-
-    model: str
-    results: tuple[dict[str, Any], ...]
-
-    @property
-    def base(self) -> str:
-        return parse_name(self.model)[0]
-
-    def values(self, column: str) -> list[float]:
-        """Of each result that has the figure."""
-        found = []
-        for results in self.results:
-            value: Any = results
-            for key in COLUMNS[column]:
-                value = value.get(key) if isinstance(value, dict) else None
-            if value is not None:
-                found.append(float(value))
-        return found
-
-    def point(self, x: str = "accuracy", y: str = "consistency") -> tuple[float, float] | None:
-        """The means of two columns, if both were measured."""
-        first, second = self.values(x), self.values(y)
-        return (float(np.mean(first)), float(np.mean(second))) if first and second else None
-
-
-def read_rows(paths: Iterable[Path]) -> list[Row]:
-    """Reads results and gathers them by net, in the order of the registry.
-
-    Raises:
-        InputError: a path without results.
-    """
-    found: dict[str, list] = {}
-    for path in paths:
-        for file in _result_files(path):
-            results = json.loads(file.read_text())
-            if not isinstance(results, dict) or not {"model", "top1"} <= results.keys():
-                raise InputError(f"{file} holds no results of eval.py")
-            results["folder"] = str(file.parent)
-            found.setdefault(results["model"], []).append(results)
-    order = base_names()
-    models = sorted(found, key=lambda name: (order.index(parse_name(name)[0]), name))
-    return [Row(model, tuple(found[model])) for model in models]
-
-
-def _result_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    files = sorted(path.glob("*.json"))
-    files = [file for file in files if file.name == "results.json"] or files
-    if not files:
-        raise InputError(f"no results in {path}: give files of eval.py, or folders that hold them")
-    return files
+def read_rows(paths: Iterable[str | Path]) -> list[Row]:
+    """The rows of the results in files and folders, see `gather`."""
+    return gather(paths).rows
 
 
 def pareto_front(rows: Sequence[Row]) -> set[str]:
-    """Nets that no other is better than in accuracy or consistency without being worse in one."""
+    """Titles of rows that none is better than in one of the judged columns without being worse in
+    another: of those with the same images, crops and shifts.
+    """
     points = _points(rows)
     return {
-        name for name, point in points.items() if not any(_beats(p, point) for p in points.values())
+        row.title
+        for row in rows
+        if row.title in points
+        and not any(
+            _beats(points[other.title], points[row.title])
+            for other in rows
+            if other.title in points and _are_comparable(row, other)
+        )
     }
 
 
 def dominated_variants(rows: Sequence[Row]) -> set[str]:
-    """Nets that another version of the same net (another filter, or none) beats so."""
+    """Titles of rows that another version of the same net (another filter, or none) beats so."""
     points = _points(rows)
     return {
-        name
-        for name, point in points.items()
-        for other, better in points.items()
-        if parse_name(name)[0] == parse_name(other)[0] and _beats(better, point)
+        row.title
+        for row in rows
+        for other in rows
+        if row.title in points
+        and other.title in points
+        and row.base == other.base
+        and _are_comparable(row, other)
+        and _beats(points[other.title], points[row.title])
     }
 
 
-def _points(rows: Sequence[Row], *columns: str) -> dict[str, tuple[float, float]]:
-    return {row.model: point for row in rows if (point := row.point(*columns))}
+def _points(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
+    judged = [path for column, path in columns() if column.judged]
+    return {row.title: point for row in rows if (point := row.point(*judged))}
 
 
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+def _are_comparable(row: Row, other: Row) -> bool:
+    return all(row.facts.get(name) == other.facts.get(name) for name in CONDITIONS)
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown; bold: on the Pareto front; italic: beaten by another version of the same net."""
-    columns = [name for name in COLUMNS if any(row.values(name) for row in rows)]
+    shown = _shown(rows)
     front, dominated = pareto_front(rows), dominated_variants(rows)
-    lines = [f"| net | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    titles = [column.title for column, _ in shown]
+    lines = [f"| net | {' | '.join(titles)} |", "|---" * (len(shown) + 1) + "|"]
     for row in rows:
-        mark = "**" if row.model in front else "*" if row.model in dominated else ""
-        cells = [_cell(row.values(column)) for column in columns]
-        lines.append(f"| {mark}{row.model}{mark} | {' | '.join(cells)} |")
+        mark = "**" if row.title in front else "*" if row.title in dominated else ""
+        name = f"{mark}{row.model}{mark}" + (f" ({row.label})" if row.label else "")
+        cells = [_cell(row.values(path)) for _, path in shown]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _shown(rows: Sequence[Row]) -> list[tuple[Column, tuple[str, ...]]]:
+    """The columns that have a number."""
+    return [(column, path) for column, path in columns() if any(row.values(path) for row in rows)]
 
 
 def _cell(values: list[float]) -> str:
@@ -151,7 +111,7 @@ def published_table(rows: Sequence[Row]) -> str:
         for results in row.results:
             for name, c in comparisons(results).items():
                 lines.append(
-                    f"| {row.model} | {name} | {c.measured:.2f} | {c.published:.2f} "
+                    f"| {row.title} | {name} | {c.measured:.2f} | {c.published:.2f} "
                     f"| {c.difference:+.2f} | {c.p_value:.2f} |"
                 )
     if not lines:
@@ -160,21 +120,40 @@ def published_table(rows: Sequence[Row]) -> str:
     return "\n".join(head + lines)
 
 
-def write_report(rows: Sequence[Row], output: Path) -> Path:
+def write_report(rows: Sequence[Row], output: Path, left_out: Sequence[str] = ()) -> Path:
     """Writes `report.md` and its figures into a folder.
+
+    Args:
+        left_out: what was found and is not in the rows, a line each.
 
     Returns:
         The path of `report.md`.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        figures = [path for m in MEASURES.values() for path in m.figures(output, rows)]
+        report = output / "report.md"
+        report.write_text("\n\n".join(_parts(rows, figures, left_out)) + "\n")
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {output}: {error.strerror}") from error
+    return report
+
+
+def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]) -> list[str]:
+    judged = " or ".join(column.title for column, _ in columns() if column.judged)
+    notes = [f"`{column.title}`: {column.note}." for column, _ in _shown(rows) if column.note]
     parts = [
         "# Report",
-        "Percentages; several results of a net are given as mean ± standard deviation. **Bold**: "
-        "no net of the table is better in accuracy or consistency without being worse in the "
-        "other; *italic*: another version of the same net is. `ms`: milliseconds of a forward pass "
-        f"of {_batch_sizes(rows)} images.",
+        "Percentages; results that differ in their seed alone are given as mean ± standard "
+        f"deviation. **Bold**: no net of the table is better in {judged} without being worse in "
+        f"the other; *italic*: another version of the same net is. {' '.join(notes)}".strip(),
         table(rows),
     ]
+    if common := conditions(rows):
+        parts.insert(2, f"Of all rows: {common}.")
     if published := published_table(rows):
         parts += [
             "## Beside what was published",
@@ -182,62 +161,31 @@ def write_report(rows: Sequence[Row], output: Path) -> Path:
             "figures are of the same images, so differences of a faithful port are smaller.)",
             published,
         ]
-    parts += [f"![{path.stem}]({path.name})" for path in _figures(rows, output)]
-    report = output / "report.md"
-    report.write_text("\n\n".join(parts) + "\n")
-    return report
-
-
-def _batch_sizes(rows: Sequence[Row]) -> str:
-    sizes = {r["time"]["batch_size"] for row in rows for r in row.results if "time" in r}
-    return " or ".join(str(size) for size in sorted(sizes)) or "48"
-
-
-def _figures(rows: Sequence[Row], output: Path) -> list[Path]:
-    figures = []
-    if points := _points(rows):
-        figures.append(output / "accuracy_consistency.png")
-        plots.plot_nets(figures[-1], points, "accuracy (%)", "consistency (%)")
-    if times := _points(rows, "ms", "accuracy"):
-        figures.append(output / "time_accuracy.png")
-        plots.plot_nets(figures[-1], times, "forward pass (ms)", "accuracy (%)")
-    for base, nets in _with(rows, "diagonal").items():
-        figures.append(output / f"diagonal_{base}.png")
-        curves = {}
-        for name, results in nets.items():
-            with np.load(_file_of(results, "diagonal")) as arrays:
-                curves[name] = arrays["diag_probs"]
-        plots.plot_diagonal(figures[-1], curves, next(iter(nets.values()))["diagonal"]["images"])
-    for base, nets in _with(rows, "equivariance").items():
-        figures.append(output / f"equivariance_{base}.png")
-        maps = {n: EquivarianceMaps.load(_file_of(r, "equivariance")) for n, r in nets.items()}
-        plots.plot_equivariance(figures[-1], maps)
-    return figures
-
-
-def _with(rows: Sequence[Row], measure: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Each net's first results that have a measure, by base net and by net."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        if results := next((r for r in row.results if measure in r), None):
-            found.setdefault(row.base, {})[row.model] = results
-    return found
-
-
-def _file_of(results: dict[str, Any], measure: str) -> Path:
-    return Path(results["folder"]) / results[measure]["file"]
+    parts += [f"![{path.stem}]({path.name})" for path in figures]
+    if left_out:
+        parts += ["## Left out", "\n".join(f"- {line}" for line in left_out)]
+    return parts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the top of this file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", nargs="+", type=Path, help="results.json files, or folders")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the report")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("--output", required=True, help="folder of the report")
+    parser.add_argument("--plugin", help="files or modules with measures of your own")
     args = parser.parse_args(arguments)
     try:
-        rows = read_rows(args.results)
+        load_plugins(["", *(sys.argv[1:] if arguments is None else arguments)])
+        rows, left_out = gather(args.results)
         print(table(rows))
-        print(f"written to {write_report(rows, args.output)}")
+        if common := conditions(rows):
+            print(f"all rows: {common}")
+        for line in left_out:
+            print(f"left out: {line}")
+        written = write_report(rows, local_path(args.output, "--output"), left_out)
+        print(f"written to {written}")
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -1,16 +1,13 @@
 """How long a forward pass takes."""
 
 import time
-from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from aa_flax.evaluation.observe import logits_of
-from aa_flax.models.classifier import Classifier
+from aa_flax.evaluation.predict import predictor_of
 
 
 class ForwardTime(TypedDict):
@@ -24,20 +21,21 @@ class ForwardTime(TypedDict):
 
 
 def time_forward(
-    model: Classifier, crop_size: int, *, batch_size: int = 48, repeats: int = 20
+    predict: Any, crop_size: int, *, batch_size: int = 48, repeats: int = 20
 ) -> ForwardTime:
     """Times a net on uint8 images that are on the device already, after two passes to warm up.
 
     The original's run times are of 48 images of 224x224.
+
+    Args:
+        predict: a net or a function, see `predictor_of`.
     """
-    model.eval()
-    graphdef, state = nnx.split(model)
-    forward = jax.jit(partial(logits_of, graphdef))
+    predictor = predictor_of(predict, crop_size=crop_size)
     images = jnp.zeros((batch_size, crop_size, crop_size, 3), jnp.uint8)
     seconds = []
     for _ in range(2 + repeats):
         began = time.perf_counter()
-        jax.block_until_ready(forward(state, images))
+        jax.block_until_ready(predictor.logits(images))
         seconds.append(time.perf_counter() - began)
     return {
         "milliseconds": 1000 * float(np.median(seconds[2:])),

@@ -5,6 +5,7 @@ random in it follows from its seed and the image's place in the data alone, so n
 size nor the order of images nor the number of devices changes what is seen.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -35,12 +36,20 @@ class Views(Protocol):
         """Pixels an image must have on each axis."""
         ...
 
-    def __call__(self, images: Images, index: Int[Array, " N"], call: Int[Array, ""]) -> Seen: ...
+    def __call__(self, images: Images, batch: Mapping[str, Array], call: Int[Array, ""]) -> Seen:
+        """The views `(N, v, h, w, 3)` of one call, traced by JAX.
+
+        Args:
+            images: the centre of `image_size` pixels of each image, or `needed_size` of them.
+            batch: `index` int `(N,)`, each image's place in the data; `center` int `(N, 2)`,
+                where in `images` its centre crop lies.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Center:
-    """The centre crop, one view."""
+    """The centre crop of the resized image, one view."""
 
     crop_size: int
     calls = 1
@@ -49,8 +58,10 @@ class Center:
     def needed_size(self) -> int:
         return self.crop_size
 
-    def __call__(self, images, index, call):
-        return center_crop(images, self.crop_size)[:, None]
+    def __call__(self, images, batch, call):
+        if "center" not in batch or images.shape[1:3] == (self.crop_size, self.crop_size):
+            return center_crop(images, self.crop_size)[:, None]
+        return crop_at(images, batch["center"], self.crop_size)[:, None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Crops:
     def needed_size(self) -> int:
         return self.crop_size + max(max(offset) for offset in self.offsets)
 
-    def __call__(self, images, index, call):
+    def __call__(self, images, batch, call):
         offset = jnp.asarray(self.offsets)[call]
         offsets = jnp.broadcast_to(offset, (len(images), 2))
         return crop_at(images, offsets, self.crop_size)[:, None]
@@ -110,8 +121,8 @@ class ShiftedPairs:
     def needed_size(self) -> int:
         return self.crop_size + self.shift_range - 1
 
-    def __call__(self, images, index, call):
-        draw = index // self.images_per_draw
+    def __call__(self, images, batch, call):
+        draw = batch["index"] // self.images_per_draw
         offsets = random_offsets(self.seed, draw, self.passes, self.shift_range)
         pair = jnp.take(offsets, call, axis=1)
         return jnp.stack([crop_at(images, pair[:, i], self.crop_size) for i in (0, 1)], 1)
@@ -138,9 +149,9 @@ class RolledPairs:
     def needed_size(self) -> int:
         return self.crop_size
 
-    def __call__(self, images, index, call):
+    def __call__(self, images, batch, call):
         crops = center_crop(images, self.crop_size)
-        offsets = random_offsets(self.seed, index, self.passes, 2 * self.shift_range)
+        offsets = random_offsets(self.seed, batch["index"], self.passes, 2 * self.shift_range)
         pair = jnp.take(offsets, call, axis=1) - self.shift_range
         roll = jax.vmap(lambda image, shift: jnp.roll(image, shift, (0, 1)))
         return jnp.stack([roll(crops, pair[:, i]) for i in (0, 1)], 1)
@@ -166,8 +177,8 @@ class SubpixelPairs:
     def needed_size(self) -> int:
         return self.crop_size
 
-    def __call__(self, images, index, call):
-        fractions = random_uniform(self.seed, index, (self.passes, 2, 2))
+    def __call__(self, images, batch, call):
+        fractions = random_uniform(self.seed, batch["index"], (self.passes, 2, 2))
         pair = jnp.take(fractions, call, axis=1)
         values = images.astype(jnp.float32)
         moved = [shift_band_limited(values, pair[:, i]) for i in (0, 1)]
@@ -202,8 +213,8 @@ class JitteredPairs:
         side = self.crop_size * (1 + self.scale * (2 * u[..., 2] - 1))
         return jnp.stack([u[..., 0] * (height - side), u[..., 1] * (width - side), side], -1)
 
-    def __call__(self, images, index, call):
-        squares = jnp.take(self.squares(index, *images.shape[1:3]), call, axis=1)
+    def __call__(self, images, batch, call):
+        squares = jnp.take(self.squares(batch["index"], *images.shape[1:3]), call, axis=1)
         resize = jax.vmap(partial(_resized_square, size=self.crop_size))
         values = images.astype(jnp.float32)
         return jnp.stack([resize(values, squares[:, i]) for i in (0, 1)], 1)

@@ -18,7 +18,7 @@ from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
 from aa_flax.data.sources import Source, make_source
 from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluate import accuracy_on, evaluate
+from aa_flax.evaluation.run import accuracy_on, evaluate_config
 from aa_flax.evaluation.summary import summary
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicate
@@ -47,6 +47,7 @@ from aa_flax.training.torch_resume import TorchRun, read_torch_run
 from aa_flax.training.workdir import check_writable, claim_workdir, has_checkpoint, locked
 from aa_flax.weights.files import save_weights
 from aa_flax.weights.fit import num_classes_of
+from aa_flax.weights.locate import locate
 
 _REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 
@@ -106,11 +107,17 @@ def train(
         checkpoints.wait()
         best = checkpoints.find(None)
         checkpoints.restore_model(best.step, model)
-    weights = f"{workdir} (epoch {best.epoch}, the best)"
     if is_main_process():
-        facts = {"source": weights, "top1": f"{best.top1}"}
+        facts = {"source": f"{workdir} (epoch {best.epoch}, the best)", "top1": f"{best.top1}"}
         save_weights(model, workdir / "weights.safetensors", **facts)
-    return evaluate(model, config, weights=weights, shift=True, output=workdir / "results.json")
+    return evaluate_config(
+        model,
+        config,
+        weights=locate(workdir, model=model.name).description(),
+        output=workdir / "results.json",
+        measures=("shift",),
+        replace=True,
+    )
 
 
 def _check_same_run(

@@ -1,4 +1,4 @@
-"""eval.py over several nets: what is done is kept, what fails keeps no other net from its turn."""
+"""eval.py: one net or several; what is done is kept, what fails keeps no other from its turn."""
 
 import json
 import subprocess
@@ -7,43 +7,204 @@ from pathlib import Path
 
 import pytest
 
-from aa_flax import create_model, save_weights
-from configs import digits_resnet18_lpf4
+from aa_flax import InputError, create_model, list_models, save_weights
+from aa_flax.evaluation import run as running
+from aa_flax.evaluation import turns
+from configs import digits_resnet18_lpf4, imagenet
+from tests.evaluation.tiny import Flat, Noise, noise_config
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "eval.py", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "eval.py", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def write_done(folder: Path, name: str, weights: str, **figures: float) -> Path:
-    config = digits_resnet18_lpf4.get_config()
-    config.model = name
-    config = json.loads(config.to_json())
-    done = {"model": name, "weights": weights, "config": config, "top1": 1.0, **figures}
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(done))
-    return path
+class Weights:
+    """Weights that a test makes up: of any net, `Flat` when they are loaded."""
+
+    def __init__(self, name: str, **facts):
+        self.name = name
+        self.facts = {"kind": "file", "file": f"{name}.safetensors", "sha256": name} | facts
+        self.loaded = 0
+
+    def description(self):
+        return dict(self.facts)
+
+    def load_model(self, **_):
+        self.loaded += 1
+        model = Flat()
+        model.name = self.name
+        return model
 
 
-def test_a_net_that_is_done_is_kept_and_one_without_weights_is_left_out(tmp_path):
-    weights = tmp_path / "alexnet.safetensors"
-    save_weights(create_model("resnet18", num_classes=10), tmp_path / "resnet18.safetensors")
-    done = write_done(tmp_path, "resnet18", str(tmp_path / "resnet18.safetensors"), consistency=2.0)
-    before = done.read_text()
-    ran = run(
-        "--models=alexnet,resnet18",
-        f"--weights={tmp_path / '{model}.safetensors'}",
-        f"--output={tmp_path}",
-        "--shift",
+@pytest.fixture
+def weights(monkeypatch):
+    """All that were located, by net; of `alexnet` there are none."""
+    there: dict[str, Weights] = {}
+
+    def locate(source, *, model):
+        if model == "alexnet":
+            raise InputError(f"no weights for {model} in {source}")
+        return there.setdefault(model, Weights(model))
+
+    monkeypatch.setattr(turns, "locate", locate)
+    monkeypatch.setattr(turns, "make_source", lambda data, split: Noise())
+    return there
+
+
+def in_turn(folder, *names, config=None, weights="somewhere/{model}", **options):
+    turns.evaluate_in_turn(
+        config or noise_config(),
+        names,
+        weights=weights,
+        output=str(folder),
+        options=options,
     )
-    assert f"alexnet is left out: no file {weights}" in ran.stdout
-    assert f"{done} is there already" in ran.stdout
-    assert done.read_text() == before
-    assert ran.returncode == 1
-    assert ran.stderr.strip() == "error: 1 nets could not be evaluated: alexnet"
+
+
+def one(config=None, output=None, weights="somewhere", **options):
+    config = config or noise_config()
+    return turns.evaluate_one(config, weights=weights, output=output, options=options)
+
+
+def test_a_net_that_is_done_is_not_loaded_and_one_that_fails_stops_no_other(
+    tmp_path, weights, capsys
+):
+    names = ("vgg11", "alexnet", "resnet18")
+    with pytest.raises(InputError, match=r"^1 nets could not be evaluated: alexnet$"):
+        in_turn(tmp_path, *names, shift=True)
+    assert "alexnet is left out: no weights for alexnet" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"vgg11.json", "resnet18.json"}
+    assert json.loads(before["vgg11.json"])["model"] == "vgg11"
+    in_turn(tmp_path, "vgg11", "resnet18", shift=True)
+    assert f"{tmp_path / 'vgg11.json'} is there already" in capsys.readouterr().out
+    assert [weights[name].loaded for name in ("vgg11", "resnet18")] == [1, 1]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_asked_for_otherwise_is_measured(tmp_path, weights, capsys):
+    asked = [
+        {"shift": True},
+        {"shift": True, "per_batch": True},
+        {"predictions": tmp_path / "p.npz"},
+        {"predictions": tmp_path / "q.npz"},
+    ]
+    for options in asked:
+        in_turn(tmp_path, "vgg11", **options)
+        assert "is there already" not in capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("*.npz")} == {"p_vgg11.npz", "q_vgg11.npz"}
+    for options in asked:
+        in_turn(tmp_path, "vgg11", **options)
+        assert "is there already" in capsys.readouterr().out
+    assert weights["vgg11"].loaded == len(asked)
+    (tmp_path / "p_vgg11.npz").unlink()
+    in_turn(tmp_path, "vgg11", **asked[2])
+    assert (tmp_path / "p_vgg11.npz").is_file()
+
+
+def test_another_file_behind_the_same_path_is_noticed(tmp_path, weights, capsys):
+    in_turn(tmp_path, "vgg11")
+    weights["vgg11"].facts["sha256"] = "another"
+    in_turn(tmp_path, "vgg11")
+    assert weights["vgg11"].loaded == 2
+    assert f"written to {tmp_path / 'vgg11_2.json'}" in capsys.readouterr().out
+
+
+def test_mistakes_show_before_any_net_is_located(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a net was located")
+
+    monkeypatch.setattr(turns, "locate", refuse)
+    monkeypatch.setattr(turns, "make_source", lambda data, split: Noise())
+    with pytest.raises(InputError, match="no image 22: the data has images"):
+        in_turn(tmp_path, "vgg11", diagonal=True, images=(22,))
+    with pytest.raises(InputError, match=r"no folder .*c; it has to hold <corruption>"):
+        in_turn(tmp_path, "vgg11", corruptions=tmp_path / "c")
+    with pytest.raises(InputError, match=r"unknown placeholder \{name\} .*did you mean \{model\}"):
+        in_turn(tmp_path, "vgg11", weights="x/{name}")
+    with pytest.raises(InputError, match="ImageNet's 1000 classes, but the data has 6"):
+        in_turn(tmp_path, "vgg11", weights="pretrained")
+    config = noise_config()
+    config.data.image_size = 8
+    with pytest.raises(InputError, match="image_size 8 is smaller than crop_size 10"):
+        in_turn(tmp_path, "vgg11", config=config)
+
+
+def test_of_a_pattern_those_with_published_weights_are_taken():
+    assert turns.names_of(["resnet18*"], "pretrained") == [
+        "resnet18", *(f"resnet18_lpf{k}" for k in (2, 3, 4, 5))
+    ]  # fmt: skip
+    assert turns.names_of(["resnet18*", "vgg11_lpf4"], "finetuned") == [
+        "resnet18_lpf4", "vgg11_lpf4"
+    ]  # fmt: skip
+    assert turns.names_of(["resnet18_lpf7"], "pretrained") == ["resnet18_lpf7"]  # named: an error
+    assert turns.names_of(["resnet18*"], "x/{model}") == list_models("resnet18*")
+    with pytest.raises(InputError, match=r"of the nets '\*_lpf7' none has pretrained weights"):
+        turns.names_of(["*_lpf7"], "pretrained")
+
+
+@pytest.mark.parametrize(
+    ("facts", "place"),
+    [
+        ({"kind": "run", "file": "runs/a"}, "runs/a/results.json"),
+        ({"kind": "file", "file": "w/a.b.safetensors"}, "w/a.b_results.json"),
+        ({"kind": "file", "file": "w/a.pth.tar"}, "w/a_results.json"),
+        ({"kind": "released", "file": "x.pth"}, "runs/evaluation/vgg11.json"),
+    ],
+)
+def test_results_have_a_place_of_their_own(facts, place):
+    assert turns.default_output(Weights("vgg11", **facts)) == Path(place)
+
+
+def test_one_line_says_what_is_evaluated(tmp_path, weights, capsys):
+    config = noise_config()
+    config.model = "vgg11"
+    one(config, str(tmp_path / "r.json"))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("vgg11, 1,806 parameters, float32 on 2 x cpu; 22 images of 6 classes (")
+    assert "weights: " in first
+
+
+def test_weights_of_another_net_are_refused_before_they_are_loaded(tmp_path, weights):
+    weights["resnet18"] = Weights("vgg11")
+    with pytest.raises(InputError, match=r"holds weights of vgg11, not of resnet18; give its --co"):
+        one(output=str(tmp_path / "r.json"))
+    assert weights["resnet18"].loaded == 0
+
+
+def test_a_damaged_results_file_is_found_before_the_net_is_loaded(tmp_path, weights):
+    (tmp_path / "r.json").write_text('{"model": ')
+    with pytest.raises(InputError, match=r"r\.json is cut, or no results"):
+        one(output=str(tmp_path / "r.json"))
+    assert weights["resnet18"].loaded == 0
+
+
+def test_a_net_in_turn_that_is_stopped_says_what_is_kept(tmp_path, weights, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(turns, "evaluate_config", stop)
+    with pytest.raises(KeyboardInterrupt, match=r"kept in .*; the same command continues"):
+        in_turn(tmp_path, "vgg11")
+
+
+def test_training_and_eval_compare_alike(tmp_path, weights):
+    """What `evaluate_config` writes is there already for `evaluate_in_turn`."""
+    config = noise_config()
+    config.model = "vgg11"
+    found = Weights("vgg11")
+    running.evaluate_config(
+        found.load_model(),
+        config,
+        weights=found.description(),
+        output=tmp_path / "vgg11.json",
+        source=Noise(),
+    )
+    in_turn(tmp_path, "vgg11")
+    assert weights["vgg11"].loaded == 0
 
 
 @pytest.mark.parametrize(
@@ -51,6 +212,7 @@ def test_a_net_that_is_done_is_kept_and_one_without_weights_is_left_out(tmp_path
     [
         (["--models=resnet*_lpf9"], "no net is called 'resnet*_lpf9'"),
         (["--models=resnet18", "--images=0,x"], "--images are numbers such as 0,5,9; got 0,x"),
+        (["--models=resnet18"], "give --config configs/imagenet.py and --config.data.path"),
         (["--models=resnet18", "--weights=nowhere/{model}"], "could not be evaluated: resnet18"),
     ],
 )
@@ -59,3 +221,18 @@ def test_a_mistake_is_named_in_one_line(flags, message):
     assert ran.returncode == 1
     assert message in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_file_and_goes_on(tmp_path):
+    config = digits_resnet18_lpf4.get_config()
+    weights = tmp_path / "resnet18_lpf4.safetensors"
+    save_weights(create_model(config.model, num_classes=10), weights)
+    ran = run(f"--weights={weights}", "--worst_case")
+    output = tmp_path / "resnet18_lpf4_results.json"
+    assert f"written to {output}" in ran.stdout
+    assert {"top1", "worst_case"} <= json.loads(output.read_text()).keys()
+
+
+def test_the_default_run_and_several_nets_have_folders_of_their_own():
+    assert Path(f"runs/{imagenet.get_config().name}") != turns.FOLDER

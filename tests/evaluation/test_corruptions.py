@@ -1,5 +1,8 @@
 """ImageNet-C and ImageNet-P trees, small: figures against their definitions."""
 
+from pathlib import Path
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,20 +19,21 @@ from aa_flax.evaluation.corruptions import (
     perturbation_summary,
     read_flip_rates,
 )
-from aa_flax.evaluation.robustness import measure_corruptions, measure_perturbations
-from aa_flax.sharding import data_mesh
-from configs import digits_resnet18
-from tests.evaluation.tiny import CLASSES, CROP, Flat
+from aa_flax.evaluation.evaluate import evaluate
+from aa_flax.evaluation.measures.perturbations import _place
+from tests.evaluation.tiny import CLASSES, CROP, Flat, Noise
 
 
-@pytest.fixture
-def config():
-    config = digits_resnet18.get_config()
-    config.data.crop_size = config.data.image_size = CROP
-    config.data.resize_size = 64  # of the clean images: these are used as they are
-    config.eval.batch_size = 4
-    config.eval.shift_range = 5
-    return config
+class Data(Noise):
+    """The data of the net, with the classes of the trees below."""
+
+    class_names = tuple(f"class{i}" for i in range(CLASSES))
+
+
+def measured(name, root, *, source=None, **options):
+    settings = {"crop_size": CROP, "image_size": CROP, "resize_size": 64, "batch_size": 4}
+    options |= {"shift_range": 5, name: root}
+    return evaluate(Flat(), source or Data(), (), **settings, **options)[name]
 
 
 def write(path, rng, size=CROP):
@@ -44,22 +48,22 @@ def classes_of(pixels):
 
 
 @pytest.mark.parametrize("size", [CROP, CROP + 4])
-def test_corruptions_are_measured_on_images_as_they_are(tmp_path, rng, config, size):
+def test_corruptions_are_measured_on_images_as_they_are(tmp_path, rng, size):
     images, labels = {}, np.repeat(np.arange(CLASSES), 2)
     for folder in ("noise/gaussian_noise/1", "noise/gaussian_noise/3", "weather/fog/5"):
         images[folder] = [
             write(tmp_path / folder / f"class{label}" / f"{i}.png", rng, size)
             for i, label in enumerate(labels)
         ]
-    found = measure_corruptions(Flat(), tmp_path, CLASSES, config, data_mesh())
+    found = measured("corruptions", tmp_path)
     edge, by_corruption = (size - CROP) // 2, found["by_corruption"]
     assert set(by_corruption) == {"gaussian_noise", "fog"}
     for folder, pixels in images.items():
         crops = [p[edge : edge + CROP, edge : edge + CROP] for p in pixels]
         _, name, severity = folder.split("/")
-        measured = by_corruption[name]["severities"][severity]
-        assert measured["top1"] == pytest.approx(100 * (classes_of(crops) == labels).mean())
-        assert ("consistency" in measured) == (size > CROP)
+        ours = by_corruption[name]["severities"][severity]
+        assert ours["top1"] == pytest.approx(100 * (classes_of(crops) == labels).mean())
+        assert ("consistency" in ours) == (size > CROP)
     fog = by_corruption["fog"]
     assert fog["error"] == pytest.approx(100 - fog["severities"]["5"]["top1"])
     assert found["mce"] is None
@@ -87,10 +91,10 @@ def test_alexnets_errors_are_the_published_means():
     )
 
 
-def test_the_net_must_have_the_classes_of_the_tree(tmp_path, rng, config):
+def test_the_net_must_have_the_classes_of_the_tree(tmp_path, rng):
     write(tmp_path / "fog/1/class0/a.png", rng)
     with pytest.raises(InputError, match="has 1 classes, the net 6"):
-        measure_corruptions(Flat(), tmp_path, CLASSES, config, data_mesh())
+        measured("corruptions", tmp_path)
 
 
 @pytest.mark.parametrize("make", [False, True])
@@ -115,14 +119,14 @@ def test_a_clip_of_one_frame_is_refused():
         flip_rate(np.array([1]), ["a"], noise=False)
 
 
-def test_perturbed_clips_are_read_frame_by_frame(tmp_path, rng, config):
+def test_perturbed_clips_are_read_frame_by_frame(tmp_path, rng):
     clips = {}
     for folder in ("tilt/c1/x", "tilt/c1/y", "tilt/c0/z", "shot_noise/c0/x"):
         frames = [write(tmp_path / folder / f"{i:02}.png", rng) for i in range(4)]
         clips[folder] = classes_of(frames)
     table = tmp_path / "rates.tsv"
     table.write_text("tilt\t50\nshot_noise\t25\n")
-    found = measure_perturbations(Flat(), tmp_path, table, config, data_mesh())
+    found = measured("perturbations", tmp_path, flip_rates=table)
     flips = [
         np.mean(clips[f"tilt/{c}"][1:] != clips[f"tilt/{c}"][:-1]) for c in ("c1/x", "c1/y", "c0/z")
     ]
@@ -156,3 +160,86 @@ def test_films_and_missing_folders_are_named(tmp_path):
     film.touch()
     with pytest.raises(InputError, match=r"a\.mp4 is a film; write its frames"):
         perturbation_folders(tmp_path)
+
+
+def write_classes(root, rng, *, folder, names, images=1):
+    for name in names:
+        for i in range(images):
+            write(root / folder / name / f"{i}.png", rng)
+
+
+def test_class_folders_named_by_numbers_are_classes(tmp_path, rng):
+    names = [str(i) for i in range(CLASSES)]
+    for folder in ("fog/1", "noise/gaussian_noise/1", "noise/gaussian_noise/5"):
+        write_classes(tmp_path, rng, folder=folder, names=names)
+    assert corruption_folders(tmp_path) == {
+        "fog": {"1": tmp_path / "fog/1"},
+        "gaussian_noise": {
+            severity: tmp_path / "noise/gaussian_noise" / severity for severity in ("1", "5")
+        },
+    }
+    source = Data()
+    source.class_names = tuple(names)
+    found = measured("corruptions", tmp_path, source=source)
+    assert found["by_corruption"]["fog"]["severities"]["1"]["num_images"] == CLASSES
+
+
+def test_a_class_that_the_data_lacks_is_named(tmp_path, rng):
+    names = [*Data.class_names[:-1], "klass"]
+    write_classes(tmp_path, rng, folder="fog/1", names=names)
+    with pytest.raises(InputError, match=r"fog/1 has classes that the data does not have: klass"):
+        measured("corruptions", tmp_path)
+
+
+@pytest.mark.parametrize("digits", ["{}", "{:02}"])
+def test_frames_are_in_their_natural_order(tmp_path, rng, digits):
+    images = [write(tmp_path / "one.png", rng) for _ in range(12)]
+    classes = classes_of(images)
+    first, last = (
+        images[0],
+        next(x for x, c in zip(images, classes, strict=True) if c != classes[0]),
+    )
+    for i in range(1, 13):  # in the order of text 10, 11 and 12 come before 2
+        path = tmp_path / "p/tilt/class0/c" / f"{digits.format(i)}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(first if i < 10 else last).save(path)
+    found = measured("perturbations", tmp_path / "p")
+    assert found["flip_rates"] == pytest.approx({"tilt": 100 / 11})
+
+
+def test_clips_whose_numbers_are_written_in_two_ways_are_two_clips():
+    paths = [Path(f"c{clip}/{i}.png") for i in range(3) for clip in ("1", "01")]
+    clips = [str(path.parent) for path in sorted(paths, key=_place)]
+    assert clips == ["c01"] * 3 + ["c1"] * 3
+
+
+def test_trees_of_the_other_kind_are_refused(tmp_path, rng):
+    write_classes(tmp_path / "c", rng, folder="fog/1", names=Data.class_names)
+    write_classes(tmp_path / "deep", rng, folder="noise/shot_noise/2", names=Data.class_names)
+    for root in ("c", "deep"):
+        with pytest.raises(InputError, match=r"looks like ImageNet-C .* give it as --corruptions"):
+            measured("perturbations", tmp_path / root)
+    write_classes(tmp_path / "p", rng, folder="tilt/class0", names=["clip1", "clip2"], images=2)
+    with pytest.raises(InputError, match=r"looks like ImageNet-P .* give it as --perturbations"):
+        measured("corruptions", tmp_path / "p")
+
+
+def test_a_clip_or_a_class_may_be_called_1(tmp_path, rng):
+    source = Data()
+    source.class_names = ("1", "2", *"abcd")
+    write_classes(tmp_path, rng, folder="tilt/1", names=["x"], images=2)
+    write_classes(tmp_path, rng, folder="tilt/2", names=["1"], images=2)
+    assert set(measured("perturbations", tmp_path, source=source)["flip_rates"]) == {"tilt"}
+
+
+def test_outputs_that_are_not_finite_are_an_error_on_trees_too(tmp_path, rng):
+    write_classes(tmp_path / "c", rng, folder="fog/1", names=Data.class_names)
+    write_classes(tmp_path / "p", rng, folder="tilt/class0", names=["clip"], images=2)
+
+    def broken(images):
+        return jnp.full((len(images), CLASSES), jnp.nan)
+
+    settings = {"crop_size": CROP, "resize_size": 0, "batch_size": 4, "shift_range": 1}
+    for options in ({"corruptions": tmp_path / "c"}, {"perturbations": tmp_path / "p"}):
+        with pytest.raises(InputError, match="output is not finite"):
+            evaluate(broken, Data(), (), **settings, **options)

@@ -1,5 +1,6 @@
 """Maps of shift-equivariance on small circular stacks, where theory says what they are."""
 
+import functools
 import itertools
 
 import jax
@@ -10,9 +11,16 @@ from flax import nnx
 
 from aa_flax import BlurPool, InputError, create_model
 from aa_flax.evaluation.bandlimited import shift_band_limited
-from aa_flax.evaluation.equivariance import EquivarianceMaps, cosine_distance, equivariance_maps
+from aa_flax.evaluation.equivariance import (
+    EquivarianceMaps,
+    block_strides,
+    check_crop,
+    cosine_distance,
+    equivariance_maps,
+)
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh
+from benchmarks.reference import abstract_model
 
 SIZE = 16
 
@@ -132,6 +140,64 @@ def test_a_crop_that_is_no_multiple_of_the_stride_is_refused(rng):
     images = rng.integers(0, 256, (2, 18, 18, 3), np.uint8)
     with pytest.raises(InputError, match=r"multiple of the net's stride, 4 .*crop_size=20"):
         equivariance_maps(Stack(1), batch(images), crop_size=18, mesh=data_mesh())
+
+
+abstract = functools.cache(abstract_model)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_lpf4"])
+def test_strides_are_those_of_the_net_whatever_the_crop(name):
+    assert block_strides(abstract(name)) == (4, 4, 4, 8, 8, 16, 16, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "sizes"),
+    [
+        ("resnet18", 40, "64 or 32"),
+        ("resnet18_lpf4", 40, "64"),  # which cannot see 32 pixels
+        ("resnet18", 48, "64 or 32"),
+        ("resnet18_lpf4", 60, "64"),
+        ("resnet18_lpf4", 232, "256 or 224"),
+        ("resnet18", 300, "320 or 288"),
+    ],
+)
+def test_a_crop_that_does_not_fit_names_the_nearest_that_do(name, crop, sizes):
+    with pytest.raises(InputError, match=rf"stride, 32 pixels, got {crop};.*crop_size={sizes} "):
+        check_crop(abstract(name), crop)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_lpf4"])
+def test_a_crop_of_whole_strides_is_taken(name):
+    assert check_crop(abstract(name), 64) == 32
+
+
+class Third(Stack):
+    """Subsamples by three, and then shrinks whatever it sees to one size."""
+
+    def __init__(self, fixed: bool):
+        super().__init__(1)
+        self.fixed = fixed
+
+    def named_blocks(self):
+        yield "third", lambda x: x[:, ::3, ::3]
+        if self.fixed:
+            yield "fixed", lambda x: x[:, :7, :7]
+
+
+def test_a_stride_that_is_no_power_of_two_is_found():
+    assert block_strides(Third(fixed=False)) == (3,)
+
+
+def test_a_block_without_a_stride_is_refused():
+    with pytest.raises(InputError, match="need blocks with a whole stride"):
+        block_strides(Third(fixed=True))
+
+
+def test_features_that_are_not_finite_are_refused(noise):
+    model = Stack(1)
+    model.convs[2].kernel[...] = jnp.full_like(model.convs[2].kernel[...], jnp.nan)
+    with pytest.raises(InputError, match="features are not finite"):
+        maps_of(model, noise)
 
 
 @pytest.mark.slow

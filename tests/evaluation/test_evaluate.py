@@ -10,40 +10,73 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from aa_flax import InputError
-from aa_flax.evaluation import evaluate as module
-from aa_flax.evaluation.evaluate import Measures, evaluate, is_done
+from aa_flax.evaluation import evaluator
+from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.run import evaluate_config
 from aa_flax.evaluation.timing import time_forward
 from benchmarks.reference import abstract_model
-from tests.evaluation.tiny import COUNT, Flat, Noise, Small, noise_config
+from tests.evaluation.tiny import COUNT, CROP, Flat, Noise, Small, noise_config
 
 ROOT = Path(__file__).parents[2]
+WEIGHTS = {"kind": "file", "file": "a.safetensors", "sha256": "1"}
 
 
-@pytest.fixture
-def noise(monkeypatch):
-    monkeypatch.setattr(module, "make_source", lambda data, split: Noise())
+def run(output, *measures, model=None, config=None, weights=WEIGHTS, source=None, **options):
+    config, source = config or noise_config(), source or Noise()
+    return evaluate_config(
+        model or Flat(),
+        config,
+        weights=weights,
+        output=output,
+        measures=measures,
+        options=options,
+        source=source,
+    )
 
 
-@pytest.mark.usefixtures("noise")
+def read(path):
+    return json.loads(path.read_text())
+
+
+class Counted(Noise):
+    def __init__(self):
+        super().__init__()
+        self.reads = []
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        return super().__getitem__(index)
+
+
+class Rectangles(Noise):
+    """Noise of odd and even sizes, some smaller than the centre that is cut."""
+
+    def __init__(self):
+        super().__init__()
+        rng = np.random.default_rng(3)
+        sizes = rng.integers(CROP, 24, (COUNT, 2))
+        self.images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
 def test_everything_is_written_with_its_settings(tmp_path, capsys):
-    names = (
-        "shift per_batch circular worst_case subpixel jitter diagonal equivariance per_class time"
-    )
-    measures = dict.fromkeys(names.split(), True) | {"predictions": tmp_path / "p.npz"}
     output = tmp_path / "deep/results.json"
-    found = evaluate(
-        Small(), noise_config(), weights="random", output=output, images=(1, 3), **measures
-    )
-    written = json.loads(output.read_text())
+    names = "shift circular worst_case subpixel jitter diagonal equivariance per_class time"
+    options = {"per_batch": True, "images": (1, 3), "predictions": tmp_path / "p.npz"}
+    found = run(output, *names.split(), model=Small(), **options)
+    written = read(output)
     assert written == json.loads(json.dumps(found))
     assert written["num_images"] == COUNT
-    assert (written["passes"], written["seed"], written["images_per_draw"]) == (3, 0, 8)
+    shift = written["shift"]
+    assert (shift["passes"], shift["seed"], shift["images_per_draw"]) == (3, 0, 8)
+    assert all(written[key] == value for key, value in shift.items())  # where they once stood
     assert written["circular"]["shift_range"] == 5
     assert len(written["worst_case"]["offsets"]) == 25
     assert written["jitter"]["scale"] == 0.1
     assert written["time"]["batch_size"] == 48
+    assert written["data"]["crop_size"] == CROP
     assert written["config"]["eval"]["shift_range"] == 5
     for measure in ("diagonal", "equivariance"):
         assert (output.parent / written[measure]["figure"]).stat().st_size > 0
@@ -55,47 +88,216 @@ def test_everything_is_written_with_its_settings(tmp_path, capsys):
     assert f"consistency {written['consistency']:6.2f} ±" in printed
 
 
-@pytest.mark.usefixtures("noise")
-def test_results_of_the_same_net_are_added_and_of_another_replaced(tmp_path):
-    output, config = tmp_path / "results.json", noise_config()
-    evaluate(Flat(), config, weights="a", output=output, shift=True)
-    evaluate(Flat(), config, weights="a", output=output, worst_case=True)
-    assert {"consistency", "worst_case"} <= json.loads(output.read_text()).keys()
-    assert is_done(output, "flat", "a", config, Measures(shift=True, worst_case=True))
-    assert not is_done(output, "flat", "a", config, Measures(jitter=True))
-    assert not is_done(output, "flat", "b", config, Measures(shift=True))
-    config.eval.seed = 1
-    assert not is_done(output, "flat", "a", config, Measures(shift=True))
-    evaluate(Flat(), config, weights="a", output=output)
-    assert "consistency" not in json.loads(output.read_text())
+def test_an_image_is_read_once_for_all_that_is_shown_of_it(tmp_path):
+    source = Counted()
+    run(tmp_path / "r.json", "shift", "worst_case", "per_class", source=source)
+    assert sorted(set(source.reads)) == list(range(COUNT))
+    padding = 24 - COUNT  # of the last batch of eight
+    assert len(source.reads) == COUNT + padding
 
 
-def test_a_net_for_other_classes_than_the_data_is_refused(tmp_path):
+@pytest.mark.parametrize(("crop", "image"), [(10, 13), (9, 15)])
+def test_accuracy_is_that_of_the_centre_crop_beside_shifts_of_any_size(tmp_path, crop, image):
     config = noise_config()
-    config.data.image_size = 48
-    with pytest.raises(InputError, match=r"flat has weights for 6 classes, but the data has 10"):
-        evaluate(Flat(), config, weights="none", output=tmp_path / "results.json")
-    assert not (tmp_path / "results.json").exists()
+    config.data.crop_size, config.data.image_size, config.eval.shift_range = crop, image, 2
+    args = {"model": Flat(crop), "config": config, "source": Rectangles()}
+    alone = run(tmp_path / "alone.json", **args)
+    beside = run(tmp_path / "beside.json", "shift", **args)
+    for key in ("top1", "top5", "loss"):
+        assert alone[key] == beside[key]
 
 
-@pytest.mark.usefixtures("noise")
-def test_an_image_that_is_not_there_cannot_be_shown(tmp_path):
-    with pytest.raises(InputError, match=r"no image 22: the data has images 0\.\.21"):
-        evaluate(
-            Flat(),
-            noise_config(),
-            weights="",
-            output=tmp_path / "r.json",
-            diagonal=True,
-            images=(22,),
-        )
+def test_results_of_the_same_net_are_added(tmp_path):
+    output, config = tmp_path / "results.json", noise_config()
+    run(output, "shift")
+    config.data.num_workers = 1  # which changes no figure
+    run(output, "worst_case", config=config)
+    assert {"consistency", "shift", "worst_case"} <= read(output).keys()
+    assert list(tmp_path.iterdir()) == [output]
 
 
-@pytest.mark.usefixtures("noise")
-def test_crops_that_a_net_cannot_see_are_named(tmp_path):
-    config, model = noise_config(), abstract_model("resnet18_lpf4")
-    with pytest.raises(InputError, match="resnet18_lpf4 cannot see crops of 10 pixels"):
-        evaluate(model, config, weights="", output=tmp_path / "r.json")
+def test_another_experiment_is_written_beside_and_never_over(tmp_path, capsys):
+    output, config = tmp_path / "results.json", noise_config()
+    run(output, "shift")
+    before = output.read_text()
+    config.data.crop_size = 8
+    run(output, "shift", config=config, model=Flat(8))
+    assert output.read_text() == before
+    told = capsys.readouterr().out
+    assert f"{output} holds other results" in told
+    assert f"written to {tmp_path / 'results_2.json'}" in told
+    run(output, config=config, model=Flat(8))
+    assert {"top1", "shift"} <= read(tmp_path / "results_2.json").keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_another"),
+    [
+        ({"eval.seed": 1}, True),
+        ({"eval.passes": 2}, True),
+        ({"eval.shift_range": 4}, True),
+        ({"data.resize_size": 20}, True),
+        ({"data.path": "elsewhere"}, True),
+        ({"dtype": "bfloat16"}, True),
+        ({"data.num_workers": 1, "eval.batch_size": 4, "log.wandb": True}, False),
+        ({"checkpoint.keep_every": 1, "remat": True, "name": "b", "num_epochs": 3}, False),
+    ],
+)
+def test_what_changes_a_figure_makes_another_experiment(tmp_path, change, is_another):
+    from aa_flax.evaluation.run import facts_of, subject_of, wanted_measures
+
+    config, output = noise_config(), tmp_path / "results.json"
+    measures, options = wanted_measures(("shift",), {})
+
+    def plan():
+        facts = facts_of(config, "flat", WEIGHTS, Noise())
+        return evaluator.Plan(subject_of(config, Noise(), output, options), measures, facts)
+
+    shift = measures[-1].settings(plan().subject)
+    output.write_text(json.dumps(plan().facts | {"top1": 1.0, "shift": shift}))
+    config.update_from_flattened_dict(change)
+    found, done = evaluator.placed(plan())
+    expected = "results_2.json" if is_another else "results.json"
+    assert found.subject.output == tmp_path / expected
+    assert done == (not is_another)
+
+
+def test_other_weights_are_written_beside(tmp_path):
+    output = tmp_path / "results.json"
+    run(output)
+    run(output, weights=WEIGHTS | {"sha256": "2"})
+    run(output, "worst_case", weights=WEIGHTS | {"file": "a copy"})
+    assert "worst_case" in read(output)
+    assert read(tmp_path / "results_2.json")["weights"]["sha256"] == "2"
+
+
+def test_another_option_of_a_measure_is_measured_beside(tmp_path):
+    output = tmp_path / "results.json"
+    run(output, "shift")
+    run(output, "shift", per_batch=True)
+    assert read(output)["shift"]["images_per_draw"] == 1
+    assert read(tmp_path / "results_2.json")["shift"]["images_per_draw"] == 8
+
+
+def test_a_record_that_is_replaced_keeps_only_what_is_of_the_same_weights(tmp_path):
+    output = tmp_path / "results.json"
+    output.write_text("cut")
+    args = {"output": output, "source": Noise(), "replace": True}
+    first = evaluate_config(Flat(), noise_config(), weights={"epoch": 1}, **args)
+    evaluate_config(Flat(), noise_config(), weights={"epoch": 1}, measures=["worst_case"], **args)
+    assert read(output)["top1"] == first["top1"]
+    assert "worst_case" in read(output)
+    evaluate_config(Flat(), noise_config(), weights={"epoch": 2}, **args)
+    assert "worst_case" not in read(output)
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(evaluator, "observe", refuse)
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+class TestBeforeAnythingIsMeasured:
+    def test_a_net_for_other_classes_than_the_data_is_refused(self, tmp_path):
+        source = Noise()
+        source.num_classes = 10
+        with pytest.raises(InputError, match=r"flat has weights for 6 classes, but the data has"):
+            run(tmp_path / "results.json", source=source)
+        assert not (tmp_path / "results.json").exists()
+
+    def test_an_image_that_is_not_there_cannot_be_shown(self, tmp_path):
+        with pytest.raises(InputError, match=r"no image 22: the data has images 0\.\.21"):
+            run(tmp_path / "r.json", "diagonal", images=(22,))
+
+    def test_crops_that_a_net_cannot_see_are_named(self, tmp_path):
+        with pytest.raises(InputError, match="resnet18_lpf4 cannot see crops of 10 pixels"):
+            run(tmp_path / "r.json", model=abstract_model("resnet18_lpf4"))
+
+    def test_images_too_small_for_the_shifts_are_refused(self, tmp_path):
+        config = noise_config()
+        config.eval.shift_range = 8
+        with pytest.raises(InputError, match=r"14x14 pixels are too small.*they need 17"):
+            run(tmp_path / "r.json", "shift", config=config)
+
+    @pytest.mark.parametrize("text", ['{"model": "flat", ', "[1]", '{"lr": 1}'])
+    def test_a_file_that_is_no_results_is_refused(self, tmp_path, text):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(InputError, match=r"results.json .*no results of eval.py.*--output"):
+            run(tmp_path / "results.json")
+        assert (tmp_path / "results.json").read_text() == text
+
+    @pytest.mark.parametrize("output", ["file/results.json", "."])
+    def test_an_output_that_cannot_be_written_is_named(self, tmp_path, output):
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match="cannot be written"):
+            run(tmp_path / output)
+
+    def test_predictions_that_cannot_be_written_are_named(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match=r"file/p\.npz cannot be written"):
+            run(tmp_path / "r.json", predictions=tmp_path / "file/p.npz")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"per_batch": True}, "--per_batch belongs to --shift; give that, too"),
+            ({"shif": True}, "unknown option 'shif'; did you mean shift"),
+            ({"images": "0,x"}, "--images are numbers such as 0,5,9; got 0,x"),
+            ({"shift": 3}, "the option shift takes a bool, got 3"),
+            ({"corruptions": "gs://c"}, "--corruptions gs://c is an address"),
+        ],
+    )
+    def test_options_that_mean_nothing_are_named(self, tmp_path, options, message):
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "r.json", **options)
+
+    def test_an_unknown_measure_is_named_with_the_nearest(self, tmp_path):
+        with pytest.raises(InputError, match="unknown measure 'circle'; did you mean circular"):
+            run(tmp_path / "r.json", "circle")
+
+
+def test_an_empty_results_file_is_replaced(tmp_path):
+    (tmp_path / "results.json").touch()
+    run(tmp_path / "results.json")
+    assert read(tmp_path / "results.json")["model"] == "flat"
+
+
+MOVING = ("shift", "circular", "worst_case", "subpixel", "jitter", "diagonal", "per_class")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("measure", [*MOVING, "accuracy"])
+def test_outputs_that_are_not_finite_are_an_error_of_every_measure(tmp_path, measure, value):
+    model = Flat()
+    nnx.update(model, jax.tree.map(lambda x: np.full_like(x, value), nnx.state(model)))
+    with pytest.raises(InputError, match=r"output is not finite for \d+ of \d+ views"):
+        run(tmp_path / "r.json", measure, model=model)
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_what_was_measured_is_kept_when_told_to_stop(tmp_path, monkeypatch):
+    output = tmp_path / "results.json"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(MEASURES["time"]), "result", stop)
+    with pytest.raises(KeyboardInterrupt, match=f"measured so far is kept in {output}"):
+        run(output, "shift", "time")
+    assert {"top1", "shift"} <= read(output).keys()
+
+
+def test_old_results_without_a_key_for_shift_stay_readable(tmp_path):
+    from aa_flax.evaluation.files import read_results
+
+    old = {"model": "a", "num_images": 9, "top1": 1.0, "consistency": 80.0, "passes": 5}
+    (tmp_path / "r.json").write_text(json.dumps(old))
+    shift = {"num_images": 9, "consistency": 80.0, "passes": 5}
+    assert read_results(tmp_path / "r.json") == old | {"shift": shift}
 
 
 def test_the_time_is_of_a_compiled_pass():
@@ -105,7 +307,6 @@ def test_the_time_is_of_a_compiled_pass():
     assert found["device"] == jax.devices()[0].device_kind
 
 
-@pytest.mark.usefixtures("noise")
 def test_two_hosts_find_what_one_finds(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -127,11 +328,9 @@ def test_two_hosts_find_what_one_finds(tmp_path):
     assert len(found[0]) == 1
     assert found[0] == found[1]
     assert ["written to" in text for text in printed] == [True, False]
-    measures = {"shift": True, "worst_case": True, "equivariance": True, "per_class": True}
-    alone = evaluate(
-        Small(), noise_config(), weights="none", output=tmp_path / "alone/r.json", **measures
-    )
-    together = json.loads(outputs[0].read_text())
+    measures = ("shift", "worst_case", "equivariance", "per_class")
+    alone = run(tmp_path / "alone/r.json", *measures, model=Small())
+    together = read(outputs[0])
     for key in ("top1", "top5", "consistency", "consistency_ci95", "per_class", "worst_case"):
         assert together[key] == json.loads(json.dumps(alone[key])), key
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)

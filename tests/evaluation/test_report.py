@@ -6,6 +6,7 @@ import pytest
 
 from aa_flax import InputError
 from aa_flax.evaluation import report
+from aa_flax.evaluation import rows as rows_module
 from aa_flax.evaluation.equivariance import EquivarianceMaps
 from aa_flax.evaluation.published import compare, comparisons, published_for
 from aa_flax.weights.pretrained import choose
@@ -113,6 +114,124 @@ def test_the_command_prints_the_table_and_names_what_is_no_result(files, tmp_pat
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match="holds no results"):
         report.read_rows([tmp_path / "other.json"])
+
+
+def of_run(top1, *, seed=0, crop=40, passes=5, epochs=5, lr=0.1, **more):
+    """Results as `eval.py` writes them for a run of `train.py`."""
+    config = {
+        "name": f"run{seed}",
+        "seed": seed,
+        "num_epochs": epochs,
+        "optimizer": {"learning_rate": lr},
+        "eval": {"passes": passes, "batch_size": 64, "seed": 0},
+        "data": {"name": "digits", "num_workers": seed},
+    }
+    data = {"name": "digits", "path": "", "crop_size": crop, "image_size": 48, "resize_size": 0}
+    shift = {"consistency": top1 - 10, "shift_range": 9, "passes": passes, "seed": 0}
+    return {
+        "model": "resnet18",
+        "weights": {"kind": "run", "file": f"runs/{seed}", "epoch": 5},
+        "num_images": 450,
+        "top1": float(top1),
+        "loss": 1.0,
+        "shift": {**shift, "images_per_draw": 1},
+        "data": data,
+        "config": config,
+        **more,
+    }
+
+
+def test_results_that_differ_in_their_seed_alone_are_one_row(files):
+    rows = report.read_rows(files(of_run(70), of_run(72, seed=1)))
+    assert "| **resnet18** | 71.0 ± 1.4 | 61.0 ± 1.4 |" in report.table(rows)
+    told = rows_module.conditions(rows)
+    assert "450 images" in told
+    assert "crop 40" in told
+    assert "offsets 0..8" in told
+    assert "passes 5" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "labels"),
+    [
+        ({"crop": 64}, ("crop 40", "crop 64")),
+        ({"epochs": 3}, ("num epochs 5", "num epochs 3")),
+        ({"lr": 0.2}, ("optimizer.learning_rate 0.1", "optimizer.learning_rate 0.2")),
+        ({"passes": 20}, ("passes 5", "passes 20")),
+        ({"num_images": 100}, ("450 images", "100 images")),
+    ],
+)
+def test_other_experiments_are_rows_of_their_own(files, change, labels):
+    rows = report.read_rows(files(of_run(70), of_run(30, **change)))
+    assert [row.label for row in rows] == list(labels)
+    assert "±" not in report.table(rows)
+    assert f"resnet18** ({labels[0]}) | 70.00" in report.table(rows)
+
+
+def test_only_what_was_measured_alike_is_judged(files):
+    rows = report.read_rows(files(of_run(70), of_run(30, crop=64), of_run(60, epochs=3)))
+    assert report.pareto_front(rows) == {rows[0].title, rows[1].title}
+    assert report.dominated_variants(rows) == {rows[2].title}
+
+
+def test_files_with_other_measures_of_the_same_weights_are_one_result(files):
+    more = of_run(70, worst_case={"top1_worst": 33.0})
+    del more["shift"]
+    more["config"]["eval"]["shift_range"] = 9
+    both = of_run(70)
+    both["config"]["eval"]["shift_range"] = 9
+    (row,) = report.read_rows(files(both, more))
+    assert len(row.results) == 1
+    assert row.values(("worst_case", "top1_worst")) == [33.0]
+    assert row.values(("shift", "consistency")) == [60.0]
+
+
+def test_a_folder_gives_all_of_its_results_and_what_is_left_out_is_named(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    there = {"results.json": of_run(70, mine={"mean": 1.0}), "results_2.json": of_run(50, crop=64)}
+    gone = of_run(60, epochs=3, diagonal={"file": "gone.npz", "images": [0]})
+    for name, content in (there | {"resnet18.json": gone, "config.json": {"model": "a"}}).items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "cut.json").write_text("{")
+    report.main([str(folder), "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    for number in ("70.00", "50.00", "60.00"):
+        assert number in printed
+    assert f"left out: {folder / 'cut.json'} is cut" in printed
+    assert f"left out: {folder / 'resnet18.json'}: diagonal, since {folder / 'gone.npz'}" in printed
+    assert f"left out: {folder / 'results.json'}: mine, which is no measure known" in printed
+    assert "config.json" not in printed
+    assert "## Left out" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_net_that_the_registry_does_not_know_has_its_row(files, tmp_path):
+    rows = report.read_rows(files(result("mynet_lpf3", 50, 60), *NETS))
+    assert rows[-1].base == "mynet"
+    assert "mynet_lpf3" in report.write_report(rows, tmp_path / "out").read_text()
+
+
+def test_old_results_of_runs_are_grouped_by_their_config(files):
+    old = [of_run(70), of_run(72, seed=1)]
+    for i, results in enumerate(old):
+        results |= {"weights": f"runs/{i} (epoch 5, the best)"} | results.pop("shift")
+        del results["data"]
+    (row,) = report.read_rows(files(*old))
+    assert row.values(("shift", "consistency")) == [60.0, 62.0]
+
+
+def test_a_report_that_cannot_be_written_is_one_line(files, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="error: the report cannot be written to"):
+        report.main([str(files(*NETS)[0]), "--output", str(tmp_path / "file/out")])
+
+
+def test_published_figures_are_of_crops_of_224_pixels():
+    released = choose("resnet18_lpf4").filename
+    found = result("resnet18_lpf4", 71.67, 88.0)
+    found["weights"] = {"kind": "released", "training": "finetuned", "file": released}
+    assert published_for(found).accuracy == 71.67
+    assert published_for(found | {"data": {"crop_size": 64}}) is None
 
 
 def test_without_matplotlib_a_figure_says_what_to_install(files, tmp_path, monkeypatch):

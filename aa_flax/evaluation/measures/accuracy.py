@@ -1,0 +1,43 @@
+"""Accuracy on images as they are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aa_flax.evaluation.accuracy import accuracy
+from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
+from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.views import Center
+
+
+class Accuracy(Measure):
+    """Top-1, top-5 and loss on centre crops; they stand at the top of the results."""
+
+    options = (Option("accuracy", "top-1, top-5 and loss on centre crops"),)
+    columns = (Column("accuracy", ("top1",), judged=True),)
+    always = True
+
+    def settings(self, subject: Subject) -> Result:
+        return {}  # the crop is part of the experiment
+
+    def views(self, subject: Subject) -> Center:
+        return Center(subject.settings.crop_size)
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        assert seen is not None
+        seen.check_finite()
+        return {**accuracy(seen)}
+
+    def line(self, result: Result) -> str:
+        return (
+            f"{'accuracy':12} top-1 {result['top1']:6.2f} %   top-5 {result['top5']:6.2f} %   "
+            f"loss {result['loss']:.4f}"
+        )
+
+    def path(self, column: Column) -> tuple[str, ...]:
+        return column.key
+
+    def found_in(self, results: Mapping[str, Any]) -> Result | None:
+        return dict(results) if "top1" in results else None
+
+    def stored(self, result: Result) -> Result:
+        return result

@@ -1,0 +1,67 @@
+"""Probabilities along diagonal shifts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from aa_flax.errors import InputError
+from aa_flax.evaluation import plots
+from aa_flax.evaluation.consistency import diagonal_arrays
+from aa_flax.evaluation.files import beside, save_arrays
+from aa_flax.evaluation.measure import Measure, Option, Result, Subject
+from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.row import Row, by_base
+from aa_flax.evaluation.views import Crops, diagonal
+from aa_flax.sharding import is_main_process
+
+
+class Diagonal(Measure):
+    """The original's four arrays, images by offsets, and a figure of some of the images."""
+
+    options = (
+        Option("diagonal", "probabilities along diagonal shifts: .npz and figure"),
+        Option("images", "which images the figure of --diagonal shows", (0,), tuple),
+    )
+
+    def settings(self, subject: Subject) -> Result:
+        return {**super().settings(subject), "images": list(subject.options["images"])}
+
+    def check(self, subject: Subject) -> None:
+        if subject.output is None:
+            raise InputError("the measure diagonal writes files: give output, a results file")
+        plots.pyplot()
+        count = len(subject.source)
+        if outside := [i for i in subject.options["images"] if i >= count]:
+            raise InputError(f"no image {outside[0]}: the data has images 0..{count - 1}")
+
+    def views(self, subject: Subject) -> Crops:
+        return diagonal(subject.settings.crop_size, subject.settings.image_size)
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        assert seen is not None
+        assert subject.output is not None
+        seen.check_finite()
+        arrays = beside(subject.output, "diagonal.npz")
+        figure = beside(subject.output, "diagonal.png")
+        if is_main_process():
+            save_arrays(arrays, diagonal_arrays(seen))
+            plots.plot_diagonal(figure, {subject.name: seen.probability}, subject.options["images"])
+        return {"file": arrays.name, "figure": figure.name}
+
+    def line(self, result: Result) -> str:
+        return f"{'diagonal':12} {result['file']}, {result['figure']}"
+
+    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
+        drawn = []
+        for base, nets in by_base([row for row in rows if row.first("diagonal")]).items():
+            curves = {}
+            for row in nets:
+                with np.load(row.file("diagonal")) as arrays:
+                    curves[row.title] = arrays["diag_probs"]
+            first = nets[0].first("diagonal") or {}
+            count = min(map(len, curves.values()))
+            images = [i for i in first.get("images", [0]) if i < count]
+            drawn.append(folder / f"diagonal_{base}.png")
+            plots.plot_diagonal(drawn[-1], curves, images or [0])
+        return drawn

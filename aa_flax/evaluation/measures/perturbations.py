@@ -1,0 +1,85 @@
+"""Flips of the top-1 class on perturbed clips (ImageNet-P)."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from aa_flax.data.folder import ImageFolder
+from aa_flax.evaluation.corruptions import (
+    check_is_no_corruptions,
+    flip_rate,
+    perturbation_folders,
+    perturbation_summary,
+    read_flip_rates,
+)
+from aa_flax.evaluation.measure import Measure, Option, Result, Subject
+from aa_flax.evaluation.measures.corruptions import look_as_they_are
+from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.views import Center
+
+
+class Perturbations(Measure):
+    """How often the top-1 class changes from frame to frame; the mFR needs a reference."""
+
+    options = (
+        Option("perturbations", "a tree like ImageNet-P, of frames", None, Path),
+        Option("flip_rates", "a reference's flip rates, for the mFR", None, Path),
+    )
+
+    def settings(self, subject: Subject) -> Result:
+        reference = subject.options["flip_rates"]
+        return {
+            "folder": str(subject.options["perturbations"].absolute()),
+            "reference": None if reference is None else str(reference.absolute()),
+        }
+
+    def check(self, subject: Subject) -> None:
+        root = subject.options["perturbations"]
+        folders = perturbation_folders(root)
+        check_is_no_corruptions(root, subject.source.class_names)
+        reference = _reference(subject)
+        if reference is not None:
+            perturbation_summary({folder.name: 0.0 for folder in folders}, reference)
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        root = subject.options["perturbations"]
+        rates = {
+            folder.name: _flip_rate(subject, root, folder.name)
+            for folder in perturbation_folders(root)
+        }
+        return perturbation_summary(rates, _reference(subject))
+
+    def line(self, result: Result) -> str:
+        mfr = f", mFR {result['mfr']:.2f} %" if "mfr" in result else ""
+        return f"{'perturbed':12} flips {result['mean_flip_rate']:6.2f} %{mfr}"
+
+
+def _reference(subject: Subject) -> dict[str, float] | None:
+    path = subject.options["flip_rates"]
+    return None if path is None else read_flip_rates(path)
+
+
+def _flip_rate(subject: Subject, root: Path, name: str) -> float:
+    """Of one perturbation; its clips and their frames in natural order of their names."""
+    source = ImageFolder(str(root), name, "sorted")  # labels do not matter here
+    size = subject.settings.crop_size
+    seen = look_as_they_are(subject, source, {"all": Center(size)}, crop=size, title=name)["all"]
+    paths = [Path(source.name(int(i))) for i in seen.index]
+    order = sorted(range(len(paths)), key=lambda i: _place(paths[i]))
+    clips = [str(paths[i].parent) for i in order]
+    return flip_rate(seen.predicted[np.array(order), 0], clips, noise="noise" in name)
+
+
+def _place(path: Path) -> tuple:
+    """Clip by clip, and within a clip frame by frame."""
+    clip = str(path.parent)
+    return natural_order(clip), clip, natural_order(path.name)
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A key to sort names by, in which `frame2` comes before `frame10`."""
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+    ]

@@ -1,0 +1,41 @@
+"""Consistency of shifted crops: the paper's measure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from aa_flax.evaluation import plots
+from aa_flax.evaluation.measure import Column, Option, Subject
+from aa_flax.evaluation.measures.pairs import PairMeasure, random_pairs
+from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.views import ShiftedPairs
+
+
+class Shift(PairMeasure):
+    """Agreement of two crops at random offsets (Zhang 2019, Sec. 4.1)."""
+
+    title = "shifted"
+    options = (
+        Option("shift", "shift consistency: pairs of crops at random offsets"),
+        Option("per_batch", "--shift with one pair of offsets a batch"),
+    )
+    columns = (
+        Column("consistency", ("consistency",), judged=True),
+        Column("consistent and correct", ("consistent_and_correct",)),
+        Column("shifted", ("top1_shifted",)),
+    )
+
+    def views(self, subject: Subject) -> ShiftedPairs:
+        settings = subject.settings
+        shared = settings.batch_size if subject.options["per_batch"] else 1
+        pairs = random_pairs(settings)
+        return ShiftedPairs(
+            settings.crop_size, settings.shift_range, images_per_draw=shared, **pairs
+        )
+
+    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
+        points = plots.points(rows, ("top1",), ("shift", "consistency"))
+        if not points:
+            return []
+        path = folder / "accuracy_consistency.png"
+        plots.plot_nets(path, points, "accuracy (%)", "consistency (%)")
+        return [path]

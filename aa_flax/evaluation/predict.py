@@ -1,0 +1,159 @@
+"""Any function from images to logits, in the one shape in which the evaluator calls it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from aa_flax.data.transforms import normalise
+from aa_flax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A function from images to logits, and what it needs.
+
+    Attributes:
+        function: `function(state, images)` gives logits `(N, classes)` of normalised float32
+            images `(N, H, W, 3)`. Compiled once for all predictors of an equal function.
+        state: its arrays.
+        on_host: it is no JAX function: it is called with NumPy arrays, `batch_size` images a call
+            on one host, and its output read by NumPy.
+        name: what to call it in messages.
+    """
+
+    function: Callable[[Any, Any], Any]
+    state: Any = field(default=(), compare=False)
+    on_host: bool = False
+    name: str = "predict"
+
+    def logits(self, images: Array | np.ndarray) -> Float[Array, "N classes"]:
+        """float32 logits of images `(N, H, W, 3)` with values in 0..255."""
+        if self.on_host:
+            return jnp.asarray(self.call_on_host(np.asarray(_normalised(images))))
+        return _compiled(self.function, self.state, images)
+
+    def call_on_host(self, images: np.ndarray) -> Float[np.ndarray, "N classes"]:
+        """Of normalised images."""
+        try:
+            mine = np.array(images)  # which the function may write to
+            logits = np.asarray(self.function(self.state, mine), np.float32)
+        except Exception as error:
+            shape = "x".join(map(str, images.shape))
+            raise InputError(
+                f"{self.name} fails on normalised float32 images {shape}: "
+                f"{type(error).__name__}: {_first_line(error)}"
+            ) from error
+        self._check_shape(logits.shape, len(images))
+        return logits
+
+    def num_classes(self, crop_size: int, batch_size: int = 1) -> int:
+        """How many logits it gives, found without data.
+
+        Raises:
+            InputError: it cannot see images of that size, or gives something else than logits.
+        """
+        shape = (batch_size, crop_size, crop_size, 3)
+        if self.on_host:
+            return self.call_on_host(np.zeros(shape, np.float32)).shape[-1]
+        images = jax.ShapeDtypeStruct(shape, jnp.float32)
+        try:
+            logits = jax.eval_shape(self.function, self.state, images)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{self.name} cannot see crops of {crop_size} pixels: {_first_line(error)}"
+            ) from error
+        self._check_shape(getattr(logits, "shape", None), batch_size)
+        return logits.shape[-1]
+
+    def _check_shape(self, shape: tuple[int, ...] | None, count: int) -> None:
+        if shape is None or len(shape) != 2 or shape[0] != count or shape[1] < 1:
+            raise InputError(
+                f"{self.name} gives {'no array' if shape is None else f'an array of shape {shape}'}"
+                f" for {count} images; it has to give logits ({count}, classes)"
+            )
+
+
+def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224) -> Predictor:
+    """A net or a function, ready to be evaluated.
+
+    Args:
+        predict: a net (its batch norms use their running statistics from here on) or a function
+            from normalised float32 images `(N, H, W, 3)` to logits `(N, classes)`.
+        jit: whether the function is one of JAX's, to be compiled. None: it is, if JAX can trace it
+            for crops of `crop_size` pixels.
+
+    Raises:
+        InputError: neither.
+    """
+    if isinstance(predict, Predictor):
+        return predict
+    if not callable(predict):
+        raise InputError(
+            f"{type(predict).__name__} is no net and no function of images; give a function from "
+            "float32 images (N, H, W, 3) to logits (N, classes)"
+        )
+    name = getattr(predict, "name", "") or getattr(predict, "__name__", type(predict).__name__)
+    if isinstance(predict, nnx.Module):
+        predict.eval()
+        graphdef, state = nnx.split(predict)
+        return Predictor(_Net(graphdef), state, name=name)
+    function = _Stateless(predict)
+    if jit is None:
+        jit = _can_be_traced(function, crop_size)
+    return Predictor(function, on_host=not jit, name=name)
+
+
+@dataclass(frozen=True)
+class _Net:
+    """A net without its state: equal, and so compiled once, for all states of one net."""
+
+    graphdef: nnx.GraphDef
+
+    def __call__(self, state: nnx.State, images: Array) -> Array:
+        model: Any = nnx.merge(self.graphdef, state, copy=True)
+        return model(images)
+
+
+class _Stateless:
+    """A function that takes images alone; equal only to itself."""
+
+    def __init__(self, function: Callable):
+        self._function = function
+
+    def __call__(self, state: Any, images: Any) -> Any:
+        return self._function(images)
+
+
+def _can_be_traced(function: _Stateless, crop_size: int) -> bool:
+    images = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
+    try:
+        found = jax.eval_shape(function, (), images)
+    except Exception:  # whatever another framework says to a tracer
+        return False
+    return hasattr(found, "shape")
+
+
+def logits_of(function: Callable, state: Any, images: Array) -> Array:
+    """float32 logits `(N, classes)` of images `(N, H, W, 3)` in 0..255, for use under `jax.jit`."""
+    return function(state, normalise(images)).astype(jnp.float32)
+
+
+_compiled = partial(jax.jit, static_argnums=0)(logits_of)
+_normalised = jax.jit(lambda images: normalise(images).astype(jnp.float32))
+
+
+def normalised(images: Array) -> Array:
+    """Images with values in 0..255 as nets see them, compiled; any leading axes."""
+    return _normalised(images)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

@@ -1,0 +1,137 @@
+"""Evaluates nets as a config says, and writes what was found."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from aa_flax.config import Config
+from aa_flax.data.sources import Source, make_source
+from aa_flax.evaluation.accuracy import Accuracy, accuracy
+from aa_flax.evaluation.evaluator import Plan, check, placed, run
+from aa_flax.evaluation.files import Results
+from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values
+from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.observe import observe
+from aa_flax.evaluation.predict import Predictor, predictor_of
+from aa_flax.evaluation.settings import Settings
+from aa_flax.evaluation.summary import summary
+from aa_flax.evaluation.views import Center
+from aa_flax.models.classifier import Classifier
+from aa_flax.progress import progress_bar
+from aa_flax.sharding import data_mesh, is_main_process
+
+
+def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> Accuracy:
+    """Accuracy on the centre crops of a source's images; it may be that of a net that diverged."""
+    settings = Settings.of(config)
+    views = {"accuracy": Center(settings.crop_size)}
+    batches = settings.batches(source, settings.crop_size)
+    with progress_bar(len(source), "accuracy") as bar:
+        return accuracy(observe(model, batches, views, mesh=mesh, progress=bar)["accuracy"])
+
+
+def evaluate_config(
+    model: Classifier,
+    config: Config,
+    *,
+    weights: Mapping[str, Any],
+    output: Path,
+    measures: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    replace: bool = False,
+    source: Source | None = None,
+) -> Results:
+    """Measures accuracy and whatever else is asked for; prints it and writes it to `output`.
+
+    What `output` already holds of the same net, weights, data and settings stays in it; what it
+    holds of anything else stays too, and these results are written beside it (`results_2.json`).
+    With several hosts, each calls this; the first prints and writes.
+
+    Args:
+        weights: a description of the weights, for the record; see `aa_flax.weights.locate`.
+        output: the `results.json` to write: every figure with its settings. Arrays and figures go
+            to files beside it, whose names begin with its own.
+        measures: names of measures beside accuracy, e.g. `shift`.
+        options: of the measures, by name.
+        replace: the file is the net's own record: what it holds of anything else goes.
+        source: the images, where they are open already.
+
+    Returns:
+        The results of this call.
+
+    Raises:
+        InputError: a net that does not fit the data, data that does not fit what is asked for, or
+            a file that cannot be written; all of that before anything is measured.
+    """
+    source = make_source(config.data, "val") if source is None else source
+    wanted, values = wanted_measures(measures, options or {})
+    facts = facts_of(config, model.name, weights, source)
+    subject = subject_of(config, source, output, values, model)
+    plan, _ = placed(Plan(subject, wanted, facts, replace))
+    check(plan)
+    results = run(plan)
+    if is_main_process():
+        _tell(results, output, plan.subject.output)
+    return results
+
+
+def wanted_measures(
+    names: Sequence[str], options: Mapping[str, Any]
+) -> tuple[list[Measure], dict[str, Any]]:
+    """The measures of `eval.py` that were asked for, accuracy among them, and all options."""
+    values = option_values(options)
+    always = [measure.name for measure in MEASURES.values() if measure.always]
+    return chosen_measures([*always, *names], values), values
+
+
+def facts_of(
+    config: Config, model: str, weights: Mapping[str, Any], source: Source
+) -> dict[str, Any]:
+    """What is evaluated, for the results: net, weights, data, and the whole config."""
+    data = {name: getattr(config.data, name) for name in ("name", "path", "class_order")}
+    data |= Settings.of(config).experiment() | digest_of(source)
+    facts: dict[str, Any] = {"model": model, "weights": dict(weights)}
+    facts |= {"dtype": str(config.dtype), "data": data, "config": json.loads(config.to_json())}
+    options = options_of(config)
+    return facts | ({"options": options} if options else {})
+
+
+def options_of(config: Config) -> dict[str, Any]:
+    """The options of the net that a config gives, `pool` among them."""
+    options = dict(getattr(config, "model_options", None) or {})
+    pool = getattr(config, "pool", "")
+    return options | ({"pool": pool} if pool else {})
+
+
+def digest_of(source: Source) -> dict[str, str]:
+    """The hash of what a source holds, if it has one."""
+    digest = getattr(source, "digest", None)
+    return {} if digest is None else {"digest": str(digest())}
+
+
+def subject_of(
+    config: Config,
+    source: Source,
+    output: Path,
+    options: Mapping[str, Any],
+    model: Classifier | None = None,
+) -> Subject:
+    """A net as a config evaluates it; None: one that is not loaded yet."""
+    predictor = Predictor(_not_loaded) if model is None else predictor_of(model)
+    name = config.model if model is None else model.name
+    settings, mesh = Settings.of(config), data_mesh()
+    return Subject(name, predictor, model, source, settings, mesh, output, options)
+
+
+def _not_loaded(*_: Any) -> Any:
+    raise AssertionError("a measure called the net before it was loaded")
+
+
+def _tell(results: Results, asked: Path, output: Path | None) -> None:
+    print(summary(results))
+    if output != asked:
+        print(f"{asked} holds other results (of other weights, data or settings) and stays")
+    print(f"written to {output}")

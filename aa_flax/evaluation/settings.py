@@ -1,0 +1,77 @@
+"""How images are cropped, shifted and batched in an evaluation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from aa_flax.config import Config
+from aa_flax.data.loader import Batch, evaluation_batches
+from aa_flax.data.sources import Source
+from aa_flax.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The part of a config that evaluations look at: its `data` and `eval`.
+
+    Attributes:
+        crop_size: pixels of a side that the net sees.
+        image_size: of the centre that shifted crops are cut from.
+        resize_size: of the shorter side before cropping; 0: images are taken as they are.
+        batch_size: images in a batch, over all devices of all hosts.
+        shift_range: crops are at offsets 0..shift_range-1 on each axis.
+        passes: random pairs for each image. seed: of what is random.
+        num_workers, worker_type, on_error, class_order: see `docs/data.md`.
+    """
+
+    crop_size: int
+    image_size: int
+    resize_size: int
+    batch_size: int
+    shift_range: int
+    passes: int = 5
+    seed: int = 0
+    num_workers: int = 0
+    worker_type: str = "thread"
+    on_error: str = "stop"
+    class_order: str = ""
+
+    def __post_init__(self):
+        for name in ("crop_size", "image_size", "batch_size", "shift_range", "passes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} has to be at least 1, got {getattr(self, name)}")
+        if self.resize_size < 0:
+            raise InputError(f"resize_size has to be 0 (as they are) or more: {self.resize_size}")
+        if self.image_size < self.crop_size:
+            raise InputError(
+                f"image_size {self.image_size} is smaller than crop_size {self.crop_size}, which "
+                "is cut from it"
+            )
+
+    @classmethod
+    def of(cls, config: Config) -> "Settings":
+        """What a config says."""
+        parts = (config.data, config.eval)
+        given: dict[str, Any] = {}
+        for field in fields(cls):
+            part = next((part for part in parts if hasattr(part, field.name)), None)
+            if part is not None:
+                given[field.name] = getattr(part, field.name)
+        return cls(**given)
+
+    def replace(self, **changes: Any) -> "Settings":
+        """The same with other values."""
+        return replace(self, **changes)
+
+    def experiment(self) -> dict[str, Any]:
+        """What every figure depends on."""
+        names = ("resize_size", "image_size", "crop_size", "on_error")
+        return {name: getattr(self, name) for name in names}
+
+    def batches(self, source: Source, crop: int) -> Iterator[Batch]:
+        """Every image once, in order: centre crops of `crop` pixels."""
+        data = ConfigDict({f.name: getattr(self, f.name) for f in fields(self)})
+        data.augmentation = "center_crop"  # of training; the loader checks that it knows it
+        return evaluation_batches(source, self.batch_size, data, crop=crop)

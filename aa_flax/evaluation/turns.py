@@ -1,0 +1,256 @@
+"""Evaluates nets by where their weights are: one, or several in turn, what is done being kept."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import jax
+from flax import nnx
+
+from aa_flax.config import Config
+from aa_flax.data.sources import Source, make_source
+from aa_flax.disk import local_path
+from aa_flax.errors import InputError
+from aa_flax.evaluation.evaluator import Plan, agreed, check_data, placed
+from aa_flax.evaluation.files import Results
+from aa_flax.evaluation.measure import Measure
+from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.run import (
+    evaluate_config,
+    facts_of,
+    options_of,
+    subject_of,
+    wanted_measures,
+)
+from aa_flax.models.classifier import Classifier
+from aa_flax.models.registry import list_models, released_weights
+from aa_flax.sharding import is_main_process
+from aa_flax.weights.locate import Weights, describe, locate
+
+FOLDER = Path("runs/evaluation")  # of nets that have no folder of their own
+_PUBLISHED = ("pretrained", "finetuned", "scratch", "baseline")
+_PUBLISHED_CLASSES = 1000  # ImageNet's
+
+
+def evaluate_one(
+    config: Config, *, weights: str, output: str | None, options: Mapping[str, Any]
+) -> Results:
+    """Evaluates the config's net with the weights in `weights`.
+
+    Args:
+        weights: a run's folder, a file, or `pretrained` and its like; `{model}` stands for the
+            net's name.
+        output: the results file; None: that of the run, or one named after the weights.
+        options: of measures, by name; the first option of each asks for it.
+
+    Raises:
+        InputError: anything that does not fit, as far as possible before the net is loaded.
+    """
+    wanted, values = wanted_measures((), options)
+    weights = with_name(weights, config.model)
+    found = locate(weights, model=config.model)
+    source = make_source(config.data, "val")
+    _check_classes(weights, source)
+    path = local_path(output, "--output") if output else default_output(found)
+    plan = Plan(subject_of(config, source, path, values), wanted, _facts(config, found, source))
+    placed(plan)  # a damaged file shows now
+    check_data(plan.subject, wanted)
+    return _load_and_evaluate(found, config, source, path, wanted, values)
+
+
+def evaluate_in_turn(
+    config: Config,
+    patterns: Sequence[str],
+    *,
+    weights: str,
+    output: str | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Goes through the nets; one that cannot be evaluated does not keep the others from it.
+
+    Args:
+        patterns: names of nets, with `*` and `?`. weights: see `evaluate_one`.
+        output: the folder; each net gets `<net>.json` there, and one that has all it is asked for
+            is neither loaded nor measured.
+
+    Raises:
+        InputError: a mistake in the config or the options, before the first net; or, after the
+            last, nets that could not be evaluated.
+    """
+    wanted, values = wanted_measures((), options)
+    with_name(weights, "")
+    names = names_of(patterns, weights)
+    folder = local_path(output, "--output") if output else FOLDER
+    source = make_source(config.data, "val")
+    _check_classes(weights, source)
+    check_data(subject_of(config, source, folder / "results.json", values), wanted)
+    failed = []
+    for name in names:
+        try:
+            _take_turn(_with_model(config, name), weights, folder, source, wanted, values)
+        except (InputError, OSError, jax.errors.JaxRuntimeError) as error:
+            failed.append(name)
+            _print(f"{name} is left out: {error}")
+        except KeyboardInterrupt:
+            kept = f"what was measured so far is kept in {folder}; the same command continues"
+            raise KeyboardInterrupt(kept) from None
+    if failed:
+        raise InputError(f"{len(failed)} nets could not be evaluated: {', '.join(failed)}")
+
+
+def _take_turn(
+    config: Config,
+    weights: str,
+    folder: Path,
+    source: Source,
+    wanted: Sequence[Measure],
+    values: Mapping[str, Any],
+) -> None:
+    """Evaluates one of several nets, unless its results are there."""
+    name = config.model
+    values = _of_net(name, values)
+    found = locate(with_name(weights, name), model=name)
+    path = folder / f"{name}.json"
+    subject = subject_of(config, source, path, values)
+    plan, done = placed(Plan(subject, wanted, _facts(config, found, source)))
+    if agreed(done):
+        _print(f"{plan.subject.output} is there already")
+        return
+    _load_and_evaluate(found, config, source, path, wanted, values)
+
+
+def _facts(config: Config, found: Weights, source: Source) -> dict[str, Any]:
+    return facts_of(config, found.name, found.description(), source)
+
+
+def _load_and_evaluate(
+    found: Weights,
+    config: Config,
+    source: Source,
+    output: Path,
+    wanted: Sequence[Measure],
+    values: Mapping[str, Any],
+) -> Results:
+    description = found.description()
+    if found.name != config.model.removesuffix("_finetune"):
+        what = description.get("file", found.name)
+        raise InputError(
+            f"{what} holds weights of {found.name}, not of {config.model}; give its --config, or "
+            f"--config.model={found.name}"
+        )
+    options = {} if description["kind"] == "run" else options_of(config)
+    model = found.load_model(dtype=config.dtype, **options)
+    _print(header(model, config, source, description))
+    return evaluate_config(
+        model,
+        config,
+        weights=description,
+        output=output,
+        measures=[measure.name for measure in wanted],
+        options=values,
+        source=source,
+    )
+
+
+def header(model: Classifier, config: Config, source: Source, weights: Mapping[str, Any]) -> str:
+    """One line that says what is evaluated, on what."""
+    count = sum(array.size for array in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    devices = jax.devices()
+    return (
+        f"{model.name}, {count:,} parameters, {config.dtype} on "
+        f"{len(devices)} x {devices[0].device_kind}; {len(source)} images of {source.num_classes} "
+        f"classes ({config.data.name}); weights: {describe(weights)}"
+    )
+
+
+def default_output(found: Weights) -> Path:
+    """Where results go: to the run's folder, beside a file of weights, or to `runs/evaluation`."""
+    description = found.description()
+    if description["kind"] == "released":
+        return FOLDER / f"{found.name}.json"
+    path = Path(description["file"])
+    if description["kind"] == "run":
+        return path / "results.json"
+    return path.with_name(f"{path.name.removesuffix('.tar').rpartition('.')[0]}_results.json")
+
+
+def with_name(weights: str, model: str) -> str:
+    """`weights` with the net's name for `{model}`.
+
+    Raises:
+        InputError: another placeholder.
+    """
+    try:
+        fields = [field for _, field, *_ in Formatter().parse(weights) if field is not None]
+    except ValueError as error:
+        raise InputError(
+            f"--weights {weights}: {error}; braces stand around {{model}} alone"
+        ) from error
+    for field in fields:
+        if field != "model":
+            near = get_close_matches(field, ["model"], cutoff=0)
+            raise InputError(
+                f"unknown placeholder {{{field}}} in --weights {weights}; did you mean "
+                f"{{{near[0]}}}?"
+            )
+    return weights.format(model=model)
+
+
+def names_of(patterns: Sequence[str], weights: str) -> list[str]:
+    """The nets that patterns name; of a pattern with published weights, those that have some.
+
+    Raises:
+        InputError: a pattern that names none.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = list_models(pattern)
+        if not names:
+            raise InputError(f"no net is called {pattern!r}; see aa_flax.list_models()")
+        if weights in _PUBLISHED and pattern not in names:
+            names = _with_published(pattern, weights)
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+def _with_published(pattern: str, weights: str) -> list[str]:
+    names = list_models(pattern, pretrained=True)
+    if weights != "pretrained":
+        known = {r.model for r in released_weights() if r.training == weights}
+        names = [name for name in names if name in known]
+    if not names:
+        raise InputError(f"of the nets {pattern!r} none has {weights} weights; see docs/weights.md")
+    return names
+
+
+def _check_classes(weights: str, source: Source) -> None:
+    """Before anything is downloaded."""
+    if weights in _PUBLISHED and source.num_classes != _PUBLISHED_CLASSES:
+        raise InputError(
+            f"published weights are for ImageNet's {_PUBLISHED_CLASSES} classes, but the data has "
+            f"{source.num_classes}; give --config configs/imagenet.py and --config.data.path, the "
+            "folder that holds ImageNet, or other --weights"
+        )
+
+
+def _of_net(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with a file of its own for each net."""
+    options = {option.name: option for m in MEASURES.values() for option in m.options}
+    return {key: options[key].value_for(name, value) for key, value in values.items()}
+
+
+def _with_model(config: Config, name: str) -> Config:
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.replace(config, model=name)
+    config = copy.deepcopy(config)
+    config.model = name
+    return config
+
+
+def _print(message: str) -> None:
+    if is_main_process():
+        print(message, flush=True)

@@ -1,0 +1,123 @@
+"""Any function from images to logits can be evaluated."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from aa_flax import InputError
+from aa_flax.evaluation.evaluate import evaluate
+from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise
+
+MEASURES = ("accuracy", "shift", "worst_case", "time")
+SETTINGS = {
+    "crop_size": CROP,
+    "image_size": SIZE,
+    "resize_size": 0,
+    "batch_size": 8,
+    "shift_range": 5,
+    "passes": 3,
+}
+
+
+def figures(predict, measures=("accuracy", "shift", "worst_case"), **options):
+    found = evaluate(predict, Noise(), measures, name="flat", **SETTINGS, **options)
+    return {key: value for key, value in found.items() if key != "time"}
+
+
+@pytest.fixture(scope="module")
+def of_net():
+    return figures(Flat())
+
+
+def weights():
+    fc = Flat().fc
+    assert fc.bias is not None
+    return np.asarray(fc.kernel[...]), np.asarray(fc.bias[...])
+
+
+def test_a_function_of_jax_has_the_figures_of_the_net(of_net):
+    kernel, bias = (jnp.asarray(array) for array in weights())
+    found = figures(lambda x: x.reshape(len(x), -1) @ kernel + bias)
+    assert found == of_net
+
+
+def test_a_net_of_torch_has_the_figures_of_the_net(of_net):
+    kernel, bias = weights()
+    net = torch.nn.Linear(*kernel.shape)
+    net.load_state_dict({"weight": torch.tensor(kernel.T), "bias": torch.tensor(bias)})
+
+    @torch.no_grad()
+    def predict(images):
+        return net(torch.from_numpy(images).flatten(1))
+
+    found = figures(predict, MEASURES)
+    assert found["top1"] == of_net["top1"]
+    assert found["shift"]["consistency"] == of_net["shift"]["consistency"]
+    assert found["worst_case"] == of_net["worst_case"]
+    assert found["loss"] == pytest.approx(of_net["loss"], rel=1e-5)
+
+
+def test_a_function_on_the_host_gets_whole_batches_of_normalised_images():
+    shapes, kernel = set(), weights()[0]
+    lowest = []
+
+    def predict(images):
+        shapes.add((type(images), images.dtype.name, images.shape))
+        lowest.append(images.min())
+        return images.reshape(len(images), -1) @ kernel
+
+    figures(predict, ("shift",), jit=False)
+    assert shapes == {(np.ndarray, "float32", (8, CROP, CROP, 3))}
+    assert min(lowest) == pytest.approx(-0.485 / 0.229)
+
+
+def test_only_what_is_asked_for_is_measured():
+    found = figures(Flat(), ("worst_case",))
+    assert found.keys() == {"model", "data", "num_images", "worst_case"}
+    assert found["num_images"] == COUNT
+
+
+def test_results_are_written_where_asked(tmp_path):
+    found = evaluate(Flat(), Noise(), ("shift",), output=tmp_path / "r.json", **SETTINGS)
+    assert found["model"] == "flat"
+    assert (tmp_path / "r.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        (3, "int is no net and no function of images"),
+        (lambda x: x, r"gives an array of shape \(8, 10, 10, 3\) for 8 images; it has to give"),
+        (lambda x: x.mean((1, 2)), "has weights for 3 classes, but the data has 6"),
+        (lambda x: np.float32(x) @ "no", "fails on normalised float32 images 8x10x10x3: "),
+    ],
+)
+def test_what_is_no_function_to_logits_is_refused(predict, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(predict, Noise(), **SETTINGS)
+
+
+def test_a_measure_that_looks_inside_refuses_a_function(tmp_path):
+    def predict(images):
+        return jnp.zeros((len(images), 6))
+
+    with pytest.raises(InputError, match=r"equivariance looks into a net of aa_flax; predict is a"):
+        evaluate(predict, Noise(), ["equivariance"], output=tmp_path / "r.json", **SETTINGS)
+
+
+def test_measures_that_write_ask_for_a_place():
+    with pytest.raises(InputError, match="diagonal writes files: give output"):
+        evaluate(Flat(), Noise(), ["diagonal"], **SETTINGS)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match="shift_range has to be at least 1, got 0"):
+        evaluate(Flat(), Noise(), **SETTINGS | {"shift_range": 0})
+    with pytest.raises(InputError, match="no measures are given; known: accuracy"):
+        evaluate(Flat(), Noise(), (), **SETTINGS)
+
+
+def test_what_is_no_source_is_named():
+    with pytest.raises(InputError, match="list is no source of images: it lacks num_classes, cl"):
+        evaluate(Flat(), [], **SETTINGS)  # pyright: ignore[reportArgumentType]
