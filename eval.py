@@ -21,7 +21,6 @@ from aa_flax import InputError, commands
 from aa_flax.evaluation.measure import Option
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.turns import evaluate_in_turn, evaluate_one
-from aa_flax.plugins import load_plugins
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "a run's folder, a file, or pretrained")
 _MODELS = flags.DEFINE_list("models", None, "names of nets to evaluate in turn, with * and ?")
@@ -74,9 +73,8 @@ def _options() -> list[Option]:
 
 
 if __name__ == "__main__":
+    commands.define_flags()  # loads plug-ins, whose measures have flags, too
     try:
-        load_plugins(sys.argv)
-        commands.define_flags()
         define_measures()
     except InputError as error:
         sys.exit(f"error: {error}")
