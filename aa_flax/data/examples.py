@@ -31,9 +31,9 @@ def training_example(
     if data.augmentation == "random_resized_crop":
         example["image"] = random_resized_crop(image, data.crop_size, rng)
     elif data.augmentation == "center_crop":
-        example["image"] = center_image(image, data.resize_size, data.crop_size)
+        example["image"] = _center(image, data.resize_size, data.crop_size, source.name(index))
     else:
-        example["image"] = center_image(image, data.resize_size, data.image_size)
+        example["image"] = _center(image, data.resize_size, data.image_size, source.name(index))
         shifts = data.image_size - data.crop_size + 1
         example["offset"] = rng.integers(0, shifts, 2, np.int32)
     if data.flip:
@@ -53,12 +53,19 @@ def evaluation_example(source: Source, data: Config, crop: int, index: int) -> d
         skipped = index if mask else -1
         image, label, mask = Image.new("RGB", (crop, crop)), 0, False
     return {
-        "image": center_image(image, data.resize_size, crop),
+        "image": _center(image, data.resize_size, crop, source.name(index)),
         "label": np.int32(label),
         "index": index,
         "mask": mask,
         "skipped": skipped,
     }
+
+
+def _center(image: Image.Image, resize_size: int, crop: int, name: str) -> np.ndarray:
+    try:
+        return center_image(image, resize_size, crop)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def _read(source: Source, data: Config, index: int) -> tuple[Image.Image, int, int]:
@@ -94,7 +101,11 @@ def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
     check_labels(np.array([label]), source.num_classes, lambda _: source.name(index))
     if isinstance(image, Image.Image) and image.mode == "RGB":
         return image, label
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+    if (
+        isinstance(image, np.ndarray)
+        and (image.dtype, image.shape[2:]) == (np.uint8, (3,))
+        and image.size
+    ):
         return Image.fromarray(image), label
     raise InputError(
         f"{source.name(index)}: a source gives images as PIL images in mode RGB or uint8 arrays "

@@ -229,6 +229,7 @@ def test_labels_are_integers_of_any_kind(label):
         ({"image": PIXELS / 255, "label": 1}, r"uint8 arrays .* got ndarray float64 \(12, 16, 3\)"),
         ({"image": PIXELS[..., 0], "label": 1}, r"got ndarray uint8 \(12, 16\)"),
         ({"image": PIXELS.transpose(2, 0, 1), "label": 1}, r"got ndarray uint8 \(3, 12, 16\)"),
+        ({"image": PIXELS[:0], "label": 1}, r"got ndarray uint8 \(0, 16, 3\)"),
         ({"image": Image.new("L", (9, 9)), "label": 1}, "mode RGB .* got a PIL image in mode L"),
     ],
 )
