@@ -1,6 +1,7 @@
 """One example of a batch: an image read, cropped, and what is random about it drawn."""
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from aa_flax.data.crops import center_image, random_resized_crop
 from aa_flax.data.images import ImageError
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
+
+Crop = Callable[[Image.Image], np.ndarray]
 
 _REPLACEMENTS = 20  # bad images in a row, after which something else is wrong
 
@@ -26,14 +29,16 @@ def training_example(
     """
     epoch, index = place
     rng = np.random.default_rng((seed, epoch, index))
-    image, label, skipped = _read(source, data, index)
-    example = {"label": np.int32(label), "skipped": skipped}
-    if data.augmentation == "random_resized_crop":
-        example["image"] = random_resized_crop(image, data.crop_size, rng)
-    elif data.augmentation == "center_crop":
-        example["image"] = _center(image, data.resize_size, data.crop_size, source.name(index))
-    else:
-        example["image"] = _center(image, data.resize_size, data.image_size, source.name(index))
+
+    def crop(image: Image.Image) -> np.ndarray:
+        if data.augmentation == "random_resized_crop":
+            return random_resized_crop(image, data.crop_size, rng)
+        size = data.crop_size if data.augmentation == "center_crop" else data.image_size
+        return center_image(image, data.resize_size, size)
+
+    pixels, label, skipped = _read(source, data, index, crop)
+    example = {"image": pixels, "label": np.int32(label), "skipped": skipped}
+    if data.augmentation == "random_shift":
         shifts = data.image_size - data.crop_size + 1
         example["offset"] = rng.integers(0, shifts, 2, np.int32)
     if data.flip:
@@ -46,14 +51,14 @@ def evaluation_example(source: Source, data: Config, crop: int, index: int) -> d
     mask, skipped = index < len(source), -1
     index = min(index, len(source) - 1)
     try:
-        image, label = read_example(source, index)
+        pixels, label = _cropped(source, index, lambda x: center_image(x, data.resize_size, crop))
     except ImageError:
         if data.on_error == "stop":
             raise
         skipped = index if mask else -1
-        image, label, mask = Image.new("RGB", (crop, crop)), 0, False
+        pixels, label, mask = np.zeros((crop, crop, 3), np.uint8), 0, False
     return {
-        "image": _center(image, data.resize_size, crop, source.name(index)),
+        "image": pixels,
         "label": np.int32(label),
         "index": index,
         "mask": mask,
@@ -61,19 +66,12 @@ def evaluation_example(source: Source, data: Config, crop: int, index: int) -> d
     }
 
 
-def _center(image: Image.Image, resize_size: int, crop: int, name: str) -> np.ndarray:
-    try:
-        return center_image(image, resize_size, crop)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-
-
-def _read(source: Source, data: Config, index: int) -> tuple[Image.Image, int, int]:
-    """An image, its label, and what it stands in for: `index`, or -1 if it is that."""
+def _read(source: Source, data: Config, index: int, crop: Crop) -> tuple[np.ndarray, int, int]:
+    """A crop, its label, and what it stands in for: `index`, or -1 if it is that."""
     for step in range(_REPLACEMENTS):
         try:
-            image, label = read_example(source, (index + step) % len(source))
-            return image, label, index if step else -1
+            pixels, label = _cropped(source, (index + step) % len(source), crop)
+            return pixels, label, index if step else -1
         except ImageError:
             if data.on_error == "stop":
                 raise
@@ -81,6 +79,14 @@ def _read(source: Source, data: Config, index: int) -> tuple[Image.Image, int, i
         f"{_REPLACEMENTS} images in a row cannot be read, from {source.name(index)} on; "
         "something is wrong with all of them"
     )
+
+
+def _cropped(source: Source, index: int, crop: Crop) -> tuple[np.ndarray, int]:
+    image, label = read_example(source, index)
+    try:
+        return crop(image), label
+    except InputError as error:
+        raise ImageError.of(source.name(index), error) from error
 
 
 def read_example(source: Source, index: int) -> tuple[Image.Image, int]:

@@ -239,6 +239,15 @@ def test_what_a_source_must_not_give_is_an_error_that_names_the_image(example, m
             evaluate(source=Given(example), on_error=on_error, num_workers=1)
 
 
+def test_a_strip_that_would_become_too_long_is_an_image_that_cannot_be_read(capsys):
+    strip = Given({"image": np.zeros((1, 500_000, 3), np.uint8), "label": 1})
+    with pytest.raises(ImageError, match=r"^cannot read image 0\.jpg: its 500000 x 1 pixels would"):
+        evaluate(source=strip, num_workers=1)
+    for read in (evaluate, partial(train, 1, augmentation="center_crop")):
+        with pytest.raises(InputError, match=r"images( in a row cannot| can) be read"):
+            read(source=strip, num_workers=1, on_error="skip")
+
+
 PROCESSES = """
 from itertools import islice
 from aa_flax.data.digits import Digits
