@@ -1,6 +1,7 @@
 """Which class each logit stands for."""
 
 import codecs
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def _check_imagenet(found: Sequence[str], where: str) -> None:
 
 def _read_order(class_order: str) -> list[str]:
     path = local_path(class_order, "config.data.class_order")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(
             f"no file {path} for config.data.class_order; give a text file with one class a line, "
             "or imagenet, or sorted"
@@ -141,9 +142,12 @@ def read_names(path: Path) -> list[str]:
     a name, do not count.
 
     Raises:
-        InputError: another encoding.
+        InputError: another encoding, or a file that cannot be read.
     """
-    encoded = path.read_bytes()
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
     marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     encoding = next((marks[mark] for mark in marks if encoded.startswith(mark)), "utf-8-sig")

@@ -12,7 +12,7 @@ from aa_flax.errors import InputError
 Box = tuple[int, int, int, int]
 
 _AT_ONCE = 2**25  # pixels that are resized at once: 128 MB
-_LONGEST = 2**25  # pixels of a side
+_LONGEST = 2**22  # pixels of a side: beyond, it would also take minutes
 
 _BILINEAR = Image.Resampling.BILINEAR
 
@@ -52,8 +52,7 @@ def _part_of_resized(image: Image.Image, size: tuple[int, int], box: Box) -> Ima
     """
     if max(size) > _LONGEST:
         raise InputError(
-            f"an image of {image.width} x {image.height} pixels would be resized to {size[0]} x "
-            f"{size[1]}; remove it, or give --config.data.resize_size=0"
+            f"its {image.width} x {image.height} pixels would become {size[0]} x {size[1]}"
         )
     (width, height), (left, top, right, bottom) = size, box
     rows = Image.new("RGB", (right - left, image.height))
@@ -94,10 +93,7 @@ def center_within(
     Args:
         size: width and height of the image before it is resized.
     """
-    short, long = sorted(size)
-    if resize_size not in (0, short):
-        longer = int(resize_size * long / short)
-        size = (resize_size, longer) if size[0] == short else (longer, resize_size)
+    size = _resized(size, resize_size)
     (left, top, *_), (inner_left, inner_top, *_) = (
         center_box(*size, crop) for crop in (outer, inner)
     )

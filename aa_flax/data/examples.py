@@ -1,6 +1,7 @@
 """One example of a batch: an image read, cropped, and what is random about it drawn."""
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from aa_flax.data.crops import center_image, center_within, random_resized_crop
 from aa_flax.data.images import ImageError
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
+
+Crop = Callable[[Image.Image], Any]  # what becomes of an image
 
 _REPLACEMENTS = 20  # bad images in a row, after which something else is wrong
 
@@ -26,14 +29,16 @@ def training_example(
     """
     epoch, index = place
     rng = np.random.default_rng((seed, epoch, index))
-    image, label, skipped = _read(source, data, index)
-    example = {"label": np.int32(label), "skipped": skipped}
-    if data.augmentation == "random_resized_crop":
-        example["image"] = random_resized_crop(image, data.crop_size, rng)
-    elif data.augmentation == "center_crop":
-        example["image"] = center_image(image, data.resize_size, data.crop_size)
-    else:
-        example["image"] = center_image(image, data.resize_size, data.image_size)
+
+    def crop(image: Image.Image) -> np.ndarray:
+        if data.augmentation == "random_resized_crop":
+            return random_resized_crop(image, data.crop_size, rng)
+        size = data.crop_size if data.augmentation == "center_crop" else data.image_size
+        return center_image(image, data.resize_size, size)
+
+    pixels, label, skipped = _read(source, data, index, crop)
+    example = {"image": pixels, "label": np.int32(label), "skipped": skipped}
+    if data.augmentation == "random_shift":
         shifts = data.image_size - data.crop_size + 1
         example["offset"] = rng.integers(0, shifts, 2, np.int32)
     if data.flip:
@@ -46,18 +51,24 @@ def evaluation_example(source: Source, data: Config, crop: int, index: int) -> d
 
     `center` is where in it the centre crop of `data.crop_size` pixels lies: (top, left).
     """
+
+    def look(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        center = center_within(image.size, data.resize_size, crop, data.crop_size)
+        return center_image(image, data.resize_size, crop), center
+
     mask, skipped = index < len(source), -1
     index = min(index, len(source) - 1)
     try:
-        image, label = read_example(source, index)
+        (pixels, center), label = _cropped(source, index, look)
     except ImageError:
         if data.on_error == "stop":
             raise
         skipped = index if mask else -1
-        image, label, mask = Image.new("RGB", (crop, crop)), 0, False
+        pixels, center = np.zeros((crop, crop, 3), np.uint8), np.zeros(2, np.int32)
+        label, mask = 0, False
     return {
-        "image": center_image(image, data.resize_size, crop),
-        "center": center_within(image.size, data.resize_size, crop, data.crop_size),
+        "image": pixels,
+        "center": center,
         "label": np.int32(label),
         "index": index,
         "mask": mask,
@@ -65,12 +76,12 @@ def evaluation_example(source: Source, data: Config, crop: int, index: int) -> d
     }
 
 
-def _read(source: Source, data: Config, index: int) -> tuple[Image.Image, int, int]:
-    """An image, its label, and what it stands in for: `index`, or -1 if it is that."""
+def _read(source: Source, data: Config, index: int, crop: Crop) -> tuple[np.ndarray, int, int]:
+    """A crop, its label, and what it stands in for: `index`, or -1 if it is that."""
     for step in range(_REPLACEMENTS):
         try:
-            image, label = read_example(source, (index + step) % len(source))
-            return image, label, index if step else -1
+            pixels, label = _cropped(source, (index + step) % len(source), crop)
+            return pixels, label, index if step else -1
         except ImageError:
             if data.on_error == "stop":
                 raise
@@ -78,6 +89,14 @@ def _read(source: Source, data: Config, index: int) -> tuple[Image.Image, int, i
         f"{_REPLACEMENTS} images in a row cannot be read, from {source.name(index)} on; "
         "something is wrong with all of them"
     )
+
+
+def _cropped(source: Source, index: int, crop: Crop) -> tuple[Any, int]:
+    image, label = read_example(source, index)
+    try:
+        return crop(image), label
+    except InputError as error:
+        raise ImageError.of(source.name(index), error) from error
 
 
 def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
@@ -98,7 +117,11 @@ def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
     check_labels(np.array([label]), source.num_classes, lambda _: source.name(index))
     if isinstance(image, Image.Image) and image.mode == "RGB":
         return image, label
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+    if (
+        isinstance(image, np.ndarray)
+        and (image.dtype, image.shape[2:]) == (np.uint8, (3,))
+        and image.size
+    ):
         return Image.fromarray(image), label
     raise InputError(
         f"{source.name(index)}: a source gives images as PIL images in mode RGB or uint8 arrays "

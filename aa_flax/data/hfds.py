@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face Hub, and folders of parquet files, by the library `datasets`."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from aa_flax.data.images import Example, ImageError, decode
 from aa_flax.data.splits import parse_name, part_of
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+
+_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a folder
 
 
 class HFDS:
@@ -88,13 +91,13 @@ def _load(name: str, cache_dir: str) -> Mapping[str, Any]:
         ) from error
     folder = local_path(name, "config.data.name")
     cache = str(local_path(cache_dir, "config.data.path")) if cache_dir else None
-    if not folder.is_dir() and name.startswith((".", "/", "~")):
+    if not os.path.isdir(folder) and name.startswith((".", "/", "~")):
         raise InputError(f"no folder {folder} (config.data.name=hfds:{name})")
     try:
         with _quiet_in_logs():
-            if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            if any(os.path.isfile(folder / name) for name in _SAVED):
                 found: Any = datasets.load_from_disk(str(folder))
-            elif folder.is_dir():
+            elif os.path.isdir(folder):
                 found = datasets.load_dataset(str(folder), cache_dir=cache)
             else:
                 hub, _, configuration = name.partition(":")

@@ -204,6 +204,9 @@ _TOLD: dict[int, set[int]] = {}  # by the id of a source: images that were named
 
 def _told_of(source: Source) -> set[int]:
     if id(source) not in _TOLD:
-        weakref.finalize(source, _TOLD.pop, id(source), None)
+        try:
+            weakref.finalize(source, _TOLD.pop, id(source), None)
+        except TypeError:  # of a class with slots; it may be told again
+            return set()
         _TOLD[id(source)] = set()
     return _TOLD[id(source)]

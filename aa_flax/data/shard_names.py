@@ -33,7 +33,7 @@ def find_shards(pattern: str, root: Path) -> dict[str, list[Path]]:
         InputError: nothing fits the pattern, a shard of a range is missing, or one does not say
             what it is for.
     """
-    if (root / pattern).is_dir():
+    if os.path.isdir(root / pattern):
         expanded = [f"{escape(pattern)}/**/*.tar"]
     else:
         expanded = dict.fromkeys(expand(pattern))
@@ -68,7 +68,7 @@ def _files(pattern: str, root: Path) -> list[Path]:
     """One file, which must be there; or all that fit, in natural order."""
     if not re.search(r"[*?\[]", pattern):
         path = root / pattern
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"no shard {path} (config.data.name); give a pattern of those there")
         return [path]
     found = glob(os.path.join(escape(os.fspath(root)), pattern), recursive=True)

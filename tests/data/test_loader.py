@@ -229,6 +229,7 @@ def test_labels_are_integers_of_any_kind(label):
         ({"image": PIXELS / 255, "label": 1}, r"uint8 arrays .* got ndarray float64 \(12, 16, 3\)"),
         ({"image": PIXELS[..., 0], "label": 1}, r"got ndarray uint8 \(12, 16\)"),
         ({"image": PIXELS.transpose(2, 0, 1), "label": 1}, r"got ndarray uint8 \(3, 12, 16\)"),
+        ({"image": PIXELS[:0], "label": 1}, r"got ndarray uint8 \(0, 16, 3\)"),
         ({"image": Image.new("L", (9, 9)), "label": 1}, "mode RGB .* got a PIL image in mode L"),
     ],
 )
@@ -236,6 +237,15 @@ def test_what_a_source_must_not_give_is_an_error_that_names_the_image(example, m
     for on_error in ("stop", "skip"):  # it is no image that cannot be read
         with pytest.raises(InputError, match=message):
             evaluate(source=Given(example), on_error=on_error, num_workers=1)
+
+
+def test_a_strip_that_would_become_too_long_is_an_image_that_cannot_be_read(capsys):
+    strip = Given({"image": np.zeros((1, 500_000, 3), np.uint8), "label": 1})
+    with pytest.raises(ImageError, match=r"^cannot read image 0\.jpg: its 500000 x 1 pixels would"):
+        evaluate(source=strip, num_workers=1)
+    for read in (evaluate, partial(train, 1, augmentation="center_crop")):
+        with pytest.raises(InputError, match=r"images( in a row cannot| can) be read"):
+            read(source=strip, num_workers=1, on_error="skip")
 
 
 PROCESSES = """
