@@ -62,7 +62,7 @@ def test_every_recipe_passes_and_keeps_its_values(name):
         ("dtype", "bf16", r"unknown config\.dtype 'bf16'; did you mean bfloat16\?"),
         ("init_from", None, r"config\.init_from is None; it has to be text"),
         ("model_options", {"a": object()}, r"model_options .* cannot be stored as JSON"),
-        ("optimizer.learning_rate", -1, r"learning_rate is -1\.0; it has to be above 0"),
+        ("optimizer.learning_rate", -1, r"learning_rate is -1\.0; it has to be at least 0"),
         (
             "optimizer.learning_rate",
             math.nan,
