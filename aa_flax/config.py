@@ -61,7 +61,7 @@ class OptimizerConfig(_Group):
     """SGD with momentum, and its learning rate."""
 
     schedule: str = _one_of("step", "cosine", "one_cycle")
-    learning_rate: float = _number(0.1, above=0)
+    learning_rate: float = _number(0.1, at_least=0)
     momentum: float = _number(0.9, at_least=0, below=1)
     weight_decay: float = _number(1e-4, at_least=0)
     # Schedule "step": times step_factor every step_epochs.

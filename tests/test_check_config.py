@@ -51,7 +51,6 @@ def test_every_recipe_passes_and_keeps_its_values(name):
         ("batch_size", True, r"config\.batch_size is True; it has to be a whole number"),
         ("batch_size", "many", r"config\.batch_size is 'many'; it has to be a whole number"),
         ("batch_size", 2**31, r"config\.batch_size is 2147483648; it has to be at most 2147483647"),
-        ("batch_size", 10**5000, r"config\.batch_size is a number of thousands of digits; it has"),
         ("num_epochs", 0, r"num_epochs is 0; it has to be at least 1"),
         ("max_steps_per_epoch", -1, r"max_steps_per_epoch is -1; it has to be at least 0"),
         ("seed", -1, r"config\.seed is -1; it has to be at least 0"),
@@ -63,7 +62,7 @@ def test_every_recipe_passes_and_keeps_its_values(name):
         ("dtype", "bf16", r"unknown config\.dtype 'bf16'; did you mean bfloat16\?"),
         ("init_from", None, r"config\.init_from is None; it has to be text"),
         ("model_options", {"a": object()}, r"model_options .* cannot be stored as JSON"),
-        ("optimizer.learning_rate", -1, r"learning_rate is -1\.0; it has to be above 0"),
+        ("optimizer.learning_rate", -1, r"learning_rate is -1\.0; it has to be at least 0"),
         (
             "optimizer.learning_rate",
             math.nan,
@@ -149,6 +148,11 @@ def test_what_is_absent_is_default_and_the_home_folder_is_found(monkeypatch):
     assert config.data.path == "/home/someone/images"
     config.data.path = ""
     assert config == Config(batch_size=2)
+
+
+def test_a_number_that_cannot_be_printed_is_refused():
+    with pytest.raises(InputError, match="batch_size is a number of thousands of digits; it has"):
+        check_config({"batch_size": 10**5000})
 
 
 def test_a_placeholder_that_nobody_filled_is_told():

@@ -172,6 +172,8 @@ class _Run:
         self._start(init_state(model, optimizer, self.mesh), torch_run)
         self.writers = make_writers(config, workdir, self.step)
         self.profile = Profile(workdir / "profile" if config.profile else None)
+        # Processes that read start here and there, with the iterator and the first batches.
+        self.reading = unheard_by_children if config.data.worker_type == "process" else nullcontext
         self.compiled = False
 
     @property
@@ -209,13 +211,14 @@ class _Run:
     def _batches(self) -> Iterator[Any]:
         """Endless batches on the devices, from the state's step on."""
         config = self.config
-        batches = training_batches(
-            self.sources["train"],
-            config.batch_size,
-            config.data,
-            seed=config.seed,
-            start_step=self.step,
-        )
+        with self.reading():
+            batches = training_batches(
+                self.sources["train"],
+                config.batch_size,
+                config.data,
+                seed=config.seed,
+                start_step=self.step,
+            )
         return (batch for _, batch in put_ahead(batches, partial(put_batch, mesh=self.mesh)))
 
     def _epoch(self, epoch: int, batches: Iterator[Any], stop: StopRequest) -> None:
@@ -256,8 +259,8 @@ class _Run:
         with ProgressBar(title, self.steps, done) as bar:
             for step in range(self.step, epoch * self.steps):
                 began = time.perf_counter()
-                with nullcontext() if self.compiled else unheard_by_children():
-                    batch = next(batches)  # the first one starts the processes that read
+                with self.reading():
+                    batch = next(batches)
                 waited = time.perf_counter() - began
                 metrics = self._step(batch, meter)
                 if pending is not None:

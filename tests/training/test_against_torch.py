@@ -162,7 +162,7 @@ def test_a_resumed_run_is_evaluated_first_and_is_then_a_run_like_any(
     assert [(row["epoch"], row["step"]) for row in rows] == [(2, 4), (3, 6), (4, 8)]
     assert "train_loss" not in rows[0]
     loop.train(config, tmp_path / "run")
-    assert "continuing after epoch 4 of 4" in capsys.readouterr().out
+    assert "is finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

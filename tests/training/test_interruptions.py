@@ -69,7 +69,9 @@ def test_ctrl_c_on_a_terminal_leaves_the_processes_that_read_alone(tmp_path):
     process = start(tmp_path / "run", *options, group=True)
     assert any("compiled the training step" in line for line in iter(process.stdout.readline, ""))
     os.killpg(process.pid, signal.SIGINT)  # a terminal tells all of the command's processes
-    assert "all is saved" in finish(process, exit_code=75)
+    told = finish(process, exit_code=75)
+    assert "all is saved" in told
+    assert "Traceback" not in told
     finish(start(tmp_path / "run", *options))
 
 
