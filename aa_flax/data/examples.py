@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aa_flax.config import Config
+from aa_flax.config import DataConfig
 from aa_flax.data.classes import check_labels
 from aa_flax.data.crops import center_image, center_within, random_resized_crop
 from aa_flax.data.images import ImageError
@@ -20,7 +20,7 @@ _REPLACEMENTS = 20  # bad images in a row, after which something else is wrong
 
 
 def training_example(
-    source: Source, data: Config, seed: int, place: tuple[int, int]
+    source: Source, data: DataConfig, seed: int, place: tuple[int, int]
 ) -> dict[str, Any]:
     """An image as the recipe augments it, following from `seed` and `place`: (epoch, index).
 
@@ -46,7 +46,7 @@ def training_example(
     return example
 
 
-def evaluation_example(source: Source, data: Config, crop: int, index: int) -> dict[str, Any]:
+def evaluation_example(source: Source, data: DataConfig, crop: int, index: int) -> dict[str, Any]:
     """The centre of an image; `mask` is false beyond the last one, and for a skipped one.
 
     `center` is where in it the centre crop of `data.crop_size` pixels lies: (top, left).
@@ -76,7 +76,7 @@ def evaluation_example(source: Source, data: Config, crop: int, index: int) -> d
     }
 
 
-def _read(source: Source, data: Config, index: int, crop: Crop) -> tuple[np.ndarray, int, int]:
+def _read(source: Source, data: DataConfig, index: int, crop: Crop) -> tuple[np.ndarray, int, int]:
     """A crop, its label, and what it stands in for: `index`, or -1 if it is that."""
     for step in range(_REPLACEMENTS):
         try:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from aa_flax.config import Config
+from aa_flax.config import DataConfig
 from aa_flax.data.examples import evaluation_example, training_example
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
@@ -45,7 +45,7 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def training_batches(
-    source: Source, batch_size: int, data: Config, *, seed: int, start_step: int = 0
+    source: Source, batch_size: int, data: DataConfig, *, seed: int, start_step: int = 0
 ) -> Iterator[Batch]:
     """Endless shuffled batches from step `start_step` on; each epoch has an order of its own.
 
@@ -72,7 +72,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    source: Source, batch_size: int, data: Config, *, crop: int
+    source: Source, batch_size: int, data: DataConfig, *, crop: int
 ) -> Iterator[Batch]:
     """Every image once, in order; the last batch is filled up with masked copies of the last image.
 
@@ -104,7 +104,7 @@ def put_ahead(
     yield from waiting
 
 
-def _check(data: Config) -> None:
+def _check(data: DataConfig) -> None:
     """What would be taken for something else in silence; `check_config` checks a whole config."""
     for field, known in _KNOWN.items():
         value = getattr(data, field)
@@ -131,7 +131,7 @@ def _in_order(order: grain.MapDataset, parts: tuple[int, int, int, int], place: 
 
 
 def _batches(
-    examples: grain.MapDataset, batch_size: int, data: Config, start_step: int = 0
+    examples: grain.MapDataset, batch_size: int, data: DataConfig, start_step: int = 0
 ) -> grain.DatasetIterator:
     """Reads in threads an image at a time, or in processes a batch at a time."""
     if batch_size % jax.device_count():

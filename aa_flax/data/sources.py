@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from aa_flax.config import Config
+from aa_flax.config import DataConfig
 from aa_flax.data.digits import Digits
 from aa_flax.data.folder import ImageFolder
 from aa_flax.data.hfds import HFDS
@@ -48,7 +48,7 @@ class Source(Protocol):
 
 
 # Makes the source of a split, "train" or "val", from `config.data`.
-Factory = Callable[[Config, str], Source]
+Factory = Callable[[DataConfig, str], Source]
 
 _SOURCES: Table[Factory] = Table("data source (config.data.name)")
 
@@ -70,7 +70,7 @@ def register_source(kind: str, factory: Factory, *, replace: bool = False) -> No
     _SOURCES.register(kind, factory, replace=replace)
 
 
-def make_source(data: Config, split: str) -> Source:
+def make_source(data: DataConfig, split: str) -> Source:
     """The source that `config.data` names.
 
     Args:
@@ -108,7 +108,7 @@ def _check(source: Source, name: str) -> None:
         raise InputError(f"the source of config.data.name {name!r} holds no images")
 
 
-def _after_colon(data: Config, what: str) -> str:
+def _after_colon(data: DataConfig, what: str) -> str:
     """What is to be read by a kind that needs to know."""
     _, _, name = data.name.partition(":")
     if not name:
@@ -116,7 +116,7 @@ def _after_colon(data: Config, what: str) -> str:
     return name
 
 
-def _alone(data: Config) -> None:
+def _alone(data: DataConfig) -> None:
     kind, colon, name = data.name.partition(":")
     if colon:
         raise InputError(
@@ -125,29 +125,29 @@ def _alone(data: Config) -> None:
         )
 
 
-def _digits(data: Config, split: str) -> Source:
+def _digits(data: DataConfig, split: str) -> Source:
     _alone(data)
     return Digits(split, data.image_size)
 
 
-def _folder(data: Config, split: str) -> Source:
+def _folder(data: DataConfig, split: str) -> Source:
     _alone(data)
     return ImageFolder(data.path, split, data.class_order)
 
 
-def _tfds(data: Config, split: str) -> Source:
+def _tfds(data: DataConfig, split: str) -> Source:
     name = _after_colon(data, "the name of a TFDS data set, e.g. tfds:imagenet2012")
     return TFDS(name, data.path, split, data.class_order)
 
 
-def _hfds(data: Config, split: str) -> Source:
+def _hfds(data: DataConfig, split: str) -> Source:
     name = _after_colon(
         data, "a name on the Hugging Face Hub or a folder, e.g. hfds:uoft-cs/cifar10"
     )
     return HFDS(name, data.path, split, data.class_order)
 
 
-def _wds(data: Config, split: str) -> Source:
+def _wds(data: DataConfig, split: str) -> Source:
     pattern = _after_colon(data, "a pattern of shards, e.g. wds:{train,val}-*.tar")
     return WebDataset(pattern, data.path, split, data.class_order)
 

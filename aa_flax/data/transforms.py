@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from aa_flax.config import Config
+from aa_flax.config import DataConfig
 
 # Per-channel mean and standard deviation of ImageNet's training images, of values in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def preprocess(batch: Mapping[str, Any], data: Config) -> Float[Array, "N h w 3"]:
+def preprocess(batch: Mapping[str, Any], data: DataConfig) -> Float[Array, "N h w 3"]:
     """Turns a batch of bytes into what the net gets; all that is random is in the batch.
 
     Args:
