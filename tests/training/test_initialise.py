@@ -88,3 +88,17 @@ def test_weights_of_another_net_are_refused(baseline, tmp_path):
         init_from(str(path), create_model("resnet34_lpf4", num_classes=7))
     with pytest.raises(InputError, match="no file nowhere"):
         init_from("nowhere.pth", create_model("resnet18", num_classes=7))
+
+
+def test_a_backbone_without_its_head_starts_a_net_whose_last_layer_starts_anew(tmp_path, capsys):
+    state = to_torch_state_dict(create_model("mobilenet_v2", num_classes=3))
+    trunk = {name: array for name, array in state.items() if "classifier" not in name}
+    write_torch_file({"model": trunk}, tmp_path / "trunk.pt")
+    model = create_model("mobilenet_v2_lpf4", num_classes=3, rngs=nnx.Rngs(1))
+    fresh = np.asarray(model.classifier.kernel[...])
+    init_from(str(tmp_path / "trunk.pt"), model)
+    told = "starting anew: classifier.bias (not there), classifier.kernel (not there)"
+    assert told in capsys.readouterr().out
+    np.testing.assert_array_equal(model.classifier.kernel[...], fresh)
+    kernel = state["features.0.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(model.stem.conv.kernel[...], kernel)
