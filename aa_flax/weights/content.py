@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from aa_flax.errors import InputError
 from aa_flax.weights.state_dicts import as_float32, find_state_dict
 from aa_flax.weights.torch_files import parse_torch_file
 
+# What stands for weights without being a file; `aa_flax.weights.locate` says what they mean.
+WORDS = ("pretrained", "finetuned", "scratch", "baseline")
 EMA = "#ema"  # behind a file's name: its averaged weights
 
 
@@ -51,7 +54,7 @@ def weights_path(source: str | Path) -> tuple[Path, bool]:
     """The file that is meant, and whether its averaged weights are: `FILE#ema` asks for those.
 
     Raises:
-        InputError: an address, no such file, or a folder.
+        InputError: an address, no such file (the message has the nearest of `WORDS`), or a folder.
     """
     path = local_path(source, "weights file")
     ema = path.name.endswith(EMA) and not path.exists()
@@ -60,7 +63,9 @@ def weights_path(source: str | Path) -> tuple[Path, bool]:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a weights file")
     if not path.is_file():
-        raise InputError(f"no file {path}")
+        nearest = get_close_matches(str(source), WORDS, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise InputError(f"no file {path}{hint}")
     return path, ema
 
 

@@ -23,7 +23,7 @@ from aa_flax.weights.content import (
 )
 from aa_flax.weights.fit import fit, named_weights, num_classes_of, options_of, set_weights
 
-Model = TypeVar("Model", bound=nnx.Module)
+Model = TypeVar("Model", bound=Classifier)
 
 
 def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:

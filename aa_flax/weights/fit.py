@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.errors import InputError
+from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
 from aa_flax.weights.checks import Shape, check_names_and_shapes
 from aa_flax.weights.content import Content
@@ -90,7 +91,7 @@ def _listed(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v!r}" for k, v in sorted(options.items())) or "the default options"
 
 
-def fit(model: nnx.Module, content: Content, *, any_head: bool = False) -> dict[str, np.ndarray]:
+def fit(model: Classifier, content: Content, *, any_head: bool = False) -> dict[str, np.ndarray]:
     """The arrays of a file or mapping by this package's names, once all of them fit the model.
 
     Args:
@@ -105,7 +106,7 @@ def fit(model: nnx.Module, content: Content, *, any_head: bool = False) -> dict[
     return fitted(model, content, any_head)
 
 
-def _fit_ours(model: nnx.Module, content: Content, any_head: bool) -> dict[str, np.ndarray]:
+def _fit_ours(model: Classifier, content: Content, any_head: bool) -> dict[str, np.ndarray]:
     check_same_net(content.label, content.metadata.get("model"), content.options, model)
     expected = {name: tuple(v.shape) for name, v in named_weights(model).items()}
     given = {name: array.shape for name, array in content.arrays.items()}
@@ -117,7 +118,7 @@ def _fit_ours(model: nnx.Module, content: Content, any_head: bool) -> dict[str, 
     return dict(content.arrays)
 
 
-def _fit_torch(model: nnx.Module, content: Content, any_head: bool) -> dict[str, np.ndarray]:
+def _fit_torch(model: Classifier, content: Content, any_head: bool) -> dict[str, np.ndarray]:
     slots, filters, counters = torch_slots(model), torch_filters(model), torch_counters(model)
     arrays = match_names(content.arrays, [*slots, *filters, *counters], content.label)
     arrays = {name: array for name, array in arrays.items() if name not in counters}
@@ -136,7 +137,7 @@ def _fit_torch(model: nnx.Module, content: Content, any_head: bool) -> dict[str,
     return {names[id(slot.variable)]: slot.from_torch(arrays[n]) for n, slot in taken.items()}
 
 
-def _torch_head(model: nnx.Module, slots: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _torch_head(model: Classifier, slots: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """torch's names of the last layer, and of all that stands in one Sequential with it."""
     variables = [named_weights(model)[name] for name in last_layer(model)]
     head = [name for name, slot in slots.items() if any(slot.variable is v for v in variables)]
@@ -165,7 +166,7 @@ def _with_any_head(
 
 
 def _check_filter_sizes(
-    model: nnx.Module,
+    model: Classifier,
     trained: Mapping[str, Shape],
     filters: Mapping[str, np.ndarray],
     given: Mapping[str, Shape],

@@ -8,7 +8,6 @@ FOLDER                 the folder of a run: its best checkpoint
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,18 @@ from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights.building import Held, abstract_net, complete, hold
-from aa_flax.weights.content import is_safetensors, options_in, read_content, sha256, weights_path
+from aa_flax.weights.content import (
+    WORDS,
+    is_safetensors,
+    options_in,
+    read_content,
+    sha256,
+    weights_path,
+)
 from aa_flax.weights.convert import licence_of
 from aa_flax.weights.files import read_metadata
 from aa_flax.weights.fit import last_layer, named_weights, options_of
 from aa_flax.weights.pretrained import check_is_released, choose, pretrained_file
-
-WORDS = ("pretrained", "finetuned", "scratch", "baseline")
 
 
 class Weights:
@@ -278,10 +282,7 @@ def locate(source: bool | str | Path, *, model: str) -> Weights:
     path = local_path(source, "weights")
     if path.is_dir():
         return OfRun(path)
-    nearest = get_close_matches(str(source), WORDS, n=1)
-    if nearest and not path.exists():
-        raise InputError(f"no file {source}; did you mean {nearest[0]}?")
-    return InFile(path if isinstance(source, Path) else str(path), model)
+    return InFile(path, model)
 
 
 def describe(description: Mapping[str, Any] | str) -> str:

@@ -88,3 +88,18 @@ def test_weights_of_another_net_are_refused(baseline, tmp_path):
         init_from(str(path), create_model("resnet34_lpf4", num_classes=7))
     with pytest.raises(InputError, match="no file nowhere"):
         init_from("nowhere.pth", create_model("resnet18", num_classes=7))
+
+
+def test_a_backbone_without_its_head_starts_a_net_whose_last_layer_starts_anew(
+    baseline, tmp_path, capsys
+):
+    state = to_torch_state_dict(baseline)
+    trunk = {name: array for name, array in state.items() if not name.startswith("fc.")}
+    write_torch_file({"model": trunk}, tmp_path / "trunk.pt")
+    model = create_model("resnet18_lpf4", num_classes=7)
+    fresh = np.asarray(model.fc.kernel[...])
+    init_from(str(tmp_path / "trunk.pt"), model)
+    told = "starting anew: fc.bias (not there), fc.kernel (not there)"
+    assert told in capsys.readouterr().out
+    assert_taken(model, baseline, "fc.kernel", "fc.bias")
+    np.testing.assert_array_equal(model.fc.kernel[...], fresh)
