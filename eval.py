@@ -47,7 +47,8 @@ def main() -> None:
         else:
             evaluate_one(config, weights=_WEIGHTS.value or str(workdir), **given)
     except KeyboardInterrupt as stop:
-        sys.exit(f"stopped; {str(stop) or 'nothing was measured yet'}")
+        print(f"stopped; {str(stop) or 'nothing was measured yet'}", file=sys.stderr)
+        sys.exit(130)  # as a shell says of Ctrl-C
 
 
 def define_measures() -> None:

@@ -106,9 +106,15 @@ def same_weights(one: Any, other: Any) -> bool:
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return one == other
     if "sha256" in one and "sha256" in other:
-        return one["sha256"] == other["sha256"]
-    keys = ("kind", "model", "options", "training", "epoch", "step")
-    return _place(one) == _place(other) and all(one.get(key) == other.get(key) for key in keys)
+        return _told(one, "sha256") == _told(other, "sha256")
+    checked = ("crc32",) if "crc32" in one and "crc32" in other else ()
+    keys = ("kind", "model", "training", "epoch", "step", *checked)
+    return _place(one) == _place(other) and _told(one, *keys) == _told(other, *keys)
+
+
+def _told(weights: Mapping[str, Any], *keys: str) -> list[Any]:
+    """Those facts, and which of a file's weights are meant: `#ema` at the end of its path."""
+    return [weights.get(key) for key in keys] + [str(weights.get("file")).partition("#")[2]]
 
 
 def _place(weights: Mapping[str, Any]) -> str:

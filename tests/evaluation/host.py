@@ -15,7 +15,7 @@ if __name__ == "__main__":
     found = evaluate_config(
         Small(),
         noise_config(),
-        weights={"kind": "file", "file": "none"},
+        weights={"kind": "run", "file": "none"},
         output=Path(output),
         measures=("shift", "worst_case", "equivariance", "per_class"),
         source=Noise(),

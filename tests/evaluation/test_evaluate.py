@@ -14,6 +14,7 @@ from flax import nnx
 
 from aa_flax import InputError
 from aa_flax.evaluation import evaluator
+from aa_flax.evaluation.files import read_results, same_weights
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.run import evaluate_config
 from aa_flax.evaluation.timing import time_forward
@@ -171,6 +172,29 @@ def test_other_weights_are_written_beside(tmp_path):
     assert read(tmp_path / "results_2.json")["weights"]["sha256"] == "2"
 
 
+RUN = {"kind": "run", "file": "runs/a", "epoch": 3, "step": 9, "crc32": "1"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (WEIGHTS, WEIGHTS | {"file": "copy", "licence": "none"}, True),
+        (WEIGHTS, WEIGHTS | {"sha256": "2"}, False),
+        (WEIGHTS, WEIGHTS | {"file": "a.safetensors#ema"}, False),
+        (RUN, RUN | {"file": str(ROOT / "runs/a")}, True),
+        (RUN, {key: value for key, value in RUN.items() if key != "crc32"}, True),
+        (RUN, RUN | {"crc32": "2"}, False),
+        (RUN, RUN | {"epoch": 4}, False),
+        (RUN, RUN | {"file": "runs/b"}, False),
+        ("a.pth", "a.pth", True),
+        ("a.pth", WEIGHTS, False),
+    ],
+)
+def test_weights_are_known_by_what_they_are(one, other, same, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert same_weights(one, other) == same
+
+
 def test_another_option_of_a_measure_is_measured_beside(tmp_path):
     output = tmp_path / "results.json"
     run(output, "shift")
@@ -292,8 +316,6 @@ def test_what_was_measured_is_kept_when_told_to_stop(tmp_path, monkeypatch):
 
 
 def test_old_results_without_a_key_for_shift_stay_readable(tmp_path):
-    from aa_flax.evaluation.files import read_results
-
     old = {"model": "a", "num_images": 9, "top1": 1.0, "consistency": 80.0, "passes": 5}
     (tmp_path / "r.json").write_text(json.dumps(old))
     shift = {"num_images": 9, "consistency": 80.0, "passes": 5}
