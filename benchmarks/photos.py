@@ -1,12 +1,14 @@
 """Folders of real photographs, cut from those that scikit-image and scikit-learn ship."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage
-from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+from aa_flax.config import DataConfig
 
 _SKIMAGE = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png"),
@@ -56,22 +58,9 @@ def write_photos(
     return folder
 
 
-def photos_data(path: Path, **changes: object) -> ConfigDict:
+def photos_data(path: Path, **changes: Any) -> DataConfig:
     """`config.data` for a folder with `train/` or `val/` in it: ImageNet's sizes, and `changes`."""
-    data = {
-        "name": "folder",
-        "path": str(path),
-        "resize_size": 256,
-        "image_size": 256,
-        "crop_size": 224,
-        "augmentation": "random_resized_crop",
-        "flip": True,
-        "on_error": "stop",
-        "class_order": "",
-        "num_workers": 0,
-        "worker_type": "thread",
-    }
-    return ConfigDict({**data, **changes})
+    return DataConfig(path=str(path), **changes)
 
 
 def _cut(photo: Image.Image, sides: tuple[int, int], rng: np.random.Generator) -> Image.Image:

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from aa_flax.config import Config
+from aa_flax.config import Config, DataConfig
 from aa_flax.data.loader import Batch, evaluation_batches
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
@@ -72,6 +70,6 @@ class Settings:
 
     def batches(self, source: Source, crop: int) -> Iterator[Batch]:
         """Every image once, in order: centre crops of `crop` pixels."""
-        data = ConfigDict({f.name: getattr(self, f.name) for f in fields(self)})
-        data.augmentation = "center_crop"  # of training; the loader checks that it knows it
+        names = {f.name for f in fields(DataConfig)} & {f.name for f in fields(self)}
+        data = DataConfig(**{name: getattr(self, name) for name in names})
         return evaluation_batches(source, self.batch_size, data, crop=crop)

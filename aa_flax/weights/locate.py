@@ -8,6 +8,7 @@ FOLDER                 the folder of a run: its best checkpoint
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -280,8 +281,9 @@ def locate(source: bool | str | Path, *, model: str) -> Weights:
         wanted = registry.parse_name(model)[0] if source == "baseline" else model
         return Published(choose(wanted, training))
     path = local_path(source, "weights")
-    if path.is_dir():
-        return OfRun(path)
+    meant_a_word = get_close_matches(str(source), WORDS, n=1)
+    if path.is_dir() or not (path.exists() or path.suffix or meant_a_word):
+        return OfRun(path)  # which says that there is no run
     return InFile(path, model)
 
 

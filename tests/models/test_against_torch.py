@@ -78,6 +78,7 @@ def blocks(model):
 
 @families("vgg11_bn_lpf4", "resnet18_lpf4", "mobilenet_v2_lpf4")
 def test_every_block_equals_the_originals(name):
+    """Within 1e-5 of float64's values, or not much further than the original's own float32 is."""
     reference = reference_net(name)
     for layer in reference.modules():
         if hasattr(layer, "inplace"):
@@ -91,6 +92,8 @@ def test_every_block_equals_the_originals(name):
     x = images(2, 96)
     with torch.no_grad():
         reference(to_torch(x))
+        single = dict(kept)
+        reference.double()(to_torch(x).double())
     graphdef, state = nnx.split(model)
 
     @jax.jit
@@ -103,8 +106,9 @@ def test_every_block_equals_the_originals(name):
     outputs = run(state, jnp.asarray(x))
     assert len(outputs) >= 6
     for block_name, output in outputs.items():
-        expected = np.moveaxis(kept[block_name].numpy(), 1, -1)
-        assert relative_difference(output, expected) <= 1e-5, block_name
+        exact, rounded = (np.moveaxis(k[block_name].numpy(), 1, -1) for k in (kept, single))
+        bound = max(1e-5, 1.5 * relative_difference(rounded, exact))
+        assert relative_difference(output, exact) <= bound, block_name
 
 
 def trainable_pair(name):
