@@ -59,7 +59,9 @@ def flags(page: Path) -> list[Found]:
 
 def fields(page: Path) -> list[Found]:
     """Every field of a config that the text mentions by itself, e.g. `optimizer.schedule`."""
-    sections = r"(?:config\.)?((?:optimizer|data|eval|log|checkpoint)\.(?!py$)\w+)(?:=\S+)?"
+    sections = (
+        r"(?:config\.)?((?:optimizer|data|eval|log|checkpoint)\.(?!(?:py|json)$)\w+)(?:=\S+)?"
+    )
     found = [re.fullmatch(sections, span) for span in _spans(page.read_text())]
     return [Found(page.name, match[1]) for match in found if match]
 

@@ -35,7 +35,13 @@ PROMISED = {
         "y.shape": (2, 8, 4, 3),
     }
 }
-NOT_RUN: dict[str, str] = {}  # the first line of a block, and why not
+# The first line of a block, and why not.
+NOT_RUN = {
+    "from aa_flax import evaluate": "needs ImageNet and a model of the reader's",
+    "@torch.no_grad()": "needs a net of the reader's; test_functions.py evaluates one of torch",
+    "filters = {k: v for k, v in aa_flax.to_torch_state_dict(model).items() if "
+    'k.endswith(".filt")}': "needs a file without filters; test_fit.py has one",
+}
 create_model = aa_flax.create_model
 
 
