@@ -38,7 +38,8 @@ class StopRequest:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._listen(signal.SIGINT)
+            if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell's `&` sets it
+                self._listen(signal.SIGINT)
             if jax.process_count() == 1:
                 self._listen(signal.SIGTERM)
         return self

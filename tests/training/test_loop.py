@@ -136,6 +136,15 @@ def test_told_to_stop_in_evaluation_it_saves_and_the_epoch_is_evaluated_later(
     assert rows == expected
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C as a terminal gives it, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_second_ctrl_c_stops_at_once():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -144,6 +153,16 @@ def test_a_second_ctrl_c_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):  # and behind it Ctrl-C is Python's again
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_that_a_shell_ignores_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.reached(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_reaches_no_process_started_unheard():
