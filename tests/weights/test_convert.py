@@ -145,14 +145,14 @@ def test_options_are_given_where_a_torch_file_cannot_say_them(convert, tmp_path)
     save_weights(net, first)
     convert("--to-torch", first, torchs)
     given = ["--option=pool_only=False", "--option=pool=binomial3"]
-    with pytest.raises(InputError, match="do not fit the model"):
+    with pytest.raises(InputError, match="pool_only=False needs an antialiased net"):
         convert(torchs, again, "--model=resnet18", given[0])
     convert(torchs, again, "--model=resnet18", *given)
     assert json.loads(read_metadata(again)["options"]) == options
     before, after = read_weights(first)[0], read_weights(again)[0]
     assert before.keys() == after.keys()
     assert all(np.array_equal(after[name], array) for name, array in before.items())
-    with pytest.raises(InputError, match="--option is NAME=VALUE, e.g. pool_only=False; got 'x'"):
+    with pytest.raises(InputError, match=r"--option is NAME=VALUE, e\.g\. .*; got 'x'"):
         convert(torchs, again, "--option=x")
     with pytest.raises(InputError, match="--all takes released files alone"):
         convert("--all", tmp_path, tmp_path, *given)
