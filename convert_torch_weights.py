@@ -8,12 +8,15 @@
 IN: a released file, one of torchvision's, a training checkpoint, or safetensors, told apart by
 content; IN#ema takes the averaged weights in it. Or `pretrained`, `finetuned`, `scratch` or
 `baseline`, the net's published ones. The net follows from the file where it can; else give --model.
+--option NAME=VALUE: of its net, e.g. pool_only=False or pool=NAME, where the file does not say it.
 WORKDIR: the folder of a run of train.py; its best checkpoint is taken, or that of a step.
 --all converts every released file that stands in FOLDER. --plugin FILE_OR_MODULE,... adds nets.
 """
 
 import argparse
+import ast
 import sys
+from typing import Any
 
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
@@ -36,6 +39,13 @@ def main() -> int:
     parser.add_argument("source", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     parser.add_argument("--model", help="the net's name, e.g. resnet50_lpf4")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the net, e.g. pool_only=False; may be given several times",
+    )
     parser.add_argument("--step", type=int, help="of a run's checkpoint; default: the best")
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument("--to-torch", action="store_true", help="write a torch file")
@@ -46,19 +56,35 @@ def main() -> int:
         from aa_flax.plugins import load_plugins
 
         load_plugins(sys.argv[1:])
+    options = dict(map(_option, args.option))
     if args.all:
+        if options or args.model or args.step is not None:
+            raise InputError("--all takes released files alone: without --model, --option, --step")
         outcomes = convert_folder(args.source, args.output)
         print(table_of(outcomes))
         return int(any(outcome.failed for outcome in outcomes))
     weights = _published_or_of_a_run(args.source, args.model, args.step)
     if weights is not None:
+        if options:
+            raise InputError(f"--option is of a file's net; {args.source} says its own")
         name = _export(weights, args.output, to_torch=args.to_torch)
     elif args.to_torch:
-        name = write_as_torch(args.source, args.output, args.model)
+        name = write_as_torch(args.source, args.output, args.model, **options)
     else:
-        name = convert_torch_file(args.source, args.output, args.model)
+        name = convert_torch_file(args.source, args.output, args.model, **options)
     print(f"{name}: written to {args.output}")
     return 0
+
+
+def _option(given: str) -> tuple[str, Any]:
+    """A value is a Python literal such as `False` or `(0, 1)`, or else a word."""
+    name, equals, value = given.partition("=")
+    if not (name.isidentifier() and equals):
+        raise InputError(f"--option is NAME=VALUE, e.g. pool_only=False; got {given!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def _published_or_of_a_run(source: str, model: str | None, step: int | None) -> Weights | None:

@@ -1,16 +1,21 @@
 """Antialiased convolutional networks in JAX and Flax."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from aa_flax.create import create_model
 from aa_flax.data.sources import register_source
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluate import evaluate
-from aa_flax.evaluation.measure import Column, Measure, Option, register_measure
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import list_models, register_model
 from aa_flax.ops.blur import blur_pool
 from aa_flax.pools import BlurPool, MaxBlurPool, list_pools, register_pool
 from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
 from aa_flax.weights.torch_format import to_torch_state_dict
+
+if TYPE_CHECKING:
+    from aa_flax.evaluation.evaluate import evaluate
+    from aa_flax.evaluation.measures import Column, Measure, Option, register_measure
 
 __all__ = [
     "BlurPool",
@@ -36,3 +41,22 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Loaded when they are asked for: evaluation brings Grain and Orbax with it, which take as long to
+# import as JAX. All of them by way of the built-in measures, which so stand before those of users.
+_LAZY = {
+    "evaluate": "aa_flax.evaluation.evaluate",
+    **dict.fromkeys(
+        ("Column", "Measure", "Option", "register_measure"), "aa_flax.evaluation.measures"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

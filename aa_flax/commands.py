@@ -166,6 +166,7 @@ def _print_help() -> NoReturn:
     for flag in _own_flags():
         kind = _VALUES.get(flag.flag_type(), flag.flag_type().upper())
         default = QUICKSTART if flag.name == "config" else flag.default
+        default = ",".join(default) if isinstance(default, list) else default
         told = "" if default in (None, False) else f" (default: {default})"
         print(_entry(f"--{flag.name}" + ("" if flag.boolean else f"={kind}"), flag.help + told))
     print("\nEvery value of the config is a flag, e.g. --config.optimizer.learning_rate=0.05:")

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import aa_flax
 from aa_flax import InputError, commands, disk
 
 ROOT = Path(__file__).parents[1]
@@ -80,9 +81,23 @@ def test_options_of_the_net_are_free_and_recipes_have_variants():
     )
 
 
-def test_importing_the_package_loads_no_torch_tensorflow_or_matplotlib():
-    code = "import sys, aa_flax; print({'torch', 'tensorflow', 'matplotlib'} & sys.modules.keys())"
-    assert run("-c", code).stdout.strip() == "set()"
+def test_importing_the_package_loads_nothing_heavy_and_built_in_measures_come_first():
+    code = (
+        "import sys, aa_flax\n"
+        "heavy = {'torch', 'tensorflow', 'matplotlib', 'grain', 'orbax', 'scipy'}\n"
+        "print(heavy & sys.modules.keys(), set(aa_flax.__all__) - set(dir(aa_flax)))\n"
+        "from aa_flax import *\n"
+        "class Mine(Measure): options = (Option('mine', 'of a user'),)\n"
+        "register_measure(Mine())\n"
+        "from aa_flax.evaluation.measures import MEASURES\n"
+        "print(next(iter(MEASURES)), list(MEASURES)[-1], callable(evaluate))"
+    )
+    assert run("-c", code).stdout.split("\n")[:2] == ["set() set()", "accuracy mine True"]
+
+
+def test_the_package_has_no_other_names():
+    with pytest.raises(AttributeError, match="has no attribute 'evaluat'"):
+        aa_flax.evaluat  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from aa_flax.config import Config
 from aa_flax.data.sources import Source, make_source
+from aa_flax.errors import InputError
 from aa_flax.evaluation.accuracy import Accuracy, accuracy
 from aa_flax.evaluation.evaluator import Plan, check, placed, run
 from aa_flax.evaluation.files import Results
@@ -22,6 +23,7 @@ from aa_flax.evaluation.views import Center
 from aa_flax.models.classifier import Classifier
 from aa_flax.progress import progress_bar
 from aa_flax.sharding import data_mesh, is_main_process
+from aa_flax.weights.locate import options_of_config
 
 
 def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> Accuracy:
@@ -95,15 +97,24 @@ def facts_of(
     data |= Settings.of(config).experiment() | digest_of(source)
     facts: dict[str, Any] = {"model": model, "weights": dict(weights)}
     facts |= {"dtype": str(config.dtype), "data": data, "config": json.loads(config.to_json())}
-    options = options_of(config)
+    options = net_options(config, weights)
     return facts | ({"options": options} if options else {})
 
 
-def options_of(config: Config) -> dict[str, Any]:
-    """The options of the net that a config gives, `pool` among them."""
-    options = dict(getattr(config, "model_options", None) or {})
-    pool = getattr(config, "pool", "")
-    return options | ({"pool": pool} if pool else {})
+def net_options(config: Config, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the net, `pool` among them: those of the weights, and the config's.
+
+    Raises:
+        InputError: weights of a run that was trained with others than the config's.
+    """
+    options = dict(weights.get("options") or {})
+    given = options_of_config(config.to_dict())
+    if weights.get("kind") == "run" and given and given != options:
+        raise InputError(
+            f"the run in {weights.get('file')} was trained with the options {options or 'none'}, "
+            f"but the config says {given}; leave out --config.pool and --config.model_options"
+        )
+    return options | given
 
 
 def digest_of(source: Source) -> dict[str, str]:

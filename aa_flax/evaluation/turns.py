@@ -22,7 +22,7 @@ from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.run import (
     evaluate_config,
     facts_of,
-    options_of,
+    net_options,
     subject_of,
     wanted_measures,
 )
@@ -142,8 +142,7 @@ def _load_and_evaluate(
             f"{what} holds weights of {found.name}, not of {config.model}; give its --config, or "
             f"--config.model={found.name}"
         )
-    options = {} if description["kind"] == "run" else options_of(config)
-    model = found.load_model(dtype=config.dtype, **options)
+    model = found.load_model(dtype=config.dtype, **net_options(config, description))
     _print(header(model, config, source, description))
     return evaluate_config(
         model,

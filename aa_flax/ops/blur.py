@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import comb
 from operator import index
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
-from scipy import sparse
 
 from aa_flax.errors import InputError
 from aa_flax.ops import forms
 from aa_flax.ops.forms import Multilinear, static
 from aa_flax.ops.padding import is_circular
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Padding = Literal["reflect", "replicate", "zero", "circular"]
 Implementation = Literal["conv", "gather"]
@@ -251,8 +253,10 @@ def _sparse_rows_dot(x: Array, rows: _Rows, axis: int) -> Array:
     return total
 
 
-def _blur_matrix(axis: _Axis) -> sparse.csr_array:
+def _blur_matrix(axis: _Axis) -> "sparse.csr_array":
     """B of `_blur_by_gather`: `(output size, input size)`."""
+    from scipy import sparse  # here, since it takes a fifth of the time to import this package
+
     size, k, stride, padding, _ = axis
     before, after = axis.pad_widths
     if padding == "zero":
@@ -268,7 +272,7 @@ def _blur_matrix(axis: _Axis) -> sparse.csr_array:
     return sparse.coo_array(entries, shape=(length, size)).tocsr()
 
 
-def _to_rows(matrix: sparse.csr_array) -> _Rows:
+def _to_rows(matrix: "sparse.csr_array") -> _Rows:
     assert matrix.shape is not None
     counts = np.diff(matrix.indptr)
     shape = (max(int(counts.max(initial=0)), 1), matrix.shape[0])

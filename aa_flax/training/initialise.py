@@ -1,7 +1,6 @@
 """The net of a run, and the weights it starts from."""
 
 from pathlib import Path
-from typing import Any
 
 from flax import nnx
 
@@ -13,20 +12,17 @@ from aa_flax.models.registry import parse_name
 from aa_flax.sharding import is_main_process
 from aa_flax.weights.building import Held
 from aa_flax.weights.fit import last_layer, named_weights, options_of, set_weights
-from aa_flax.weights.locate import OfRun, locate
+from aa_flax.weights.locate import OfRun, locate, options_of_config
 
 
 def model_of(config: Config, num_classes: int) -> Classifier:
     """The net of a config, with fresh weights."""
-    options: dict[str, Any] = dict(getattr(config, "model_options", {}))
-    if getattr(config, "pool", ""):
-        options["pool"] = config.pool
     model = create_model(
         config.model,
         num_classes=num_classes,
         rngs=nnx.Rngs(config.seed),
         dtype=config.dtype,
-        **options,
+        **options_of_config(config.to_dict()),
     )
     model.remat = config.remat
     return model

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -24,7 +25,9 @@ _ORIGINALS_LICENCE = "CC BY-NC-SA 4.0 (weights of antialiased-cnns, Zhang 2019)"
 _TORCHVISIONS_LICENCE = "BSD 3-Clause (weights of torchvision)"
 
 
-def convert_torch_file(source: str | Path, output: str | Path, model: str | None = None) -> str:
+def convert_torch_file(
+    source: str | Path, output: str | Path, model: str | None = None, **options: Any
+) -> str:
     """Writes the weights of a torch file, or of safetensors with torch's names, as safetensors.
 
     Args:
@@ -32,6 +35,7 @@ def convert_torch_file(source: str | Path, output: str | Path, model: str | None
             the averaged weights in it.
         output: the `.safetensors` file, written atomically.
         model: the net's name; default: what the file's name or the checkpoint says.
+        options: further arguments of the net's class, e.g. `pool_only=False`.
 
     Returns:
         The net's name.
@@ -50,7 +54,7 @@ def convert_torch_file(source: str | Path, output: str | Path, model: str | None
     released = released_file(Path(source).name)
     if released is not None:
         check_hash(released, content.sha256, source)
-    net = net_of(hold(content, _name_of(content, model, source), {}))
+    net = net_of(hold(content, _name_of(content, model, source), options), **options)
     if released is not None and num_parameters(net) != released.parameters:
         raise InputError(
             f"{source} has {num_parameters(net)} parameters, {released.parameters} were published"
@@ -59,7 +63,9 @@ def convert_torch_file(source: str | Path, output: str | Path, model: str | None
     return net.name
 
 
-def write_as_torch(source: str | Path, output: str | Path, model: str | None = None) -> str:
+def write_as_torch(
+    source: str | Path, output: str | Path, model: str | None = None, **options: Any
+) -> str:
     """Writes a weights file as a torch file that the original, or torchvision, loads strictly.
 
     Args:
@@ -67,6 +73,7 @@ def write_as_torch(source: str | Path, output: str | Path, model: str | None = N
         output: the torch file, written atomically: for an antialiased net `{"state_dict": ...}`, as
             the original's files; for a baseline the bare state dict, as torchvision's.
         model: the net's name; default: what the file says.
+        options: further arguments of the net's class, where the file does not say them.
 
     Returns:
         The net's name.
@@ -78,10 +85,10 @@ def write_as_torch(source: str | Path, output: str | Path, model: str | None = N
     output = check_output(output, to_torch=True)
     content = read_content(source)
     name = _name_of(content, model, source)
-    held = hold(content, name, {})
+    held = hold(content, name, options)
     if held.model != name:
         raise InputError(f"{source} holds weights of {held.model}, not of {name}")
-    net = net_of(held)
+    net = net_of(held, **options)
     save_as_torch(net, output)
     return net.name
 
@@ -127,11 +134,15 @@ def save_as_torch(model: Classifier, output: str | Path) -> None:
         raise InputError(f"{output} cannot be written: {error}") from error
 
 
-def net_of(held: Held) -> Classifier:
-    """The net with these weights, shapes alone besides; without a last layer if they have none."""
+def net_of(held: Held, **options: Any) -> Classifier:
+    """The net with these weights, shapes alone besides; without a last layer if they have none.
+
+    Args:
+        options: the net's; those the weights say are added.
+    """
+    options = {**(held.options or {}), **options}
 
     def build(num_classes: int, rngs: nnx.Rngs) -> Classifier:
-        options = held.options or {}
         return registry.build(held.model, num_classes=num_classes, rngs=rngs, **options)
 
     return filled(held, build, 0 if held.num_classes is None else held.num_classes)

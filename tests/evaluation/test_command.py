@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aa_flax import InputError, create_model, list_models, save_weights
+from aa_flax.config import check_config
 from aa_flax.evaluation import run as running
 from aa_flax.evaluation import turns
 from configs import digits_resnet18_lpf4, imagenet
@@ -173,6 +174,20 @@ def test_weights_of_another_net_are_refused_before_they_are_loaded(tmp_path, wei
     with pytest.raises(InputError, match=r"holds weights of vgg11, not of resnet18; give its --co"):
         one(output=str(tmp_path / "r.json"))
     assert weights["resnet18"].loaded == 0
+
+
+def test_results_say_the_options_of_the_weights_whatever_the_config_says(tmp_path):
+    config = noise_config()
+    run = {"kind": "run", "file": "runs/a", "options": {"pool": "box"}}
+    told = running.facts_of(config, "resnet18", run, Noise())
+    config.pool = "box"
+    config = check_config(config)
+    assert told["options"] == {"pool": "box"}
+    assert running.facts_of(config, "resnet18", run, Noise())["options"] == {"pool": "box"}
+    file = {"kind": "file", "options": {"pool_only": False}}
+    assert running.net_options(config, file) == {"pool_only": False, "pool": "box"}
+    with pytest.raises(InputError, match=r"runs/a was trained with the options none, but the con"):
+        running.net_options(config, {"kind": "run", "file": "runs/a"})
 
 
 def test_a_damaged_results_file_is_found_before_the_net_is_loaded(tmp_path, weights):

@@ -18,6 +18,7 @@ from aa_flax.training.state import init_state
 from aa_flax.weights.building import abstract_net
 from aa_flax.weights.convert import num_parameters
 from aa_flax.weights.files import read_metadata, read_weights
+from aa_flax.weights.fit import named_weights, set_weights
 from benchmarks.reference import assert_same_net, reference_net, torchvision
 from tests.weights.conftest import NAME
 
@@ -133,6 +134,28 @@ def test_a_runs_checkpoints_become_weights_of_either_kind(convert, tmp_path):
         convert(tmp_path / "run", tmp_path / "third.pth", "--step=3")
     with pytest.raises(InputError, match=f"no run in {tmp_path}"):
         convert(tmp_path, tmp_path / "third.pth")
+
+
+def test_options_are_given_where_a_torch_file_cannot_say_them(convert, tmp_path):
+    first, torchs, again = (tmp_path / name for name in ("a.safetensors", "a.pth", "b.safetensors"))
+    options = {"pool": "binomial3", "pool_only": False}
+    net, rng = abstract_net("resnet18", 3, **options), np.random.default_rng(0)
+    held = {name: rng.random(v.shape, np.float32) for name, v in named_weights(net).items()}
+    set_weights(net, held)
+    save_weights(net, first)
+    convert("--to-torch", first, torchs)
+    given = ["--option=pool_only=False", "--option=pool=binomial3"]
+    with pytest.raises(InputError, match="pool_only=False needs an antialiased net"):
+        convert(torchs, again, "--model=resnet18", given[0])
+    convert(torchs, again, "--model=resnet18", *given)
+    assert json.loads(read_metadata(again)["options"]) == options
+    before, after = read_weights(first)[0], read_weights(again)[0]
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(after[name], array) for name, array in before.items())
+    with pytest.raises(InputError, match=r"--option is NAME=VALUE, e\.g\. .*; got 'x'"):
+        convert(torchs, again, "--option=x")
+    with pytest.raises(InputError, match="--all takes released files alone"):
+        convert("--all", tmp_path, tmp_path, *given)
 
 
 def test_safetensors_that_name_no_net_need_a_name(convert, tmp_path):

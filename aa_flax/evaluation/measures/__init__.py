@@ -1,6 +1,6 @@
 """The measures, one a file, in the order of the summary and the report."""
 
-from aa_flax.evaluation.measure import MEASURES, register_measure
+from aa_flax.evaluation.measure import MEASURES, Column, Measure, Option, register_measure
 from aa_flax.evaluation.measures.accuracy import Accuracy
 from aa_flax.evaluation.measures.circular import Circular
 from aa_flax.evaluation.measures.corruptions import Corruptions
@@ -15,7 +15,7 @@ from aa_flax.evaluation.measures.subpixel import Subpixel
 from aa_flax.evaluation.measures.time import Time
 from aa_flax.evaluation.measures.worst_case import WorstCase
 
-__all__ = ["MEASURES", "register_measure"]
+__all__ = ["MEASURES", "Column", "Measure", "Option", "register_measure"]
 
 for _measure in (
     Accuracy(),
