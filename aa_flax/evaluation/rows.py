@@ -80,7 +80,11 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
             except InputError as error:
                 left_out.append(str(error))
     if not found:
-        raise InputError(f"no results in {path}: give files of eval.py, or folders that hold them")
+        below = next(iter(sorted(path.glob("*/results*.json"))), None)
+        hint = f"; folders below are not read, give them, e.g. {below.parent}" if below else ""
+        raise InputError(
+            f"no results in {path}: give files of eval.py, or folders that hold them{hint}"
+        )
     return found
 
 

@@ -111,6 +111,10 @@ def test_the_command_prints_the_table_and_names_what_is_no_result(files, tmp_pat
     assert "| **alexnet** |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: no results in"):
         report.main([str(tmp_path / "out"), "--output", str(tmp_path / "out")])
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/one/results.json").write_text("{}")
+    with pytest.raises(SystemExit, match=f"not read, give them, e.g. {tmp_path / 'runs/one'}"):
+        report.main([str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match="holds no results"):
         report.read_rows([tmp_path / "other.json"])
