@@ -158,7 +158,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _own_flags() -> list[Any]:
-    """Those of this package, the command and its plug-ins, in the order of their definition."""
+    """The flags of this package, the command and its plug-ins, in the order of their definition."""
     command = Path(sys.argv[0]).stem
     ours = ("aa_flax", "__main__", command, *load_plugins(sys.argv[1:]))
     by_module = flags.FLAGS.flags_by_module_dict()

@@ -119,7 +119,7 @@ class EvalConfig(_Group):
 
 @dataclass
 class LogConfig(_Group):
-    """Where figures go, beside `metrics.jsonl`."""
+    """Where numbers go, beside `metrics.jsonl`."""
 
     tensorboard: bool = False
     wandb: bool = False

@@ -26,7 +26,7 @@ _FREE = (
     "config.data.num_workers",
     "config.data.worker_type",
 )
-# What changes no figure of the final results either.
+# What changes no number of the final results either.
 _NO_FIGURE = tuple(key for key in _FREE if key != "config.eval.")
 _OF_SCHEDULE = ("step_epochs", "step_factor", "per_step")
 _SPLITS = {"train": "training set", "val": "validation set"}
@@ -141,7 +141,7 @@ def _other_classes(message: str, workdir: Path) -> InputError:
 
 
 def _changes(before: dict, now: dict, split: str, called: str) -> list[str]:
-    """Of a split's images: their number, or else which ones they are."""
+    """What changed of a split's images: their number, or else which ones they are."""
     old, new = before[split], now[split]
     if old["images"] != new["images"]:
         text = f"the {called} has {new['images']} images, the run's had {old['images']}"

@@ -58,7 +58,7 @@ class Corruptions(Measure):
 
 
 def _figures(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
-    """Of one severity of one corruption."""
+    """The accuracy at one severity of one corruption."""
     settings = subject.settings
     source = ImageFolder(str(folder.parent), folder.name, settings.class_order)
     if source.num_classes != subject.source.num_classes:
