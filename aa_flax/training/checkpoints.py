@@ -309,7 +309,7 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters and batch statistics in the model's part of a checkpoint, by name."""
+    """Shapes of parameters and batch statistics in the model's part of a checkpoint, by name."""
     leaves = jax.tree_util.tree_leaves_with_path(
         {name: model[name] for name in ("params", "batch_stats")}
     )

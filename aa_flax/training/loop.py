@@ -27,8 +27,8 @@ from aa_flax.training.initialise import init_from, model_of
 from aa_flax.training.optimizer import make_optimizer, make_schedule
 from aa_flax.training.profiling import Profile
 from aa_flax.training.reporting import (
-    Numbers,
     Meter,
+    Numbers,
     ProgressBar,
     check_writers,
     epoch_line,
