@@ -13,7 +13,7 @@ from aa_flax.evaluation.row import Row
 from aa_flax.models.registry import list_models
 
 # Files of a run's folder that are no results.
-_OTHER_FILES = ("config.json", "versions.json")
+_OTHER_FILES = ("config.json", "data.json", "versions.json")
 # Mappings in the results that are no measure's.
 _NO_MEASURES = ("weights", "data", "config", "options")
 # Facts of an evaluation; nets that differ in one of them are not comparable.

@@ -32,6 +32,10 @@ _OF_SCHEDULE = ("step_epochs", "step_factor", "per_step")
 _SPLITS = {"train": "training set", "val": "validation set"}
 
 
+def _shown(value: Any) -> str:
+    return str(value) if value != "" else "''"
+
+
 def check_same_config(config: Config, workdir: Path) -> None:
     """That the run in the folder, if there is one, was begun with this config.
 
@@ -47,7 +51,7 @@ def check_same_config(config: Config, workdir: Path) -> None:
     if config.optimizer.schedule == "one_cycle":  # ignores them
         free += tuple(f"config.optimizer.{name}" for name in _OF_SCHEDULE)
     changed = [
-        f"{key}: {old} there, {new} now"
+        f"{key}: {_shown(old)} there, {_shown(new)} now"
         for key, (old, new) in _differences(_read(path, "config"), config.to_dict()).items()
         if not key.startswith(free)
     ]

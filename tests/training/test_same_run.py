@@ -139,7 +139,7 @@ def test_options_that_the_schedule_ignores_do_not_make_another_run(tmp_path):
 
 
 def test_a_folder_of_images_that_gets_a_class_or_an_image_keeps_its_run(tmp_path, monkeypatch, rng):
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {})
+    monkeypatch.setattr(loop, "evaluate_config", lambda *_, **__: {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def write(label):
