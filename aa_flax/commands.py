@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn
@@ -32,6 +33,7 @@ def define_flags() -> None:
     """
     with _errors_as_one_line():
         load_plugins(sys.argv[1:])
+        sys.argv[1:] = _recipe_first(sys.argv[1:])
         for i, argument in enumerate(sys.argv):
             if argument.startswith("--config=~"):  # which a shell leaves as it is
                 sys.argv[i] = f"--config={local_path(argument[9:], '--config')}"
@@ -114,6 +116,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise InputError(f"--config {path} has no function get_config") from error
 
 
+def _recipe_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--config FILE` before its overrides, which have to follow it."""
+    recipe, others, rest = [], [], iter(arguments)
+    for argument in rest:
+        if re.fullmatch("--?config", argument):
+            recipe += [argument, *islice(rest, 1)]
+        else:
+            (recipe if re.match("--?config=", argument) else others).append(argument)
+    return recipe + others
+
+
 def _check_config_flags(arguments: Sequence[str]) -> None:
     """That the recipe is there, and that overrides name fields of a config."""
     known, recipe = config_fields(), QUICKSTART
@@ -145,7 +158,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _own_flags() -> list[Any]:
-    """Those of this package, the command and its plug-ins, in the order of their definition."""
+    """The flags of this package, the command and its plug-ins, in the order of their definition."""
     command = Path(sys.argv[0]).stem
     ours = ("aa_flax", "__main__", command, *load_plugins(sys.argv[1:]))
     by_module = flags.FLAGS.flags_by_module_dict()

@@ -14,6 +14,7 @@ from ml_collections.config_dict import RequiredValueError
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.models.registry import parse_name
+from aa_flax.pools import pool_factory
 from aa_flax.tables import unknown
 
 _MOST = 2**31 - 1  # of any whole number
@@ -119,7 +120,7 @@ class EvalConfig(_Group):
 
 @dataclass
 class LogConfig(_Group):
-    """Where figures go, beside `metrics.jsonl`."""
+    """Where numbers go, beside `metrics.jsonl`."""
 
     tensorboard: bool = False
     wandb: bool = False
@@ -183,7 +184,7 @@ def check_config(config: Any) -> Config:
     checked = _checked_group(Config, config, "config")
     if not checked.name:
         raise InputError('config.name is ""; it names the folder of the run, so give it one')
-    parse_name(checked.model)
+    _check_net(checked)
     if checked.data.path:
         checked.data.path = str(local_path(checked.data.path, "config.data.path"))
     _check_options(checked.model_options)
@@ -195,6 +196,17 @@ def check_config(config: Any) -> Config:
             "devices"
         )
     return checked
+
+
+def _check_net(config: Config) -> None:
+    base, filter_size = parse_name(config.model)
+    if config.pool and filter_size is not None:
+        raise InputError(
+            f"config.pool {config.pool!r} takes the place of the BlurPools of {config.model}; give "
+            f"--config.model={base} with it"
+        )
+    if config.pool:
+        pool_factory(None, config.pool)
 
 
 def check_training(config: Config) -> None:

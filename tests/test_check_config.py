@@ -26,6 +26,16 @@ def changed(**changes):
     return config
 
 
+def test_a_pool_goes_with_a_baseline():
+    assert check_config(changed(model="vgg11", pool="binomial3")).pool == "binomial3"
+    with pytest.raises(InputError, match="unknown pool 'binomal3'; did you mean binomial3"):
+        check_config(changed(model="vgg11", pool="binomal3"))
+    with pytest.raises(
+        InputError, match=r"BlurPools of vgg11_lpf2; give --config\.model=vgg11 with"
+    ):
+        check_config(changed(model="vgg11_lpf2", pool="binomial3"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_passes_and_keeps_its_values(name):
     recipe = module(name).get_config()

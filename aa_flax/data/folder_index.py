@@ -39,7 +39,7 @@ class Index(NamedTuple):
     modified: np.ndarray
 
     def path(self, i: int) -> str:
-        """Of the i-th image, relative to the folder."""
+        """The i-th image's path, relative to the folder."""
         start = self.ends[i - 1] + 1 if i else 0
         return os.fsdecode(self.paths[start : self.ends[i]].tobytes())
 

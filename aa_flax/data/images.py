@@ -49,7 +49,7 @@ def decode(encoded: bytes, name: str) -> Image.Image:
 
 
 def _decode_plain_jpeg(encoded: bytes) -> Image.Image | None:
-    """The same bits as PIL's a quarter faster; None of what only PIL reads, or rejects properly."""
+    """PIL's bits, a quarter faster; None of what only PIL reads, or rejects properly."""
     if not encoded.startswith(b"\xff\xd8"):
         return None
     try:

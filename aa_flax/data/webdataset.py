@@ -40,7 +40,8 @@ class WebDataset:
         if not shards[split]:
             raise InputError(
                 f"{root / pattern} has no shards for {split}; their names have to hold "
-                f"{'train' if split == 'train' else 'val, validation or test'}"
+                f"{'train' if split == 'train' else 'val, validation or test'} "
+                "(put a pattern with braces in quotes, or the shell takes it apart)"
             )
         self._shards = [os.fspath(shard) for shard in shards[split]]
         folders = [os.path.abspath(shard.parent) for each in shards.values() for shard in each]

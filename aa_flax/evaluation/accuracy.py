@@ -21,7 +21,7 @@ class Accuracy(TypedDict):
 
 
 def accuracy(seen: Observations) -> Accuracy:
-    """Of all images and views."""
+    """The accuracy over all images and views."""
     return {
         "num_images": len(seen.index),
         "top1": 100 * float(seen.correct.mean()),

@@ -1,4 +1,4 @@
-"""Figures of pairs of views, and of views that must all be right."""
+"""Numbers of pairs of views, and of views that must all be right."""
 
 from typing import TypedDict
 
@@ -32,7 +32,9 @@ def agreement(seen: Observations) -> Float[np.ndarray, " n"]:
 
 
 def consistency(seen: Observations) -> Consistency:
-    """Of views in pairs. The images are the sample of the confidence interval.
+    """How often the two views of a pair get the same class.
+
+    The images are the sample of the confidence interval.
 
     Raises:
         InputError: outputs that are not finite; such a net would count as perfectly consistent.

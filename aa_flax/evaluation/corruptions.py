@@ -124,7 +124,7 @@ def check_same_classes(folder: Path, class_names: Sequence[str], class_order: st
 def corruption_summary(
     per_severity: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """Figures of each corruption, and the mCE where all fifteen are complete.
+    """Numbers of each corruption, and the mCE where all fifteen are complete.
 
     Args:
         per_severity: results with `top1` in percent by corruption and severity.
@@ -134,17 +134,17 @@ def corruption_summary(
         all five of a known corruption, `ce`: the error as a percentage of AlexNet's; and `mce`, the
         mean of those over the fifteen, or None.
     """
-    figures: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, severities in per_severity.items():
         error = float(np.mean([100 - result["top1"] for result in severities.values()]))
-        figures[name] = {"error": error, "severities": dict(severities)}
+        found[name] = {"error": error, "severities": dict(severities)}
         if name in ALEXNET_ERRORS and set(severities) == set(SEVERITIES):
-            figures[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]
-    complete = [figures[name]["ce"] for name in ALEXNET_ERRORS if "ce" in figures.get(name, {})]
+            found[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]
+    complete = [found[name]["ce"] for name in ALEXNET_ERRORS if "ce" in found.get(name, {})]
     return {
-        "mean_top1": 100 - float(np.mean([figure["error"] for figure in figures.values()])),
+        "mean_top1": 100 - float(np.mean([one["error"] for one in found.values()])),
         "mce": float(np.mean(complete)) if len(complete) == len(ALEXNET_ERRORS) else None,
-        "by_corruption": figures,
+        "by_corruption": found,
     }
 
 

@@ -208,7 +208,7 @@ def _distances(
 
 @partial(jax.jit, static_argnames="mesh")
 def _distances_between_images(features, mask, mesh) -> Float[Array, " B"]:
-    """Of each block, mean over all pairs of images."""
+    """The distance at each block, mean over all pairs of images."""
     steps = range(1, len(mask))
     both = jnp.stack([mask & jnp.roll(mask, i) for i in steps])
     distances = []

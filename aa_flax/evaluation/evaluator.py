@@ -144,7 +144,7 @@ def _look(subject: Subject, views: Mapping[str, Any]) -> dict[str, Observations]
 
 
 def _stored(measure: Measure, seen: Observations | None, subject: Subject) -> Results:
-    """A measure's figures with its settings, as they stand in the results."""
+    """A measure's numbers with its settings, as they stand in the results."""
     result: Result = _plain({**measure.result(seen, subject), **measure.settings(subject)})
     check_numbers(measure, result)
     try:

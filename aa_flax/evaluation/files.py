@@ -1,6 +1,6 @@
 """What evaluations leave: one JSON file of results a net, arrays and figures beside it.
 
-A file holds one net with one set of weights on one set of data, and of each measure the figures
+A file holds one net with one set of weights on one set of data, and of each measure the numbers
 with the settings they were found with. What was measured otherwise is never written over it, but
 beside it: `results.json`, `results_2.json`, and so on.
 """
@@ -21,7 +21,7 @@ Results = dict[str, Any]
 
 # What a measurement is of; all of it is the same for whatever one file holds.
 _EXPERIMENT = ("model", "options", "dtype", "data")
-# Keys that the figures of `shift` also have at the top, where they alone once stood.
+# Keys that the numbers of `shift` also have at the top, where they alone once stood.
 _OF_SHIFT = (
     "consistency",
     "consistency_ci95",
@@ -80,7 +80,7 @@ def read_results(output: Path) -> Results:
 
 
 def with_aliases(results: Results) -> Results:
-    """The results as they are written: the figures of `shift` also where they once stood."""
+    """The results as they are written: the numbers of `shift` also where they once stood."""
     shift = results.get("shift", {})
     return results | {key: shift[key] for key in _OF_SHIFT if key in shift}
 
@@ -124,10 +124,10 @@ def _place(weights: Mapping[str, Any]) -> str:
 def has_measured(
     results: Mapping[str, Any], name: str, settings: Mapping[str, Any], folder: Path
 ) -> bool | None:
-    """Whether results hold a measure's figures with those settings; None: they hold others.
+    """Whether results hold a measure's numbers with those settings; None: they hold others.
 
     Args:
-        folder: of the results file. Figures whose arrays are gone do not count.
+        folder: of the results file. Numbers whose arrays are gone do not count.
     """
     found = results.get(name)
     if not isinstance(found, dict):

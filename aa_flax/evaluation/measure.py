@@ -124,7 +124,7 @@ class Measure:
 
     Attributes:
         options: its flags; the first has the measure's name and asks for it. The results keep the
-            measure's figures under that name.
+            measure's numbers under that name.
         columns: of the report, in order.
         needs_model: whether it looks into a net of this package, not only at its outputs.
         always: whether `eval.py` measures it without being asked; it has no flag then.
@@ -140,7 +140,7 @@ class Measure:
         return self.options[0].name
 
     def settings(self, subject: Subject) -> Result:
-        """All that the figures depend on beside net, weights, data and crops: stored with them.
+        """All that the numbers depend on beside net, weights, data and crops: stored with them.
 
         Results with other settings are of another measurement and are not overwritten. Without a
         method of its own: the fields of its views.
@@ -156,7 +156,7 @@ class Measure:
         return None
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        """The figures, of what the net said of the views. Its settings are added to them."""
+        """The numbers, of what the net said of the views. Its settings are added to them."""
         raise NotImplementedError
 
     def line(self, result: Result) -> str | None:
@@ -176,12 +176,12 @@ class Measure:
         return (self.name, *column.key)
 
     def found_in(self, results: Mapping[str, Any]) -> Result | None:
-        """The measure's figures in the results of a net, if they are there."""
+        """The measure's numbers in the results of a net, if they are there."""
         found = results.get(self.name)
         return found if isinstance(found, dict) else None
 
     def stored(self, result: Result) -> Result:
-        """How the figures stand in the results."""
+        """How the numbers stand in the results."""
         return {self.name: result}
 
 
@@ -254,7 +254,7 @@ def chosen_measures(names: Sequence[str], values: Mapping[str, Any]) -> list[Mea
 
 
 def check_numbers(measure: Measure, result: Any) -> None:
-    """Raises an InputError if a figure is not finite: it could not be told from a right one."""
+    """Raises an InputError if a number is not finite: it could not be told from a right one."""
     if isinstance(result, Mapping):
         for value in result.values():
             check_numbers(measure, value)

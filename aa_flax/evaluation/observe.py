@@ -2,7 +2,7 @@
 
 Everything measured here follows from a few numbers for each image and view (`Observations`); they
 are computed on the devices, gathered from all hosts at the end (the hosts need not keep step until
-then), and ordered by the images' place in the data. The figures themselves are NumPy, in the
+then), and ordered by the images' place in the data. The measures themselves are NumPy, in the
 modules beside this one.
 """
 
@@ -59,7 +59,7 @@ class Observations:
 
     @property
     def probability(self) -> Float[np.ndarray, "n V"]:
-        """Of the true class."""
+        """Probability of the true class."""
         return np.exp(self.log_probability)
 
     def check_finite(self) -> None:
@@ -166,7 +166,7 @@ def _look(function, state, batch, seen: Array, mesh: Mesh) -> dict[str, Array]:
 
 @partial(jax.jit, static_argnames="mesh")
 def _judge(logits: Array, batch: dict[str, Array], mesh: Mesh) -> dict[str, Array]:
-    """The same of logits that were computed elsewhere."""
+    """What is kept of logits that were computed elsewhere."""
 
     @partial(_on_each_device, mesh=mesh)
     def judge(_, mine):

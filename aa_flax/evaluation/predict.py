@@ -40,7 +40,7 @@ class Predictor:
         return _compiled(self.function, self.state, images)
 
     def call_on_host(self, images: np.ndarray) -> Float[np.ndarray, "N classes"]:
-        """Of normalised images."""
+        """The logits that a function of NumPy arrays gives for normalised images."""
         try:
             mine = np.array(images)  # which the function may write to
             logits = np.asarray(self.function(self.state, mine), np.float32)

@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
 
 
 def published_for(results: dict[str, Any]) -> PublishedResult | None:
-    """The published figures of the released weights that were evaluated; None: of any others.
+    """The published numbers of the released weights that were evaluated; None: of any others.
 
     They are of crops of 224 pixels.
     """
@@ -44,12 +44,12 @@ def published_for(results: dict[str, Any]) -> PublishedResult | None:
 
 
 def compare(measured: float, published: float, standard_error: float) -> Comparison:
-    """Judges a difference as if both figures were of independent samples of images.
+    """Judges a difference as if both numbers were of independent samples of images.
 
     They are of the same images, so a port that is right stays far within this.
 
     Args:
-        measured, published: in percent. standard_error: of the measured figure, in percent.
+        measured, published: in percent. standard_error: of the measured number, in percent.
     """
     difference = measured - published
     spread = sqrt(2) * standard_error

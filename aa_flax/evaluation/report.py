@@ -116,7 +116,7 @@ def published_table(rows: Sequence[Row]) -> str:
                 )
     if not lines:
         return ""
-    head = ["| net | figure | measured | published | difference | p |", "|---" * 6 + "|"]
+    head = ["| net | number | measured | published | difference | p |", "|---" * 6 + "|"]
     return "\n".join(head + lines)
 
 
@@ -158,7 +158,7 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
         parts += [
             "## Beside what was published",
             "`p`: the probability of so large a difference between two samples of images. (Both "
-            "figures are of the same images, so differences of a faithful port are smaller.)",
+            "numbers are of the same images, so differences of a faithful port are smaller.)",
             published,
         ]
     parts += [f"![{path.stem}]({path.name})" for path in figures]

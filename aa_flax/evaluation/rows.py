@@ -13,7 +13,7 @@ from aa_flax.evaluation.row import Row
 from aa_flax.models.registry import list_models
 
 # Files of a run's folder that are no results.
-_OTHER_FILES = ("config.json", "versions.json")
+_OTHER_FILES = ("config.json", "data.json", "versions.json")
 # Mappings in the results that are no measure's.
 _NO_MEASURES = ("weights", "data", "config", "options")
 # Facts of an evaluation; nets that differ in one of them are not comparable.
@@ -80,7 +80,11 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
             except InputError as error:
                 left_out.append(str(error))
     if not found:
-        raise InputError(f"no results in {path}: give files of eval.py, or folders that hold them")
+        below = next(iter(sorted(path.glob("*/results*.json"))), None)
+        hint = f"; folders below are not read, give them, e.g. {below.parent}" if below else ""
+        raise InputError(
+            f"no results in {path}: give files of eval.py, or folders that hold them{hint}"
+        )
     return found
 
 

@@ -54,7 +54,7 @@ def evaluate_config(
 
     Args:
         weights: a description of the weights, for the record; see `aa_flax.weights.locate`.
-        output: the `results.json` to write: every figure with its settings. Arrays and figures go
+        output: the `results.json` to write: every number with its settings. Arrays and figures go
             to files beside it, whose names begin with its own.
         measures: names of measures beside accuracy, e.g. `shift`.
         options: of the measures, by name.

@@ -60,11 +60,11 @@ class Settings:
         return cls(**given)
 
     def replace(self, **changes: Any) -> "Settings":
-        """The same with other values."""
+        """These settings with some values changed."""
         return replace(self, **changes)
 
     def experiment(self) -> dict[str, Any]:
-        """What every figure depends on."""
+        """What every measured number depends on."""
         names = ("resize_size", "image_size", "crop_size", "on_error")
         return {name: getattr(self, name) for name in names}
 

@@ -9,7 +9,7 @@ from aa_flax.weights.locate import describe
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """Every figure that was measured, in words."""
+    """Every number that was measured, in words."""
     lines = [f"{results['model']}, {results['num_images']} images{weights_of(results)}"]
     for measure in MEASURES.values():
         found: Result | None = measure.found_in(results)

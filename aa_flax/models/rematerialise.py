@@ -9,7 +9,7 @@ from flax import nnx
 
 
 def rematerialised(block: Callable) -> Callable:
-    """The same block, of which the backward pass keeps the input alone.
+    """A block as it was, except that the backward pass keeps its input alone.
 
     Args:
         block: a module, a method of one, a function (lambdas, too), or a `partial` of any of these.
@@ -32,7 +32,7 @@ def rematerialised(block: Callable) -> Callable:
 
 
 def _rebuilt(block: Any, replace: Callable[[nnx.Module], nnx.Module]) -> Any:
-    """The same callable of other modules: `replace` gives what takes the place of each."""
+    """A callable as it was, of other modules: `replace` gives what takes the place of each."""
     rebuilt = partial(_rebuilt, replace=replace)
     if isinstance(block, nnx.Module):
         return replace(block)

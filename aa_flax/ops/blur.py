@@ -213,7 +213,7 @@ def _blur_by_conv(x: Array, geometry: _Geometry) -> Array:
 
 
 def _blur_by_gather(x: Array, geometry: _Geometry) -> Array:
-    """The same sum, one axis after the other, as look-ups with static indices.
+    """The sum that defines it, one axis after the other, as look-ups with static indices.
 
     On an axis, blurring with padding and subsampling is a sparse matrix B: `y = B x`. Row i holds
     the few inputs that output i reads, the border already folded in, so the padded signal is

@@ -110,7 +110,7 @@ class Checkpoints:
 
     @property
     def best(self) -> Record | None:
-        """That of the highest top-1; the earlier one of two equals."""
+        """The record of the highest top-1; the earlier one of two equals."""
         rated = [r for r in self._records.values() if r.top1 is not None]
         return max(rated, key=lambda r: (r.top1, -r.step), default=None)
 
@@ -309,7 +309,7 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Of the parameters and batch statistics in the model's part of a checkpoint, by name."""
+    """Shapes of parameters and batch statistics in the model's part of a checkpoint, by name."""
     leaves = jax.tree_util.tree_leaves_with_path(
         {name: model[name] for name in ("params", "batch_stats")}
     )

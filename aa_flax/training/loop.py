@@ -27,8 +27,8 @@ from aa_flax.training.initialise import init_from, model_of
 from aa_flax.training.optimizer import make_optimizer, make_schedule
 from aa_flax.training.profiling import Profile
 from aa_flax.training.reporting import (
-    Figures,
     Meter,
+    Numbers,
     ProgressBar,
     check_writers,
     epoch_line,
@@ -224,7 +224,7 @@ class _Run:
     def _epoch(self, epoch: int, batches: Iterator[Any], stop: StopRequest) -> None:
         """Trains what is left of an epoch, evaluates, saves and reports."""
         began, first_step = time.perf_counter(), self.step
-        figures = self._train_epoch(epoch, batches, stop)
+        numbers = self._train_epoch(epoch, batches, stop)
         try:
             if self.step < epoch * self.steps:
                 raise Interrupted
@@ -232,14 +232,14 @@ class _Run:
                 accuracy = self._accuracy()
         except Interrupted:
             raise self._stopped(epoch) from None
-        figures |= {f"val_{name}": accuracy[name] for name in ("loss", "top1", "top5")}
-        self._check_finite(figures["val_loss"], self.step, figures.get("learning_rate"))
+        numbers |= {f"val_{name}": accuracy[name] for name in ("loss", "top1", "top5")}
+        self._check_finite(numbers["val_loss"], self.step, numbers.get("learning_rate"))
         self._save(epoch, accuracy["top1"])
-        self._write({"epoch": epoch, **figures})
+        self._write({"epoch": epoch, **numbers})
         seconds = time.perf_counter() - began
         trained = self.step - first_step
         left = (self.config.num_epochs - epoch) * seconds if trained == self.steps else 0
-        tell(epoch_line(epoch, self.config.num_epochs, figures, left))
+        tell(epoch_line(epoch, self.config.num_epochs, numbers, left))
         if stop.reached(self.step):
             raise self._stopped(epoch)
 
@@ -336,9 +336,9 @@ class _Run:
             "lower config.optimizer.learning_rate or some warmup_epochs, in another --workdir"
         )
 
-    def _write(self, figures: Figures, step: int | None = None) -> None:
+    def _write(self, numbers: Numbers, step: int | None = None) -> None:
         for writer in self.writers:
-            writer.write(self.step if step is None else step, figures)
+            writer.write(self.step if step is None else step, numbers)
 
 
 def _train_step(config: Config, model: Classifier, optimizer, schedule, mesh):

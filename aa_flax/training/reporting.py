@@ -1,4 +1,4 @@
-"""What a run tells: figures to files and services, a progress bar, a line an epoch."""
+"""What a run tells: numbers to files and services, a progress bar, a line an epoch."""
 
 import json
 import math
@@ -15,13 +15,13 @@ from aa_flax.errors import InputError
 from aa_flax.progress import progress_bar
 from aa_flax.sharding import is_main_process
 
-Figures = Mapping[str, float]
+Numbers = Mapping[str, float]
 
 
 class Writer(Protocol):
-    """Somewhere that figures go, by step."""
+    """Somewhere that numbers go, by step."""
 
-    def write(self, step: int, figures: Figures) -> None: ...
+    def write(self, step: int, numbers: Numbers) -> None: ...
 
     def close(self) -> None: ...
 
@@ -35,9 +35,9 @@ class JsonLines:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a")  # noqa: SIM115 (closed by close)
 
-    def write(self, step: int, figures: Figures) -> None:
+    def write(self, step: int, numbers: Numbers) -> None:
         try:
-            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
             self._file.flush()
         except OSError as error:
             raise InputError(
@@ -68,8 +68,8 @@ class TensorBoard:
 
         self._writer = EventWriter(str(folder))
 
-    def write(self, step: int, figures: Figures) -> None:
-        for name, value in figures.items():
+    def write(self, step: int, numbers: Numbers) -> None:
+        for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
@@ -95,8 +95,8 @@ class WeightsAndBiases:
             config=config.to_dict(),
         )
 
-    def write(self, step: int, figures: Figures) -> None:
-        self._run.log(dict(figures), step=step)
+    def write(self, step: int, numbers: Numbers) -> None:
+        self._run.log(dict(numbers), step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -156,18 +156,18 @@ class Meter:
         self._began += seconds
         self._last_report += seconds
 
-    def report(self) -> Figures:
-        """Of the steps since the last report."""
+    def report(self) -> Numbers:
+        """The means over the steps since the last report."""
         since, self._last_report = self._last_report, time.perf_counter()
         before, self._at_report = self._at_report, {**self._totals, "steps": self.steps}
         return self._means(before, self._last_report - since)
 
-    def epoch(self) -> Figures:
-        """Of the whole epoch."""
+    def epoch(self) -> Numbers:
+        """The means over the whole epoch."""
         none = dict.fromkeys(self._at_report, 0.0)
         return self._means(none, time.perf_counter() - self._began)
 
-    def _means(self, before: Mapping[str, float], seconds: float) -> Figures:
+    def _means(self, before: Mapping[str, float], seconds: float) -> Numbers:
         """`loss`, `top1` in percent, `images_per_second`, `data_wait`: percent of the time."""
         images = (self.steps - before["steps"]) * self._batch_size
         if images == 0:
@@ -196,24 +196,24 @@ class ProgressBar:
     def advance(self, meter: Meter) -> None:
         self._bar.update()
         if not self._bar.disable:
-            figures = meter.epoch()
+            numbers = meter.epoch()
             self._bar.set_postfix_str(
-                f"loss {figures['train_loss']:.3f}, top-1 {figures['train_top1']:.1f} %, "
-                f"{figures['images_per_second']:.0f} img/s, data {figures['data_wait']:.0f} %",
+                f"loss {numbers['train_loss']:.3f}, top-1 {numbers['train_top1']:.1f} %, "
+                f"{numbers['images_per_second']:.0f} img/s, data {numbers['data_wait']:.0f} %",
                 refresh=False,
             )
 
 
-def epoch_line(epoch: int, num_epochs: int, figures: Figures, seconds_left: float) -> str:
+def epoch_line(epoch: int, num_epochs: int, numbers: Numbers, seconds_left: float) -> str:
     """One readable line: training (where there was any), validation, rate, speed, time left."""
     parts = [f"epoch {epoch:3d}/{num_epochs}"]
-    if "train_loss" in figures:
-        parts.append(f"train loss {figures['train_loss']:.4f} top-1 {figures['train_top1']:6.2f} %")
-    parts.append(f"val loss {figures['val_loss']:.4f} top-1 {figures['val_top1']:6.2f} %")
-    if "train_loss" in figures:
-        parts.append(f"lr {figures['learning_rate']:.2g}")
-        parts.append(f"{figures['images_per_second']:.0f} img/s")
-        parts.append(f"data wait {figures['data_wait']:.0f} %")
+    if "train_loss" in numbers:
+        parts.append(f"train loss {numbers['train_loss']:.4f} top-1 {numbers['train_top1']:6.2f} %")
+    parts.append(f"val loss {numbers['val_loss']:.4f} top-1 {numbers['val_top1']:6.2f} %")
+    if "train_loss" in numbers:
+        parts.append(f"lr {numbers['learning_rate']:.2g}")
+        parts.append(f"{numbers['images_per_second']:.0f} img/s")
+        parts.append(f"data wait {numbers['data_wait']:.0f} %")
     if seconds_left > 0:
         parts.append(f"left {timedelta(seconds=math.ceil(seconds_left))}")
     return "  ".join(parts)

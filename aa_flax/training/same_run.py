@@ -26,10 +26,14 @@ _FREE = (
     "config.data.num_workers",
     "config.data.worker_type",
 )
-# What changes no figure of the final results either.
+# What changes no number of the final results either.
 _NO_FIGURE = tuple(key for key in _FREE if key != "config.eval.")
 _OF_SCHEDULE = ("step_epochs", "step_factor", "per_step")
 _SPLITS = {"train": "training set", "val": "validation set"}
+
+
+def _shown(value: Any) -> str:
+    return str(value) if value != "" else "''"
 
 
 def check_same_config(config: Config, workdir: Path) -> None:
@@ -47,7 +51,7 @@ def check_same_config(config: Config, workdir: Path) -> None:
     if config.optimizer.schedule == "one_cycle":  # ignores them
         free += tuple(f"config.optimizer.{name}" for name in _OF_SCHEDULE)
     changed = [
-        f"{key}: {old} there, {new} now"
+        f"{key}: {_shown(old)} there, {_shown(new)} now"
         for key, (old, new) in _differences(_read(path, "config"), config.to_dict()).items()
         if not key.startswith(free)
     ]
@@ -141,7 +145,7 @@ def _other_classes(message: str, workdir: Path) -> InputError:
 
 
 def _changes(before: dict, now: dict, split: str, called: str) -> list[str]:
-    """Of a split's images: their number, or else which ones they are."""
+    """What changed of a split's images: their number, or else which ones they are."""
     old, new = before[split], now[split]
     if old["images"] != new["images"]:
         text = f"the {called} has {new['images']} images, the run's had {old['images']}"

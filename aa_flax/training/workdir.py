@@ -56,7 +56,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Of what a run's result may depend on."""
+    """Versions of the packages, and the devices, that a run's result may depend on."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),

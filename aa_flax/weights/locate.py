@@ -196,8 +196,10 @@ class OfRun(Weights):
         self.folder = local_path(folder, "the run's folder")
         self.step = step
         if not (self.folder / "config.json").is_file():
+            why = "no config.json there" if self.folder.exists() else "no such file or folder"
             raise InputError(
-                f"no run in {self.folder} (no config.json there); train first, or give --weights"
+                f"no run in {self.folder} ({why}); train first, or give other weights: a file, or "
+                f"one of {', '.join(WORDS)}"
             )
 
     @cached_property

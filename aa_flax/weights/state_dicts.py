@@ -45,7 +45,7 @@ def find_state_dict(content: Any, label: object, *, ema: bool = False) -> StateD
     if ema and not averaged:
         raise InputError(f"{label} holds no EMA weights; there is {_what(content)}")
     chosen = averaged if ema or not plain else plain
-    if len(chosen) > 1:  # figures of a run, say, hold no layer
+    if len(chosen) > 1:  # numbers of a run, say, hold no layer
         layered = {k: v for k, v in chosen.items() if any(n.endswith("weight") for n in v)}
         chosen = layered or chosen
     if len(chosen) > 1:

@@ -202,7 +202,7 @@ def test_a_compressed_shard_is_refused(tmp_path, method):
     [
         ("wds:", "'wds:' lacks a pattern of shards"),
         ("wds:nothing-*.tar", "no shards .*nothing-"),
-        ("wds:val/*.tar", "has no shards for train; their names have to hold train"),
+        ("wds:val/*.tar", "has no shards for train; their names have to hold train.*in quotes"),
         ("wds:/nowhere/train/{0..2}.tar", r"no shard /nowhere/train/0\.tar"),
         ("wds:other.tar", r"other\.tar does not say what it is for; its name or a folder's"),
         ("wds:s3://bucket/train-{0..9}.tar", r"config\.data\.name s3://.* is an address"),

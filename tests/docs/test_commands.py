@@ -18,7 +18,6 @@ from tests.docs.markdown import (
     fields,
     flags,
     links,
-    python_blocks,
 )
 
 # What a page writes for something that each reader has another of.
@@ -50,7 +49,7 @@ TRAINING = [c for c in PYTHON if "train.py" in c.text]
 OTHERS = [c for c in COMMANDS if "python " not in c.text]
 
 
-# The file that the README's command hands over; that of docs/data.md stands there.
+# The file that the README's command hands over.
 MY_POOL = """import aa_flax
 aa_flax.register_pool("my_pool", lambda stride: aa_flax.BlurPool(filter_size=3, stride=stride))
 """
@@ -58,12 +57,11 @@ aa_flax.register_pool("my_pool", lambda stride: aa_flax.BlurPool(filter_size=3, 
 
 @pytest.fixture(scope="module")
 def try_out(tmp_path_factory):
-    """`attempt` in a fresh process, in a folder where `configs/` is."""
+    """`attempt` in a fresh process, in a folder where `configs/` and `tests/` are."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "tests"):
+        (folder / name).symlink_to(ROOT / name)
     (folder / "my_pool.py").write_text(MY_POOL)
-    squares = next(b for b in python_blocks(ROOT / "docs/data.md") if "squares.py" in b)
-    (folder / "squares.py").write_text(squares)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.docs.attempt"])
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:

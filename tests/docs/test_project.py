@@ -51,7 +51,6 @@ def test_no_benchmark_reaches_into_the_tests(script):
     assert not re.search(r"^\s*(from|import) tests\b", text, re.MULTILINE)
 
 
-@pytest.mark.xfail(reason="some are still to be written anew", strict=True)
 def test_docstrings_stand_alone():
     leaning = []
     for path in sorted((ROOT / "aa_flax").rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Figures of shifted, rolled, sub-pixel and jittered pairs, against one crop at a time."""
+"""Numbers of shifted, rolled, sub-pixel and jittered pairs, against one crop at a time."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -87,6 +87,8 @@ def test_everything_is_written_with_its_settings(tmp_path, capsys):
     assert (tmp_path / "p.npz").exists()
     printed = capsys.readouterr().out
     assert f"consistency {written['consistency']:6.2f} ±" in printed
+    top1 = [found["top1"] for found in written["per_class"].values() if isinstance(found, dict)]
+    assert f"top-1 from {min(top1):.2f} %" in printed
 
 
 def test_an_image_is_read_once_for_all_that_is_shown_of_it(tmp_path):

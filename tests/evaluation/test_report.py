@@ -111,6 +111,10 @@ def test_the_command_prints_the_table_and_names_what_is_no_result(files, tmp_pat
     assert "| **alexnet** |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: no results in"):
         report.main([str(tmp_path / "out"), "--output", str(tmp_path / "out")])
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/one/results.json").write_text("{}")
+    with pytest.raises(SystemExit, match=f"not read, give them, e.g. {tmp_path / 'runs/one'}"):
+        report.main([str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match="holds no results"):
         report.read_rows([tmp_path / "other.json"])
@@ -191,7 +195,9 @@ def test_a_folder_gives_all_of_its_results_and_what_is_left_out_is_named(tmp_pat
     folder.mkdir()
     there = {"results.json": of_run(70, mine={"mean": 1.0}), "results_2.json": of_run(50, crop=64)}
     gone = of_run(60, epochs=3, diagonal={"file": "gone.npz", "images": [0]})
-    for name, content in (there | {"resnet18.json": gone, "config.json": {"model": "a"}}).items():
+    for name, content in (
+        there | {"resnet18.json": gone, "data.json": {}, "config.json": {"model": "a"}}
+    ).items():
         (folder / name).write_text(json.dumps(content))
     (folder / "cut.json").write_text("{")
     report.main([str(folder), "--output", str(tmp_path / "out")])
@@ -202,6 +208,7 @@ def test_a_folder_gives_all_of_its_results_and_what_is_left_out_is_named(tmp_pat
     assert f"left out: {folder / 'resnet18.json'}: diagonal, since {folder / 'gone.npz'}" in printed
     assert f"left out: {folder / 'results.json'}: mine, which is no measure known" in printed
     assert "config.json" not in printed
+    assert "data.json" not in printed
     assert "## Left out" in (tmp_path / "out/report.md").read_text()
 
 

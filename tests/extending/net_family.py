@@ -30,7 +30,7 @@ class Block(nnx.Module):
 
 
 class Stack(aa_flax.Classifier):
-    """`depth` blocks and a linear layer, for images `(N, H, W, 3)`."""
+    """`depth` blocks and a linear layer (none with `num_classes=0`), for images `(N, H, W, 3)`."""
 
     def __init__(self, depth, *, num_classes=1000, filter_size=None, pool=None, dtype=None, rngs):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
@@ -39,7 +39,7 @@ class Stack(aa_flax.Classifier):
             blocks.append(Block(features, 8 << i, pool=factory, dtype=dtype, rngs=rngs))
             features = 8 << i
         self.blocks = nnx.List(blocks)
-        self.fc = linear(features, num_classes, dtype=dtype, rngs=rngs)
+        self.fc = linear(features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
 
     def named_blocks(self):
         for i, block in enumerate(self.blocks):
@@ -50,10 +50,12 @@ class Stack(aa_flax.Classifier):
         for i, block in enumerate(self.blocks):
             yield f"blocks.{i}.0", block.conv
             yield f"blocks.{i}.1", block.bn
-        yield "fc", self.fc
+        if self.fc is not None:
+            yield "fc", self.fc
 
     def __call__(self, x):
-        return self.fc(self.features(x).mean((1, 2)))
+        x = self.features(x).mean((1, 2))
+        return x if self.fc is None else self.fc(x)
 
 
 for _depth in (2, 3):

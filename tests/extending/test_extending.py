@@ -75,6 +75,17 @@ def test_a_family_takes_weights_from_torch_and_gives_them_back():
     assert all(np.array_equal(back[k], v.numpy()) for k, v in net.state_dict().items())
 
 
+def test_a_family_gives_its_pooled_embedding_where_there_are_no_classes(rng):
+    x = rng.standard_normal((2, 32, 32, 3), np.float32)
+    whole = aa_flax.create_model("stack2_lpf3", num_classes=10)
+    trunk = aa_flax.create_model("stack2_lpf3", num_classes=0)
+    nnx.update(trunk, {"blocks": nnx.state(whole)["blocks"]})
+    embedding = trunk(x)
+    assert embedding.shape == (2, 16)
+    assert np.allclose(whole(x), whole.fc(embedding), atol=1e-6)
+    assert "fc.weight" not in aa_flax.to_torch_state_dict(trunk)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "stack2"])
 def test_a_pool_goes_into_any_net_by_name(name):
     plain = nnx.eval_shape(lambda: aa_flax.create_model(name, num_classes=10))

@@ -27,6 +27,15 @@ def test_binomial_pools_are_blur_pools_of_that_many_taps(rng):
     np.testing.assert_array_equal(made("binomial3")(x), by_size(x))
 
 
+@pytest.mark.parametrize("stride", [2, 4])
+@pytest.mark.parametrize("name", list_pools())
+def test_every_pool_keeps_a_constant_and_has_the_size_of_blur_pool(name, stride):
+    pool = make_pool(pool_factory(None, name), stride, features=3, rngs=nnx.Rngs(0))
+    y = subsample(pool, np.full((1, 8, 12, 3), 2.5, np.float32))
+    assert y.shape == (1, 8 // stride, 12 // stride, 3)
+    assert np.allclose(y, 2.5)
+
+
 def test_a_registered_pool_is_made_by_name_and_a_factory_without_one():
     register_pool("box of the tests", box, replace=True)
     assert "box of the tests" in list_pools()

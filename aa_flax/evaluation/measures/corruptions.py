@@ -46,7 +46,7 @@ class Corruptions(Measure):
         for name, severities in corruption_folders(subject.options["corruptions"]).items():
             found[name] = {}
             for severity, folder in severities.items():
-                found[name][severity] = _figures(subject, folder, f"{name} {severity}")
+                found[name][severity] = _at_severity(subject, folder, f"{name} {severity}")
         return corruption_summary(found)
 
     def line(self, result: Result) -> str:
@@ -57,8 +57,8 @@ class Corruptions(Measure):
         )
 
 
-def _figures(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
-    """Of one severity of one corruption."""
+def _at_severity(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
+    """The accuracy at one severity of one corruption."""
     settings = subject.settings
     source = ImageFolder(str(folder.parent), folder.name, settings.class_order)
     if source.num_classes != subject.source.num_classes:

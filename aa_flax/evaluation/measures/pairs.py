@@ -1,4 +1,4 @@
-"""What measures of pairs of views have in common: the figures, and their line."""
+"""What measures of pairs of views have in common: the numbers, and their line."""
 
 from typing import Any, ClassVar
 

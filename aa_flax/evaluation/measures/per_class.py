@@ -21,3 +21,11 @@ class PerClass(Measure):
         assert seen is not None
         seen.check_finite()
         return accuracy_per_class(seen, subject.source.class_names)
+
+    def line(self, result: Result) -> str:
+        top1 = {name: found["top1"] for name, found in result.items() if isinstance(found, dict)}
+        worst, best = min(top1, key=top1.__getitem__), max(top1, key=top1.__getitem__)
+        return (
+            f"{'each class':12} top-1 from {top1[worst]:.2f} % ({worst}) "
+            f"to {top1[best]:.2f} % ({best})"
+        )

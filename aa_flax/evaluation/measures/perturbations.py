@@ -61,7 +61,7 @@ def _reference(subject: Subject) -> dict[str, float] | None:
 
 
 def _flip_rate(subject: Subject, root: Path, name: str) -> float:
-    """Of one perturbation; its clips and their frames in natural order of their names."""
+    """The flip rate of one perturbation, clips and frames in the natural order of their names."""
     source = ImageFolder(str(root), name, "sorted")  # labels do not matter here
     size = subject.settings.crop_size
     seen = look_as_they_are(subject, source, {"all": Center(size)}, crop=size, title=name)["all"]
