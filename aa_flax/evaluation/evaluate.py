@@ -114,7 +114,7 @@ def _digest(state: nnx.State) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        digest.update(np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf))
+        digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
     return digest.hexdigest()
 
 

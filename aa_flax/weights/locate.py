@@ -77,6 +77,18 @@ class Weights:
         """
         return self.hold({})
 
+    def abstract_model(self, num_classes: int, **options: Any) -> Classifier:
+        """The net of shapes alone, before anything is downloaded or read.
+
+        Args:
+            num_classes: as of its weights, which are not looked at.
+            options: of the net, those that the weights say included.
+
+        Raises:
+            InputError: options that the net does not have.
+        """
+        return abstract_net(self.name, num_classes, **options)
+
     def load_model(
         self,
         *,
