@@ -1,4 +1,4 @@
-"""Progress bars, where a person looks at them: on a terminal, of the first host."""
+"""What a person sees while it lasts: lines and progress bars, of the first host alone."""
 
 from typing import Any
 
@@ -16,3 +16,9 @@ def progress_bar(total: int | None, title: str, unit: str = "img", **options: An
     """
     disable = None if is_main_process() else True  # None: off unless on a terminal
     return tqdm(total=total, desc=title, unit=unit, leave=False, disable=disable, **options)
+
+
+def tell(line: str) -> None:
+    """Prints a line, in the process that prints for all."""
+    if is_main_process():
+        print(line, flush=True)

@@ -1,8 +1,14 @@
 """Evaluates any function from images to logits."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from aa_flax.data.sources import Source
 from aa_flax.disk import local_path
@@ -58,9 +64,11 @@ def evaluate(
         num_workers: threads that read images; 0: one a CPU core.
         jit: whether the function is one of JAX's. None: it is, if JAX can trace it.
         output: a results file to write, with arrays and figures beside it. None: nothing is
-            written. What it holds of another net or of other settings stays; the results then
-            stand in `..._2.json`.
-        name: of the net, for the results. weights: what its weights are, for the record.
+            written. What it holds of another net, of other weights or settings stays; the results
+            then stand in `..._2.json`.
+        name: of the net, for the results.
+        weights: what its weights are, for the record, e.g. `{"file": "net.pt"}`. A function that
+            comes without is taken for another one each time; a net's are known by their hash.
         options: of measures, e.g. `per_batch=True`.
 
     Returns:
@@ -92,11 +100,22 @@ def evaluate(
     subject = Subject(name, predictor, model, source, settings, data_mesh(), place, values)
     data = {"name": type(source).__name__, **settings.experiment(), **digest_of(source)}
     facts: Results = {"model": name, "data": data}
+    if weights is None and place is not None and isinstance(predict, nnx.Module):
+        weights = {"kind": "memory", "model": name, "sha256": _digest(predictor.state)}
     if weights is not None:
         facts["weights"] = dict(weights)
     plan, _ = placed(Plan(subject, wanted, facts))
     check(plan)
     return run(plan)
+
+
+def _digest(state: nnx.State) -> str:
+    """SHA-256 of all arrays of a net."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _check_source(source: Any) -> None:

@@ -66,9 +66,11 @@ def check(plan: Plan) -> None:
     rows = subject.settings.batch_size // jax.process_count()
     classes = subject.predictor.num_classes(subject.settings.crop_size, rows)
     if classes != subject.source.num_classes:
+        one = "the weights and the --config of one data set"
+        advice = "a source of as many classes" if subject.model is None else one
         raise InputError(
-            f"{subject.name} has weights for {classes} classes, but the data has "
-            f"{subject.source.num_classes}; give the weights and the --config of one data set"
+            f"{subject.name} gives {classes} logits, but the data has "
+            f"{subject.source.num_classes} classes; give {advice}"
         )
     for measure in plan.measures:
         if measure.needs_model:

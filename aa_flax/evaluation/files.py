@@ -102,9 +102,12 @@ def same_experiment(results: Mapping[str, Any], others: Mapping[str, Any]) -> bo
 
 
 def same_weights(one: Any, other: Any) -> bool:
-    """Whether two descriptions are of the same weights: by their hash, or else by their file."""
+    """Whether two descriptions are of the same weights: by their hash, or else by their file.
+
+    Weights of which nothing is known are never the same.
+    """
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
-        return one == other
+        return one == other and bool(one)
     if "sha256" in one and "sha256" in other:
         return _told(one, "sha256") == _told(other, "sha256")
     checked = ("crc32",) if "crc32" in one and "crc32" in other else ()

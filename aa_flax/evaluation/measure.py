@@ -103,7 +103,8 @@ class Subject:
         name: of the net, for titles.
         predictor: calls the net; `predictor.logits(images)` gives the logits of images
             `(N, H, W, 3)` with values in 0..255.
-        model: the net itself, where it is one of this package; None for a plain function.
+        model: the net itself, where it is one of this package; None for a plain function. Where a
+            measure checks, it may be of shapes alone.
         source: the labelled images. settings: how they are cropped and shifted.
         output: the results file; what else a measure writes goes beside it. None: nothing is kept.
         options: the values of all measures' options, by name.

@@ -21,8 +21,8 @@ from aa_flax.evaluation.settings import Settings
 from aa_flax.evaluation.summary import summary
 from aa_flax.evaluation.views import Center
 from aa_flax.models.classifier import Classifier
-from aa_flax.progress import progress_bar
-from aa_flax.sharding import data_mesh, is_main_process
+from aa_flax.progress import progress_bar, tell
+from aa_flax.sharding import data_mesh
 from aa_flax.weights.locate import options_of_config
 
 
@@ -75,8 +75,7 @@ def evaluate_config(
     plan, _ = placed(Plan(subject, wanted, facts, replace))
     check(plan)
     results = run(plan)
-    if is_main_process():
-        _tell(results, output, plan.subject.output)
+    _tell_results(results, output, plan.subject.output)
     return results
 
 
@@ -141,8 +140,8 @@ def _not_loaded(*_: Any) -> Any:
     raise AssertionError("a measure called the net before it was loaded")
 
 
-def _tell(results: Results, asked: Path, output: Path | None) -> None:
-    print(summary(results))
+def _tell_results(results: Results, asked: Path, output: Path | None) -> None:
+    tell(summary(results))
     if output != asked:
-        print(f"{asked} holds other results (of other weights, data or settings) and stays")
-    print(f"written to {output}")
+        tell(f"{asked} holds other results (of other weights, data or settings) and stays")
+    tell(f"written to {output}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from aa_flax.arguments import whole_number
 from aa_flax.config import Config, DataConfig
 from aa_flax.data.loader import Batch, evaluation_batches
 from aa_flax.data.sources import Source
@@ -37,11 +38,10 @@ class Settings:
     class_order: str = ""
 
     def __post_init__(self):
-        for name in ("crop_size", "image_size", "batch_size", "shift_range", "passes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} has to be at least 1, got {getattr(self, name)}")
-        if self.resize_size < 0:
-            raise InputError(f"resize_size has to be 0 (as they are) or more: {self.resize_size}")
+        counts = {"crop_size", "image_size", "batch_size", "shift_range", "passes"}
+        for name in (*sorted(counts), "resize_size", "seed", "num_workers"):
+            value = whole_number(name, getattr(self, name), least=1 if name in counts else 0)
+            object.__setattr__(self, name, value)  # Python's ints, which JSON knows
         if self.image_size < self.crop_size:
             raise InputError(
                 f"image_size {self.image_size} is smaller than crop_size {self.crop_size}, which "

@@ -1,7 +1,6 @@
 """Evaluates nets by where their weights are: one, or several in turn, what is done being kept."""
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +14,7 @@ from aa_flax.config import Config
 from aa_flax.data.sources import Source, make_source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluator import Plan, agreed, check_data, placed
+from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, placed
 from aa_flax.evaluation.files import Results
 from aa_flax.evaluation.measure import Measure
 from aa_flax.evaluation.measures import MEASURES
@@ -28,12 +27,11 @@ from aa_flax.evaluation.run import (
 )
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import list_models, released_weights
-from aa_flax.sharding import is_main_process
-from aa_flax.weights.locate import Weights, describe, locate
+from aa_flax.progress import tell
+from aa_flax.weights.locate import WORDS, Weights, describe, locate
 
 FOLDER = Path("runs/evaluation")  # of nets that have no folder of their own
-_PUBLISHED = ("pretrained", "finetuned", "scratch", "baseline")
-_PUBLISHED_CLASSES = 1000  # ImageNet's
+_CLASSES = 1000  # of published weights: ImageNet's
 
 
 def evaluate_one(
@@ -94,7 +92,7 @@ def evaluate_in_turn(
             _take_turn(_with_model(config, name), weights, folder, source, wanted, values)
         except (InputError, OSError, jax.errors.JaxRuntimeError) as error:
             failed.append(name)
-            _print(f"{name} is left out: {error}")
+            tell(f"{name} is left out: {error}")
         except KeyboardInterrupt:
             kept = f"what was measured so far is kept in {folder}; the same command continues"
             raise KeyboardInterrupt(kept) from None
@@ -118,7 +116,7 @@ def _take_turn(
     subject = subject_of(config, source, path, values)
     plan, done = placed(Plan(subject, wanted, _facts(config, found, source)))
     if agreed(done):
-        _print(f"{plan.subject.output} is there already")
+        tell(f"{plan.subject.output} is there already")
         return
     _load_and_evaluate(found, config, source, path, wanted, values)
 
@@ -135,6 +133,7 @@ def _load_and_evaluate(
     wanted: Sequence[Measure],
     values: Mapping[str, Any],
 ) -> Results:
+    """Whether all fits is known from shapes, before anything is downloaded or read."""
     description = found.description()
     if found.name != config.model.removesuffix("_finetune"):
         what = description.get("file", found.name)
@@ -142,8 +141,11 @@ def _load_and_evaluate(
             f"{what} holds weights of {found.name}, not of {config.model}; give its --config, or "
             f"--config.model={found.name}"
         )
-    model = found.load_model(dtype=config.dtype, **net_options(config, description))
-    _print(header(model, config, source, description))
+    options = net_options(config, description)
+    shapes = found.abstract_model(source.num_classes, **options)
+    check(Plan(subject_of(config, source, output, values, shapes), wanted, {}))
+    model = found.load_model(dtype=config.dtype, **options)
+    tell(header(model, config, source, description))
     return evaluate_config(
         model,
         config,
@@ -210,7 +212,7 @@ def names_of(patterns: Sequence[str], weights: str) -> list[str]:
         names = list_models(pattern)
         if not names:
             raise InputError(f"no net is called {pattern!r}; see aa_flax.list_models()")
-        if weights in _PUBLISHED and pattern not in names:
+        if weights in WORDS and pattern not in names:
             names = _with_published(pattern, weights)
         found |= dict.fromkeys(names)
     return list(found)
@@ -228,9 +230,9 @@ def _with_published(pattern: str, weights: str) -> list[str]:
 
 def _check_classes(weights: str, source: Source) -> None:
     """Before anything is downloaded."""
-    if weights in _PUBLISHED and source.num_classes != _PUBLISHED_CLASSES:
+    if weights in WORDS and source.num_classes != _CLASSES:
         raise InputError(
-            f"published weights are for ImageNet's {_PUBLISHED_CLASSES} classes, but the data has "
+            f"published weights are for ImageNet's {_CLASSES} classes, but the data has "
             f"{source.num_classes}; give --config configs/imagenet.py and --config.data.path, the "
             "folder that holds ImageNet, or other --weights"
         )
@@ -243,13 +245,6 @@ def _of_net(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_model(config: Config, name: str) -> Config:
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return dataclasses.replace(config, model=name)
     config = copy.deepcopy(config)
     config.model = name
     return config
-
-
-def _print(message: str) -> None:
-    if is_main_process():
-        print(message, flush=True)

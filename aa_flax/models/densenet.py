@@ -92,10 +92,10 @@ class DenseNet(Classifier):
         pool_only: antialias the stem's max pool, not its convolution (as all published weights);
             False runs the stem's convolution densely too, at four times its cost.
         drop_rate: share of the values dropped of what each dense layer adds.
-        remat: compute the blocks again in the backward pass instead of keeping their insides (see
-            `Classifier`); a dense block then computes its layers one by one a third time, so that
-            memory stays linear, not quadratic, in its depth.
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
+
+    With `remat` (see `Classifier`) a dense block computes its layers one by one a third time, so
+    that memory stays linear, not quadratic, in its depth.
     """
 
     def __init__(
@@ -110,13 +110,11 @@ class DenseNet(Classifier):
         pool: str | PoolFactory | None = None,
         pool_only: bool = True,
         drop_rate: float = 0.0,
-        remat: bool = False,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
         self.pool_only = switch("pool_only", pool_only)
-        self.remat = switch("remat", remat)
         if not self.is_antialiased and not pool_only:
             raise InputError(
                 "pool_only=False needs an antialiased net: give a filter_size or a pool"

@@ -20,8 +20,8 @@ from orbax.checkpoint import v1 as ocp
 
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
+from aa_flax.progress import tell
 from aa_flax.sharding import is_main_process
-from aa_flax.training.reporting import tell
 from aa_flax.training.state import TrainState, split_model, update_model
 
 

@@ -9,7 +9,7 @@ from aa_flax.create import create_model
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
-from aa_flax.sharding import is_main_process
+from aa_flax.progress import tell
 from aa_flax.weights.building import Held
 from aa_flax.weights.fit import last_layer, named_weights, options_of, set_weights
 from aa_flax.weights.locate import OfRun, locate, options_of_config
@@ -54,10 +54,9 @@ def init_from(source: str, model: Classifier) -> None:
         )
     held = weights.hold_relative(options_of(model))
     left = _take(held, model, source)
-    if is_main_process():
-        anew = f"; not taken, so starting anew: {', '.join(left)}" if left else ""
-        taken = len(named_weights(model)) - len(left)
-        print(f"starting from {source} ({held.model}): {taken} arrays taken{anew}")
+    anew = f"; not taken, so starting anew: {', '.join(left)}" if left else ""
+    taken = len(named_weights(model)) - len(left)
+    tell(f"starting from {source} ({held.model}): {taken} arrays taken{anew}")
 
 
 def _take(held: Held, model: Classifier, source: str) -> list[str]:

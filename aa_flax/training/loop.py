@@ -21,6 +21,7 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.run import accuracy_on, evaluate_config
 from aa_flax.evaluation.summary import summary
 from aa_flax.models.classifier import Classifier
+from aa_flax.progress import tell
 from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicate
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import init_from, model_of
@@ -33,7 +34,6 @@ from aa_flax.training.reporting import (
     check_writers,
     epoch_line,
     make_writers,
-    tell,
 )
 from aa_flax.training.same_run import (
     check_same_config,

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from aa_flax.training.reporting import tell
+from aa_flax.progress import tell
 
 _FIRST, _STEPS = 5, 5  # after compilation and the first fetches of data
 

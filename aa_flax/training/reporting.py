@@ -217,9 +217,3 @@ def epoch_line(epoch: int, num_epochs: int, numbers: Numbers, seconds_left: floa
     if seconds_left > 0:
         parts.append(f"left {timedelta(seconds=math.ceil(seconds_left))}")
     return "  ".join(parts)
-
-
-def tell(line: str) -> None:
-    """Prints a line, in the process that prints for all."""
-    if is_main_process():
-        print(line, flush=True)

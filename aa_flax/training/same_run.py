@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 from aa_flax.config import Config
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
+from aa_flax.progress import tell
 from aa_flax.training.checkpoints import Record
-from aa_flax.training.reporting import tell
 from aa_flax.weights.files import read_metadata
 
 # What may change between two parts of a run: none of it changes what the parameters become.

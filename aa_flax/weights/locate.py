@@ -77,6 +77,18 @@ class Weights:
         """
         return self.hold({})
 
+    def abstract_model(self, num_classes: int, **options: Any) -> Classifier:
+        """The net of shapes alone, before anything is downloaded or read.
+
+        Args:
+            num_classes: as of its weights, which are not looked at.
+            options: of the net, those that the weights say included.
+
+        Raises:
+            InputError: options that the net does not have.
+        """
+        return abstract_net(self.name, num_classes, **options)
+
     def load_model(
         self,
         *,
@@ -298,7 +310,7 @@ def describe(description: Mapping[str, Any] | str) -> str:
         facts.append(f"epoch {description['epoch']}")
     if "step" in description:
         facts.append(f"step {description['step']}")
-    if description.get("kind") == "file":
+    if description.get("kind") in ("file", "memory"):
         facts.append(f"SHA-256 {description['sha256'][:8]}")
     file = description.get("file", description.get("model", "unknown"))
     return f"{file} ({', '.join(facts)})" if facts else str(file)

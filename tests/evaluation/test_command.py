@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
 from aa_flax import InputError, create_model, list_models, save_weights
 from aa_flax.config import check_config
 from aa_flax.evaluation import run as running
 from aa_flax.evaluation import turns
 from configs import digits_resnet18_lpf4, imagenet
-from tests.evaluation.tiny import Flat, Noise, noise_config
+from tests.evaluation.tiny import CROP, Flat, Noise, noise_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,14 +29,20 @@ class Weights:
     def __init__(self, name: str, **facts):
         self.name = name
         self.facts = {"kind": "file", "file": f"{name}.safetensors", "sha256": name} | facts
-        self.loaded = 0
+        self.loaded, self.crop = 0, CROP
 
     def description(self):
         return dict(self.facts)
 
+    def abstract_model(self, num_classes):
+        return nnx.eval_shape(self.net)
+
     def load_model(self, **_):
         self.loaded += 1
-        model = Flat()
+        return self.net()
+
+    def net(self):
+        model = Flat(self.crop)
         model.name = self.name
         return model
 
@@ -188,6 +195,14 @@ def test_results_say_the_options_of_the_weights_whatever_the_config_says(tmp_pat
     assert running.net_options(config, file) == {"pool_only": False, "pool": "box"}
     with pytest.raises(InputError, match=r"runs/a was trained with the options none, but the con"):
         running.net_options(config, {"kind": "run", "file": "runs/a"})
+
+
+def test_a_net_that_cannot_see_such_crops_is_not_loaded(tmp_path, weights):
+    weights["vgg11"] = Weights("vgg11")
+    weights["vgg11"].crop = CROP + 1
+    with pytest.raises(InputError, match="1 nets could not be evaluated: vgg11"):
+        in_turn(tmp_path, "vgg11", "resnet18")
+    assert (weights["vgg11"].loaded, weights["resnet18"].loaded) == (0, 1)
 
 
 def test_a_damaged_results_file_is_found_before_the_net_is_loaded(tmp_path, weights):

@@ -231,7 +231,7 @@ class TestBeforeAnythingIsMeasured:
     def test_a_net_for_other_classes_than_the_data_is_refused(self, tmp_path):
         source = Noise()
         source.num_classes = 10
-        with pytest.raises(InputError, match=r"flat has weights for 6 classes, but the data has"):
+        with pytest.raises(InputError, match=r"flat gives 6 logits, but the data has"):
             run(tmp_path / "results.json", source=source)
         assert not (tmp_path / "results.json").exists()
 

@@ -1,9 +1,12 @@
 """Any function from images to logits can be evaluated."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from aa_flax import InputError
 from aa_flax.evaluation.evaluate import evaluate
@@ -84,12 +87,30 @@ def test_results_are_written_where_asked(tmp_path):
     assert (tmp_path / "r.json").is_file()
 
 
+def test_results_of_a_net_are_continued_and_those_of_another_stand_beside(tmp_path):
+    def measured(predict, *measures, **more):
+        evaluate(predict, Noise(), measures, output=tmp_path / "r.json", **SETTINGS, **more)
+        return {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+
+    net = Flat()
+    measured(net, "accuracy")
+    assert measured(net, "worst_case")["r.json"].keys() > {"top1", "worst_case"}
+    net.fc.bias = nnx.Param(jnp.arange(6.0))
+    assert measured(net, "accuracy").keys() == {"r.json", "r_2.json"}
+    for _ in range(2):  # nobody knows whether it is the same function
+        files = measured(lambda x: x.reshape(len(x), -1)[:, :6], "accuracy", name="f")
+    assert files.keys() == {"r.json", "r_2.json", "r_3.json", "r_4.json"}
+    for _ in range(2):
+        files = measured(lambda x: x[:, 0, :6, 0], "accuracy", name="f", weights={"file": "f"})
+    assert files.keys() == {"r.json", *(f"r_{i}.json" for i in range(2, 6))}
+
+
 @pytest.mark.parametrize(
     ("predict", "message"),
     [
         (3, "int is no net and no function of images"),
         (lambda x: x, r"gives an array of shape \(8, 10, 10, 3\) for 8 images; it has to give"),
-        (lambda x: x.mean((1, 2)), "has weights for 3 classes, but the data has 6"),
+        (lambda x: x.mean((1, 2)), "gives 3 logits, but the data has 6 classes; give a source"),
         (lambda x: np.float32(x) @ "no", "fails on normalised float32 images 8x10x10x3: "),
     ],
 )
@@ -112,8 +133,10 @@ def test_measures_that_write_ask_for_a_place():
 
 
 def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(InputError, match="shift_range has to be at least 1, got 0"):
+    with pytest.raises(InputError, match="shift_range must be a whole number of at least 1, got 0"):
         evaluate(Flat(), Noise(), **SETTINGS | {"shift_range": 0})
+    with pytest.raises(InputError, match=r"seed must be a whole number of at least 0, got 1\.5"):
+        evaluate(Flat(), Noise(), seed=1.5, **SETTINGS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="no measures are given; known: accuracy"):
         evaluate(Flat(), Noise(), (), **SETTINGS)
 

@@ -21,8 +21,9 @@ SIZES = ((224, 224), (101, 75))
 SMALL = {"block_config": (2, 3, 2, 2), "growth_rate": 8, "num_init_features": 16, "bn_size": 2}
 
 
-def small_net(**options) -> DenseNet:
+def small_net(*, remat: bool = False, **options) -> DenseNet:
     model = DenseNet(**SMALL, num_classes=10, rngs=nnx.Rngs(0), **options)
+    model.remat = remat
     model.eval()
     return model
 
