@@ -22,7 +22,9 @@ from aa_flax.evaluation.measure import Option
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.turns import evaluate_in_turn, evaluate_one
 
-_WEIGHTS = flags.DEFINE_string("weights", None, "a run's folder, a file, or pretrained")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "a run's folder, a file, or pretrained, finetuned, scratch, baseline"
+)
 _MODELS = flags.DEFINE_list("models", None, "names of nets to evaluate in turn, with * and ?")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "default: results.json in the run's folder; of several nets runs/evaluation/"
