@@ -25,21 +25,29 @@ _FREE = (
     "config.data.path",
     "config.data.num_workers",
     "config.data.worker_type",
+    "config.data.on_error",  # up to now no image has made a difference, or the run had stopped
 )
 # What changes no figure of the final results either.
-_NO_FIGURE = tuple(key for key in _FREE if key != "config.eval.")
+_NO_FIGURE = tuple(key for key in _FREE if key not in ("config.eval.", "config.data.on_error"))
 _OF_SCHEDULE = ("step_epochs", "step_factor", "per_step")
 _SPLITS = {"train": "training set", "val": "validation set"}
 
 
-def check_same_config(config: Config, workdir: Path) -> None:
+def check_same_config(config: Config, workdir: Path, latest: Record | None = None) -> None:
     """That the run in the folder, if there is one, was begun with this config.
+
+    Args:
+        latest: the run's latest checkpoint, which says it where `config.json` is gone.
 
     Raises:
         InputError: with every difference.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    if path.exists():
+        before = _read(path, "config")
+    elif latest is not None:
+        before = latest.config
+    else:
         return
     free = _FREE
     if config.optimizer.schedule == "step":  # a longer run begins as a shorter one
@@ -48,7 +56,7 @@ def check_same_config(config: Config, workdir: Path) -> None:
         free += tuple(f"config.optimizer.{name}" for name in _OF_SCHEDULE)
     changed = [
         f"{key}: {old} there, {new} now"
-        for key, (old, new) in _differences(_read(path, "config"), config.to_dict()).items()
+        for key, (old, new) in _differences(before, config.to_dict()).items()
         if not key.startswith(free)
     ]
     if changed:

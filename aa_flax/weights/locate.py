@@ -199,6 +199,10 @@ class OfRun(Weights):
             raise InputError(
                 f"no run in {self.folder} (no config.json there); train first, or give --weights"
             )
+        if not (self.folder / "checkpoints").is_dir() and (there := _weights_in(self.folder)):
+            raise InputError(
+                f"no checkpoints in {self.folder}, but weights: give {' or '.join(there)}"
+            )
 
     @cached_property
     def _record(self) -> tuple[Any, bool]:
@@ -253,6 +257,11 @@ class OfRun(Weights):
         return empty._replace(options=options_of(model), arrays=arrays, head=last_layer(model))
 
 
+def _weights_in(folder: Path) -> list[str]:
+    suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
+    return sorted(str(path) for path in folder.iterdir() if path.suffix in suffixes)
+
+
 def options_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a run's config gives its net."""
     options = dict(config.get("model_options") or {})
@@ -274,7 +283,7 @@ def locate(source: bool | str | Path, *, model: str) -> Weights:
     if not isinstance(source, str | Path) or not str(source):
         raise InputError(
             f"weights are True, one of {', '.join(WORDS)}, a file or the folder of a run; got "
-            f"{source!r}"
+            f"{_given(source)}"
         )
     if isinstance(source, str) and source in WORDS:
         training = source if source in ("finetuned", "scratch") else None
@@ -285,6 +294,13 @@ def locate(source: bool | str | Path, *, model: str) -> Weights:
     if path.is_dir() or not (path.exists() or path.suffix or meant_a_word):
         return OfRun(path)  # which says that there is no run
     return InFile(path, model)
+
+
+def _given(source: object) -> str:
+    if isinstance(source, Mapping):
+        kind = type(source).__name__
+        return f"a mapping ({kind}), which load_torch_state_dict puts into a net that is there"
+    return repr(source)
 
 
 def describe(description: Mapping[str, Any] | str) -> str:
