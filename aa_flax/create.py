@@ -6,6 +6,7 @@ from typing import Literal
 from flax import nnx
 from jax.typing import DTypeLike
 
+from aa_flax.errors import InputError
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.building import complete
@@ -47,11 +48,13 @@ def create_model(
         `(N, H, W, 3)`, normalised floats, to logits `(N, num_classes)`.
 
     Raises:
-        InputError: an unknown name (the message suggests the nearest), or weights that cannot be
-            had, are damaged, or are of another net or of other options.
+        InputError: an unknown name (the message suggests the nearest) or option, or weights that
+            cannot be had, are damaged, or are of another net or of other options.
     """
     registry.parse_name(name)  # a misspelt name shows before weights are looked for
     rngs = nnx.Rngs(0) if rngs is None else rngs
+    if not isinstance(rngs, nnx.Rngs):
+        raise InputError(f"rngs are nnx.Rngs, e.g. nnx.Rngs(0), got {rngs!r}")
 
     def build(num_classes: int, rngs: nnx.Rngs) -> Classifier:
         return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)

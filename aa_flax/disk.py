@@ -41,19 +41,26 @@ def local_path(path: str | Path, what: str) -> Path:
         what: which path it is, for the error, e.g. `--workdir`.
 
     Raises:
-        InputError: an address such as `gs://bucket/run`, which would become a local folder `gs:`.
+        InputError: an address such as `gs://bucket/run`, which would become a local folder `gs:`;
+            or what can be no path, its name too long, say.
     """
     text = str(path)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}", text)
     if scheme:
         raise InputError(
-            f"{what} {text} is an address ({scheme[1]}), not a folder of this machine; mount or "
+            f"{what} {text} is an address ({scheme[1]}), not a path on this machine; mount or "
             "copy it here, and give the local path"
         )
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
+        os.path.lexists(path)  # which refuses a NUL
+        path.exists()  # and this a name that is too long
     except RuntimeError as error:
         raise InputError(f"{what} {text}: {error}; give the path without ~") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{what} {text!r:.99}: {reason}; give another path") from error
+    return path
 
 
 @contextmanager

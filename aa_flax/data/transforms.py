@@ -54,6 +54,7 @@ def crop_at(
     """A square of `size` pixels from each image, at its own offset (top, left)."""
 
     def crop(image, offset):
-        return lax.dynamic_slice(image, (offset[0], offset[1], 0), (size, size, image.shape[2]))
+        start = (offset[0], offset[1], jnp.zeros_like(offset[0]))
+        return lax.dynamic_slice(image, start, (size, size, image.shape[2]))
 
     return jax.vmap(crop)(images, offsets)

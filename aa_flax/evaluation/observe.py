@@ -190,9 +190,10 @@ def _on_each_device(function: Callable, mesh: Mesh) -> Callable:
 def _figures(logits: Float[Array, "N v C"], label: Int[Array, "N 1 1"]) -> dict[str, Array]:
     classes = logits.shape[-1]
     log_p = jax.nn.log_softmax(logits)
-    is_label = jnp.arange(classes) == label
+    number = jnp.arange(classes)[None, None]
+    is_label = number == label
     own = jnp.where(is_label, logits, -jnp.inf).max(-1, keepdims=True)
-    likelier = (logits > own) | ((logits == own) & (jnp.arange(classes) < label))
+    likelier = (logits > own) | ((logits == own) & (number < label))
     finite = jnp.isfinite(logits).all(-1)
     log_own = jnp.where(is_label, log_p, 0).sum(-1)
     return {

@@ -9,6 +9,7 @@ or another pool in BlurPool's place:
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import prod
 
 import jax
 from flax import nnx
@@ -133,7 +134,7 @@ class AlexNet(Classifier):
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(self.features(x), 6)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 would need an image
         x = jax.nn.relu(self.fc1(self.dropout1(x)))
         x = jax.nn.relu(self.fc2(self.dropout2(x)))
         return x if self.fc3 is None else self.fc3(x)

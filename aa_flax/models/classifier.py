@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from aa_flax.arguments import whole_number
 from aa_flax.errors import InputError
-from aa_flax.models.images import check_images, refuse_too_small
+from aa_flax.models.images import check_images, refuse_too_small, unbounded
 from aa_flax.models.rematerialise import rematerialised
 from aa_flax.models.torch_layout import Layers
 
@@ -101,7 +102,8 @@ class Classifier(nnx.Module):
         """The last feature map, before it is pooled and classified.
 
         Raises:
-            InputError: what is no batch of normalised images, or images that are too small.
+            InputError: what is no batch of normalised images, or images that are too small, or of a
+                size that export leaves open without a bound.
         """
         check_images(x, channels=self.image_channels)
         shape = x.shape
@@ -111,6 +113,8 @@ class Classifier(nnx.Module):
             except ValueError as error:
                 refuse_too_small(self, name, shape, error)
                 raise
+            except jax.errors.InconclusiveDimensionOperation as error:
+                raise unbounded(self, shape) from error
         return x
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:

@@ -114,3 +114,12 @@ def refuse_too_small(model, block: str, shape: tuple, error: ValueError) -> None
             f"images of {height}x{width} pixels are too small for {model.name or 'this net'}, "
             f"which takes {smallest}x{smallest} or more; in its block {block}: {error}"
         ) from error
+
+
+def unbounded(model, shape: tuple) -> InputError:
+    """The error of sizes that export leaves open and that might be too small."""
+    return InputError(
+        f"images of {shape[1]}x{shape[2]} pixels may be too small for {model.name or 'this net'}; "
+        "give export the numbers, or a bound: jax.export.symbolic_shape('n, h, w', "
+        f"constraints=['h >= {smallest_size(model)}', 'w >= {smallest_size(model)}'])"
+    )

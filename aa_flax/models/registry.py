@@ -16,6 +16,7 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from aa_flax.arguments import parameters, switch, whole_numbers
@@ -187,12 +188,23 @@ def _check_options(net: Net, options: dict[str, Any]) -> None:
     known = parameters(net.build)
     if "dtype" not in known and options.get("dtype", ...) is None:
         del options["dtype"]
+    if options.get("dtype") is not None:
+        _check_floating(options["dtype"])
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
     for option in options:
         if option not in known:
             accepted = [name for name in known if name != "filter_size"]
             raise InputError(unknown(f"option of {net.name}", option, accepted))
+
+
+def _check_floating(dtype: Any) -> None:
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise InputError(f"dtype must be floating point, e.g. jnp.bfloat16, got {dtype!r}")
 
 
 # Options that leave the function of the weights as it is, at evaluation, or that the name tells.

@@ -9,6 +9,7 @@ becomes
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import prod
 
 import jax
 from flax import nnx
@@ -126,7 +127,7 @@ class VGG(Classifier):
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(self.features(x), 7)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 would need an image
         x = self.dropout1(jax.nn.relu(self.fc1(x)))
         x = self.dropout2(jax.nn.relu(self.fc2(x)))
         return x if self.fc3 is None else self.fc3(x)

@@ -172,6 +172,8 @@ def _per_axis(name: str, value: int | tuple[int, ...], dims: int) -> tuple[int, 
 def _check(x, filter_size, stride, padding, pad_offset) -> _Geometry:
     options = check_options(filter_size, stride, padding, pad_offset)
     filter_size, stride, padding, pad_offset = options
+    if not hasattr(x, "ndim"):
+        raise InputError(f"x must be an array, got a {type(x).__name__}")
     dims = x.ndim - 2
     if dims not in (1, 2, 3):
         raise InputError(f"x must be (N, 1 to 3 spatial axes, C), got shape {x.shape}")

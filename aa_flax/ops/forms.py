@@ -82,7 +82,7 @@ class Multilinear:
 def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
     """`definition.function(*arrays)`; on CPU, unless `definitions` is in force, `cpu`'s instead."""
     arrays = tuple(map(jnp.asarray, arrays))
-    if are_forced() or _types_hold_axes(arrays):
+    if are_forced() or _types_hold_axes(arrays) or _sizes_are_unknown(arrays):
         return definition.function(*arrays)
     result = jax.eval_shape(definition.function, *arrays)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays, result))
@@ -98,6 +98,11 @@ def _types_hold_axes(arrays: Sequence[Array]) -> bool:
     explicit = AxisType.Explicit in get_abstract_mesh().axis_types
     manual = (getattr(jax.typeof(x), "manual_axis_type", None) for x in arrays)
     return explicit or any(getattr(axes, "varying", None) for axes in manual)
+
+
+def _sizes_are_unknown(arrays: Sequence[Array]) -> bool:
+    """Whether export leaves more than the first axis open: the CPU's forms need numbers there."""
+    return any(not isinstance(n, int) for x in arrays for n in x.shape[1:])
 
 
 @dataclass(frozen=True)

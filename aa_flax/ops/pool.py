@@ -28,7 +28,7 @@ def max_pool(
         x = wrapped(x, [window] * dims, [stride] * dims, [(padding, padding)] * dims)
         padding = 0
     padded = tuple(size + 2 * padding for size in x.shape[1:-1])
-    if min(padded) < window:
+    if any(size < window for size in padded):  # each by itself: export may not know their order
         raise InputError(
             f"a map of spatial size {padded} (padding included) is too small for max "
             f"pooling: window {window} needs at least {window} pixels; use a larger image"
@@ -77,11 +77,16 @@ def adaptive_avg_pool(x: Float[Array, "N H W C"], size: int) -> Float[Array, "N 
     a small matrix times the signal, and so is its gradient.
 
     Raises:
-        InputError: an image without pixels.
+        InputError: an image without pixels, or of a size that export leaves open.
     """
     dtype = x.dtype
     y = x.astype(jnp.promote_types(dtype, jnp.float32))
     for axis, product in ((1, "oh,nhwc->nowc"), (2, "ow,nhwc->nhoc")):
+        if not isinstance(x.shape[axis], int):
+            raise InputError(
+                f"average pool into {size}x{size} bins needs height and width in numbers, got "
+                f"{x.shape[1:3]}; export for images of one size"
+            )
         if x.shape[axis] == 0:
             raise InputError(
                 f"average pool of an empty image, spatial size {x.shape[1:3]}; use a larger image"

@@ -44,7 +44,13 @@ from aa_flax.training.same_run import (
 from aa_flax.training.state import TrainState, init_state, make_train_step, update_model
 from aa_flax.training.stopping import Interrupted, Stopped, StopRequest, unheard_by_children
 from aa_flax.training.torch_resume import TorchRun, read_torch_run
-from aa_flax.training.workdir import check_writable, claim_workdir, has_checkpoint, locked
+from aa_flax.training.workdir import (
+    check_nothing_lost,
+    check_writable,
+    claim_workdir,
+    has_checkpoint,
+    locked,
+)
 from aa_flax.weights.files import save_weights
 from aa_flax.weights.fit import num_classes_of
 from aa_flax.weights.locate import locate
@@ -89,6 +95,8 @@ def train(
         results = _check_same_run(config, data, workdir, accept=accept_data_change)
         if results is not None:
             return results
+    else:
+        check_nothing_lost(workdir)
     model = model_of(config, sources["train"].num_classes)
     _check_sizes(config, model)
     if not continues and resume is not None:
@@ -124,9 +132,9 @@ def _check_same_run(
     config: Config, data: dict[str, Any], workdir: Path, *, accept: bool
 ) -> dict[str, Any] | None:
     """That the folder's run is this one; its results if it is finished. Nothing is changed."""
-    check_same_config(config, workdir)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         latest, best = checkpoints.latest, checkpoints.best
+    check_same_config(config, workdir, latest)
     check_same_data(data, config, workdir, latest, accept=accept)
     results = finished_results(config, workdir, data, latest, best)
     if results is not None:

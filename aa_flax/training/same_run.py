@@ -25,9 +25,10 @@ _FREE = (
     "config.data.path",
     "config.data.num_workers",
     "config.data.worker_type",
+    "config.data.on_error",  # up to now no image has made a difference, or the run had stopped
 )
 # What changes no number of the final results either.
-_NO_FIGURE = tuple(key for key in _FREE if key != "config.eval.")
+_NO_FIGURE = tuple(key for key in _FREE if key not in ("config.eval.", "config.data.on_error"))
 _OF_SCHEDULE = ("step_epochs", "step_factor", "per_step")
 _SPLITS = {"train": "training set", "val": "validation set"}
 
@@ -36,14 +37,21 @@ def _shown(value: Any) -> str:
     return str(value) if value != "" else "''"
 
 
-def check_same_config(config: Config, workdir: Path) -> None:
+def check_same_config(config: Config, workdir: Path, latest: Record | None = None) -> None:
     """That the run in the folder, if there is one, was begun with this config.
+
+    Args:
+        latest: the run's latest checkpoint, which says it where `config.json` is gone.
 
     Raises:
         InputError: with every difference.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    if path.exists():
+        before = _read(path, "config")
+    elif latest is not None:
+        before = latest.config
+    else:
         return
     free = _FREE
     if config.optimizer.schedule == "step":  # a longer run begins as a shorter one
@@ -52,7 +60,7 @@ def check_same_config(config: Config, workdir: Path) -> None:
         free += tuple(f"config.optimizer.{name}" for name in _OF_SCHEDULE)
     changed = [
         f"{key}: {_shown(old)} there, {_shown(new)} now"
-        for key, (old, new) in _differences(_read(path, "config"), config.to_dict()).items()
+        for key, (old, new) in _differences(before, config.to_dict()).items()
         if not key.startswith(free)
     ]
     if changed:

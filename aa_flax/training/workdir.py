@@ -12,10 +12,19 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from aa_flax.disk import replacing
+from aa_flax.disk import local_path, replacing
 from aa_flax.errors import InputError
 from aa_flax.sharding import is_main_process
 
+_FILES = (
+    "config.json",
+    "data.json",
+    "versions.json",
+    "metrics.jsonl",
+    "weights.safetensors",
+    "results.json",
+    "lock",
+)
 _PACKAGES = ("aa_flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -25,6 +34,7 @@ def check_writable(workdir: Path) -> None:
     Raises:
         InputError: it cannot.
     """
+    workdir = local_path(workdir, "--workdir")
     there = next(
         path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists()
     )
@@ -32,6 +42,26 @@ def check_writable(workdir: Path) -> None:
         raise InputError(f"--workdir {workdir}: {there} is a file, not a folder; give another")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"--workdir {workdir}: {there} cannot be written to; give another")
+    if (workdir / "checkpoints").is_file():
+        raise InputError(f"{workdir / 'checkpoints'} is to be a folder; give another --workdir")
+    for path in (workdir / name for name in _FILES):
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, to be a file; give another --workdir")
+
+
+def check_nothing_lost(workdir: Path) -> None:
+    """That a folder without checkpoints holds no weights, which a run from the start would replace.
+
+    Raises:
+        InputError: it does.
+    """
+    weights = workdir / "weights.safetensors"
+    if weights.exists():
+        raise InputError(
+            f"{workdir} holds the weights of a run whose checkpoints are gone, so it cannot be "
+            f"continued; give another --workdir (with --config.init_from={weights} it starts from "
+            f"them), or remove {weights.name} to begin anew here"
+        )
 
 
 def claim_workdir(workdir: Path, *, config: dict[str, Any], data: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import safetensors
 
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.weights.mistaken import what_it_is
 from aa_flax.weights.state_dicts import as_float32, find_state_dict
 from aa_flax.weights.torch_files import parse_torch_file
 
@@ -81,6 +83,8 @@ def read_content(source: str | Path) -> Content:
     path, ema = weights_path(source)
     data, digest = _hashed(path, *_version(path))
     _hashed.cache_clear()  # large, and not needed again
+    if said := what_it_is(data, path):
+        raise InputError(f"{path} is {said}")
     if not _is_safetensors(data[:9], path):
         checkpoint = parse_torch_file(data, path)
         return content_of(checkpoint, path, ema=ema)._replace(
@@ -175,6 +179,9 @@ def _array(name: str, tensor: Mapping[str, Any], path: Path) -> np.ndarray:
 
 def not_whole(path: Path, error: Exception) -> InputError:
     """The error of a safetensors file that cannot be read."""
+    with suppress(OSError), path.open("rb") as file:
+        if said := what_it_is(file.read(4096), path):
+            return InputError(f"{path} is {said}")
     return InputError(f"{path} is not a whole safetensors file ({error}); copy or convert it again")
 
 

@@ -197,7 +197,7 @@ def _about_filters(
         )
     if found and not filters:
         return f"filters of {sorted(found)} taps are in it: it is of an antialiased net"
-    if {name for name in given if not _is_filter(name)} == trained.keys():
+    if {name: shape for name, shape in given.items() if not _is_filter(name)} == trained:
         return "all but filters fits: these are weights of a net built with other options"
     return ""
 

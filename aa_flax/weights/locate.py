@@ -213,6 +213,10 @@ class OfRun(Weights):
                 f"no run in {self.folder} ({why}); train first, or give other weights: a file, or "
                 f"one of {', '.join(WORDS)}"
             )
+        if not (self.folder / "checkpoints").is_dir() and (there := _weights_in(self.folder)):
+            raise InputError(
+                f"no checkpoints in {self.folder}, but weights: give {' or '.join(there)}"
+            )
 
     @cached_property
     def _record(self) -> tuple[Any, bool]:
@@ -267,6 +271,11 @@ class OfRun(Weights):
         return empty._replace(options=options_of(model), arrays=arrays, head=last_layer(model))
 
 
+def _weights_in(folder: Path) -> list[str]:
+    suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
+    return sorted(str(path) for path in folder.iterdir() if path.suffix in suffixes)
+
+
 def options_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a run's config gives its net."""
     options = dict(config.get("model_options") or {})
@@ -288,7 +297,7 @@ def locate(source: bool | str | Path, *, model: str) -> Weights:
     if not isinstance(source, str | Path) or not str(source):
         raise InputError(
             f"weights are True, one of {', '.join(WORDS)}, a file or the folder of a run; got "
-            f"{source!r}"
+            f"{_given(source)}"
         )
     if isinstance(source, str) and source in WORDS:
         training = source if source in ("finetuned", "scratch") else None
@@ -299,6 +308,13 @@ def locate(source: bool | str | Path, *, model: str) -> Weights:
     if path.is_dir() or not (path.exists() or path.suffix or meant_a_word):
         return OfRun(path)  # which says that there is no run
     return InFile(path, model)
+
+
+def _given(source: object) -> str:
+    if isinstance(source, Mapping):
+        kind = type(source).__name__
+        return f"a mapping ({kind}), which load_torch_state_dict puts into a net that is there"
+    return repr(source)
 
 
 def describe(description: Mapping[str, Any] | str) -> str:

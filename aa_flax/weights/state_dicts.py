@@ -89,7 +89,8 @@ def _parts(path: str, tensors: Mapping[str, Any]) -> Iterator[tuple[str, bool, M
     if any(_AVERAGED.search(key) for key in path.split(".")):
         yield path, True, tensors
         return
-    prefixes = {n.partition(".")[0] for n in tensors if _AVERAGED.search(n.partition(".")[0])}
+    firsts = {n.partition(".")[0] for n in tensors if not _is_counter(n)}
+    prefixes = {first for first in firsts if _AVERAGED.search(first)}
     rest = {n: t for n, t in tensors.items() if n.partition(".")[0] not in prefixes}
     if not rest:
         yield path, False, tensors
@@ -114,6 +115,9 @@ def _what(content: Any) -> str:
         key = next(key for key in content if not isinstance(key, str))
         return f"a mapping whose keys are not all names, e.g. {key!r}"
     facts = [f"{key} ({type(value).__name__})" for key, value in list(content.items())[:6]]
+    odd = [f"{key} ({type(v).__name__})" for key, v in content.items() if not _is_array(v)]
+    if len(odd) < len(content) and len(facts) - len(odd) > 2:
+        return f"a mapping of tensors, but for {', '.join(odd)}" if odd else "numbers alone"
     return f"a mapping of {', '.join(facts)}{' and more' if len(content) > 6 else ''}"
 
 
@@ -143,11 +147,17 @@ def _to_numpy(tensor: Any, name: str, label: object) -> np.ndarray:
 
 
 def check_floats(arrays: Mapping[str, np.ndarray], label: object) -> None:
-    """Raises an InputError if an array that becomes a weight holds integers (quantised, say)."""
+    """Raises an InputError if an array that becomes a weight holds integers (quantised, say), or
+    what is no finite number."""
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise InputError(
                 f"{label}: {name} is of type {array.dtype}; weights are floating-point numbers"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"{label}: {name} holds values that are not finite (or beyond float32); the "
+                "training it comes from diverged, or the file is damaged"
             )
 
 

@@ -3,6 +3,8 @@
 import argparse
 import io
 import pathlib
+import re
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +31,8 @@ def parse_torch_file(data: bytes, path: str | Path) -> Any:
     """
     torch = _torch(f"reading {path}")
     try:
-        with torch.serialization.safe_globals(_harmless(torch)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless(torch)):
+            warnings.simplefilter("ignore")  # of torch, about how the file was pickled
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise InputError(
@@ -58,7 +61,15 @@ def _harmless(torch: Any) -> list[Any]:
 def _reason(error: Exception) -> str:
     """The cause alone: around it torch advises to load the file code and all."""
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or repr(error)
-    return text.splitlines()[0].partition(". Please use")[0]
+    reason = text.splitlines()[0].partition(". Please use")[0]
+    if reason.startswith("Weights only load failed"):  # and how to run the code all the same
+        code = re.search(r"GLOBAL ([\w.]+)", text)
+        return f"it would call {code[1]}" if code else "it would run code"
+    if "Unsupported operand" in reason:
+        reason += "; torch.save it with its default pickle_protocol"
+    if "Unsupported global" in reason:
+        reason += "; where it is a whole net, save its state_dict() alone"
+    return reason
 
 
 def write_torch_file(content: Mapping[str, Any], path: str | Path) -> None:

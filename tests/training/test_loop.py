@@ -14,7 +14,7 @@ from aa_flax import InputError, create_model
 from aa_flax.training import loop
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import model_from_workdir
-from aa_flax.training.reporting import read_json_lines
+from aa_flax.training.reporting import JsonLines, read_json_lines
 from aa_flax.training.stopping import Stopped, StopRequest, unheard_by_children
 from aa_flax.weights.files import load_weights, read_metadata
 from tests.training.tiny import tiny_config
@@ -189,6 +189,32 @@ def test_a_workdir_that_cannot_be_made_shows_before_training(tmp_path):
             loop.train(short_config(), workdir)
     with pytest.raises(InputError, match=r"--workdir /proc/run cannot be "):
         loop.train(short_config(), Path("/proc/run"))
+    with pytest.raises(InputError, match=r"--workdir .*: File name too long; give another"):
+        loop.train(short_config(), tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "weights.safetensors", "metrics.jsonl", "lock"])
+def test_a_file_in_a_folders_place_shows_before_training(name, tmp_path):
+    (tmp_path / name).mkdir() if name != "checkpoints" else (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=f"{name} is .*; give another --workdir"):
+        loop.train(short_config(), tmp_path)
+
+
+def test_weights_whose_checkpoints_are_gone_are_not_replaced(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"precious")
+    with pytest.raises(InputError, match=r"whose checkpoints are gone.*remove weights"):
+        loop.train(short_config(), tmp_path)
+    assert (tmp_path / "weights.safetensors").read_bytes() == b"precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_lines_that_are_no_figures_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 3}\n{"step": "x"}\n[1]\nnull\n{"a": 1}\n\xff\xfe\n{"step": 5}\n{"st'
+    )
+    JsonLines(path, start_step=4).close()
+    assert path.read_text() == '{"step": 3}\n'
 
 
 @quick

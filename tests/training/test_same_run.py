@@ -138,6 +138,19 @@ def test_options_that_the_schedule_ignores_do_not_make_another_run(tmp_path):
         check_same_config(config, tmp_path)
 
 
+def test_without_its_config_a_run_is_compared_by_its_checkpoints(tmp_path):
+    stored = check_config(tiny_config()).to_dict()
+    latest = LATEST._replace(config=stored)
+    check_same_config(check_config(tiny_config()), tmp_path, latest)
+    with pytest.raises(InputError, match=r"another config .config\.batch_size: 64 there, 32 now"):
+        check_same_config(check_config(tiny_config(batch_size=32)), tmp_path, latest)
+
+
+def test_a_run_that_stopped_at_an_image_may_go_on_without_it(tmp_path):
+    write_json(tmp_path / "config.json", check_config(tiny_config()).to_dict())
+    check_same_config(check_config(tiny_config(**{"data.on_error": "skip"})), tmp_path)
+
+
 def test_a_folder_of_images_that_gets_a_class_or_an_image_keeps_its_run(tmp_path, monkeypatch, rng):
     monkeypatch.setattr(loop, "evaluate_config", lambda *_, **__: {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -2,8 +2,11 @@
 
 import argparse
 import hashlib
+import io
+import os
 import pathlib
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -85,7 +88,7 @@ def test_a_file_is_read_once_for_its_hash_and_its_weights(tmp_path, monkeypatch)
     assert reads == [path]
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x10\0\0\0\0\0\0\0{}"])
+@pytest.mark.parametrize("content", [b"\xfe", b"\xff" * 8 + b"{", b"\x10\0\0\0\0\0\0\0{}"])
 def test_what_is_no_whole_safetensors_file_is_named(content, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(content)
     for read in (read_content, read_weights):
@@ -98,3 +101,51 @@ def test_folders_and_addresses_are_no_weights_files(tmp_path):
         read_content(tmp_path)
     with pytest.raises(InputError, match=r"gs://bucket/w\.pth is an address"):
         read_content("gs://bucket/w.pth")
+
+
+def archive(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "/"), content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.pth", b"", "is empty"),
+        ("w.safetensors", b"", "is empty"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("w.pth", b"\n<!DOCTYPE html><html>Not found</html>", "is a web page"),
+        ("w.pth", b"Access denied\n", "is a text"),
+        ("w.pth.gz", b"\x1f\x8b\x08\0", "compressed by gzip"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "weights in several files"),
+        ("config.json", b'{"a": 1}', "is JSON"),
+        ("w.npz", archive(**{"conv.weight.npy": b"\x93NUMPY"}), "is a NumPy archive"),
+        ("w.pt", archive(w__data=b"", w__code__x=b"", **{"w__constants.pkl": b""}), "TorchScript"),
+        ("w.pth", archive(a=b"b"), "zip archive that torch did not write"),
+    ],
+)
+def test_what_is_taken_for_weights_is_told_what_it_is(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} is .*{message}|{name} {message}"):
+        read_content(tmp_path / name)
+
+
+def test_torchs_advice_to_run_what_is_in_a_file_is_not_passed_on(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    torch.save({"state_dict": WEIGHTS, "more": Evil()}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"it would call \w+\.system$"):
+        read_content(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_that_was_pickled_in_another_way_says_how_to_save_it(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "w.pth", pickle_protocol=4)
+    with pytest.raises(InputError, match=r"its default pickle_protocol$"):
+        read_content(tmp_path / "w.pth")

@@ -77,6 +77,12 @@ def without(state, *names):
         (lambda s: {**s, FILTER: s[FILTER] * 2}, f"{FILTER} is not the model's filter"),
         (lambda s: {k: v for k, v in s.items() if "filt" not in k}, r"no fixed filters \(\.filt\)"),
         (lambda s: {**s, "classifier.0.bias": torch.ones(5).int()}, "bias is of type int32"),
+        (lambda s: {**s, "classifier.0.bias": s["classifier.0.bias"] * np.nan}, "not finite"),
+        (lambda s: {**s, "classifier.0.bias": 1e300 * torch.ones(5).double()}, "not finite"),
+        (
+            lambda s: {**s, "classifier.0.bias": torch.ones(7)},
+            r"other shapes: classifier\.0\.bias \(7,\), the model has \(5,\)$",
+        ),
         (
             lambda s: without(s, "classifier.0.weight", "classifier.0.bias"),
             r"missing in the weights: classifier\.0\.weight, classifier\.0\.bias$",

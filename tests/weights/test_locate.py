@@ -52,6 +52,7 @@ def test_a_word_is_a_released_file_described_without_downloading_it(word, file):
         ("s3://bucket/w.pth", "is an address"),
         ("", "weights are True, one of pretrained, .*; got ''"),
         (3, "got 3"),
+        ({"a": 1}, r"got a mapping \(dict\), which load_torch_state_dict puts into a net"),
     ],
 )
 def test_what_is_no_weights_is_told_in_one_line(source, message):
@@ -64,6 +65,13 @@ def test_what_is_no_weights_is_told_in_one_line(source, message):
 
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(InputError, match=f"no run in {tmp_path}"):
+        locate(tmp_path, model="resnet18")
+
+
+def test_a_folder_of_weights_without_a_run_names_them(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no checkpoints in .*: give .*/model\.safetensors$"):
         locate(tmp_path, model="resnet18")
 
 

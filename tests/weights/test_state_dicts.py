@@ -51,6 +51,12 @@ def test_averaged_weights_under_a_prefix_are_told_apart():
     assert find_state_dict(content, "x", ema=True) == (averaged, "")
 
 
+def test_the_counter_of_an_averaged_model_is_no_averaged_copy_of_it():
+    averaged = {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}
+    content = {"n_averaged": torch.tensor(3), **averaged}
+    assert find_state_dict(content, "x") == (averaged, "")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -58,6 +64,7 @@ def test_averaged_weights_under_a_prefix_are_told_apart():
         ([1], "it is a list"),
         ({0: torch.ones(2)}, "whose keys are not all names, e.g. 0"),
         ({"epoch": 3}, r"a mapping of epoch \(int\)"),
+        ({**WEIGHTS, "a": torch.ones(1), "epoch": 3}, r"of tensors, but for epoch \(int\)$"),
         ({"generator": WEIGHTS, "critic": WEIGHTS}, r"several state dicts \(generator, critic\)"),
     ],
 )
