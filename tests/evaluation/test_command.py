@@ -185,14 +185,14 @@ def test_weights_of_another_net_are_refused_before_they_are_loaded(tmp_path, wei
 
 def test_results_say_the_options_of_the_weights_whatever_the_config_says(tmp_path):
     config = noise_config()
-    run = {"kind": "run", "file": "runs/a", "options": {"pool": "box"}}
+    run = {"kind": "run", "file": "runs/a", "options": {"pool": "binomial3"}}
     told = running.facts_of(config, "resnet18", run, Noise())
-    config.pool = "box"
+    config.pool = "binomial3"
     config = check_config(config)
-    assert told["options"] == {"pool": "box"}
-    assert running.facts_of(config, "resnet18", run, Noise())["options"] == {"pool": "box"}
+    assert told["options"] == {"pool": "binomial3"}
+    assert running.facts_of(config, "resnet18", run, Noise())["options"] == {"pool": "binomial3"}
     file = {"kind": "file", "options": {"pool_only": False}}
-    assert running.net_options(config, file) == {"pool_only": False, "pool": "box"}
+    assert running.net_options(config, file) == {"pool_only": False, "pool": "binomial3"}
     with pytest.raises(InputError, match=r"runs/a was trained with the options none, but the con"):
         running.net_options(config, {"kind": "run", "file": "runs/a"})
 
