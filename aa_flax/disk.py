@@ -69,7 +69,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If anything fails, `path` stays as it was and the temporary file goes. Several processes may
     write the same path at once: the last one stays.
+
+    Raises:
+        InputError: a device or pipe is there, which a file must not take the place of.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a device or a pipe, which nothing is written to; give a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

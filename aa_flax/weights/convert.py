@@ -16,7 +16,7 @@ from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights.building import Held, filled, hold
-from aa_flax.weights.content import Content, read_content
+from aa_flax.weights.content import Content, read_content, weights_path
 from aa_flax.weights.files import save_weights
 from aa_flax.weights.torch_files import write_torch_file
 from aa_flax.weights.torch_format import to_torch_state_dict
@@ -44,7 +44,7 @@ def convert_torch_file(
         InputError: an unreadable file, one whose net is not known, a released file whose hash is
             another, weights that do not fit the net, or an output that cannot be written.
     """
-    output = check_output(output, to_torch=False)
+    output = check_output(output, to_torch=False, source=source)
     content = read_content(source)
     if content.ours:
         raise InputError(
@@ -82,7 +82,7 @@ def write_as_torch(
         InputError: an unreadable file, one whose net is not known, names or shapes that do not
             fit, or an output that cannot be written.
     """
-    output = check_output(output, to_torch=True)
+    output = check_output(output, to_torch=True, source=source)
     content = read_content(source)
     name = _name_of(content, model, source)
     held = hold(content, name, options)
@@ -93,15 +93,23 @@ def write_as_torch(
     return net.name
 
 
-def check_output(output: str | Path, *, to_torch: bool) -> Path:
+def check_output(output: str | Path, *, to_torch: bool, source: str | Path | None = None) -> Path:
     """The file to write, if it can be one of that kind.
 
+    Args:
+        source: the file that is converted, which has to stay.
+
     Raises:
-        InputError: a folder, a suffix that says the other kind, or a place that cannot be written.
+        InputError: the source, a folder, a device, a suffix that says the other kind, or a place
+            that cannot be written.
     """
     path = local_path(output, "the output")
     if path.is_dir():
         raise InputError(f"the output {path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"the output {path} is a device or a pipe; give the name of a file")
+    if source is not None and path.exists() and path.samefile(weights_path(source)[0]):
+        raise InputError(f"the output {path} is the source itself; give another name")
     if to_torch and path.suffix == ".safetensors":
         raise InputError(f"the output {path} is to be a torch file; call it e.g. .pth")
     if not to_torch and path.suffix != ".safetensors":

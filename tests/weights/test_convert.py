@@ -1,6 +1,7 @@
 """`convert_torch_weights.py`, as it is called."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -191,6 +192,9 @@ def test_every_net_has_the_published_number_of_parameters(released):
         (("in.pth", "file/out.safetensors"), "cannot be written: no writing in .*file"),
         (("in.pth", "gs://bucket/out.safetensors"), "gs://bucket/out.safetensors is an address"),
         (("in.pth", "out.safetensors"), r"no file in\.pth"),
+        (("--to-torch", "in.pth", "pipe"), "pipe is a device or a pipe; give the name of a file"),
+        (("--to-torch", "./file", "file"), "file is the source itself; give another name"),
+        (("--to-torch", "file#ema", "link"), "link is the source itself; give another name"),
         (("in.pth", "out.safetensors", "--step=3"), "--step is of a run's folder"),
         (("baseline", "out.safetensors"), "baseline: of which net. Give --model NAME"),
         (("baselin", "out.safetensors"), "no file baselin; did you mean baseline"),
@@ -203,8 +207,11 @@ def test_mistakes_are_told_before_any_work(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(released_folder, "folder")
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo("pipe")
     with pytest.raises(InputError, match=message):
         convert(*arguments)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_file_of_ours_is_said_to_be_ours_already(convert, tmp_path):

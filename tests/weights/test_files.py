@@ -1,9 +1,12 @@
+import os
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, load_weights, save_weights
+from aa_flax.evaluation.files import check_writable
 from aa_flax.weights.files import named_weights, read_weights
 
 
@@ -70,6 +73,15 @@ def test_damaged_and_missing_files_are_named(path, model):
         load_weights(model, path)
     with pytest.raises(InputError, match=r"no file .*absent\.safetensors"):
         create_model("mobilenet_v2_lpf4", pretrained=path.with_name("absent.safetensors"))
+
+
+def test_a_device_or_pipe_is_not_replaced_by_a_file(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is a device or a pipe"):
+        save_weights(model, tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe cannot be written: it is a device or a pipe"):
+        check_writable(tmp_path / "pipe")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 
 def test_a_failed_write_leaves_the_old_file(model, path, monkeypatch):
