@@ -24,6 +24,8 @@ _MEASURED_BY = (*CONDITIONS, "image_size", "resize_size", "passes", "images_per_
 _NO_FACTS = (
     "name",
     "model",
+    "pool",
+    "model_options",
     "seed",
     "dtype",
     "remat",
@@ -197,6 +199,8 @@ def _told(name: str, value: Any) -> str:
         return f"{value} images"
     if name == "shift_range":
         return f"offsets 0..{value - 1}"
+    if name == "options":
+        return ", ".join(f"{option} {given}" for option, given in value.items())
     if name == "weights":
         return f"{value} weights"
     return f"{name.replace('_', ' ') if '.' not in name else name} {value}"

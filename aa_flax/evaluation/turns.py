@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from aa_flax.config import Config
+from aa_flax.config import Config, check_config
 from aa_flax.data.sources import Source, make_source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
@@ -31,6 +32,9 @@ from aa_flax.progress import tell
 from aa_flax.weights.locate import WORDS, Weights, describe, locate
 
 FOLDER = Path("runs/evaluation")  # of nets that have no folder of their own
+# Parts of a config that an evaluation says, and what of them belongs to the training all the same.
+_OF_EVALUATION = ("name", "model", "pool", "model_options", "dtype", "data", "eval")
+_OF_TRAINING = (("data", "augmentation"), ("data", "flip"))
 _CLASSES = 1000  # of published weights: ImageNet's
 
 
@@ -51,6 +55,7 @@ def evaluate_one(
     wanted, values = wanted_measures((), options)
     weights = with_name(weights, config.model)
     found = locate(weights, model=config.model)
+    config = _as_trained(config, found)
     source = make_source(config.data, "val")
     _check_classes(weights, source)
     path = local_path(output, "--output") if output else default_output(found)
@@ -112,6 +117,7 @@ def _take_turn(
     name = config.model
     values = _of_net(name, values)
     found = locate(with_name(weights, name), model=name)
+    config = _as_trained(config, found)
     path = folder / f"{name}.json"
     subject = subject_of(config, source, path, values)
     plan, done = placed(Plan(subject, wanted, _facts(config, found, source)))
@@ -242,6 +248,19 @@ def _of_net(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The options, with a file of its own for each net."""
     options = {option.name: option for m in MEASURES.values() for option in m.options}
     return {key: options[key].value_for(name, value) for key, value in values.items()}
+
+
+def _as_trained(config: Config, found: Weights) -> Config:
+    """The config with what the weights' own run says of their training, for the record."""
+    if found.config is None:
+        return config
+    trained, asked = flatten_dict(dict(found.config)), flatten_dict(config.to_dict())
+    ours = {
+        key: value
+        for key, value in trained.items()
+        if key in asked and (key in _OF_TRAINING or key[0] not in _OF_EVALUATION)
+    }
+    return check_config(unflatten_dict(asked | ours))
 
 
 def _with_model(config: Config, name: str) -> Config:

@@ -44,10 +44,12 @@ class Weights:
         name: the net they are of. A file that does not say it is taken at the word of whoever
             asked; whether they fit shows when they are loaded.
         dtype: the type the net computes in unless asked otherwise; None: float32.
+        config: of the run that trained them, as nested dicts; None: it is not known.
     """
 
     name: str
     dtype: DTypeLike | None = None
+    config: Mapping[str, Any] | None = None
 
     def description(self) -> dict[str, Any]:
         """What they are, for a record: equal for equal weights.
@@ -231,12 +233,16 @@ class OfRun(Weights):
         return Checkpoints(self.folder / "checkpoints")
 
     @property
+    def config(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._record[0].config
+
+    @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._record[0].config["model"]
+        return self.config["model"]
 
     @property
     def dtype(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._record[0].config["dtype"]
+        return self.config["dtype"]
 
     def description(self) -> dict[str, Any]:
         record, _ = self._record

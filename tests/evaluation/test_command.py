@@ -26,6 +26,8 @@ def run(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 class Weights:
     """Weights that a test makes up: of any net, `Flat` when they are loaded."""
 
+    config = None
+
     def __init__(self, name: str, **facts):
         self.name = name
         self.facts = {"kind": "file", "file": f"{name}.safetensors", "sha256": name} | facts
@@ -181,6 +183,19 @@ def test_weights_of_another_net_are_refused_before_they_are_loaded(tmp_path, wei
     with pytest.raises(InputError, match=r"holds weights of vgg11, not of resnet18; give its --co"):
         one(output=str(tmp_path / "r.json"))
     assert weights["resnet18"].loaded == 0
+
+
+def test_results_say_how_the_weights_were_trained_not_what_the_command_would_train(
+    tmp_path, weights
+):
+    trained = noise_config().to_dict() | {"num_epochs": 3, "seed": 5, "dtype": "bfloat16"}
+    trained["data"] = trained["data"] | {"augmentation": "random_shift", "crop_size": 12}
+    weights["resnet18"] = Weights("resnet18")
+    weights["resnet18"].config = trained | {"of_another_version": 1}
+    config = one(output=str(tmp_path / "r.json"))["config"]
+    assert (config["num_epochs"], config["seed"], config["dtype"]) == (3, 5, "float32")
+    assert config["data"]["augmentation"] == "random_shift"
+    assert config["data"]["crop_size"] == CROP
 
 
 def test_results_say_the_options_of_the_weights_whatever_the_config_says(tmp_path):

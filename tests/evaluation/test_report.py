@@ -63,6 +63,18 @@ def test_the_front_is_bold_and_beaten_versions_are_italic(files):
     assert "| vgg11 | 75.00 |  |" in table
 
 
+def test_options_are_told_once_and_a_runs_other_files_are_no_results(files):
+    config = {"pool": "box", "model_options": {}, "num_epochs": 3}
+    run = {"weights": {"kind": "run", "file": "runs/a"}, "config": config}
+    folders = files(result("resnet18", 70, **run, options={"pool": "box"}), result("resnet18", 60))
+    for name in ("config.json", "data.json", "versions.json"):
+        (folders[0] / name).write_text("{}")
+    rows, left_out = rows_module.gather(folders)
+    assert left_out == []
+    assert "pool box" in rows[0].label
+    assert rows[0].label.count("box") == 1
+
+
 def test_equal_nets_are_both_on_the_front(files):
     rows = report.read_rows(files(result("resnet18", 70, 80), result("resnet34", 70, 80)))
     assert report.pareto_front(rows) == {"resnet18", "resnet34"}
