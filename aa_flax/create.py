@@ -59,7 +59,7 @@ def create_model(
     def build(num_classes: int, rngs: nnx.Rngs) -> Classifier:
         return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
 
-    if not pretrained:
+    if pretrained is None or pretrained is False:
         model = build(1000 if num_classes is None else num_classes, rngs)
         model.eval()
         return model

@@ -151,7 +151,7 @@ def test_a_cache_that_cannot_be_written_and_no_home_keep_nobody_from_running(tmp
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     before = jax.config.values["jax_compilation_cache_dir"]
-    monkeypatch.setitem(jax.config.values, "jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_dir", None)
     commands._keep_compiled_programs()
     assert jax.config.values["jax_compilation_cache_dir"] is None
     jax.config.update("jax_compilation_cache_dir", before)

@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from aa_flax import create_model
+from aa_flax import InputError, create_model
 
 
 def test_a_net_is_a_linen_module_through_flaxs_bridge(rng):
@@ -16,3 +17,8 @@ def test_a_net_is_a_linen_module_through_flaxs_bridge(rng):
     flat = {p: v for part in weights.values() for p, v in jax.tree_util.tree_leaves_with_path(part)}
     assert len(flat) == len(jax.tree.leaves(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
     assert np.isfinite(net.apply(variables, x)).all()
+
+
+def test_an_empty_name_of_weights_is_not_taken_for_none():
+    with pytest.raises(InputError, match=r"weights are True, one of pretrained, .*; got ''"):
+        create_model("resnet18", pretrained="")
