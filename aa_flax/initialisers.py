@@ -1,11 +1,11 @@
 """Initial values that NumPy draws, so that a new net need not compile a draw for each shape.
 
-A layer's `Initialiser` is one of Flax's: called with a key of JAX, in a constructor, it draws as any
-other, and can be traced. `initialised` builds a net in the abstract, notes which variable came from
-which initialiser, and has NumPy draw the values: from Philox (Salmon et al., SC 2011), a generator
-that counts, keyed by the seed and the variable's name. They are the same on every platform, with
-every version of JAX and on any number of devices, whatever order layers are built in. What comes
-from elsewhere (Flax's initialisers, the keys of dropout) JAX computes, in one program.
+A layer's `Initialiser` is one of Flax's: called with a key of JAX, in a constructor, it draws as
+any other, and can be traced. `initialised` builds a net in the abstract, notes which variable came
+from which initialiser, and has NumPy draw the values: from Philox (Salmon et al., SC 2011), a
+generator that counts, keyed by the seed and the variable's name. They are the same on every
+platform, with every version of JAX and on any number of devices, however layers are ordered.
+What comes from elsewhere (Flax's initialisers, the keys of dropout) JAX computes, in one program.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -56,12 +58,14 @@ class Initialiser:
 
     def __call__(self, key, shape, dtype: DTypeLike = jnp.float32, out_sharding=None) -> Array:
         """Values drawn by JAX, as Flax's layers ask for them."""
-        scale = self.scale_of(tuple(shape))
+        shape, notes = tuple(shape), _notes.get()
+        draw = _Draw(self, shape, jax.dtypes.canonicalize_dtype(dtype))
         if self.kind == "constant":
-            value = jax.lax.full(shape, scale, dtype, sharding=out_sharding)
+            value = jax.lax.full(shape, self.scale, draw.dtype, sharding=out_sharding)
+        elif notes is None or out_sharding is not None:
+            value = _by_jax(key, draw=draw, out_sharding=out_sharding)
         else:
-            value = _drawn_by_jax(self.kind, key, scale, tuple(shape), dtype, out_sharding)
-        notes = _notes.get()
+            value = _draw_p.bind(key, draw=draw)
         if notes is not None:
             notes.append((value, self))
         return value
@@ -77,12 +81,31 @@ class Initialiser:
             values -= scale
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4, 5))  # traced once a shape
-def _drawn_by_jax(kind, key, scale, shape, dtype, out_sharding) -> Array:
-    if kind == "normal":
-        return scale * jax.random.normal(key, shape, dtype, out_sharding=out_sharding)
-    return jax.random.uniform(key, shape, dtype, -scale, scale, out_sharding=out_sharding)
+class _Draw(NamedTuple):
+    initialiser: Initialiser
+    shape: tuple[int, ...]
+    dtype: Any
 
+
+@partial(jax.jit, static_argnames=("draw", "out_sharding"))
+def _by_jax(key: Array, *, draw: _Draw, out_sharding=None) -> Array:
+    initialiser, shape, dtype = draw
+    scale, options = initialiser.scale_of(shape), {"out_sharding": out_sharding}
+    if initialiser.kind == "normal":
+        return scale * jax.random.normal(key, shape, dtype, **options)
+    return jax.random.uniform(key, shape, dtype, -scale, scale, **options)
+
+
+def _batch(keys: tuple[Array], axes: tuple[int], *, draw: _Draw) -> tuple[Array, int]:
+    return jax.vmap(partial(_by_jax, draw=draw), axes)(*keys), 0
+
+
+# What `_by_jax` computes, which is traced only if it is compiled: where NumPy draws, it is not.
+_draw_p = Primitive("aa_flax_draw")
+_draw_p.def_impl(_by_jax)
+_draw_p.def_abstract_eval(lambda key, *, draw: jax.core.ShapedArray(draw.shape, draw.dtype))
+batching.primitive_batchers[_draw_p] = _batch
+mlir.register_lowering(_draw_p, mlir.lower_fun(_by_jax, multiple_results=False))
 
 zeros = Initialiser("constant", 0.0)
 ones = Initialiser("constant", 1.0)
@@ -134,12 +157,6 @@ def abstract(build: Callable[[nnx.Rngs], Module]) -> Module:
             return build(rngs)
 
     return nnx.eval_shape(build_counting)
-
-
-class _Draw(NamedTuple):
-    initialiser: Initialiser
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 class _Plan(NamedTuple):
