@@ -23,7 +23,6 @@ from aa_flax.initialisers import (
     zeros,
 )
 from aa_flax.models.densenet import DenseNet
-from aa_flax.models.mobilenet import MobileNetV2
 
 SHAPE = (3, 3, 16, 64)
 DISTRIBUTIONS = [
@@ -78,7 +77,7 @@ def test_seed_name_and_stream_make_other_values():
 
 
 def test_values_are_the_same_on_every_platform():
-    """Philox is a published algorithm; how NumPy makes normals of it may change, which this tells."""
+    """Philox is a published algorithm; NumPy could make other normals of it, which this tells."""
     bell, even = drawn(normal(1), torch_uniform(1), shape=(3, 700_001))
     np.testing.assert_allclose(bell[0, :3], [0.7852255, 0.79644996, 2.018001], rtol=1e-6)
     assert hashlib.sha256(even.tobytes()).hexdigest()[:16] == "9c36c1f542e3fcf3"
@@ -100,11 +99,8 @@ def test_a_net_and_its_baseline_start_with_the_same_values():
     assert all((np.asarray(a[p]) == np.asarray(b[p])).all() for p in a if a[p].dtype == jnp.float32)
 
 
-@pytest.mark.parametrize(
-    "build",
-    [partial(DenseNet, (1, 1), growth_rate=8), partial(MobileNetV2, dropout=0.1, num_classes=7)],
-)
-def test_a_net_has_the_constructors_distributions_and_random_state(build):
+def test_a_net_has_the_constructors_distributions_and_random_state():
+    build = partial(DenseNet, (1,), growth_rate=8, num_init_features=8, drop_rate=0.1)
     expected, rngs = flat(build(rngs=nnx.Rngs(0))), nnx.Rngs(0)
     found = flat(initialised(lambda rngs: build(rngs=rngs), rngs))
     assert found.keys() == expected.keys()
@@ -113,7 +109,7 @@ def test_a_net_has_the_constructors_distributions_and_random_state(build):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.std() == 0:
             assert (found[path] == value).all(), path
         elif value.size > 1000:
-            assert found[path].std() == pytest.approx(value.std(), rel=0.1), path
+            assert float(found[path].std()) == pytest.approx(float(value.std()), rel=0.1), path
     moved = nnx.Rngs(0)
     build(rngs=moved)
     assert rngs.params() == moved.params()
