@@ -15,7 +15,7 @@ import argparse
 import csv
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from aa_flax import blur_pool
 from aa_flax.ops.blur import binomial_taps, padding_widths
 
 MAPS = [(112, 112, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024)]  # of ResNets at 224 pixels
-FIELDS = ("device", "versions", "shape", "filter_size", "dtype", "form", "pass", "ms", "of_copy")
+FIELDS = ("device", "versions", "shape", "filter_size", "dtype", "form", "pass", "ms")
+FIELDS += ("copy_gb_s", "of_copy")
 Form = Callable[[jax.Array], jax.Array]
 
 
@@ -43,7 +44,7 @@ def slices(x: jax.Array, filter_size: int) -> jax.Array:
             tap * lax.slice_in_dim(y, i, i + last, 2, axis)
             for i, tap in enumerate(binomial_taps(filter_size).tolist())
         ]
-        y = sum(terms[1:], terms[0])
+        y = reduce(jnp.add, terms)
     return y.astype(x.dtype)
 
 
@@ -62,9 +63,7 @@ def median_seconds(run: Callable[[], object], wait: Callable, seconds: float) ->
     times: list[float] = []
     while sum(times) < seconds or len(times) < 3:
         began = time.perf_counter()
-        for _ in range(count):
-            result = run()
-        wait(result)
+        wait([run() for _ in range(count)][-1])
         times.append(time.perf_counter() - began)
     return float(np.median(times)) / count
 
@@ -127,6 +126,7 @@ def measure(shape: tuple[int, ...], filter_size: int, args: argparse.Namespace) 
             "form": form,
             "pass": direction,
             "ms": f"{1e3 * seconds:.4g}",
+            "copy_gb_s": f"{copied / 1e9:.1f}",
             "of_copy": f"{needed / seconds / copied:.3f}",
         }
         for form, both in times.items()
@@ -134,9 +134,11 @@ def measure(shape: tuple[int, ...], filter_size: int, args: argparse.Namespace) 
     ]
 
 
-def line(shape: str, filter_size: int, rows: list[dict]) -> str:
-    cells = [f"{row['ms']} ({100 * float(row['of_copy']):.0f} %)" for row in rows]
-    return f"| {shape} | {filter_size} | {' | '.join(cells)} |"
+def line(rows: list[dict]) -> str:
+    first = rows[0]
+    cells = [first["shape"], str(first["filter_size"]), first["copy_gb_s"]]
+    cells += [f"{row['ms']} ({100 * float(row['of_copy']):.0f} %)" for row in rows]
+    return f"| {' | '.join(cells)} |"
 
 
 def where() -> dict[str, str]:
@@ -159,15 +161,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="CSV file, written anew")
     args = parser.parse_args()
     here, found = where(), []
-    big = copy_bandwidth(2**29, args.seconds) / 1e9
-    print(f"{here['device']}; {here['versions']}; {args.dtype}; copying 256 MiB: {big:.1f} GB/s\n")
+    print(f"{here['device']}; {here['versions']}; {args.dtype}\n")
     for shape in [(args.batch, *size) for size in MAPS]:
         for filter_size in args.filter_sizes:
             rows = measure(shape, filter_size, args)
             if not found:
                 heads = [f"{row['form']} {row['pass']}" for row in rows]
-                print(f"| map | k | {' | '.join(heads)} |\n{'|---' * (len(heads) + 2)}|")
-            print(line(rows[0]["shape"], filter_size, rows), flush=True)
+                print(f"| map | k | copy, GB/s | {' | '.join(heads)} |")
+                print("|---" * (len(heads) + 3) + "|")
+            print(line(rows), flush=True)
             found += [{**here, "dtype": args.dtype, **row} for row in rows]
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

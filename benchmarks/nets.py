@@ -3,8 +3,8 @@
     python benchmarks/nets.py --output RESULTS.csv [--models 'resnet*_lpf4' ...] [--modes forward]
         [--batch 8 ...] [--precision float32 ...] [--torch_python PATH] [--figure FILE.png]
 
-The passes: `forward`; `training`, a whole update; `consistency`, the evaluation's pairs of crops, of
-two batches of images. Names with `_lpf<k>` are compared with the package antialiased-cnns 0.3,
+The passes: `forward`; `training`, a whole update; `consistency`, the evaluation's pairs of crops,
+of two batches of images. Names with `_lpf<k>` are compared with the package antialiased-cnns 0.3,
 others with torchvision's nets. Ours and every variant of torch run in processes of their own,
 compiled and warm, and have their turns one after the other, several rounds of them; only one
 computes at a time. Variants of torch that are 1.3 times slower than its best after two rounds are
@@ -50,7 +50,7 @@ class Worker:
         self.times: list[float] = []
         self.facts: dict[str, Any] = {}
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-        self.said = tempfile.TemporaryFile("w+")
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
             [python, str(SCRIPTS[framework])],
             env=environment | ENVIRONMENT,

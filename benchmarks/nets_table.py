@@ -2,9 +2,9 @@
 
     python benchmarks/nets_table.py RESULTS.csv [--figure FILE.png]
 
-Every ratio is torch's time over ours, so above 1 ours is faster: the median over the rounds, in each
-of which both had their turn one after the other, and in brackets the least and the greatest. torch
-is taken in that of its variants with the least median.
+Every ratio is torch's time over ours, so above 1 ours is faster: the median over the rounds, in
+each of which both had their turn one after the other, and in brackets the least and the greatest.
+torch is taken in that of its variants with the least median.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Ratio(NamedTuple):
     greatest: float
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.least:.2f}–{self.greatest:.2f})"
+        return f"{self.median:.2f} ({self.least:.2f} to {self.greatest:.2f})"
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
@@ -146,7 +146,7 @@ def _line(group: Group) -> str:
     cells.append(theirs["variant"].replace("_", " ", 1) if theirs else "")
     cells.append(str(group.ratio() or ""))
     for field, digits in (("compile_s", 1), ("peak_mib", 0)):
-        pair = [f"{float(row[field]):.{digits}f}" if row else "–" for row in (ours, theirs)]
+        pair = [f"{float(row[field]):.{digits}f}" if row else "-" for row in (ours, theirs)]
         cells.append(", ".join(pair))
     return f"| {' | '.join(cells)} |"
 
@@ -168,7 +168,7 @@ def summary(found: Sequence[Group]) -> str:
 
 
 def overheads(found: Sequence[Group]) -> str:
-    """How much longer an antialiased net takes than its own baseline; empty, if no pair is there."""
+    """How much longer an antialiased net takes than its own baseline; empty without pairs."""
     baselines = {(g.setting, _device(g)): g for g in found}
     lines = []
     for group in found:

@@ -1,7 +1,7 @@
-"""The computing half of `nets.py`: one variant of one net, in a process and interpreter of its own.
+"""The computing half of `nets.py`: one variant of a net, in a process and interpreter of its own.
 
-Lines of JSON over stdin and stdout: first the task, answered once the net is compiled and warm; then
-how long to run, answered by the milliseconds of a pass, again and again. Between answers the
+Lines of JSON over stdin and stdout: first the task, answered once the net is compiled and warm;
+then how long to run, answered by the milliseconds of a pass, again and again. Between answers the
 process waits for its next line and computes nothing.
 """
 
@@ -36,9 +36,7 @@ class Work:
     def seconds(self, passes: int = 1) -> float:
         """Of a pass, of several begun at once."""
         began = time.perf_counter()
-        for _ in range(passes):
-            running = self.run()
-        self.wait(running)
+        self.wait([self.run() for _ in range(passes)][-1])
         return (time.perf_counter() - began) / passes
 
     def turn(self, seconds: float) -> float:
@@ -89,7 +87,7 @@ def serve(
             if "net" in task:
                 work = prepare(task)
                 first, second = work.seconds(), work.seconds()
-                answer = {"compile_s": max(0.0, first - second)}
+                answer: dict[str, Any] = {"compile_s": max(0.0, first - second)}
             elif work is None:
                 answer = identity()
             else:
