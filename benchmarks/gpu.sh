@@ -23,7 +23,7 @@ precisions=(--precision float32 bfloat16)
 small=(48) large=(256) needs=150 copies=256 steps=60
 size=(--size 224)
 if [[ -n ${SMOKE:-} ]]; then
-    nets=(resnet18 resnet18_lpf4) remedies=(resnet18_lpf4) small=(2) large=(3) needs=0 copies=1 steps=3
+    nets=(resnet18_lpf4) remedies=(resnet18_lpf4) small=(2) large=(3) needs=0 copies=1 steps=3
     compared=(--variants eager_channels_last --rounds 2 --turn 0.02)
     size=(--size 64)
     precisions=(--precision float32)
@@ -59,8 +59,8 @@ rate() { # NET TYPE
 }
 
 stage resnet50 "$needs" compare --models "${nets[@]:0:2}" --modes training --batch "${large[@]}" "${precisions[@]}"
-stage blur_float32 60 blur float32
-stage blur_bfloat16 60 blur bfloat16
+stage blur_float32 "$needs" blur float32
+stage blur_bfloat16 "$needs" blur bfloat16
 stage rate "$needs" rate "${nets[0]}" bfloat16
 stage training "$needs" compare --models "${nets[@]}" --modes training --batch "${large[@]}" "${precisions[@]}"
 stage forward "$needs" compare --models "${nets[@]}" --modes forward --batch "${small[@]}" "${large[@]}" "${precisions[@]}"

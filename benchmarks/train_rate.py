@@ -11,6 +11,7 @@ is then the one that is printed.
 
 import argparse
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -21,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-FIELDS = ("device", "model", "batch", "dtype", "workers", "steps", "images_per_second")
-FIELDS += ("data_wait", "limit")
+FIELDS: tuple[str, ...] = ("device", "model", "batch", "dtype", "workers", "steps")
+FIELDS += ("images_per_second", "data_wait", "limit")
 FILES = 512  # different photographs, each under several names
 WAITS = 5  # percent of the time, from where on the loader is the limit
 
@@ -34,10 +35,9 @@ def write_images(folder: Path, count: int, rng: np.random.Generator) -> None:
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
         smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), np.float32)
         noisy = smooth + rng.normal(0, 18, smooth.shape[:2])[..., None]
-        path = folder / "one.jpg"
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=88)
-        contents.append(path.read_bytes())
-        path.unlink()
+        file = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "jpeg", quality=88)
+        contents.append(file.getvalue())
     for i in range(count):
         path = folder / f"class{i % 2}" / f"{i:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

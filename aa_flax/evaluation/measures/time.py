@@ -64,9 +64,9 @@ class Time(Measure):
 
 
 _EXPLAINED = (
-    f"Milliseconds of a forward pass of {BATCH_SIZE} images, as many as the original's run times are "
-    "of, and in brackets times the baseline's; the fastest net first. The package holds no published "
-    "run times to put beside them."
+    f"Milliseconds of a forward pass of {BATCH_SIZE} images, as many as the original's run times "
+    "are of, and in brackets times the baseline's; the fastest net first. The package holds no "
+    "published run times to put beside them."
 )
 
 
