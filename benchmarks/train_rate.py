@@ -3,7 +3,7 @@
     python benchmarks/train_rate.py [--model resnet50] [--batch 256] [--dtype bfloat16]
         [--steps 60] [--workers 16] [--output RESULTS.csv]
 
-Writes JPEG files of ImageNet's usual size (500 x 375 pixels, about 110 kB: smooth noise) into a
+Writes JPEG files of ImageNet's usual size (500 x 375 pixels, about 90 kB: smooth noise) into a
 temporary folder and trains one short epoch on them. `data_wait` is the share of the time in which
 the step waited for its batch: near 0 the device is the limit, well above it the loader, whose rate
 is then the one that is printed.
@@ -53,6 +53,7 @@ def train(folder: Path, args: argparse.Namespace) -> dict:
         "dtype": args.dtype,
         "num_epochs": 1,
         "max_steps_per_epoch": args.steps,
+        "eval.passes": 1,
         "data.path": str(folder),
         "data.num_workers": args.workers,
     }
