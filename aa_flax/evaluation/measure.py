@@ -172,6 +172,14 @@ class Measure:
         """
         return []
 
+    def section(self, rows: Sequence[Row]) -> str:
+        """What the report says of nets beside one another, as Markdown; empty: nothing.
+
+        Args:
+            rows: the report's; those without this measure are among them.
+        """
+        return ""
+
     def path(self, column: Column) -> tuple[str, ...]:
         """Where a column's number stands in the results."""
         return (self.name, *column.key)

@@ -161,6 +161,7 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
             "numbers are of the same images, so differences of a faithful port are smaller.)",
             published,
         ]
+    parts += [section for m in MEASURES.values() if (section := m.section(rows))]
     parts += [f"![{path.stem}]({path.name})" for path in figures]
     if left_out:
         parts += ["## Left out", "\n".join(f"- {line}" for line in left_out)]
