@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from configs import imagenet
+from aa_flax.configs import imagenet
 from tests.docs.attempt import REACHED, attempt
 from tests.docs.markdown import (
     PAGES,
