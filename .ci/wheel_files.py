@@ -1,4 +1,4 @@
-"""That a wheel holds the files of the package, all of them and no other: wheel_files.py CLONE WHEEL"""
+"""That a wheel holds the files of the package and no other: wheel_files.py CLONE WHEEL."""
 
 import sys
 from pathlib import Path
