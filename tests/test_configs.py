@@ -2,20 +2,19 @@
 
 import importlib
 import inspect
-from pathlib import Path
 
 import pytest
 
 from aa_flax import InputError, list_models
-from configs import imagenet
+from aa_flax.configs import imagenet
+from aa_flax.recipes import recipe_names
 
-ROOT = Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
+NAMES = recipe_names()
 PUBLISHED = [name for name in NAMES if not name.startswith(("digits", "imagenet"))]
 
 
 def module(name):
-    return importlib.import_module(f"configs.{name}")
+    return importlib.import_module(f"aa_flax.configs.{name}")
 
 
 def types(tree, prefix=""):
@@ -37,7 +36,7 @@ def test_every_recipe_has_the_fields_of_the_base_and_its_own_name(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_docstring_has_the_command(name):
-    assert f"python train.py --config configs/{name}.py" in module(name).__doc__
+    assert f"python train.py --config configs/{name}.py" in str(module(name).__doc__)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
