@@ -1,9 +1,11 @@
 """Where the names of points stand in a figure, so that they cover neither each other nor points."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+Place = tuple[float, float]
 
 # In points of 1/72 inch, around the mark, and how the text lies to that place.
 _PLACES = (
@@ -19,17 +21,25 @@ _PLACES = (
 
 
 def place_labels(
-    figure: Any, panel: Any, texts: Mapping[tuple[float, float], tuple[str, str]]
+    figure: Any,
+    panel: Any,
+    texts: Mapping[Place, tuple[str, str]],
+    lines: Sequence[tuple[Place, Place]] = (),
 ) -> None:
     """Writes a text and its colour beside each point, where least is covered.
 
     Args:
         figure, panel: matplotlib's figure and axes, whose limits are set.
+        lines: from a point to another, that texts should not cover either.
     """
     figure.canvas.draw()
     inside = panel.get_window_extent()
     marks = np.array([panel.transData.transform(point) for point in texts])
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in marks]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
+    for line in lines:
+        start, end = panel.transData.transform(line)
+        steps = np.linspace(0, 1, 40)[:, None]
+        taken += [(x - 1, y - 1, x + 1, y + 1) for x, y in start + steps * (end - start)]
     for point, (text, colour) in texts.items():
         tried = [_write(panel, point, text, colour, place) for place in _PLACES]
         boxes = [one.get_window_extent().extents for one in tried]

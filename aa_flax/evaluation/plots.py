@@ -186,10 +186,20 @@ def plot_nets(
     panel.grid(alpha=0.3)
     panel.margins(0.08)
     several = any(net.x_error or net.y_error for net in nets)
-    bars = "; bars: standard deviation over seeds" if several else ""
-    panel.set_title(f"circles: baselines; squares: antialiased, with the filter size{bars}", size=9)
+    of_bars = "; bars: standard deviation over seeds" if several else ""
+    panel.set_title(
+        f"circles: baselines; squares: antialiased, with the filter size{of_bars}", size=9
+    )
     texts = {
         (net.x, net.y): (str(net.filter_size or net.family), colours[net.family]) for net in nets
     }
-    place_labels(figure, panel, texts)
+    arrows = [(baselines[net.family], (net.x, net.y)) for net in nets if net.family in baselines]
+    bars = [line for net in nets for line in _bars(net)]
+    place_labels(figure, panel, texts, [*arrows, *bars])
     _save(figure, path, formats)
+
+
+def _bars(net: Point) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """The error bars of a point, from end to end."""
+    x, y, dx, dy = net.x, net.y, net.x_error, net.y_error
+    return [((x - dx, y), (x + dx, y)), ((x, y - dy), (x, y + dy))]

@@ -27,7 +27,7 @@ from aa_flax.evaluation.judging import (
     shown_columns,
 )
 from aa_flax.evaluation.measures import MEASURES
-from aa_flax.evaluation.page import write_page
+from aa_flax.evaluation.page import plotly_js, write_page
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
 from aa_flax.evaluation.rounding import with_spread
 from aa_flax.evaluation.row import Row
@@ -80,6 +80,8 @@ def write_report(
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
+        if html:
+            plotly_js()  # if it is missing, that is told before anything is drawn
         drawn = {m.name: m.figures(output, rows) for m in MEASURES.values()}
         figures = [path for paths in drawn.values() for path in paths]
         report = output / "report.md"

@@ -12,12 +12,12 @@ _GRID = {"gridcolor": "#e3e3e3", "zeroline": False, "automargin": True, "linecol
 
 
 def layout(x: str, y: str, **more: Any) -> Chart:
-    """What all charts have in common: axes with titles, the legend below."""
+    """What all charts have in common: axes with titles, the legend above."""
     return {
         "xaxis": {**_GRID, "title": {"text": x}},
         "yaxis": {**_GRID, "title": {"text": y}},
         "margin": {"l": 8, "r": 16, "t": 16, "b": 8},
-        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "#fff",
@@ -90,7 +90,7 @@ def _arrows(family: str, members: Sequence[Point], colour: str) -> list[Chart]:
             "legendgroup": family,
             "showlegend": False,
             "hoverinfo": "skip",
-            "opacity": 0.45,
+            "opacity": 0.6,
             "x": [x for net in others for x in (baseline.x, net.x, None)],
             "y": [y for net in others for y in (baseline.y, net.y, None)],
             "line": {"color": colour, "width": 1.5},

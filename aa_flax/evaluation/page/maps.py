@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from aa_flax.evaluation.equivariance import EquivarianceMaps
+from aa_flax.evaluation.page.tables import breakable
 
 # The eleven colours of ColorBrewer's RdYlBu, from blue to red.
 COLOURS = (
@@ -48,7 +49,7 @@ def _row(name: str, maps: EquivarianceMaps) -> str:
         about = escape(f"{name}, {at}: mean {mean:.1f} %, at most {most:.1f} %", quote=True)
         picture = f'<img src="{data_uri(colours_of(share))}" alt="{about}" title="{about}">'
         cells.append(f"<td><span>{escape(block)}</span>{picture}<span>{mean:.1f} %</span></td>")
-    return f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
+    return f'<tr><th scope="row">{breakable(name)}</th>{"".join(cells)}</tr>'
 
 
 def colours_of(share: Float[np.ndarray, "P P"]) -> UInt8[np.ndarray, "P P 3"]:

@@ -29,12 +29,10 @@ class Section(NamedTuple):
 
 
 def sections(rows: Sequence[Row], figures: Mapping[str, Sequence[Path]]) -> list[Section]:
-    """What each measure has to show, in order; its pictures, where the page cannot draw it."""
-    found = []
-    for name in MEASURES:
-        section = _DRAWN[name](rows) if name in _DRAWN else _pictures(name, figures.get(name, ()))
-        found += [section] if section else []
-    return found
+    """What there is to look at; of measures that the page cannot draw, their pictures."""
+    drawn = [draw(rows) for draw in _DRAWN.values()]
+    pictures = [_pictures(name, figures.get(name, ())) for name in MEASURES if name not in _DRAWN]
+    return [section for section in (*drawn, *pictures) if section is not None]
 
 
 def _section(name: str, title: str, about: str, body: str) -> str:

@@ -31,7 +31,7 @@ def results_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         mark = "front" if row.title in front else "beaten" if row.title in beaten else ""
-        name = f'<th scope="row" class="{mark}">{escape(row.title)}</th>'
+        name = f'<th scope="row" class="{mark}">{breakable(row.title)}</th>'
         cells = [_cell(row.values(path), column.unit) for column, path in columns]
         lines.append(f"<tr>{name}{''.join(cells)}</tr>")
     return (
@@ -39,6 +39,11 @@ def results_table(rows: Sequence[Row]) -> str:
         f'<table id="results"><thead><tr>{"".join(heads)}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>\n{_legend(told)}"
     )
+
+
+def breakable(name: str) -> str:
+    """A name that may go on in a second line before each underscore: `resnet18` `_lpf4`."""
+    return escape(name).replace("_", "<wbr>_")
 
 
 def _cell(values: list[float], unit: str) -> str:
@@ -64,7 +69,7 @@ def published_section(rows: Sequence[Row]) -> str:
         return ""
     heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in HEAD)
     lines = [
-        f'<tr><th scope="row">{escape(name)}</th>'
+        f'<tr><th scope="row">{breakable(name)}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
         + "</tr>"
         for name, *rest in cells
