@@ -215,3 +215,18 @@ def conditions(rows: Sequence[Row]) -> str:
         if name in first and all(row.facts.get(name) == first[name] for row in rows)
     }
     return ", ".join(_told(name, value) for name, value in common.items())
+
+
+def by_conditions(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of a net and its antialiased ones that were measured alike, by a title of their own."""
+    names = (*CONDITIONS, "image_size", "resize_size")
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.base, *(str(row.facts.get(n)) for n in names)), []).append(row)
+    bases = [base for base, *_ in groups]
+    titled = {}
+    for (base, *_), members in groups.items():
+        facts = members[0].facts
+        told = [_told(name, facts[name]) for name in names if name in facts]
+        titled[base if bases.count(base) == 1 else f"{base} ({', '.join(told)})"] = members
+    return titled

@@ -82,7 +82,10 @@ def test_everything_is_written_with_its_settings(tmp_path, capsys):
     for measure in ("diagonal", "equivariance"):
         assert (output.parent / written[measure]["figure"]).stat().st_size > 0
     saved = np.load(output.parent / written["diagonal"]["file"])
-    assert set(saved) == {"diag_probs", "diag_probs2", "diag_corrs", "diag_preds"}
+    assert {"diag_probs", "diag_probs2", "diag_corrs", "diag_preds"} < set(saved)
+    assert saved["image_index"].tolist() == [1, 3]
+    np.testing.assert_array_equal(saved["image_pixels"], Noise().images[[1, 3]])
+    assert saved["image_class"].tolist() == [Noise.class_names[i] for i in Noise().labels[[1, 3]]]
     assert saved["diag_probs"].shape == (COUNT, 5)
     assert (tmp_path / "p.npz").exists()
     printed = capsys.readouterr().out

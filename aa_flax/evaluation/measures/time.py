@@ -8,6 +8,7 @@ import jax
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.points import points, time_label
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.timing import time_forward
 
@@ -41,12 +42,12 @@ class Time(Measure):
         )
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        points = plots.points(rows, ("time", "milliseconds"), ("top1",))
-        if not points:
+        nets = points(rows, ("time", "milliseconds"), ("top1",))
+        if not nets:
             return []
         path, by_filter = folder / "time_accuracy.png", folder / "time_filter_size.png"
-        plots.plot_nets(path, points, "forward pass (ms)", "accuracy (%)")
-        plots.plot_run_times(by_filter, _families(rows))
+        plots.plot_nets(path, nets, time_label(rows), "accuracy (%)")
+        plots.plot_run_times(by_filter, _families(rows), time_label(rows))
         return [path, by_filter]
 
     def section(self, rows: Sequence[Row]) -> str:
