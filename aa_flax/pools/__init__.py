@@ -1,6 +1,6 @@
 """Ways to subsample: BlurPool and its relatives, and the open table that nets take them from."""
 
-from aa_flax.pools.blur import BlurPool, MaxBlurPool
+from aa_flax.pools.blur import BlurPool, BlurUpsample, MaxBlurPool
 from aa_flax.pools.registry import (
     decide,
     list_pools,
@@ -12,6 +12,7 @@ from aa_flax.pools.registry import (
 
 __all__ = [
     "BlurPool",
+    "BlurUpsample",
     "MaxBlurPool",
     "decide",
     "list_pools",
