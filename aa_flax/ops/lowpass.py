@@ -26,7 +26,7 @@ Padding = Literal["reflect", "replicate", "zero", "circular"]
 Implementation = Literal["conv", "gather"]
 
 _PadMode = Literal["reflect", "edge", "wrap", "constant"]
-_PAD_MODE: dict[Padding, _PadMode] = {
+PAD_MODE: dict[Padding, _PadMode] = {
     "reflect": "reflect",
     "replicate": "edge",
     "circular": "wrap",
@@ -62,10 +62,11 @@ def check_sizes(geometry: Geometry) -> None:
         least = max(1, {"reflect": widest + 1, "circular": widest}.get(axis.padding, 1))
         if axis.size < least:
             before, after = axis.pad_widths
+            sizes = tuple(axis.size for axis in geometry)
             raise InputError(
-                f"input of spatial size {tuple(axis.size for axis in geometry)} is too small: "
-                f"{axis.padding} padding for {len(axis.taps)} taps, {before} pixels before and {after} "
-                f"after, needs at least {least} pixels on each axis"
+                f"input of spatial size {sizes} is too small: {axis.padding} padding for "
+                f"{len(axis.taps)} taps, {before} pixels before and {after} after, needs at least "
+                f"{least} pixels on each axis"
             )
 
 
@@ -129,7 +130,7 @@ def _conv(x: Array, geometry: Geometry) -> Array:
     channels = x.shape[-1]
     spatial = "DHW"[-len(geometry) :]
     return lax.conv_general_dilated(
-        jnp.pad(x, widths, mode=_PAD_MODE[geometry[0].padding]),
+        jnp.pad(x, widths, mode=PAD_MODE[geometry[0].padding]),
         jnp.broadcast_to(
             jnp.asarray(kernel, x.dtype)[..., None, None], (*kernel.shape, 1, channels)
         ),
@@ -199,7 +200,7 @@ def _matrix(axis: Axis) -> "sparse.csr_array":
     if padding == "zero":
         source = np.arange(-before, size + after)
     else:
-        source = np.pad(np.arange(size), (before, after), mode=_PAD_MODE[padding])
+        source = np.pad(np.arange(size), (before, after), mode=PAD_MODE[padding])
     rows = np.repeat(np.arange(length), k)
     columns = source[(stride * np.arange(length)[:, None] + np.arange(k)).ravel()]
     weights = np.tile(taps, length)
