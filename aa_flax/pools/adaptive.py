@@ -32,7 +32,7 @@ class AdaptivePool(nnx.Module):
         stride: subsampling factor, 1 or more; one number, or one for each axis.
         norm: what "largest" means: the sum of squares, of magnitudes, or the largest magnitude,
             over positions and channels. Among equals the first phase is taken.
-        filter_size: taps of the binomial filter before; 1: none.
+        filter_size: taps of the binomial filter before, as in `blur_pool`; 1: none.
         padding: of that filter, as in `blur_pool`.
 
     Raises:
@@ -46,7 +46,7 @@ class AdaptivePool(nnx.Module):
         self,
         stride: int | Sequence[int] = 2,
         norm: Norm = "l2",
-        filter_size: int = 1,
+        filter_size: int | Sequence[int] = 1,
         padding: Padding = "reflect",
     ):
         if norm not in get_args(Norm):

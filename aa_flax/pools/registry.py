@@ -50,15 +50,18 @@ def register_pool(
     """
     if not name or not isinstance(name, str):
         raise InputError(f"a pool's name must be a string that is not empty, got {name!r}")
-    _callable(factory)
+    entry: PoolFactory | _Family = _callable(factory)
     if bool(widths) != name.endswith(_ANY):
         raise InputError(f"widths go with a name that ends in {_ANY}, got {name!r} and {widths}")
     if widths:
-        factory = _Family(factory, whole_numbers("widths", widths))
+        entry = _Family(factory, whole_numbers("widths", widths))
     elif not replace and name not in _POOLS and _of_family(name):
-        raise InputError(f"{name!r} is one of {_family_name(name)!r}; give replace=True")
-    if _POOLS.get(name) != factory:  # or the same again
-        _POOLS.register(name, factory, replace=replace)
+        raise InputError(
+            f"there is a pool {name!r} already, one of {_family_name(name)!r}; choose another "
+            "name, or give replace=True"
+        )
+    if _POOLS.get(name) != entry:  # or the same again
+        _POOLS.register(name, entry, replace=replace)
 
 
 def list_pools() -> list[str]:

@@ -16,7 +16,7 @@ def upsample_phase(
     y: Float[Array, "N *out C"],
     choice: Int[Array, " N"] | Float[Array, "N phases"],
     stride: int | Sequence[int] = 2,
-    filter_size: int = 1,
+    filter_size: int | Sequence[int] = 1,
     padding: Padding = "reflect",
     *,
     size: int | Sequence[int] | None = None,
