@@ -96,7 +96,7 @@ def test_a_choice_follows_the_image_and_serves_another_map(rng, shift):
         (lambda: register_pool("binomial3", box), "already"),
         (
             lambda: register_pool("gaussian9", box),
-            "a pool 'gaussian9' already, one of 'gaussian<k>'",
+            "'gaussian9' already, one of 'gaussian<k>'",
         ),
         (lambda: register_pool("gaussian<k>", box, widths=(3,)), "already"),
         (lambda: register_pool("mine<k>", box), "widths go with a name that ends in <k>"),
