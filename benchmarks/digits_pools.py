@@ -1,6 +1,6 @@
 """The table of docs/pools.md: ResNet-18 with each pool, on the digits.
 
-    python benchmarks/digits_pools.py [--pools aps_l2,lps] [--seeds 1] [--epochs 5] [--folder FOLDER]
+    python benchmarks/digits_pools.py [--pools aps_l2,lps] [--seeds 1] [--epochs 5]
 
 Each run is `train.py --config configs/digits_pools.py:POOL` with `--config.seed=S`; then the
 trained net is measured on rolled images, as it is and with periodic padding in every layer. Runs

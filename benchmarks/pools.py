@@ -64,7 +64,7 @@ def main() -> None:
     of_blur = times("binomial4", x, args.repeats)
     for name in names:
         both = of_blur if name == "binomial4" else times(name, x, args.repeats)
-        cells = [f"{t[1]:.1f} ({t[0]:.1f}–{t[2]:.1f})" for t in both]
+        cells = [f"{t[1]:.1f} ({t[0]:.1f} to {t[2]:.1f})" for t in both]
         cells += [f"{t[1] / b[1]:.1f}" for t, b in zip(both, of_blur, strict=True)]
         print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
 
