@@ -31,7 +31,8 @@ class AdaptivePool(nnx.Module):
     Args:
         stride: subsampling factor, 1 or more; one number, or one for each axis.
         norm: what "largest" means: the sum of squares, of magnitudes, or the largest magnitude,
-            over positions and channels. Among equals the first phase is taken.
+            over positions and channels. Where `linf` finds equals, as behind a max pool, their sums
+            of squares decide; of phases that are equal still the first is taken.
         filter_size: taps of the binomial filter before, as in `blur_pool`; 1: none.
         padding: of that filter, as in `blur_pool`.
 
@@ -61,9 +62,13 @@ class AdaptivePool(nnx.Module):
         phases = jnp.abs(polyphase(self._blurred(x), self.stride))
         phases = phases.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(2, phases.ndim))
-        if self.norm == "l2":
-            return jnp.square(phases).sum(axes).argmax(1)
-        return (phases.sum(axes) if self.norm == "l1" else phases.max(axes)).argmax(1)
+        if self.norm == "l1":
+            return phases.sum(axes).argmax(1)
+        energy = jnp.square(phases).sum(axes)
+        if self.norm == "linf":  # a max pool gives several phases the same largest value
+            largest = phases.max(axes)
+            energy = jnp.where(largest == largest.max(1, keepdims=True), energy, -1)
+        return energy.argmax(1)
 
     def __call__(
         self, x: Float[Array, "N *spatial C"], choice: Int[Array, " N"]

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError
-from aa_flax.ops import blur_pool, circular_padding
+from aa_flax.ops import blur_pool, circular_padding, max_pool
 from aa_flax.pools import (
     AdaptivePool,
     LearnedPhasePool,
@@ -70,6 +70,16 @@ def test_the_phase_of_the_largest_norm_is_chosen(norm, order, rng):
     for image, choice in zip(x, chosen, strict=True):
         norms = [np.linalg.norm(image[i::2, j::2].ravel(), order) for i, j in np.ndindex(2, 2)]
         assert choice == np.argmax(norms)
+
+
+def test_phases_of_the_same_largest_value_are_told_apart_by_their_squares(rng):
+    """As behind a max pool, which spreads the largest value over all phases."""
+    pool = AdaptivePool(2, "linf")
+    x = jnp.asarray(rng.standard_normal((4, 8, 8, 3)), jnp.float32)
+    with circular_padding():
+        still, moved = (max_pool(a, 2, stride=1) for a in (x, jnp.roll(x, (1, 1), (1, 2))))
+        pairs = zip(subsample(pool, still), subsample(pool, moved), strict=True)
+        assert all(is_rolled(np.asarray(one), np.asarray(other)) for one, other in pairs)
 
 
 def test_with_a_filter_both_the_choice_and_the_values_are_blurred(rng):
