@@ -9,7 +9,8 @@ from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import list_models, register_model
 from aa_flax.ops.blur import blur_pool
-from aa_flax.pools import BlurPool, MaxBlurPool, list_pools, register_pool
+from aa_flax.ops.upsample import blur_upsample
+from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
 from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
 from aa_flax.weights.torch_format import to_torch_state_dict
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlurPool",
+    "BlurUpsample",
     "Classifier",
     "Column",
     "InputError",
@@ -26,6 +28,7 @@ __all__ = [
     "Measure",
     "Option",
     "blur_pool",
+    "blur_upsample",
     "create_model",
     "evaluate",
     "list_models",

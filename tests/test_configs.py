@@ -18,9 +18,11 @@ def module(name):
 
 
 def types(tree, prefix=""):
-    """The type of every field, by its path."""
+    """The type of every field, by its path; options are of the net, and of any kind."""
     found = {}
     for key, value in tree.items():
+        if key == "model_options":
+            continue
         path = f"{prefix}{key}"
         found |= types(value, f"{path}.") if hasattr(value, "items") else {path: type(value)}
     return found

@@ -147,7 +147,7 @@ class Downsample(nnx.Module):
         dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ):
-        self.pool = make_pool(pool, stride, features=in_features, rngs=rngs)
+        self.pool = make_pool(pool, stride, features=in_features, rngs=rngs, follows=True)
         conv_stride = stride if self.pool is None else 1
         self.conv = conv2d(in_features, out_features, 1, stride=conv_stride, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(out_features, rngs=rngs)
