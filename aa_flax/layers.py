@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
 from aa_flax.ops import conv_general_dilated
+from aa_flax.ops.batch_norm import along, batch_norm
 
 kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -58,33 +59,29 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         dtype = x.dtype
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            mean, var = self._batch_statistics(x)
-        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return ((x - _along(mean, x)) * _along(scale, x) + _along(self.bias[...], x)).astype(dtype)
+            factor = scale * lax.rsqrt(self.var[...] + self.epsilon)
+            y = (x - along(self.mean[...], x)) * along(factor, x) + along(bias, x)
+            return y.astype(dtype)
+        self._refuse_a_single_value(x)
+        y, mean, var = batch_norm(x, scale, bias, self.epsilon)
+        self._run_after(mean, var, prod(x.shape[:-1]))
+        return y.astype(dtype)
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        count = prod(x.shape[:-1])
-        if count < 2:
+    def _refuse_a_single_value(self, x: Array) -> None:
+        if prod(x.shape[:-1]) < 2:
             raise InputError(
                 f"BatchNorm in training needs more than one value for each channel, got shape "
                 f"{x.shape}; use a larger batch or image, or call model.eval()"
             )
-        axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axes)
-        var = jnp.square(x - _along(mean, x)).mean(axes)
+
+    def _run_after(self, mean: Array, var: Array, count: int) -> None:
+        """Moves the running statistics towards a batch's, with its unbiased variance."""
         keep = self.momentum
         self.mean[...] = keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean)
         unbiased = lax.stop_gradient(var) * (count / (count - 1))
         self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
-        return mean, var
-
-
-def _along(values: Array, x: Array) -> Array:
-    """A value for each channel, with the axes of `x`."""
-    return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
 def conv2d(

@@ -74,7 +74,7 @@ class Multilinear:
     def by_slot(self, shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[Callable[..., Array], ...]:
         """The transposes, then the function itself: see `_Form`."""
         transposes = self.transposes or tuple(
-            _Transpose(self.function, i, shape) for i, shape in enumerate(shapes)
+            Transpose(self.function, i, shape) for i, shape in enumerate(shapes)
         )
         return (*transposes, self.function)
 
@@ -120,7 +120,7 @@ class _Form:
 
 
 @dataclass(frozen=True)
-class _Transpose:
+class Transpose:
     """The transpose of a multilinear function with respect to one of its arrays."""
 
     function: Callable[..., Array]
