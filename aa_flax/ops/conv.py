@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.errors import InputError
-from aa_flax.ops.dense import dense_conv, unfused
+from aa_flax.ops.dense import dense_conv, with_unfused_transposes
 from aa_flax.ops.depthwise import Window, depthwise_conv
 from aa_flax.ops.forms import Multilinear, Static, apply, static
 from aa_flax.ops.padding import is_circular, wrapped
@@ -87,9 +87,9 @@ def _cpu_form(
         return depthwise_conv(window, (x.shape[1], x.shape[2]))
     if groups > 1:
         form = static(_block_diagonal_conv, definition=definition, groups=groups)
-        return unfused(form, x, kernel)
+        return with_unfused_transposes(form, x, kernel)
     if any(n < k for n, k in zip(output[1:3], window.taps, strict=True)):
-        return unfused(static(_matmul_conv, window=window), x, kernel)
+        return with_unfused_transposes(static(_matmul_conv, window=window), x, kernel)
     return dense_conv(definition, window, x, kernel)
 
 
