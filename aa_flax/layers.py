@@ -84,6 +84,34 @@ class BatchNorm(nnx.Module):
         self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
 
 
+class Folded(nnx.Module):
+    """What `aa_flax.fuse` leaves at the place of a batch norm: the identity, for inference alone."""
+
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        return x
+
+    @property
+    def use_running_average(self) -> bool:
+        return True
+
+    @use_running_average.setter
+    def use_running_average(self, value: bool) -> None:  # model.train() sets it
+        if not value:
+            raise InputError(
+                "a fused net cannot be trained: its batch norms are part of its convolutions; "
+                "train the net that aa_flax.fuse was given"
+            )
+
+
+def refuse_folded(model: nnx.Module, *, to: str) -> None:
+    """Raises an InputError if batch norms of the model have been folded."""
+    if any(isinstance(layer, Folded) for _, layer in nnx.iter_modules(model)):
+        raise InputError(
+            f"a fused net has other variables than the net it is named after; {to} the net that "
+            "aa_flax.fuse was given"
+        )
+
+
 def conv2d(
     in_features: int,
     out_features: int,

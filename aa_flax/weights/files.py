@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from aa_flax.disk import local_path, replacing
 from aa_flax.errors import InputError
+from aa_flax.layers import refuse_folded
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.content import (
     content_of,
@@ -33,7 +34,11 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
         path: the `.safetensors` file.
         metadata: further facts to store, e.g. `source`, `sha256`, `licence`; the model's name,
             options and number of classes always are. `read_weights` gives them back.
+
+    Raises:
+        InputError: a net of `aa_flax.fuse`, or a path that cannot be written.
     """
+    refuse_folded(model, to="save")
     arrays = {
         name: np.ascontiguousarray(variable[...]) for name, variable in named_weights(model).items()
     }
