@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from aa_flax.create import create_model
 from aa_flax.data.sources import register_source
 from aa_flax.errors import InputError
+from aa_flax.fuse import fuse
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import list_models, register_model
 from aa_flax.ops.blur import blur_pool
@@ -31,6 +32,7 @@ __all__ = [
     "blur_upsample",
     "create_model",
     "evaluate",
+    "fuse",
     "list_models",
     "list_pools",
     "load_torch_state_dict",

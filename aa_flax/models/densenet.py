@@ -24,7 +24,7 @@ from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.rematerialise import rematerialised
 from aa_flax.models.torch_layout import Layers, pool_layers
-from aa_flax.ops import avg_pool, max_pool
+from aa_flax.ops import avg_pool, materialised, max_pool
 from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
 
@@ -49,7 +49,7 @@ class DenseLayer(nnx.Module):
         self.dropout = nnx.Dropout(drop_rate, rngs=rngs if drop_rate else None)
 
     def __call__(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W growth"]:
-        x = jnp.concatenate(maps, axis=-1)
+        x = materialised(jnp.concatenate(maps, axis=-1))
         x = self.conv1(jax.nn.relu(self.norm1(x)))
         x = self.conv2(jax.nn.relu(self.norm2(x)))
         return self.dropout(x)

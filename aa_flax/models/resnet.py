@@ -28,7 +28,7 @@ from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.torch_layout import Layers, pool_layers
-from aa_flax.ops import max_pool
+from aa_flax.ops import materialised, max_pool
 from aa_flax.pools.registry import PoolFactory, decide, make_pool, pool_factory, subsample
 
 
@@ -76,7 +76,7 @@ class BasicBlock(nnx.Module):
             y = subsample(self.pool, y, choice)
         y = self.bn2(self.conv2(y))
         shortcut = x if self.downsample is None else self.downsample(x, choice)
-        return jax.nn.relu(y + shortcut)
+        return materialised(jax.nn.relu(y + shortcut))
 
 
 class Bottleneck(nnx.Module):
@@ -131,7 +131,7 @@ class Bottleneck(nnx.Module):
             y = subsample(self.pool, y, choice)
         y = self.bn3(self.conv3(y))
         shortcut = x if self.downsample is None else self.downsample(x, choice)
-        return jax.nn.relu(y + shortcut)
+        return materialised(jax.nn.relu(y + shortcut))
 
 
 class Downsample(nnx.Module):

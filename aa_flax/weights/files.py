@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from aa_flax.disk import local_path, replacing
 from aa_flax.errors import InputError
+from aa_flax.layers import refuse_folded
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.content import (
     content_of,
@@ -42,8 +43,10 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
             options and number of classes always are. `read_weights` gives them back.
 
     Raises:
-        InputError: an option is a function without a name to store it by, such as a lambda.
+        InputError: an option is a function without a name to store it by, such as a lambda; a net
+            of `aa_flax.fuse`; or a path that cannot be written.
     """
+    refuse_folded(model, to="save")
     arrays = {
         name: np.ascontiguousarray(variable[...]) for name, variable in named_weights(model).items()
     }
