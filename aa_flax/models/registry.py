@@ -22,6 +22,7 @@ import numpy as np
 from aa_flax.arguments import parameters, switch, whole_numbers
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.model_config import ModelConfig
 from aa_flax.tables import Table, UnknownName, unknown
 
 FILTER_SIZES = range(1, 8)
@@ -37,12 +38,14 @@ class Net:
         published: whether there is a published net to compare it with: torchvision's of the same
             name, and `antialiased-cnns`' for its filter sizes.
         filter_sizes: taps k of its antialiased nets, `<name>_lpf<k>`; none: the plain net alone.
+        config: what images it expects.
     """
 
     name: str
     build: Callable[..., Classifier]
     published: bool
     filter_sizes: tuple[int, ...]
+    config: ModelConfig = ModelConfig()
 
 
 _NETS: Table[Net] = Table("net")
@@ -54,6 +57,7 @@ def register_model(
     *,
     published: bool = False,
     filter_sizes: Sequence[int] | None = None,
+    config: ModelConfig | None = None,
     replace: bool = False,
 ) -> None:
     """Makes a net known by name to `create_model`, `list_models` and the commands.
@@ -66,6 +70,7 @@ def register_model(
         published: whether there is a published net of that name to compare it with.
         filter_sizes: taps of the BlurPools it comes with as `<name>_lpf<k>`; default 1 to 7 if
             `build` names a parameter `filter_size`, else none.
+        config: what images it expects; default: ImageNet's at 224 pixels.
         replace: whether an earlier net of that name may be replaced.
 
     Raises:
@@ -84,7 +89,8 @@ def register_model(
         sizes = tuple(FILTER_SIZES) if "filter_size" in parameters(build) else ()
     else:
         sizes = whole_numbers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
-    _NETS.register(name, Net(name, build, published, sizes), replace=replace)
+    net = Net(name, build, published, sizes, config or ModelConfig())
+    _NETS.register(name, net, replace=replace)
 
 
 def base_names() -> list[str]:
@@ -174,6 +180,7 @@ def build(name: str, *, remat: bool = False, **options) -> Classifier:
         options["filter_size"] = filter_size
     model = net.build(**options)
     model.name = base if filter_size is None else f"{base}_lpf{filter_size}"
+    model.config = net.config
     model.remat = switch("remat", remat)
     if model.num_classes is None:  # a family that does not say
         default = known["num_classes"].default if "num_classes" in known else None
@@ -195,7 +202,10 @@ def _check_options(net: Net, options: dict[str, Any]) -> None:
     for option in options:
         if option not in known:
             accepted = [name for name in known if name != "filter_size"]
-            raise InputError(unknown(f"option of {net.name}", option, accepted))
+            message = unknown(f"option of {net.name}", option, accepted)
+            having = [other for other in _NETS if option in parameters(_NETS[other].build)]
+            there = f"; nets that have it: {', '.join(having)}" if having else ""
+            raise InputError(message + there)
 
 
 def _check_floating(dtype: Any) -> None:

@@ -60,6 +60,11 @@ class Weights:
         """
         raise NotImplementedError
 
+    def config_changes(self) -> dict[str, Any]:
+        """What these weights make of a net's `ModelConfig`: their source, hash and licence."""
+        said = self.description()
+        return {"weights": said["file"], "sha256": said.get("sha256"), "licence": said.get("licence")}
+
     def hold(self, options: Mapping[str, Any]) -> Held:
         """The weights themselves.
 

@@ -54,7 +54,7 @@ class Stack(aa_flax.Classifier):
             yield "fc", self.fc
 
     def __call__(self, x):
-        x = self.features(x).mean((1, 2))
+        x = self.forward_features(x).mean((1, 2))
         return x if self.fc is None else self.fc(x)
 
 

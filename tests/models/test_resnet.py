@@ -63,7 +63,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(rng):
 def test_features_are_what_the_classifier_averages(rng):
     x = rng.standard_normal((1, 64, 64, 3), np.float32)
     model = create_model("resnet18_lpf4")
-    features = model.features(x)
+    features = model.forward_features(x)
     assert features.shape == (1, 2, 2, 512)
     np.testing.assert_allclose(model.fc(features.mean((1, 2))), model(x), rtol=1e-6)
 
