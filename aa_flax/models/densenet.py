@@ -136,7 +136,13 @@ class DenseNet(Classifier):
         conv = stem_convolution(stem, pool_only=self.pool_only)
         self.is_small = conv.reduction == 1
         self.conv0 = _conv(
-            3, features, conv.size, stride=conv.stride, padding=conv.size // 2, dtype=dtype, rngs=rngs
+            3,
+            features,
+            conv.size,
+            stride=conv.stride,
+            padding=conv.size // 2,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm0 = BatchNorm(features, rngs=rngs)
         carried = conv.reduction // conv.stride

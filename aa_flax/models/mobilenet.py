@@ -126,8 +126,8 @@ class MobileNetV2(Classifier):
         width_mult: factor on the number of features, at least 1/16, rounded down as in the
             antialiased original (torchvision rounds to multiples of 8: other widths than 1 differ
             from its nets).
-        stem: "small" is for images such as CIFAR's 32x32: the first convolution has stride 1, so that
-            the last map is a sixteenth of the image, not a thirty-second.
+        stem: "small" is for images such as CIFAR's 32x32: the first convolution has stride 1, so
+            that the last map is a sixteenth of the image, not a thirty-second.
         dropout: share of the values dropped before the classifier; default 0.2 for the plain net
             and none for the antialiased one, as in the originals.
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.

@@ -9,7 +9,7 @@ import csv
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cache, partial
@@ -39,13 +39,15 @@ class Net:
             name, and `antialiased-cnns`' for its filter sizes.
         filter_sizes: taps k of its antialiased nets, `<name>_lpf<k>`; none: the plain net alone.
         config: what images it expects.
+        hub: the repository on the Hugging Face hub with its weights, OWNER/NAME; "": none.
     """
 
     name: str
     build: Callable[..., Classifier]
     published: bool
     filter_sizes: tuple[int, ...]
-    config: ModelConfig = ModelConfig()
+    config: ModelConfig = field(default_factory=ModelConfig)
+    hub: str = ""
 
 
 _NETS: Table[Net] = Table("net")
@@ -58,6 +60,7 @@ def register_model(
     published: bool = False,
     filter_sizes: Sequence[int] | None = None,
     config: ModelConfig | None = None,
+    hub: str = "",
     replace: bool = False,
 ) -> None:
     """Makes a net known by name to `create_model`, `list_models` and the commands.
@@ -71,6 +74,7 @@ def register_model(
         filter_sizes: taps of the BlurPools it comes with as `<name>_lpf<k>`; default 1 to 7 if
             `build` names a parameter `filter_size`, else none.
         config: what images it expects; default: ImageNet's at 224 pixels.
+        hub: the repository on the Hugging Face hub that `pretrained=True` takes, OWNER/NAME.
         replace: whether an earlier net of that name may be replaced.
 
     Raises:
@@ -89,13 +93,19 @@ def register_model(
         sizes = tuple(FILTER_SIZES) if "filter_size" in parameters(build) else ()
     else:
         sizes = whole_numbers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
-    net = Net(name, build, published, sizes, config or ModelConfig())
+    net = Net(name, build, published, sizes, config or ModelConfig(), hub)
     _NETS.register(name, net, replace=replace)
 
 
 def base_names() -> list[str]:
     """Names of all nets without antialiasing, in the order of the table."""
     return list(_NETS)
+
+
+def hub_repository(name: str) -> str:
+    """The repository on the Hugging Face hub with a net's weights, OWNER/NAME; "": none."""
+    base, filter_size = parse_name(name)
+    return _NETS[base].hub if filter_size is None else ""
 
 
 def has_reference(name: str) -> bool:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -246,8 +247,8 @@ class ResNet(Classifier):
             raise InputError(
                 "pool_only=False needs an antialiased net: give a filter_size or a pool"
             )
-        self.output_stride = output_stride
         dilated = _dilated_stages(output_stride)
+        self.output_stride = int(output_stride)
         layers = whole_numbers("layers", layers, count=4)
         factory = pool_factory(filter_size, pool)
         options = {
@@ -349,9 +350,10 @@ _DILATED_STAGES = {32: (False, False, False), 16: (False, False, True), 8: (Fals
 
 def _dilated_stages(output_stride: object) -> tuple[bool, bool, bool]:
     """Whether stages 2, 3 and 4 are dilated."""
-    if isinstance(output_stride, bool) or output_stride not in _DILATED_STAGES:
+    number = isinstance(output_stride, int | np.integer) and not isinstance(output_stride, bool)
+    if not number or output_stride not in _DILATED_STAGES:
         raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-    return _DILATED_STAGES[output_stride]
+    return _DILATED_STAGES[int(output_stride)]
 
 
 _GROUPS_32X4 = {"groups": 32, "width_per_group": 4}
