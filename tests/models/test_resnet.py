@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import timm
 from flax import nnx
 
 from aa_flax import InputError, create_model, list_models, load_torch_state_dict, save_weights
@@ -54,6 +53,7 @@ def test_an_output_stride_is_torchvisions_dilation(name, output_stride, dilated)
 
 
 def test_basic_blocks_are_dilated_as_timms_are():
+    timm = pytest.importorskip("timm")
     net = randomised(timm.create_model("resnet18", output_stride=8))
     assert_same_net(create_model("resnet18", output_stride=8), net, (70, 64))
 
