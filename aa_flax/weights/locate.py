@@ -247,7 +247,7 @@ class OnHub(Weights):
         if wanted and not digest.startswith(wanted):
             raise InputError(
                 f"{PREFIX}{self.source.repository} is not the file that was meant: its SHA-256 "
-                f"begins with {digest[:8]}, not {wanted[:8]}; correct the hash, or give the "
+                f"begins with {digest[:8]}, not {wanted[:8]}; correct it, or give the "
                 "revision it is of"
             )
 
