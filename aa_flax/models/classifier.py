@@ -202,7 +202,7 @@ class Classifier(nnx.Module):
         new = self._new_last_layer(
             self._embedding_size(), num_classes, dtype=dtypes[0] if dtypes else None, rngs=rngs
         )
-        setattr(self, self.last_layer, new)
+        setattr(self, self.last_layer, nnx.data(new))  # which may take the place of None
         self.num_classes = num_classes
 
     def _embedding_size(self) -> int:
