@@ -180,7 +180,7 @@ class MobileNetV2(Classifier):
         )
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
-        yield from self.feature_blocks()
+        yield from self._feature_blocks()
         yield "head", self.head
 
     def feature_blocks(self) -> Iterator[tuple[str, Callable]]:
