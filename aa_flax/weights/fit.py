@@ -82,7 +82,7 @@ def check_same_net(
         )
     if options is not None and own:
         check_named(label, options)
-    if options is not None and own and options != options_of(model):
+    if options is not None and own and not _same_function(options, options_of(model)):
         raise InputError(
             f"{label} holds weights of {own} with {_listed(options)}, this net has "
             f"{_listed(options_of(model))}; create it with the former (to start it from them all "
@@ -103,6 +103,14 @@ def check_named(label: str, options: Mapping[str, Any]) -> None:
 
 # A lambda, what is defined within a function, and an object without a name.
 _NAMELESS = re.compile(r"<lambda>|<locals>| at 0x[0-9a-f]+")
+# Options that change how weights are applied, not what they are: dilation in place of a stride.
+# Whoever asks for them may have any weights; what was trained with them is not taken without.
+_MAY_BE_ASKED_FOR = {"output_stride"}
+
+
+def _same_function(given: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    asked = {name: value for name, value in own.items() if name in _MAY_BE_ASKED_FOR}
+    return {**given, **asked} == dict(own)
 
 
 def _listed(options: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ class Small(Classifier):
         yield "conv", lambda x: nnx.relu(self.conv(x))
 
     def __call__(self, x):
-        return self.fc(self.features(x).mean((1, 2)))
+        return self.fc(self.forward_features(x).mean((1, 2)))
 
 
 def noise_config():

@@ -46,7 +46,7 @@ class TinyNet(Classifier):
         yield "fc", self.fc
 
     def __call__(self, x):
-        return self.fc(self.dropout(self.features(x).mean((1, 2))))
+        return self.fc(self.dropout(self.forward_features(x).mean((1, 2))))
 
 
 def register() -> None:
