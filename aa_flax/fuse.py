@@ -76,12 +76,16 @@ def _fold(conv: nnx.Conv, norm: BatchNorm) -> None:
 class _MarkedConv(nnx.Conv):
     """A convolution whose result bears its place."""
 
+    place: int
+
     def __call__(self, *args, **kwargs) -> Array:
         return checkpoint_name(super().__call__(*args, **kwargs), f"conv {self.place}")
 
 
 class _MarkedNorm(BatchNorm):
     """A batch norm whose argument bears its place."""
+
+    place: int
 
     def __call__(self, x: Array) -> Array:
         return super().__call__(checkpoint_name(x, f"norm {self.place}"))
@@ -97,7 +101,8 @@ def _foldable(model: Classifier, image_size: int) -> list[tuple[_Place, _Place]]
     places = []
     for place, layer in list(nnx.iter_modules(marked)):
         if type(layer) in _MARKED:
-            layer.__class__, layer.place = _MARKED[type(layer)], len(places)
+            layer.__class__ = _MARKED[type(layer)]
+            layer.place = len(places)  # pyright: ignore[reportAttributeAccessIssue]
             places.append(place)
     graph, state = nnx.split(marked)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, model.image_channels), jnp.float32)
