@@ -56,7 +56,7 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
         conv, norm = (_at(fused, place) for place in (conv_place, norm_place))
         _fold(conv, norm)
         *owner, name = norm_place
-        _put(_at(fused, owner), name, Folded())
+        _put(_at(fused, tuple(owner)), name, Folded())
     return fused
 
 
