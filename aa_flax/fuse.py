@@ -56,7 +56,7 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
         conv, norm = (_at(fused, place) for place in (conv_place, norm_place))
         _fold(conv, norm)
         *owner, name = norm_place
-        _put(_at(fused, owner), name, Folded())
+        _put(_at(fused, tuple(owner)), name, Folded())
     return fused
 
 
@@ -76,15 +76,19 @@ def _fold(conv: nnx.Conv, norm: BatchNorm) -> None:
 class _MarkedConv(nnx.Conv):
     """A convolution whose result bears its place."""
 
+    place: int
+
     def __call__(self, *args, **kwargs) -> Array:
-        return checkpoint_name(super().__call__(*args, **kwargs), f"conv {self.place}")
+        return checkpoint_name(super().__call__(*args, **kwargs), f"aa_flax.fuse conv {self.place}")
 
 
 class _MarkedNorm(BatchNorm):
     """A batch norm whose argument bears its place."""
 
+    place: int
+
     def __call__(self, x: Array) -> Array:
-        return super().__call__(checkpoint_name(x, f"norm {self.place}"))
+        return super().__call__(checkpoint_name(x, f"aa_flax.fuse norm {self.place}"))
 
 
 _MARKED = {nnx.Conv: _MarkedConv, BatchNorm: _MarkedNorm}
@@ -97,7 +101,8 @@ def _foldable(model: Classifier, image_size: int) -> list[tuple[_Place, _Place]]
     places = []
     for place, layer in list(nnx.iter_modules(marked)):
         if type(layer) in _MARKED:
-            layer.__class__, layer.place = _MARKED[type(layer)], len(places)
+            layer.__class__ = _MARKED[type(layer)]
+            layer.place = len(places)  # pyright: ignore[reportAttributeAccessIssue]
             places.append(place)
     graph, state = nnx.split(marked)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, model.image_channels), jnp.float32)
@@ -108,16 +113,18 @@ def _foldable(model: Classifier, image_size: int) -> list[tuple[_Place, _Place]]
         for path, variable in zip(variables, program.invars, strict=False)
         if _count_uses(program, variable) == 1
     }
-    marks = list(_marks(program))
+    marks = [mark for mark in _marks(program) if mark.name.startswith("aa_flax.fuse ")]
     times = Counter(mark.name for mark in marks)
     found = []
     for mark in marks:
         if mark.only_reader is None or times[mark.name] != 1 or times[mark.only_reader] != 1:
             continue
-        (kind, conv), (reader, norm) = mark.name.split(), mark.only_reader.split()
+        (_, kind, conv), (_, reader, norm) = mark.name.split(), mark.only_reader.split()
         pair = places[int(conv)], places[int(norm)]
-        theirs = [path for path in variables if path[:-1] in pair]
-        if (kind, reader) == ("conv", "norm") and read_once.issuperset(theirs):
+        layers = (_at(marked, place) for place in pair)
+        count = sum(len(jax.tree.leaves(nnx.state(layer))) for layer in layers)
+        theirs = [path for path in variables if path[:-1] in pair and path in read_once]
+        if (kind, reader) == ("conv", "norm") and len(theirs) == count:  # and shares none of them
             found.append(pair)
     return found
 

@@ -74,7 +74,7 @@ class BatchNorm(nnx.Module):
 
 
 class Folded(nnx.Module):
-    """What `aa_flax.fuse` leaves at the place of a batch norm: the identity, for inference alone."""
+    """What `aa_flax.fuse` leaves at a batch norm's place: the identity, for inference alone."""
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         return x

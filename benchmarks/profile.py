@@ -46,7 +46,7 @@ class Operation(NamedTuple):
 def forward_pass(name: str, batch: dict[str, np.ndarray]) -> tuple[str, Callable[[], object]]:
     """The compiled program as text, and a function that runs it and waits."""
     graph, state = nnx.split(create_model(name))
-    images = jnp.asarray(normalise(batch["image"]))
+    images = normalise(jnp.asarray(batch["image"]))
     compiled = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, images).compile()
     return compiled.as_text() or "", lambda: jax.block_until_ready(compiled(state, images))
 
@@ -63,7 +63,7 @@ def training_step(name: str, batch: dict[str, np.ndarray]) -> tuple[str, Callabl
         mesh=mesh,
     )
     state, on_device = [init_state(model, optimizer, mesh)], put_batch(batch, mesh)
-    compiled = step.lower(state[0], on_device).compile()
+    compiled = step.lower(state[0], on_device).compile()  # pyright: ignore
 
     def run() -> None:
         state[0], metrics = compiled(state[0], on_device)

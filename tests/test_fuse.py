@@ -97,7 +97,7 @@ class Registered(aa_flax.Classifier):
             nnx.List(make(use_bias=True)) for _ in range(5)
         )
         self.other = conv2d(3, 3, 1, rngs=nnx.Rngs(0))
-        self.other.kernel = self.tied[0].kernel
+        self.other.kernel = self.tied[0].kernel  # pyright: ignore
 
     def named_blocks(self):
         yield "all", self.all
@@ -119,7 +119,7 @@ def test_what_is_no_plain_pair_is_left_alone(rng):
     net = randomised(Registered())
     fused = fuse(net, image_size=5)
     assert folded(fused) == 1
-    assert isinstance(fused.plain[1], Folded)
+    assert isinstance(fused.plain[1], Folded)  # pyright: ignore
     x = jnp.asarray(rng.standard_normal((2, 5, 4, 3)), jnp.float32)
     np.testing.assert_allclose(fused(x), net(x), rtol=1e-5, atol=1e-5)
 

@@ -69,8 +69,8 @@ def conv_general_dilated(
     plain = set(lhs_dilation) == {1} and options.get("preferred_element_type") is None
     if not plain:
         return definition(x, kernel)
-    shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel))
-    cpu = _cpu_form(*shapes, output, window, definition)
+    image, taps = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel))
+    cpu = _cpu_form(image, taps, output, window, definition)
     return apply(Multilinear(definition), cpu, x, kernel)
 
 

@@ -36,7 +36,9 @@ def assert_definitions_agree(function, *arrays, tolerance=2e-6):
 def test_values_and_derivatives_of_both_modes_are_the_definitions(shape):
     def derivatives(*arrays):
         directions = tuple(map(jnp.cos, arrays))
-        forward = jax.jvp(lambda *a: batch_norm(*a, 1e-5), arrays, directions)
+        forward = jax.jvp(
+            lambda x, scale, bias: batch_norm(x, scale, bias, 1e-5), arrays, directions
+        )
         return forward, GRADIENTS(*arrays)
 
     assert_definitions_agree(derivatives, *operands(shape))
@@ -71,7 +73,7 @@ def test_a_batch_over_two_devices_has_the_same_statistics_and_gradients():
     x, scale, bias = operands((4, 3, 3, 2))
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
     split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
-    run = jax.jit(lambda *a: (batch_norm(*a, 1e-5), GRADIENTS(*a)))
+    run = jax.jit(lambda x, s, b: (batch_norm(x, s, b, 1e-5), GRADIENTS(x, s, b)))
     pairs = zip(*map(jax.tree.leaves, (run(split, scale, bias), run(x, scale, bias))), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=2e-5)

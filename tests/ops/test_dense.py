@@ -1,4 +1,4 @@
-"""Dense convolutions by the CPU's forms, against `lax.conv_general_dilated` and what JAX makes of it."""
+"""Dense convolutions by the CPU's forms, against their definitions."""
 
 from functools import partial
 
@@ -73,8 +73,8 @@ def test_periodic_images_have_the_definitions_kernel_gradients(name):
 def test_kernel_gradients_by_rows_of_bfloat16_are_summed_in_float32():
     conv, x, kernel = operands("3x3 by rows", jnp.bfloat16)
     y, pull_back = jax.vjp(lambda k: conv(x, k), kernel)
-    wide = (a.astype(jnp.float32) for a in (x, kernel))
-    expected = jax.vjp(lambda k, x=next(wide): conv(x, k), next(wide))[1](y.astype(jnp.float32))[0]
+    wide_x, wide_kernel, wide_y = (a.astype(jnp.float32) for a in (x, kernel, y))
+    (expected,) = jax.vjp(lambda k: conv(wide_x, k), wide_kernel)[1](wide_y)
     (gradient,) = pull_back(y)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(
