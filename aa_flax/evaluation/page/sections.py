@@ -68,7 +68,7 @@ def _time(rows: Sequence[Row]) -> Section | None:
         "The median time of a compiled forward pass, in milliseconds, against accuracy. Up and to "
         "the left is better."
     )
-    chart = nets_chart(nets, time_label(rows), "accuracy (%)")
+    chart = nets_chart(nets, time_label(rows).replace(" on ", "<br>on "), "accuracy (%)")
     body = _chart("time", "run time against accuracy, a point a net")
     return Section(_section("time", "Run time", about, body), {"time": chart})
 
