@@ -1,8 +1,7 @@
 """Modules that the nets share, computing what their torch namesakes compute, on NHWC arrays."""
 
-from math import prod, sqrt
+from math import prod
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -10,19 +9,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
+from aa_flax.initialisers import kaiming_normal_fan_out, ones, torch_uniform, zeros
 from aa_flax.ops import conv_general_dilated
-
-kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def torch_uniform(fan_in: int) -> nnx.Initializer:
-    """torch's default for weights and biases: uniform in +-1 / sqrt(fan_in)."""
-    bound = 1 / sqrt(fan_in)
-
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
-
-    return init
+from aa_flax.ops.batch_norm import along, batch_norm
 
 
 class BatchNorm(nnx.Module):
@@ -43,14 +32,15 @@ class BatchNorm(nnx.Module):
         *,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
-        scale_init: nnx.Initializer = nnx.initializers.ones,
+        scale_init: nnx.Initializer = ones,
         rngs: nnx.Rngs,
     ):
         shape = (num_features,)
-        self.scale = nnx.Param(scale_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(shape))
-        self.mean = nnx.BatchStat(jnp.zeros(shape))
-        self.var = nnx.BatchStat(jnp.ones(shape))
+        key = rngs.params()
+        self.scale = nnx.Param(scale_init(key, shape, jnp.float32))
+        self.bias = nnx.Param(zeros(key, shape))
+        self.mean = nnx.BatchStat(zeros(key, shape))
+        self.var = nnx.BatchStat(ones(key, shape))
         self.momentum = momentum
         self.epsilon = epsilon
         self.use_running_average = False
@@ -58,33 +48,57 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         dtype = x.dtype
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            mean, var = self._batch_statistics(x)
-        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return ((x - _along(mean, x)) * _along(scale, x) + _along(self.bias[...], x)).astype(dtype)
+            factor = scale * lax.rsqrt(self.var[...] + self.epsilon)
+            y = (x - along(self.mean[...], x)) * along(factor, x) + along(bias, x)
+            return y.astype(dtype)
+        self._refuse_a_single_value(x)
+        y, mean, var = batch_norm(x, scale, bias, self.epsilon)
+        self._run_after(mean, var, prod(x.shape[:-1]))
+        return y.astype(dtype)
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        count = prod(x.shape[:-1])
-        if count < 2:
+    def _refuse_a_single_value(self, x: Array) -> None:
+        if prod(x.shape[:-1]) < 2:
             raise InputError(
                 f"BatchNorm in training needs more than one value for each channel, got shape "
                 f"{x.shape}; use a larger batch or image, or call model.eval()"
             )
-        axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axes)
-        var = jnp.square(x - _along(mean, x)).mean(axes)
+
+    def _run_after(self, mean: Array, var: Array, count: int) -> None:
+        """Moves the running statistics towards a batch's, with its unbiased variance."""
         keep = self.momentum
         self.mean[...] = keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean)
         unbiased = lax.stop_gradient(var) * (count / (count - 1))
         self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
-        return mean, var
 
 
-def _along(values: Array, x: Array) -> Array:
-    """A value for each channel, with the axes of `x`."""
-    return values.reshape((1,) * (x.ndim - 1) + values.shape)
+class Folded(nnx.Module):
+    """What `aa_flax.fuse` leaves at the place of a batch norm: the identity, for inference alone."""
+
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        return x
+
+    @property
+    def use_running_average(self) -> bool:
+        return True
+
+    @use_running_average.setter
+    def use_running_average(self, value: bool) -> None:  # model.train() sets it
+        if not value:
+            raise InputError(
+                "a fused net cannot be trained: its batch norms are part of its convolutions; "
+                "train the net that aa_flax.fuse was given"
+            )
+
+
+def refuse_folded(model: nnx.Module, *, to: str) -> None:
+    """Raises an InputError if batch norms of the model have been folded."""
+    if any(isinstance(layer, Folded) for _, layer in nnx.iter_modules(model)):
+        raise InputError(
+            f"a fused net has other variables than the net it is named after; {to} the net that "
+            "aa_flax.fuse was given"
+        )
 
 
 def conv2d(
@@ -98,7 +112,7 @@ def conv2d(
     groups: int = 1,
     use_bias: bool = False,
     kernel_init: nnx.Initializer = kaiming_normal_fan_out,
-    bias_init: nnx.Initializer = nnx.initializers.zeros,
+    bias_init: nnx.Initializer = zeros,
     dtype: DTypeLike | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:

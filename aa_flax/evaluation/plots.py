@@ -203,3 +203,31 @@ def _bars(net: Point) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """The error bars of a point, from end to end."""
     x, y, dx, dy = net.x, net.y, net.x_error, net.y_error
     return [((x - dx, y), (x + dx, y)), ((x, y - dy), (x, y + dy))]
+
+
+def plot_run_times(
+    path: Path,
+    families: Mapping[str, Mapping[int | None, float]],
+    x_label: str,
+    formats: Sequence[str] = ALL_FORMATS,
+) -> None:
+    """A line a net, the fastest at the top: its baseline's time and that of every filter size.
+
+    Args:
+        families: milliseconds by net and filter size; None: the baseline.
+    """
+    plt = pyplot()
+    names = sorted(families, key=lambda name: -min(families[name].values()))
+    figure, panel = plt.subplots(figsize=(7, 0.35 * len(names) + 1.2), layout="constrained")
+    sizes = {k for family in families.values() for k in family}
+    for k in sorted(sizes, key=lambda k: k or 0):
+        timed = [name for name in names if k in families[name]]
+        label, marker = ("baseline", "o") if k is None else (f"filter size {k}", f"${k}$")
+        times = [families[name][k] for name in timed]
+        heights = [names.index(name) for name in timed]
+        panel.plot(times, heights, linestyle="none", marker=marker, label=label, alpha=0.8)
+    panel.set_yticks(range(len(names)), names)
+    panel.set_xlabel(x_label)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    _save(figure, path, formats)

@@ -2,7 +2,7 @@
 
     python -m aa_flax.evaluation.report RESULTS... --output DIR [--html]
 
-RESULTS are results files of `eval.py`, or folders of them. Several results of one net that differ
+RESULTS are results files of evaluations, or folders of them. Several results of one net that differ
 in their seed alone become one row: their mean ± standard deviation. Whatever else differs, such as
 the crop or the number of epochs, makes a row of its own. DIR gets `report.md` and its figures:
 accuracy against consistency, with an arrow from each baseline to its antialiased nets; and what
@@ -110,6 +110,7 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
             EXPLAINED,
             published,
         ]
+    parts += [section for m in MEASURES.values() if (section := m.section(rows))]
     parts += [_figure(path) for path in figures]
     if left_out:
         parts += ["## Left out", "\n".join(f"- {line}" for line in left_out)]
@@ -126,7 +127,9 @@ def _figure(path: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the top of this file."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m aa_flax.evaluation.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", nargs="+", help="results files, or folders of them")
     parser.add_argument("--output", required=True, help="folder of the report")

@@ -54,7 +54,7 @@ def gather(paths: Iterable[str | Path]) -> Gathered:
     """Reads results, and gathers by net and by what was run, in the order of the registry.
 
     Args:
-        paths: results files of `eval.py`, or folders of them.
+        paths: results files, as an evaluation writes them, or folders of them.
 
     Raises:
         InputError: a file that holds no results, or a folder without any.
@@ -85,7 +85,7 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
         below = next(iter(sorted(path.glob("*/results*.json"))), None)
         hint = f"; folders below are not read, give them, e.g. {below.parent}" if below else ""
         raise InputError(
-            f"no results in {path}: give files of eval.py, or folders that hold them{hint}"
+            f"no results in {path}: give files that hold results, or their folders{hint}"
         )
     return found
 
@@ -94,7 +94,7 @@ def _opened(file: Path, left_out: list[str]) -> Results:
     """The results in a file; the paths in them can be opened."""
     results = read_results(file)
     if not {"model", "num_images"} <= results.keys():
-        raise InputError(f"{file} holds no results of eval.py")
+        raise InputError(f"{file} holds no results of an evaluation")
     for name, found in list(results.items()):
         if not isinstance(found, dict) or name in _NO_MEASURES:
             continue

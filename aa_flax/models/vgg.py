@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.arguments import share, switch, whole_numbers
+from aa_flax.initialisers import normal, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
@@ -70,6 +71,8 @@ class VGG(Classifier):
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
 
+    last_layer = "fc3"
+
     def __init__(
         self,
         layers: Sequence[int],
@@ -102,9 +105,7 @@ class VGG(Classifier):
         self.dropout1 = nnx.Dropout(dropout, rngs=rngs)
         self.fc2 = _linear(4096, 4096, dtype=dtype, rngs=rngs)
         self.dropout2 = nnx.Dropout(dropout, rngs=rngs)
-        self.fc3 = (
-            _linear(4096, self.num_classes, dtype=dtype, rngs=rngs) if self.num_classes else None
-        )
+        self.fc3 = self._new_last_layer(4096, self.num_classes, dtype=dtype, rngs=rngs)
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         for i, (stage, pool) in enumerate(zip(self.stages, self.pools, strict=True), 1):
@@ -125,12 +126,19 @@ class VGG(Classifier):
         classifier = [first, RELU, DROPOUT, self.fc2, RELU, DROPOUT, self.fc3]
         yield from sequential("classifier", classifier)
 
-    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        x = adaptive_avg_pool(self.features(x), 7)
+    def forward_head(
+        self, features: Float[Array, "N h w 512"], pre_logits: bool = False
+    ) -> Float[Array, "N classes"]:
+        x = adaptive_avg_pool(features, 7)
         x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 would need an image
         x = self.dropout1(jax.nn.relu(self.fc1(x)))
         x = self.dropout2(jax.nn.relu(self.fc2(x)))
-        return x if self.fc3 is None else self.fc3(x)
+        return self._classified(x, pre_logits)
+
+    def _new_last_layer(
+        self, in_features: int, num_classes: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+    ) -> nnx.Linear | None:
+        return _linear(in_features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
 
 
 def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
@@ -146,8 +154,8 @@ def _linear(
     return linear(
         in_features,
         out_features,
-        kernel_init=nnx.initializers.normal(0.01),
-        bias_init=nnx.initializers.zeros,
+        kernel_init=normal(0.01),
+        bias_init=zeros,
         dtype=dtype,
         rngs=rngs,
     )

@@ -22,6 +22,13 @@ def circular_padding() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def given_padding() -> Iterator[None]:
+    """Within it, layers pad as they are told: for what has continued an image by itself."""
+    with _circular(False):
+        yield
+
+
 def is_circular() -> bool:
     """Whether `circular_padding` is in force."""
     return _circular.value

@@ -255,7 +255,9 @@ class TestBeforeAnythingIsMeasured:
     @pytest.mark.parametrize("text", ['{"model": "flat", ', "[1]", '{"lr": 1}'])
     def test_a_file_that_is_no_results_is_refused(self, tmp_path, text):
         (tmp_path / "results.json").write_text(text)
-        with pytest.raises(InputError, match=r"results.json .*no results of eval.py.*--output"):
+        with pytest.raises(
+            InputError, match=r"results.json .*no results of an evaluation.*--output"
+        ):
             run(tmp_path / "results.json")
         assert (tmp_path / "results.json").read_text() == text
 
