@@ -80,7 +80,7 @@ def plot_diagonal(
             colour, mark = PALETTE[i % len(PALETTE)], _MARKS[i % len(_MARKS)]
             panel.plot(values[image], marker=mark, markersize=4, color=colour, label=name)
         panel.set_title(f"image {image}", fontsize=10)
-        panel.set_ylim(-0.02, 1.02)
+        panel.set_ylim(-0.04, 1.04)
         panel.grid(alpha=0.3)
     for panel in axes[-1]:
         panel.set_xlabel("shift down and right (pixels)")
@@ -110,7 +110,7 @@ def plot_equivariance(
     figure, axes = plt.subplots(
         len(nets),
         columns,
-        figsize=(max(1.25 * columns, 6.5), 1.8 * len(nets) + 0.9),
+        figsize=(max(1.25 * columns, 6.5), 1.55 * len(nets) + 0.9),
         squeeze=False,
         layout="constrained",
     )

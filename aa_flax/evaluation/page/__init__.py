@@ -80,4 +80,4 @@ def _as_script(data: Any) -> str:
 
 
 def _file(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
+    return (files("aa_flax.evaluation.page") / name).read_text(encoding="utf-8")

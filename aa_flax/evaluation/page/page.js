@@ -1,13 +1,15 @@
 "use strict";
 // Draws what is in #data: charts by name, and `walks`, the probabilities along diagonal shifts.
 const report = JSON.parse(document.getElementById("data").textContent);
-const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const config = { responsive: true, displayModeBar: false };
+// With a finger one scrolls the page, with a mouse one zooms.
+const dragmode = matchMedia("(pointer: fine)").matches ? "zoom" : false;
 
 function drawCharts() {
   const places = [...document.querySelectorAll("[data-chart]")];
   return places.map((place) => {
     const chart = report[place.dataset.chart];
-    return Plotly.newPlot(place, chart.data, chart.layout, config);
+    return Plotly.newPlot(place, chart.data, { ...chart.layout, dragmode }, config);
   });
 }
 
@@ -60,7 +62,7 @@ function walk(groups) {
       line: { color: net.colour }, marker: { size: 6, symbol: image.nets.indexOf(net) % 5 },
       hovertemplate: "shift %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
     }));
-    const drawn = Plotly.react(at("chart"), traces, { ...group.layout, shapes: [mark()] }, config);
+    const drawn = Plotly.react(at("chart"), traces, { ...group.layout, dragmode, shapes: [mark()] }, config);
     moveRest();
     return drawn;
   }

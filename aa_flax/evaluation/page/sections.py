@@ -68,7 +68,7 @@ def _time(rows: Sequence[Row]) -> Section | None:
         "The median time of a compiled forward pass, in milliseconds, against accuracy. Up and to "
         "the left is better."
     )
-    chart = nets_chart(nets, time_label(rows), "accuracy (%)")
+    chart = nets_chart(nets, time_label(rows).replace(" on ", "<br>on "), "accuracy (%)")
     body = _chart("time", "run time against accuracy, a point a net")
     return Section(_section("time", "Run time", about, body), {"time": chart})
 
@@ -82,7 +82,7 @@ def _diagonal(rows: Sequence[Row]) -> Section | None:
         "one pixel down and right a step (the first seed of each net). A net that did not mind "
         "shifts would draw a level line. The slider moves the crop and the mark in the chart."
     )
-    body = (files(__package__) / "walk.html").read_text(encoding="utf-8")
+    body = (files("aa_flax.evaluation.page") / "walk.html").read_text(encoding="utf-8")
     return Section(_section("walk", "Along a shift", about, body), {"walks": found})
 
 
