@@ -8,7 +8,7 @@ of 64 pixels, which the net's strides divide. docs/pools.md tells the pools apar
 """
 
 from aa_flax.config import Config
-from configs import digits_resnet18
+from aa_flax.configs import digits_resnet18
 
 
 def get_config(pool: str = "") -> Config:

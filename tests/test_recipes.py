@@ -1,5 +1,6 @@
 """Recipes by name and by path."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,12 @@ def test_a_name_is_a_file_of_the_package_wherever_one_is(tmp_path, monkeypatch):
 
 def test_a_clone_has_the_same_files_in_configs():
     for name in recipe_names():
-        assert (ROOT / "configs" / f"{name}.py").samefile(recipe_file(name))
+        assert (ROOT / "configs" / f"{name}.py").read_text() == Path(recipe_file(name)).read_text()
+
+
+def test_recipes_import_what_a_wheel_has_too():
+    for name in recipe_names():
+        assert not re.search(r"^(from|import) configs\b", Path(recipe_file(name)).read_text(), re.M)
 
 
 def test_a_file_of_ones_own_goes_by_its_path(tmp_path, monkeypatch):
