@@ -117,7 +117,6 @@ def at_a_readers_place(readers_folder, monkeypatch):
         monkeypatch.setattr(Classifier, method, traced(getattr(Classifier, method)))
     for net in Classifier.__subclasses__():
         monkeypatch.setattr(net, "forward_head", traced(net.forward_head))
-    monkeypatch.setattr(aa_flax.Backbone, "__call__", traced(aa_flax.Backbone.__call__))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
