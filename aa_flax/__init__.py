@@ -10,6 +10,7 @@ from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import list_models, register_model
 from aa_flax.ops.blur import blur_pool
 from aa_flax.pools import BlurPool, MaxBlurPool, list_pools, register_pool
+from aa_flax.transform import antialias
 from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
 from aa_flax.weights.torch_format import to_torch_state_dict
 
@@ -25,6 +26,7 @@ __all__ = [
     "MaxBlurPool",
     "Measure",
     "Option",
+    "antialias",
     "blur_pool",
     "create_model",
     "evaluate",

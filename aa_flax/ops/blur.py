@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import lax, named_scope
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Padding = Literal["reflect", "replicate", "zero", "circular"]
 Implementation = Literal["conv", "gather"]
+BLUR_SCOPE = "aa_flax.blur_pool"  # by which programs tell a blur from a strided convolution
 
 _PadMode = Literal["reflect", "edge", "wrap", "constant"]
 _PAD_MODE: dict[Padding, _PadMode] = {
@@ -204,14 +205,15 @@ def _blur_by_conv(x: Array, geometry: _Geometry) -> Array:
         kernel = np.multiply.outer(kernel, binomial_taps(k))
     channels = x.shape[-1]
     spatial = "DHW"[-len(taps) :]
-    return lax.conv_general_dilated(
-        jnp.pad(x, widths, mode=_PAD_MODE[geometry[0].padding]),
-        jnp.broadcast_to(jnp.asarray(kernel, x.dtype)[..., None, None], (*taps, 1, channels)),
-        window_strides=[axis.stride for axis in geometry],
-        padding="VALID",
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=channels,
-    )
+    with named_scope(BLUR_SCOPE):
+        return lax.conv_general_dilated(
+            jnp.pad(x, widths, mode=_PAD_MODE[geometry[0].padding]),
+            jnp.broadcast_to(jnp.asarray(kernel, x.dtype)[..., None, None], (*taps, 1, channels)),
+            window_strides=[axis.stride for axis in geometry],
+            padding="VALID",
+            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+            feature_group_count=channels,
+        )
 
 
 def _blur_by_gather(x: Array, geometry: _Geometry) -> Array:

@@ -22,6 +22,13 @@ def circular_padding() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def as_given() -> Iterator[None]:
+    """Within it, padding is what it says, whatever is in force outside."""
+    with _circular(False):
+        yield
+
+
 def is_circular() -> bool:
     """Whether `circular_padding` is in force."""
     return _circular.value
