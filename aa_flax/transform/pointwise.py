@@ -17,86 +17,24 @@ from aa_flax.transform.values import Pending, Spread, Value, regrouped, spread
 if TYPE_CHECKING:
     from aa_flax.transform.interpreter import Interpreter
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # What makes a map nonlinear in a way that activations are. Squares, roots, products and quotients
 # are not among them: they are what normalisation is made of.
-ACTIVATIONS = frozenset(
-    [
-        "max",
-        "min",
-        "clamp",
-        "select_n",
-        "abs",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log1p",
-        "logistic",
-        "tanh",
-        "sinh",
-        "cosh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "atan2",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "cbrt",
-        "rem",
-        "nextafter",
-        "lgamma",
-        "digamma",
-    ]
+ACTIVATIONS = _names(
+    """max min clamp select_n abs sign floor ceil round exp exp2 expm1 log log1p logistic tanh sinh
+    cosh asinh acosh atanh sin cos tan asin acos atan atan2 erf erfc erf_inv cbrt rem nextafter
+    lgamma digamma"""
 )
-ELEMENTWISE = ACTIVATIONS | frozenset(
-    [
-        "add",
-        "add_any",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "square",
-        "integer_pow",
-        "pow",
-        "sqrt",
-        "rsqrt",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "is_finite",
-        "reduce_precision",
-        "name",
-        "stop_gradient",
-        "real",
-        "imag",
-        "conj",
-        "optimization_barrier",
-        "pvary",
-    ]
+ELEMENTWISE = ACTIVATIONS | _names(
+    """add add_any sub mul div neg square integer_pow pow sqrt rsqrt convert_element_type copy
+    copy_p eq ne lt le gt ge and or xor not is_finite reduce_precision name stop_gradient real imag
+    conj optimization_barrier pvary"""
 )
-REDUCTIONS = frozenset(["reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"])
+REDUCTIONS = _names("reduce_sum reduce_max reduce_min reduce_and reduce_or")
 
 Rule = Callable[["Interpreter", Any, list[Value]], list[Value] | None]
 
