@@ -104,7 +104,7 @@ class Antialiased(Generic[_P, _R]):
         traced = _Traced.of(self.function, args, kwargs)
         run = Interpreter(self.options)
         outputs = traced.run(run)
-        _warn_if_nothing_was_done(self.function, Report(tuple(run.rows.values())))
+        _warn_if_nothing_was_done(self.function, run.report())
         return traced.result(outputs)
 
     def report(self, *args: _P.args, **kwargs: _P.kwargs) -> Report:
@@ -112,7 +112,7 @@ class Antialiased(Generic[_P, _R]):
         run = Interpreter(self.options)
         abstract = _Traced.of(self.function, args, kwargs)
         jax.eval_shape(lambda arrays: abstract.with_arrays(arrays).run(run), abstract.arrays)
-        return Report(tuple(run.rows.values()))
+        return run.report()
 
 
 def _warn_if_nothing_was_done(f: Callable[..., Any], report: Report) -> None:

@@ -187,6 +187,7 @@ def form(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | Non
     definition = eqn.params["form"].definitions[eqn.params["slot"]]
     settled = [run.settle(v, eqn) for v in inputs]
     traced = jax.make_jaxpr(definition)(*settled)
+    run.kept.append(traced)
     return run.inside(eqn, same_scope=True).run(*opened(traced), settled)
 
 

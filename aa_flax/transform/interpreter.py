@@ -13,7 +13,7 @@ from aa_flax.transform import calls, pointwise, subsampling
 from aa_flax.transform.names import layer_name
 from aa_flax.transform.options import Options
 from aa_flax.transform.places import Place, describe, places_in
-from aa_flax.transform.report import Row
+from aa_flax.transform.report import Report, Row
 from aa_flax.transform.values import Pending, Phase, Spread, Value
 
 
@@ -30,6 +30,7 @@ class Interpreter:
         phases: of the pools that sample maps computed from one input, by that input.
         splits: arrays that a reshape has split, by identity of its result, with that.
         kept: programs whose equations the keys name by identity.
+        deciding: what pools decided that decide anything.
         jaxpr, sliced: the program that runs, and how many strided slices it takes of its variables.
     """
 
@@ -41,6 +42,7 @@ class Interpreter:
     phases: dict[Any, tuple[Any, Phase]] = field(default_factory=dict)
     splits: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
+    deciding: list[Phase] = field(default_factory=list)
     jaxpr: Any = None
     sliced: Counter = field(default_factory=Counter)
 
@@ -122,7 +124,21 @@ class Interpreter:
     def shared_phase(self, source: Any, eqn: Any, strides: Sequence[int]) -> Phase:
         """The decisions of pools on maps that come from one array, such as a block's input."""
         key = (id(source), tuple(strides))
-        return self.phases.setdefault(key, (source, Phase()))[1]
+        phase = self.phases.setdefault(key, (source, Phase()))[1]
+        phase.places.append(self.key(eqn))
+        self.deciding.append(phase)
+        return phase
+
+    def report(self) -> Report:
+        """Every place so far."""
+        alone = {phase.places[0] for phase in self.deciding if len(set(phase.places)) == 1}
+        reason = "its pool decides by itself: no other place has the same input"
+        return Report(
+            tuple(
+                replace(row, reason=reason) if key in alone and not row.reason else row
+                for key, row in self.rows.items()
+            )
+        )
 
     def _carry_name(self, eqn: Any, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
         """A parameter that was cast or turned is still that parameter."""

@@ -143,7 +143,8 @@ def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
 def places_in(jaxpr: Any) -> Iterator[Any]:
     """Equations that subsample, in a program and in all that it calls."""
     for eqn in jaxpr.eqns:
-        if describe(eqn, "") is not None or is_reshape_pool(eqn):
+        is_form = eqn.primitive.name == "aa_flax_form"  # it may hide one
+        if describe(eqn, "") is not None or is_reshape_pool(eqn) or is_form:
             yield eqn
         for inner, _ in sub_jaxprs(eqn):
             yield from places_in(inner)

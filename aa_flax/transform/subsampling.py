@@ -303,7 +303,8 @@ def _sampler(
         raise Refused(f"{source.dtype} values have no mean")
     seen, wanted = (channels_last_shape(sizes, roles) for sizes in (shape, sampled))
     sampler = run.options.sampler(place.strides, seen, wanted, source.dtype)
-    sampler.phase = run.shared_phase(source, eqn, place.strides)
+    if sampler.decides:
+        sampler.phase = run.shared_phase(source, eqn, place.strides)
     return sampler
 
 

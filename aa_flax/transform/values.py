@@ -20,6 +20,7 @@ class Phase:
     """What one block's pools decided, if they decide anything (adaptive polyphase sampling)."""
 
     choice: Any = None
+    places: list[Any] = field(default_factory=list)
 
 
 @dataclass
