@@ -39,7 +39,10 @@ def test_haiku():
     net = hk.transform_with_state(lambda x: hk.nets.ResNet18(3)(x, is_training=False))
     x = images(2, 32, 32, 3)
     params, state = jax.eval_shape(net.init, jax.random.key(0), x)
-    f = lambda params, state, x: net.apply(params, state, None, x)[0]
+
+    def f(params, state, x):
+        return net.apply(params, state, None, x)[0]
+
     check(f, (params, state, x), ["max pool"] + 6 * ["convolution"])
 
 
