@@ -1,10 +1,12 @@
 """What the commands share: flags, the start of several processes, errors as one line."""
 
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from textwrap import fill
@@ -215,10 +217,24 @@ def _keep_compiled_programs() -> None:
     """On disk, in the user's cache folder, if it can be, unless the user has said where or not."""
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = cache_folder() / "compiled"
+    folder = cache_folder() / "compiled" / _processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return
     if os.access(folder, os.W_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _processor() -> str:
+    """A name for this kind of processor: JAX's own keys do not tell one CPU from another.
+
+    A program for one can hold instructions that another lacks, and a home may be shared.
+    """
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = [line for line in lines if re.match("model name|flags|Features|CPU part", line)]
+        return sha256("".join(sorted(set(told))).encode()).hexdigest()[:16]
+    return platform.machine() or "unknown"

@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from aa_flax.errors import InputError
+from aa_flax.initialisers import initialised
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.building import complete
@@ -60,7 +61,8 @@ def create_model(
         return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
 
     if pretrained is None or pretrained is False:
-        model = build(1000 if num_classes is None else num_classes, rngs)
+        classes = 1000 if num_classes is None else num_classes
+        model = initialised(lambda rngs: build(classes, rngs), rngs)
         model.eval()
         return model
     held = locate(pretrained, model=name).hold(options)

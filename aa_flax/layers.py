@@ -1,8 +1,7 @@
 """Modules that the nets share, computing what their torch namesakes compute, on NHWC arrays."""
 
-from math import prod, sqrt
+from math import prod
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -10,19 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
+from aa_flax.initialisers import kaiming_normal_fan_out, ones, torch_uniform, zeros
 from aa_flax.ops import conv_general_dilated
-
-kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def torch_uniform(fan_in: int) -> nnx.Initializer:
-    """torch's default for weights and biases: uniform in +-1 / sqrt(fan_in)."""
-    bound = 1 / sqrt(fan_in)
-
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
-
-    return init
 
 
 class BatchNorm(nnx.Module):
@@ -43,14 +31,15 @@ class BatchNorm(nnx.Module):
         *,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
-        scale_init: nnx.Initializer = nnx.initializers.ones,
+        scale_init: nnx.Initializer = ones,
         rngs: nnx.Rngs,
     ):
         shape = (num_features,)
-        self.scale = nnx.Param(scale_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(shape))
-        self.mean = nnx.BatchStat(jnp.zeros(shape))
-        self.var = nnx.BatchStat(jnp.ones(shape))
+        key = rngs.params()
+        self.scale = nnx.Param(scale_init(key, shape, jnp.float32))
+        self.bias = nnx.Param(zeros(key, shape))
+        self.mean = nnx.BatchStat(zeros(key, shape))
+        self.var = nnx.BatchStat(ones(key, shape))
         self.momentum = momentum
         self.epsilon = epsilon
         self.use_running_average = False
@@ -98,7 +87,7 @@ def conv2d(
     groups: int = 1,
     use_bias: bool = False,
     kernel_init: nnx.Initializer = kaiming_normal_fan_out,
-    bias_init: nnx.Initializer = nnx.initializers.zeros,
+    bias_init: nnx.Initializer = zeros,
     dtype: DTypeLike | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:

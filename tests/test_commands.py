@@ -170,3 +170,23 @@ def test_a_user_without_a_home_has_a_cache_folder_of_its_own(tmp_path, monkeypat
     folder.parent.chmod(0o777)  # anybody could have put files there
     assert disk.cache_folder() != folder
     disk._folder_without_home.cache_clear()
+
+
+def test_a_second_command_compiles_nothing_again(tmp_path, monkeypatch):
+    code = (
+        "import atexit, sys; sys.argv = ['x']\n"
+        "import jax; from aa_flax import commands\n"
+        "events, at = [], '/jax/compilation_cache/cache_'\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: events.append(name))\n"
+        "atexit.register(lambda: print(events.count(at + 'hits'), events.count(at + 'misses')))\n"
+        "commands.define_flags()\n"
+        "commands.run(lambda: jax.jit(lambda x: x @ x.T)(jax.numpy.ones(4)))"
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    first, second = (run("-c", code).stdout.split() for _ in range(2))
+    assert (int(first[-2]), int(second[-1])) == (0, 0)
+    assert int(second[-2]) == int(first[-1]) > 0
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    assert run("-c", code).stdout.split()[-2:] == ["0", "0"]

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from aa_flax.arguments import share, switch
 from aa_flax.errors import InputError
-from aa_flax.layers import conv2d, linear, torch_uniform
+from aa_flax.initialisers import torch_uniform
+from aa_flax.layers import conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.torch_layout import (

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.arguments import share, switch, whole_number, whole_numbers
 from aa_flax.errors import InputError
+from aa_flax.initialisers import kaiming_normal_fan_in, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
@@ -25,8 +26,6 @@ from aa_flax.models.rematerialise import rematerialised
 from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.ops import avg_pool, max_pool
 from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
-
-_kaiming_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class DenseLayer(nnx.Module):
@@ -155,7 +154,7 @@ class DenseNet(Classifier):
             blocks.append(nnx.List(block))
         self.blocks, self.transitions = nnx.List(blocks), nnx.List(transitions)
         self.norm5 = BatchNorm(features, rngs=rngs)
-        head = partial(linear, bias_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+        head = partial(linear, bias_init=zeros, dtype=dtype, rngs=rngs)
         self.classifier = head(features, self.num_classes) if self.num_classes else None
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
@@ -215,7 +214,7 @@ def _norm_relu(norm: BatchNorm, x: Float[Array, "N H W C"]) -> Float[Array, "N H
 
 def _conv(in_features: int, out_features: int, kernel_size: int, **options) -> nnx.Conv:
     return conv2d(
-        in_features, out_features, kernel_size, kernel_init=_kaiming_normal_fan_in, **options
+        in_features, out_features, kernel_size, kernel_init=kaiming_normal_fan_in, **options
     )
 
 

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.arguments import real_number, share
+from aa_flax.initialisers import normal, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
@@ -170,8 +171,8 @@ class MobileNetV2(Classifier):
         self.dropout = nnx.Dropout(share("dropout", dropout), rngs=rngs)
         head = partial(
             linear,
-            kernel_init=nnx.initializers.normal(0.01),
-            bias_init=nnx.initializers.zeros,
+            kernel_init=normal(0.01),
+            bias_init=zeros,
             dtype=dtype,
             rngs=rngs,
         )

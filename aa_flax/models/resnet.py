@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.arguments import switch, whole_number, whole_numbers
 from aa_flax.errors import InputError
+from aa_flax.initialisers import ones, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
@@ -56,7 +57,7 @@ class BasicBlock(nnx.Module):
             raise InputError("BasicBlock has no dilation; use a net of bottleneck blocks")
         self.pool = make_pool(pool, stride, features=features, rngs=rngs)
         conv_stride = stride if self.pool is None else 1
-        last_scale = nnx.initializers.zeros if zero_init_residual else nnx.initializers.ones
+        last_scale = zeros if zero_init_residual else ones
         self.conv1 = conv2d(
             in_features, features, 3, stride=conv_stride, padding=1, dtype=dtype, rngs=rngs
         )
@@ -100,7 +101,7 @@ class Bottleneck(nnx.Module):
         width = features * base_width // 64 * groups
         out_features = features * self.expansion
         self.pool = make_pool(pool, stride, features=width, rngs=rngs)
-        last_scale = nnx.initializers.zeros if zero_init_residual else nnx.initializers.ones
+        last_scale = zeros if zero_init_residual else ones
         self.conv1 = conv2d(in_features, width, 1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(width, rngs=rngs)
         self.conv2 = conv2d(

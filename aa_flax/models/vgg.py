@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.arguments import share, switch, whole_numbers
+from aa_flax.initialisers import normal, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
@@ -146,8 +147,8 @@ def _linear(
     return linear(
         in_features,
         out_features,
-        kernel_init=nnx.initializers.normal(0.01),
-        bias_init=nnx.initializers.zeros,
+        kernel_init=normal(0.01),
+        bias_init=zeros,
         dtype=dtype,
         rngs=rngs,
     )

@@ -37,10 +37,14 @@ class TrainState(NamedTuple):
 def init_state(model: Classifier, optimizer: optax.GradientTransformation, mesh: Mesh):
     """The state at step 0, on every device of the mesh; the model keeps its own arrays."""
     _, params, batch_stats, random_state = split_model(model)
-    opt_state = optimizer.init(params)
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, random_state, opt_state)
-    state = jax.tree.map(jnp.copy, state)  # a step consumes its state
-    return replicate(state, mesh)
+
+    @jax.jit  # one program, not one for each shape
+    def initial(params, batch_stats, random_state):
+        opt_state = optimizer.init(params)
+        state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, random_state, opt_state)
+        return jax.tree.map(jnp.copy, state)  # a step consumes its state
+
+    return replicate(initial(params, batch_stats, random_state), mesh)
 
 
 def split_model(model: nnx.Module) -> tuple[Any, Any, Any, Any]:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -88,6 +89,7 @@ def unheard_by_children() -> Iterator[None]:
 
     This process gets it at the end.
     """
+    resource_tracker.ensure_running()  # starting it later would let Ctrl-C through again (CPython)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

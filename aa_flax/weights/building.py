@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from aa_flax.errors import InputError
+from aa_flax.initialisers import abstract, initial_values
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.checks import check_names_and_shapes
@@ -46,8 +47,8 @@ class Held(NamedTuple):
 
 def abstract_net(name: str, num_classes: int, **options: Any) -> Classifier:
     """A net of shapes alone, for weights to be put in."""
-    return nnx.eval_shape(
-        lambda: registry.build(name, num_classes=num_classes, rngs=nnx.Rngs(0), **options)
+    return abstract(
+        lambda rngs: registry.build(name, num_classes=num_classes, rngs=rngs, **options)
     )
 
 
@@ -83,8 +84,8 @@ def filled(held: Held, build: Build, num_classes: int | None) -> Classifier:
     Raises:
         InputError: weights of another net, or a number of classes that is needed and not given.
     """
-    num_classes = classes_for(held, num_classes)
-    model = nnx.eval_shape(lambda: build(num_classes, nnx.Rngs(0)))
+    num_classes = classes = classes_for(held, num_classes)
+    model = abstract(lambda rngs: build(classes, rngs))
     check_same_net(held.label, held.model, held.options, model)
     given, renewed = dict(held.arrays), []
     if num_classes != held.num_classes:
@@ -130,24 +131,11 @@ def complete(held: Held, build: Build, num_classes: int | None, rngs: nnx.Rngs) 
 def _initialise_the_rest(
     model: Classifier, build: Callable[[nnx.Rngs], Classifier], rngs: nnx.Rngs
 ) -> None:
-    """Gives each variable that is a shape alone the value `build` starts it with.
-
-    The compiler leaves out all else that `build` does.
-    """
+    """Gives each variable that is a shape alone the value a net without weights has there."""
     missing = {
         path: variable
         for path, variable in nnx.to_flat_state(nnx.state(model))
         if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
     }
-
-    @jax.jit
-    def initial(rngs_state):
-        rngs = nnx.merge(rngs_graph, rngs_state)
-        fresh = dict(nnx.to_flat_state(nnx.state(build(rngs))))
-        return [fresh[path].get_value() for path in missing], nnx.state(rngs)
-
-    rngs_graph, rngs_state = nnx.split(rngs)
-    values, rngs_state = initial(rngs_state)
-    for variable, value in zip(missing.values(), values, strict=True):
-        variable.set_value(value)
-    nnx.update(rngs, rngs_state)
+    for path, value in initial_values(build, rngs, missing).items():
+        missing[path].set_value(value)

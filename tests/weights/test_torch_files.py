@@ -98,7 +98,7 @@ class Attack:
 def test_code_in_a_file_is_refused_and_not_run(zipped, tmp_path):
     attack = {"state_dict": Attack(tmp_path / "ran")}
     torch.save(attack, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"holds more than tensors .*GLOBAL io\.open") as error:
+    with pytest.raises(InputError, match=r"holds more than tensors .*GLOBAL _?io\.open") as error:
         read_torch_file(tmp_path / "w.pth")
     assert "weights_only" not in str(error.value)  # torch's advice to load it all the same
     assert not (tmp_path / "ran").exists()

@@ -1,0 +1,298 @@
+"""Initial values that NumPy draws, so that a new net need not compile a draw for each shape.
+
+A layer's `Initialiser` is one of Flax's: called with a key of JAX, in a constructor, it draws as
+any other, and can be traced. `initialised` builds a net in the abstract, notes which variable came
+from which initialiser, and has NumPy draw the values: from Philox (Salmon et al., SC 2011), a
+generator that counts, keyed by the seed and the variable's name. They are the same on every
+platform, with every version of JAX and on any number of devices, however layers are ordered.
+What comes from elsewhere (Flax's initialisers, the keys of dropout) JAX computes, in one program.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from math import prod, sqrt
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+Module = TypeVar("Module", bound=nnx.Module)
+Path = tuple[Any, ...]
+_BLOCK = 2**20  # values that one thread draws at a time; another number gives other values
+_notes: ContextVar[list[tuple[Array, "Initialiser"]] | None] = ContextVar("notes", default=None)
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """A distribution of initial values, as layers take it for `kernel_init` and the like.
+
+    Attributes:
+        kind: `normal` of mean 0, `uniform` around 0, or `constant`.
+        scale: the standard deviation, the bound, or the constant.
+        fan: the scale is divided by the root of this many inputs (`in`) or outputs (`out`) of a
+            kernel `(..., in, out)`.
+    """
+
+    kind: Literal["normal", "uniform", "constant"]
+    scale: float
+    fan: Literal["in", "out"] | None = None
+
+    def scale_of(self, shape: tuple[int, ...]) -> float:
+        """The scale of a variable of this shape."""
+        if self.fan is None:
+            return self.scale
+        fan = prod(shape[:-1]) if self.fan == "in" else prod(shape[:-2]) * shape[-1]
+        return self.scale / sqrt(max(fan, 1))
+
+    def __call__(self, key, shape, dtype: DTypeLike = jnp.float32, out_sharding=None) -> Array:
+        """Values drawn by JAX, as Flax's layers ask for them."""
+        shape, notes = tuple(shape), _notes.get()
+        draw = _Draw(self, shape, jax.dtypes.canonicalize_dtype(dtype))
+        if self.kind == "constant":
+            value = jax.lax.full(shape, self.scale, draw.dtype, sharding=out_sharding)
+        elif notes is None or out_sharding is not None:
+            value = _by_jax(key, draw=draw, out_sharding=out_sharding)
+        else:
+            value = _draw_p.bind(key, draw=draw)
+        if notes is not None:
+            notes.append((value, self))
+        return value
+
+    def draw(self, generator: np.random.Generator, values: np.ndarray, scale: float) -> None:
+        """Fills a contiguous float32 array with values of this distribution."""
+        if self.kind == "normal":
+            generator.standard_normal(out=values, dtype=np.float32)
+            values *= scale
+        else:
+            generator.random(out=values, dtype=np.float32)
+            values *= 2 * scale
+            values -= scale
+
+
+class _Draw(NamedTuple):
+    initialiser: Initialiser
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+@partial(jax.jit, static_argnames=("draw", "out_sharding"))
+def _by_jax(key: Array, *, draw: _Draw, out_sharding=None) -> Array:
+    initialiser, shape, dtype = draw
+    scale, options = initialiser.scale_of(shape), {"out_sharding": out_sharding}
+    if initialiser.kind == "normal":
+        return scale * jax.random.normal(key, shape, dtype, **options)
+    return jax.random.uniform(key, shape, dtype, -scale, scale, **options)
+
+
+def _batch(keys: tuple[Array], axes: tuple[int], *, draw: _Draw) -> tuple[Array, int]:
+    return jax.vmap(partial(_by_jax, draw=draw), axes)(*keys), 0
+
+
+# What `_by_jax` computes, which is traced only if it is compiled: where NumPy draws, it is not.
+_draw_p = Primitive("aa_flax_draw")
+_draw_p.def_impl(_by_jax)
+_draw_p.def_abstract_eval(lambda key, *, draw: jax.core.ShapedArray(draw.shape, draw.dtype))
+batching.primitive_batchers[_draw_p] = _batch
+mlir.register_lowering(_draw_p, mlir.lower_fun(_by_jax, multiple_results=False))
+
+zeros = Initialiser("constant", 0.0)
+ones = Initialiser("constant", 1.0)
+kaiming_normal_fan_in = Initialiser("normal", sqrt(2), fan="in")
+kaiming_normal_fan_out = Initialiser("normal", sqrt(2), fan="out")
+
+
+def normal(std: float) -> Initialiser:
+    """A normal distribution of mean 0."""
+    return Initialiser("normal", std)
+
+
+def torch_uniform(fan_in: int) -> Initialiser:
+    """torch's default for weights and biases: uniform in +-1 / sqrt(fan_in)."""
+    return Initialiser("uniform", 1 / sqrt(fan_in))
+
+
+def initialised(build: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs) -> Module:
+    """The net that `build` makes, with its initial values; within a trace simply `build(rngs)`.
+
+    Args:
+        build: makes the net from random keys; it is traced.
+        rngs: the stream `params` is the seed; all streams move on as `build` moves them.
+    """
+    if _traced(rngs):
+        return build(rngs)
+    plan, computed, seed = _plan(build, rngs)
+    values = _draw_all(plan, seed) | dict(zip(plan.computed, computed, strict=True))
+    state = jax.tree.unflatten(plan.tree, [values[path] for path in plan.leaves])
+    return nnx.merge(plan.graphdef, state)
+
+
+def initial_values(
+    build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, paths: Collection[Path]
+) -> dict[Path, Array]:
+    """The values that `initialised` gives some variables, by their paths in the net."""
+    if _traced(rngs):
+        fresh = nnx.to_flat_state(nnx.state(build(rngs)))
+        return {path: v.get_value() for path, v in fresh if path in paths}
+    plan, computed, seed = _plan(build, rngs, paths)
+    return _draw_all(plan, seed) | dict(zip(plan.computed, computed, strict=True))
+
+
+def abstract(build: Callable[[nnx.Rngs], Module]) -> Module:
+    """The net that `build` makes, of shapes alone."""
+
+    def build_counting() -> Module:
+        with _counting_in_python({"default": jax.random.key(0)}, {"default": 0}) as rngs:
+            return build(rngs)
+
+    return nnx.eval_shape(build_counting)
+
+
+class _Plan(NamedTuple):
+    """Which variable gets its value how.
+
+    Attributes:
+        leaves: paths of all variables, in the order of the state's leaves.
+        tree: how the leaves make a state.
+        drawn: by NumPy. computed: by JAX, as part of the net's constructor.
+    """
+
+    graphdef: Any
+    tree: Any
+    leaves: list[Path]
+    drawn: dict[Path, _Draw]
+    computed: list[Path]
+
+
+def _plan(
+    build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, paths: Collection[Path] | None = None
+) -> tuple[_Plan, list[Array], bytes]:
+    """The plan, the values that JAX computed, and the seed; moves the streams of `rngs` on."""
+    plans: list[_Plan] = []
+    counts = {name: int(stream.count[...]) for name, stream in rngs.items()}
+
+    @jax.jit
+    def compute(keys):
+        with _noting() as notes, _counting_in_python(keys, counts) as traced_rngs:
+            model = build(traced_rngs)
+        plan, values = _sort(model, notes, paths)
+        plans.append(plan)
+        return [values[path] for path in plan.computed]
+
+    seed = _seed(rngs)
+    computed = compute({name: stream.key[...] for name, stream in rngs.items()})
+    for name, stream in rngs.items():
+        stream.count.set_value(jnp.asarray(np.uint32(counts[name])))
+    return plans[0], computed, seed
+
+
+class _Stream(nnx.RngStream):
+    """A stream that counts in Python: to trace the counting can take longer than all else."""
+
+    drawn: int | None = None  # None: as Flax counts
+
+    def __call__(self) -> Array:
+        if self.drawn is None:
+            return super().__call__()
+        self.drawn += 1
+        return jax.random.fold_in(self.key[...], self.drawn - 1)
+
+    def fork(self, **options: Any) -> nnx.RngStream:
+        return nnx.RngStream(super().fork(**options).key[...], tag=self.tag)
+
+
+@contextmanager
+def _counting_in_python(keys: dict[str, Array], counts: dict[str, int]) -> Iterator[nnx.Rngs]:
+    """Random keys for a trace; at its end they count as Flax does, and `counts` is how far."""
+    rngs = nnx.Rngs()
+    for name, key in keys.items():
+        stream = _Stream(key, tag=name)
+        stream.drawn = counts[name]
+        setattr(rngs, name, stream)
+    yield rngs
+    for name, stream in rngs.items():
+        counts[name], stream.drawn = stream.drawn, None
+        stream.count.set_value(jnp.asarray(counts[name], jnp.uint32))
+
+
+def _sort(
+    model: nnx.Module, notes: list[tuple[Array, Initialiser]], paths: Collection[Path] | None
+) -> tuple[_Plan, dict[Path, Array]]:
+    """Tells values that an initialiser gave, which are still the same arrays, from all others."""
+    graphdef, state = nnx.split(model)
+    values = {path: variable.get_value() for path, variable in nnx.to_flat_state(state)}
+    noted = {id(value): initialiser for value, initialiser in notes}
+    drawn, computed = {}, []
+    for path, value in values.items():
+        if paths is not None and path not in paths:
+            continue
+        if id(value) in noted:
+            drawn[path] = _Draw(noted[id(value)], value.shape, value.dtype)
+        else:
+            computed.append(path)
+    path_of = {id(value): path for path, value in values.items()}
+    arrays, tree = jax.tree.flatten(state)
+    return _Plan(graphdef, tree, [path_of[id(a)] for a in arrays], drawn, computed), values
+
+
+@contextmanager
+def _noting() -> Iterator[list[tuple[Array, Initialiser]]]:
+    notes: list[tuple[Array, Initialiser]] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+def _traced(rngs: nnx.Rngs) -> bool:
+    """Whether keys are not known yet, or whatever is computed now belongs to a trace."""
+    leaves = [*jax.tree.leaves(nnx.state(rngs)), jax.device_put(0)]
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def _seed(rngs: nnx.Rngs) -> bytes:
+    """The stream `params`, as far as it has come: another net from the same stream is another."""
+    stream = rngs.params
+    key = np.asarray(jax.random.key_data(stream.key[...]), np.uint32)
+    count = np.asarray(stream.count[...], np.uint32)
+    return key.astype("<u4").tobytes() + count.astype("<u4").tobytes()
+
+
+def _draw_all(plan: _Plan, seed: bytes) -> dict[Path, Array]:
+    """Draws variables by threads, in blocks, each of which has a part of the counter's range."""
+    values: dict[Path, np.ndarray] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        blocks = []
+        for path, (initialiser, shape, dtype) in plan.drawn.items():
+            scale = initialiser.scale_of(shape)
+            if initialiser.kind == "constant":
+                values[path] = np.full(shape, scale, dtype)
+                continue
+            values[path] = np.empty(shape, np.float32)
+            flat, key = values[path].reshape(-1), _key(seed, path)
+            for block in range(-(-flat.size // _BLOCK)):
+                generator = np.random.Generator(np.random.Philox(key=key, counter=block << 128))
+                part = flat[block * _BLOCK : (block + 1) * _BLOCK]
+                blocks.append(threads.submit(initialiser.draw, generator, part, scale))
+        for block in blocks:
+            block.result()
+    typed = [v.astype(plan.drawn[path].dtype, copy=False) for path, v in values.items()]
+    return dict(zip(values, jax.device_put(typed), strict=True))
+
+
+def _key(seed: bytes, path: Path) -> int:
+    """Philox's key, 128 bits, of a variable."""
+    name = "/".join(map(str, path)).encode()
+    return int.from_bytes(hashlib.sha256(seed + name).digest()[:16], "little")
