@@ -170,9 +170,11 @@ def _select_axes(value: Pending, dense: Array, axes: Sequence[int]) -> Pending:
 def transpose(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """Another order of axes."""
     (value,) = inputs
+    order = eqn.params["permutation"]
+    if isinstance(value, Spread):
+        return [Spread(value.value.transpose(order), eqn.outvars[0].aval.shape)]
     if not isinstance(value, Pending):
         return None
-    order = eqn.params["permutation"]
     return [_select_axes(value, value.dense.transpose(order), order)]
 
 
@@ -189,9 +191,11 @@ def squeeze(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | 
 def broadcast(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """New axes, and repetition: of a small array put off, of a pending map done densely."""
     value, *dynamic = inputs
-    if dynamic or eqn.params["sharding"] is not None or isinstance(value, Spread):
+    if dynamic or eqn.params["sharding"] is not None:
         return None
     shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    if isinstance(value, Spread):
+        return [spread(value.value, shape, dims)]
     if not isinstance(value, Pending):
         repeated = prod(shape) > value.size and len(shape) >= 3
         return [spread(value, shape, dims)] if repeated else None
@@ -207,10 +211,11 @@ def broadcast(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] 
 
 def reshape(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """Other axes, where those that wait stay whole and in their order."""
-    value = inputs[0]
+    value, after = inputs[0], eqn.params["new_sizes"]
+    if isinstance(value, Spread) and eqn.params["dimensions"] is None:
+        return _with_other_ones(value, after)
     if not isinstance(value, Pending) or eqn.params["dimensions"] is not None:
         return None
-    after = eqn.params["new_sizes"]
     groups = regrouped(value.shape, after)
     if groups is None or any(value.shape[i] == 1 for i in value.strided):
         return None
@@ -226,6 +231,15 @@ def reshape(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | 
             roles[j] = "n"
     changes = {"shape": tuple(after), "strides": tuple(strides), "roles": "".join(roles)}
     return [value.with_dense(value.dense.reshape(sizes), **changes)]
+
+
+def _with_other_ones(value: Spread, after: Sequence[int]) -> list[Value] | None:
+    """A repeated array with axes of size 1 more or fewer; None: it is reshaped otherwise."""
+    if [n for n in value.shape if n > 1] != [n for n in after if n > 1]:
+        return None
+    pairs = zip(value.value.shape, value.shape, strict=True)
+    small = iter([own for own, n in pairs if n > 1])
+    return [Spread(value.value.reshape([next(small) if n > 1 else 1 for n in after]), after)]
 
 
 def _carried(value, spatial, left, right, after, sizes, strides, roles) -> bool:

@@ -17,6 +17,7 @@ def images(*shape):
 def check(f, arguments, kinds):
     """The places are those kinds; the transformed function runs and is another one."""
     report = antialias.report(f, *arguments)
+    print(report)
     assert sorted(row.place.kind for row in report.antialiased) == sorted(kinds)
     assert [row.place.channels for row in report.left_alone] == [3]
     assert not any(row.reason for row in report.antialiased), report
@@ -28,7 +29,7 @@ def check(f, arguments, kinds):
 def test_linen():
     resnet = pytest.importorskip("jax_resnet")
     net = resnet.ResNet18(n_classes=3)
-    x = images(2, 32, 32, 3)
+    x = images(2, 64, 64, 3)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     report = check(net.apply, (variables, x), ["max pool"] + 6 * ["convolution"])
     assert "ConvBlock_0" in report.antialiased[1].place.layer
@@ -36,8 +37,8 @@ def test_linen():
 
 def test_haiku():
     hk = pytest.importorskip("haiku")
-    net = hk.transform_with_state(lambda x: hk.nets.ResNet18(3)(x, is_training=False))
-    x = images(2, 32, 32, 3)
+    net = hk.transform_with_state(lambda x: hk.nets.ResNet18(3)(x, is_training=hk.running_init()))
+    x = images(2, 64, 64, 3)
     params, state = jax.eval_shape(net.init, jax.random.key(0), x)
 
     def f(params, state, x):
@@ -58,4 +59,4 @@ def test_equinox():
         run = eqx.combine(arrays, rest)
         return jax.vmap(lambda x: run(x, key=jax.random.key(0), inference=True))(x)
 
-    check(f, (arrays, images(2, 3, 64, 64)), 4 * ["convolution"])
+    check(f, (arrays, images(2, 3, 96, 96)), 4 * ["convolution"])
