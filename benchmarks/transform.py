@@ -2,8 +2,8 @@
 
     python benchmarks/transform.py [--model mobilenet_v2] [--batch 4] [--size 128] [--repeats 7]
 
-For each place that the transformation finds, the forward pass with that place alone antialiased, and
-last with all of them, beside the plain net's. Milliseconds, medians.
+For each place that the transformation finds, the forward pass with that place alone antialiased,
+and last with all of them, beside the plain net's. Milliseconds, medians.
 """
 
 import argparse

@@ -2,14 +2,15 @@
 
     python examples/antialias_cnn.py [--epochs 8] [--seeds 3]
 
-The net is a plain function of its parameters, with a stride in two convolutions and a max pool. Both
-versions see centred digits in training; then their accuracy and consistency are measured on digits
+The net is a plain function of its parameters, with strides in two convolutions and a max pool.
+Both versions see centred digits in training; then their accuracy and consistency are measured on digits
 that are moved by 0 to 8 pixels. Prints a Markdown table, percent, mean ± standard deviation.
 """
 
 import argparse
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def initial(key: jax.Array) -> dict[str, jax.Array]:
     keys = jax.random.split(key, len(WIDTHS))
     params = {
         f"conv{i}": jax.random.normal(keys[i], (3, 3, m, n)) * (2 / (9 * m)) ** 0.5
-        for i, (m, n) in enumerate(zip(WIDTHS[:-1], WIDTHS[1:], strict=True))
+        for i, (m, n) in enumerate(pairwise(WIDTHS))
     }
     return params | {"linear": jax.random.normal(keys[-1], (WIDTHS[-1], 10)) * 0.1}
 

@@ -17,7 +17,6 @@ def images(*shape):
 def check(f, arguments, kinds):
     """The places are those kinds; the transformed function runs and is another one."""
     report = antialias.report(f, *arguments)
-    print(report)
     assert sorted(row.place.kind for row in report.antialiased) == sorted(kinds)
     assert [row.place.channels for row in report.left_alone] == [3]
     assert not any(row.reason for row in report.antialiased), report

@@ -59,7 +59,10 @@ def relative_difference(a, b):
     return float(jnp.abs(a - b).max() / jnp.abs(b).max())
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest @ pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "bottleneck" else ()) for n in NETS],
+)
 def test_values_and_gradients_are_those_of_the_antialiased_net(name):
     plain, blurred = (functional(net) for net in pair(name))
     x, weights = images(), jax.random.normal
@@ -83,7 +86,7 @@ def scale(x):
     return 1e-30 + float(jnp.abs(x).max())
 
 
-@pytest.mark.parametrize("name", ["mobilenet", "densenet", "resnet"])
+@pytest.mark.parametrize("name", ["densenet", "resnet"])
 def test_training_normalises_by_the_antialiased_nets_statistics(name):
     plain, blurred = (functional(net, train=True) for net in pair(name))
     (y, state), (expected, expected_state) = (
@@ -115,5 +118,6 @@ def test_half_precision_stays():
 def test_an_antialiased_net_is_left_alone():
     _, blurred = (functional(net) for net in pair("resnet"))
     with pytest.warns(UserWarning, match="antialias changes nothing"):
-        y, _ = antialias(blurred)(blurred.state, images())
-    np.testing.assert_allclose(y, blurred(blurred.state, images())[0], atol=1e-5)
+        found = jax.jit(antialias(blurred))(blurred.state, images())[0]
+    expected = jax.jit(blurred)(blurred.state, images())[0]
+    assert relative_difference(found, expected) < 1e-5
