@@ -3,8 +3,8 @@
     python examples/antialias_cnn.py [--epochs 8] [--seeds 3]
 
 The net is a plain function of its parameters, with strides in two convolutions and a max pool.
-Both versions see centred digits in training; then their accuracy and consistency are measured on digits
-that are moved by 0 to 8 pixels. Prints a Markdown table, percent, mean ± standard deviation.
+Both versions see centred digits in training; then their accuracy and consistency are measured on
+digits that are moved by 0 to 8 pixels. Prints a Markdown table, percent, mean ± standard deviation.
 """
 
 import argparse

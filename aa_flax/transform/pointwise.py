@@ -239,7 +239,7 @@ def _with_other_ones(value: Spread, after: Sequence[int]) -> list[Value] | None:
         return None
     pairs = zip(value.value.shape, value.shape, strict=True)
     small = iter([own for own, n in pairs if n > 1])
-    return [Spread(value.value.reshape([next(small) if n > 1 else 1 for n in after]), after)]
+    return [Spread(value.value.reshape([next(small) if n > 1 else 1 for n in after]), tuple(after))]
 
 
 def _carried(value, spatial, left, right, after, sizes, strides, roles) -> bool:
