@@ -6,34 +6,49 @@ from typing import TYPE_CHECKING, Any
 from aa_flax.create import create_model
 from aa_flax.data.sources import register_source
 from aa_flax.errors import InputError
+from aa_flax.fuse import fuse
+from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.levels import FeatureLevel
+from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import list_models, register_model
 from aa_flax.ops.blur import blur_pool
-from aa_flax.pools import BlurPool, MaxBlurPool, list_pools, register_pool
+from aa_flax.ops.upsample import blur_upsample
+from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
 from aa_flax.transform import antialias
 from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
 from aa_flax.weights.torch_format import to_torch_state_dict
 
 if TYPE_CHECKING:
+    from aa_flax.data.classes import imagenet_class_names
+    from aa_flax.data.preprocessing import preprocess
     from aa_flax.evaluation.evaluate import evaluate
     from aa_flax.evaluation.measures import Column, Measure, Option, register_measure
 
 __all__ = [
+    "Backbone",
     "BlurPool",
+    "BlurUpsample",
     "Classifier",
     "Column",
+    "FeatureLevel",
     "InputError",
     "MaxBlurPool",
     "Measure",
+    "ModelConfig",
     "Option",
     "antialias",
     "blur_pool",
+    "blur_upsample",
     "create_model",
     "evaluate",
+    "fuse",
+    "imagenet_class_names",
     "list_models",
     "list_pools",
     "load_torch_state_dict",
     "load_weights",
+    "preprocess",
     "register_measure",
     "register_model",
     "register_pool",
@@ -48,6 +63,8 @@ __version__ = "0.1.0"
 # import as JAX. All of them by way of the built-in measures, which so stand before those of users.
 _LAZY = {
     "evaluate": "aa_flax.evaluation.evaluate",
+    "imagenet_class_names": "aa_flax.data.classes",
+    "preprocess": "aa_flax.data.preprocessing",
     **dict.fromkeys(
         ("Column", "Measure", "Option", "register_measure"), "aa_flax.evaluation.measures"
     ),

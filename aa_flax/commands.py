@@ -4,10 +4,11 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
-from itertools import islice
+from inspect import getfile
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn
@@ -20,12 +21,24 @@ from aa_flax.config import Config, check_config, config_fields, unknown_field
 from aa_flax.disk import cache_folder, local_path
 from aa_flax.errors import InputError
 from aa_flax.plugins import load_plugins
+from aa_flax.recipes import recipe_file, recipe_names
 from aa_flax.sharding import start_distributed
 from aa_flax.tables import unknown
 
-QUICKSTART = "configs/digits_resnet18_lpf4.py"
+QUICKSTART = "digits_resnet18_lpf4"
 _HELP = {"--help", "-help", "--h", "-h", "-?", "--?"}
 INTERRUPTED = 130  # a shell's exit code for a command that Ctrl-C ended
+
+
+def called() -> str:
+    """How the command of this process was called: `python train.py`, `python -m aa_flax.train`."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {module.name}" if module else f"python {Path(sys.argv[0]).name}"
+
+
+def as_called(text: str, module: str) -> str:
+    """A text about `python -m MODULE`, with the command as it was called in place of that."""
+    return text.replace(f"python -m {module}", called())
 
 
 def define_flags() -> None:
@@ -35,16 +48,13 @@ def define_flags() -> None:
     """
     with _errors_as_one_line():
         load_plugins(sys.argv[1:])
-        sys.argv[1:] = _recipe_first(sys.argv[1:])
-        for i, argument in enumerate(sys.argv):
-            if argument.startswith("--config=~"):  # which a shell leaves as it is
-                sys.argv[i] = f"--config={local_path(argument[9:], '--config')}"
         if not _HELP & set(sys.argv):
-            _check_config_flags(sys.argv[1:])  # the next line applies them to the default
+            sys.argv[1:] = _recipe_first(sys.argv[1:])
+            _check_overrides(sys.argv[1:])  # the next line applies them to the default
     config_flags.DEFINE_config_file(
         "config",
-        QUICKSTART,
-        "the recipe, a file of configs/; --config FILE:baseline is its net without antialiasing",
+        recipe_file(QUICKSTART),
+        "the recipe, by name, or a Python file; NAME:baseline is its net without antialiasing",
         lock_config=False,  # unknown fields are told by check_config
         accept_new_attributes=True,
     )
@@ -68,10 +78,11 @@ def config_and_workdir() -> tuple[Config, Path]:
     return config, local_path(f"runs/{config.name}", "the folder of config.name,")
 
 
-def run(main: Callable[[], None], *, interrupted: str = "stopped") -> None:
+def run(main: Callable[[], None], text: str, *, interrupted: str = "stopped") -> None:
     """Parses the flags and runs `main`; an `InputError` prints as one line, with exit code 1.
 
     Args:
+        text: what `--help` begins with.
         interrupted: what to say when Ctrl-C ends the command, with exit code 130.
     """
 
@@ -85,7 +96,7 @@ def run(main: Callable[[], None], *, interrupted: str = "stopped") -> None:
 
     with _errors_as_one_line():
         try:
-            app.run(checked, flags_parser=_parse)
+            app.run(checked, flags_parser=partial(_parse, text=text))
         except KeyboardInterrupt:
             print(interrupted, file=sys.stderr)
             sys.exit(INTERRUPTED)
@@ -99,11 +110,11 @@ def _errors_as_one_line() -> Iterator[None]:
         sys.exit(f"error: {error}")
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], *, text: str) -> list[str]:
     """absl's parsing, with errors for people."""
     arguments = list(argv)
     if _HELP & set(arguments):
-        _print_help()
+        _print_help(text)
     try:
         return flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
@@ -119,32 +130,26 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _recipe_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--config FILE` before its overrides, which have to follow it."""
+    """The arguments with `--config=FILE` before its overrides, which have to follow it."""
     recipe, others, rest = [], [], iter(arguments)
     for argument in rest:
-        if re.fullmatch("--?config", argument):
-            recipe += [argument, *islice(rest, 1)]
+        flag, given, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            if not given and (value := next(rest, None)) is None:
+                raise InputError("--config is followed by nothing; give a recipe's name or file")
+            recipe.append(f"--config={recipe_file(value)}")
         else:
-            (recipe if re.match("--?config=", argument) else others).append(argument)
+            others.append(argument)
     return recipe + others
 
 
-def _check_config_flags(arguments: Sequence[str]) -> None:
-    """That the recipe is there, and that overrides name fields of a config."""
-    known, recipe = config_fields(), QUICKSTART
-    for i, argument in enumerate(arguments):
-        override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if override and not override[1].startswith("model_options."):
-            if override[1] not in known:
-                raise InputError(unknown_field(override[1]))
-        elif re.fullmatch(r"--?config(=.*)?", argument):
-            following = arguments[i + 1] if i + 1 < len(arguments) else ""
-            recipe = argument.partition("=")[2] if "=" in argument else following
-    path = Path(str(local_path(recipe, "--config")).partition(":")[0])
-    if path.suffix != ".py" or not path.is_file():
-        there = [*path.parent.glob("[!_]*.py"), *Path("configs").glob("[!_]*.py")]
-        nearest = unknown("recipe", str(path), sorted({str(file) for file in there}))
-        raise InputError(f"no Python file {path} (--config): {nearest}")
+def _check_overrides(arguments: Sequence[str]) -> None:
+    """That they name fields of a config, or options of the net, which takes any."""
+    known = config_fields()
+    for argument in arguments:
+        override = re.match(r"--?(?:no)?config\.(?!model_options\.)([^=]+)", argument)
+        if override and override[1] not in known:
+            raise InputError(unknown_field(override[1]))
 
 
 def _cause(error: BaseException) -> str:
@@ -161,35 +166,38 @@ def _cause(error: BaseException) -> str:
 
 def _own_flags() -> list[Any]:
     """The flags of this package, the command and its plug-ins, in the order of their definition."""
-    command = Path(sys.argv[0]).stem
-    ours = ("aa_flax", "__main__", command, *load_plugins(sys.argv[1:]))
+    ours = ("aa_flax", *load_plugins(sys.argv[1:]))
     by_module = flags.FLAGS.flags_by_module_dict()
     return [
         flag
         for module, defined in by_module.items()
-        if module == sys.argv[0] or module.partition(".")[0] in ours
+        if module.partition(".")[0] in ours or module == sys.argv[0]  # as absl names `__main__`
         for flag in defined
     ]
 
 
-_VALUES = {"config object": "FILE", "comma separated list of strings": "A,B,..."}
+_VALUES = {"config object": "NAME_OR_FILE", "comma separated list of strings": "A,B,..."}
 
 
-def _print_help() -> NoReturn:
-    """The command's docstring, its flags, and how to change values of the config."""
-    print(sys.modules["__main__"].__doc__, "\nFlags:", sep="")
+def _print_help(text: str) -> NoReturn:
+    """What the command does, its flags, and how to change values of the config."""
+    print(text, "\nFlags:", sep="")
     for flag in _own_flags():
         kind = _VALUES.get(flag.flag_type(), flag.flag_type().upper())
         default = QUICKSTART if flag.name == "config" else flag.default
         default = ",".join(default) if isinstance(default, list) else default
         told = "" if default in (None, False) else f" (default: {default})"
         print(_entry(f"--{flag.name}" + ("" if flag.boolean else f"={kind}"), flag.help + told))
+    print("\nRecipes:", _listed(recipe_names()), sep="\n")
     print("\nEvery value of the config is a flag, e.g. --config.optimizer.learning_rate=0.05:")
     groups = {name.partition(".")[0] for name in config_fields() if "." in name}
-    values = ", ".join(name for name in config_fields() if name not in groups)
-    print(fill(values, 98, initial_indent="  ", subsequent_indent="  "))
-    print("What they mean is in aa_flax/config.py. Flags of the libraries: --helpfull")
+    print(_listed(name for name in config_fields() if name not in groups))
+    print(f"What they mean is in {getfile(Config)}. Flags of the libraries: --helpfull")
     sys.exit(0)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return fill(", ".join(names), 98, initial_indent="  ", subsequent_indent="  ")
 
 
 def _entry(name: str, text: str) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from aa_flax.errors import InputError
 from aa_flax.initialisers import kaiming_normal_fan_out, ones, torch_uniform, zeros
 from aa_flax.ops import conv_general_dilated
+from aa_flax.ops.batch_norm import along, batch_norm
 
 
 class BatchNorm(nnx.Module):
@@ -47,33 +48,57 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         dtype = x.dtype
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            mean, var = self._batch_statistics(x)
-        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return ((x - _along(mean, x)) * _along(scale, x) + _along(self.bias[...], x)).astype(dtype)
+            factor = scale * lax.rsqrt(self.var[...] + self.epsilon)
+            y = (x - along(self.mean[...], x)) * along(factor, x) + along(bias, x)
+            return y.astype(dtype)
+        self._refuse_a_single_value(x)
+        y, mean, var = batch_norm(x, scale, bias, self.epsilon)
+        self._run_after(mean, var, prod(x.shape[:-1]))
+        return y.astype(dtype)
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        count = prod(x.shape[:-1])
-        if count < 2:
+    def _refuse_a_single_value(self, x: Array) -> None:
+        if prod(x.shape[:-1]) < 2:
             raise InputError(
                 f"BatchNorm in training needs more than one value for each channel, got shape "
                 f"{x.shape}; use a larger batch or image, or call model.eval()"
             )
-        axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axes)
-        var = jnp.square(x - _along(mean, x)).mean(axes)
+
+    def _run_after(self, mean: Array, var: Array, count: int) -> None:
+        """Moves the running statistics towards a batch's, with its unbiased variance."""
         keep = self.momentum
         self.mean[...] = keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean)
         unbiased = lax.stop_gradient(var) * (count / (count - 1))
         self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
-        return mean, var
 
 
-def _along(values: Array, x: Array) -> Array:
-    """A value for each channel, with the axes of `x`."""
-    return values.reshape((1,) * (x.ndim - 1) + values.shape)
+class Folded(nnx.Module):
+    """What `aa_flax.fuse` leaves at the place of a batch norm: the identity, for inference alone."""
+
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        return x
+
+    @property
+    def use_running_average(self) -> bool:
+        return True
+
+    @use_running_average.setter
+    def use_running_average(self, value: bool) -> None:  # model.train() sets it
+        if not value:
+            raise InputError(
+                "a fused net cannot be trained: its batch norms are part of its convolutions; "
+                "train the net that aa_flax.fuse was given"
+            )
+
+
+def refuse_folded(model: nnx.Module, *, to: str) -> None:
+    """Raises an InputError if batch norms of the model have been folded."""
+    if any(isinstance(layer, Folded) for _, layer in nnx.iter_modules(model)):
+        raise InputError(
+            f"a fused net has other variables than the net it is named after; {to} the net that "
+            "aa_flax.fuse was given"
+        )
 
 
 def conv2d(

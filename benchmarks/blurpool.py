@@ -1,70 +1,182 @@
-"""BlurPool, forward and gradient, side by side: the definition, our CPU form, and torch.
+"""BlurPool, forward and backward, by form: time, and achieved over the machine's copy bandwidth.
 
-    python benchmarks/blurpool.py [--repeats 15]
+    python benchmarks/blurpool.py [--filter_sizes 3 4 5] [--batch 8] [--dtype float32]
+        [--seconds 0.3] [--output RESULTS.csv]
 
-`conv` is the grouped convolution that defines the layer, `gather` the form that stands behind
-`blur_pool` on CPU, `torch` the original's layer in its fastest memory format (channels last).
-Milliseconds, medians; the last columns divide torch's time by that of `gather`.
+`conv` is the grouped convolution that defines the layer, `gather` the look-ups that stand behind
+`blur_pool` on CPU, `slices` pads and adds up strided slices, axis by axis, and is here to compare.
+`torch` is the original's layer in its fastest memory format (channels last), where both are
+installed. A pass must read its input once and write its result once: those bytes over its time,
+divided by the same for a copy of as many bytes, is the percentage beside the milliseconds. Above
+100 % is possible where a part stays in caches.
 """
 
 import argparse
+import csv
+import time
+from collections.abc import Callable
+from functools import partial, reduce
+from importlib.util import find_spec
+from pathlib import Path
 
-import antialiased_cnns
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-from timing import median_ms
+from jax import lax
 
 from aa_flax import blur_pool
+from aa_flax.ops.blur import binomial_taps, padding_widths
 
-SHAPES = [(8, 112, 112, 64), (8, 56, 56, 256), (8, 28, 28, 512), (8, 14, 14, 1024)]
+MAPS = [(112, 112, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024)]  # of ResNets at 224 pixels
+FIELDS = ("device", "versions", "shape", "filter_size", "dtype", "form", "pass", "ms")
+FIELDS += ("copy_gb_s", "of_copy")
+Form = Callable[[jax.Array], jax.Array]
 
 
-def time_jax(x: np.ndarray, k: int, implementation, repeats: int) -> tuple[float, float]:
-    def blur(x):
-        return blur_pool(x, k, implementation=implementation)
+def slices(x: jax.Array, filter_size: int) -> jax.Array:
+    """Stride 2, reflect padding: on each axis the taps' multiples of strided slices, added up."""
+    before, after = padding_widths(filter_size)
+    y = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)), mode="reflect")
+    y = y.astype(jnp.float32)
+    for axis in (1, 2):
+        last = y.shape[axis] - filter_size + 1
+        terms = [
+            tap * lax.slice_in_dim(y, i, i + last, 2, axis)
+            for i, tap in enumerate(binomial_taps(filter_size).tolist())
+        ]
+        y = reduce(jnp.add, terms)
+    return y.astype(x.dtype)
 
-    g = jax.random.normal(jax.random.key(0), jax.eval_shape(blur, x).shape)
-    forward = jax.jit(blur)
-    backward = jax.jit(lambda x, g: jax.vjp(blur, x)[1](g))
-    images = jnp.asarray(x)
+
+def forms(filter_size: int) -> dict[str, Form]:
+    return {
+        "conv": partial(blur_pool, filter_size=filter_size, implementation="conv"),
+        "gather": partial(blur_pool, filter_size=filter_size, implementation="gather"),
+        "slices": partial(slices, filter_size=filter_size),
+    }
+
+
+def median_seconds(run: Callable[[], object], wait: Callable, seconds: float) -> float:
+    """Of a pass; on a GPU passes are queued by tens, so that the host's part does not count."""
+    count = 1 if jax.default_backend() == "cpu" else 10
+    wait(run())
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 3:
+        began = time.perf_counter()
+        wait([run() for _ in range(count)][-1])
+        times.append(time.perf_counter() - began)
+    return float(np.median(times)) / count
+
+
+def copy_bandwidth(num_bytes: int, seconds: float) -> float:
+    """Bytes a second, read and written, of a pass over so many: half of them are read."""
+    x = jnp.ones(num_bytes // 8, jnp.float32)
+    copy = jax.jit(lambda x: -x)
+    return 2 * x.nbytes / median_seconds(lambda: copy(x), jax.block_until_ready, seconds)
+
+
+def time_jax(form: Form, x: jax.Array, seconds: float) -> tuple[float, float]:
+    y = jax.eval_shape(form, x)
+    g = jax.random.normal(jax.random.key(0), y.shape, y.dtype)
+    forward = jax.jit(form)
+    backward = jax.jit(lambda x, g: jax.vjp(form, x)[1](g))
+    wait = jax.block_until_ready
     return (
-        median_ms(lambda: jax.block_until_ready(forward(images)), repeats),
-        median_ms(lambda: jax.block_until_ready(backward(images, g)), repeats),
+        median_seconds(lambda: forward(x), wait, seconds),
+        median_seconds(lambda: backward(x, g), wait, seconds),
     )
 
 
-def time_torch(x: np.ndarray, k: int, repeats: int) -> tuple[float, float]:
-    layer = antialiased_cnns.BlurPool(x.shape[-1], filt_size=k)
-    tensor = torch.tensor(x.transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
+def time_torch(x: jax.Array, filter_size: int, seconds: float) -> tuple[float, float]:
+    import antialiased_cnns
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if x.dtype == jnp.bfloat16 else torch.float32
+    layer = antialiased_cnns.BlurPool(x.shape[-1], filt_size=filter_size).to(device, dtype)
+    tensor = torch.tensor(np.asarray(x, np.float32).transpose(0, 3, 1, 2), device=device)
+    tensor = tensor.to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def wait(_):
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     with torch.no_grad():
-        forward = median_ms(lambda: layer(tensor), repeats)
+        forward = median_seconds(lambda: layer(tensor), wait, seconds)
     tensor.requires_grad_()
     y = layer(tensor)
     g = torch.randn_like(y)
-    return forward, median_ms(lambda: torch.autograd.grad(y, tensor, g, retain_graph=True), repeats)
+    gradient = partial(torch.autograd.grad, y, tensor, g, retain_graph=True)
+    return forward, median_seconds(gradient, wait, seconds)
+
+
+def measure(shape: tuple[int, ...], filter_size: int, args: argparse.Namespace) -> list[dict]:
+    """A row a form and pass."""
+    x = jax.random.normal(jax.random.key(1), shape, args.dtype)
+    y = jax.eval_shape(forms(filter_size)["conv"], x)
+    needed = x.nbytes + y.size * y.dtype.itemsize
+    copied = copy_bandwidth(needed, args.seconds)
+    times = {name: time_jax(form, x, args.seconds) for name, form in forms(filter_size).items()}
+    if find_spec("torch") and find_spec("antialiased_cnns"):
+        times["torch"] = time_torch(x, filter_size, args.seconds)
+    return [
+        {
+            "shape": "x".join(map(str, shape)),
+            "filter_size": filter_size,
+            "form": form,
+            "pass": direction,
+            "ms": f"{1e3 * seconds:.4g}",
+            "copy_gb_s": f"{copied / 1e9:.1f}",
+            "of_copy": f"{needed / seconds / copied:.3f}",
+        }
+        for form, both in times.items()
+        for direction, seconds in zip(("forward", "backward"), both, strict=True)
+    ]
+
+
+def line(rows: list[dict]) -> str:
+    first = rows[0]
+    cells = [first["shape"], str(first["filter_size"]), first["copy_gb_s"]]
+    cells += [f"{row['ms']} ({100 * float(row['of_copy']):.0f} %)" for row in rows]
+    return f"| {' | '.join(cells)} |"
+
+
+def where() -> dict[str, str]:
+    parts = [f"jax {jax.__version__}"]
+    if find_spec("torch"):
+        import torch
+
+        parts.append(f"torch {torch.__version__}")
+    return {"device": jax.devices()[0].device_kind, "versions": ", ".join(parts)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}\n")
-    print(
-        "| shape | k | conv fwd | gather fwd | torch fwd | conv bwd | gather bwd | torch bwd "
-        "| torch/gather fwd | bwd |"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print("|---" * 10 + "|")
-    for shape in SHAPES:
-        for k in (3, 4, 5):
-            x = np.random.default_rng(0).standard_normal(shape, np.float32)
-            conv = time_jax(x, k, "conv", 3)
-            gather = time_jax(x, k, "gather", repeats)
-            reference = time_torch(x, k, repeats)
-            cells = [f"{t:.2f}" for pair in zip(conv, gather, reference, strict=True) for t in pair]
-            ratios = [f"{t / g:.1f}" for t, g in zip(reference, gather, strict=True)]
-            print(f"| {'x'.join(map(str, shape))} | {k} | " + " | ".join(cells + ratios) + " |")
+    parser.add_argument("--filter_sizes", nargs="+", type=int, default=[3, 4, 5])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement, at least")
+    parser.add_argument("--output", type=Path, help="CSV file, written anew")
+    args = parser.parse_args()
+    here, found = where(), []
+    print(f"{here['device']}; {here['versions']}; {args.dtype}\n")
+    for shape in [(args.batch, *size) for size in MAPS]:
+        for filter_size in args.filter_sizes:
+            rows = measure(shape, filter_size, args)
+            if not found:
+                heads = [f"{row['form']} {row['pass']}" for row in rows]
+                print(f"| map | k | copy, GB/s | {' | '.join(heads)} |")
+                print("|---" * (len(heads) + 3) + "|")
+            print(line(rows), flush=True)
+            found += [{**here, "dtype": args.dtype, **row} for row in rows]
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with args.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(found)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,14 @@ def look(net: str, workdir: Path, measure: str, *flags: str) -> Path:
     return output
 
 
+def write(results: list[Path], output: Path) -> None:
+    """The report of results; what is not in it is said, there and here."""
+    rows, left_out = report.gather(results)
+    for line in left_out:
+        print(f"left out: {line}")
+    report.write_report(rows, output, left_out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
@@ -51,13 +59,13 @@ def main() -> None:
     args = parser.parse_args()
     folders = {(n, s): args.folder / f"{n}_seed{s}" for s in range(args.seeds) for n in NETS}
     results = [train(*run, folder) for run, folder in folders.items()]
-    report.write_report(report.read_rows(results), args.output)
+    write(results, args.output)
     for measure, flags in {
         "diagonal": [*SIZE, "--images=0,3,9,13"],
         "equivariance": LARGER,
     }.items():
         found = [look(net, folders[net, 0], measure, *flags) for net in PAIR]
-        report.write_report(report.read_rows(found), args.output / measure)
+        write(found, args.output / measure)
     print(f"written to {args.output}")
 
 

@@ -6,7 +6,7 @@ Trained on centred digits only, then tested on shifted ones. README has the meas
 """
 
 from aa_flax.config import Config
-from configs import imagenet
+from aa_flax.configs import imagenet
 
 
 def get_config() -> Config:

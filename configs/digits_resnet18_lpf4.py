@@ -6,7 +6,7 @@ Trained on centred digits only, then tested on shifted ones. README has the meas
 """
 
 from aa_flax.config import Config
-from configs import digits_resnet18
+from aa_flax.configs import digits_resnet18
 
 
 def get_config() -> Config:

@@ -7,7 +7,7 @@ antialiasing (`--config configs/resnet34_lpf4.py:baseline`).
 """
 
 from aa_flax.config import Config
-from configs import imagenet
+from aa_flax.configs import imagenet
 
 
 def get_config(variant: str = "") -> Config:

@@ -8,7 +8,7 @@ the last two thirds of the recipe from scratch; other nets are fine-tuned likewi
 """
 
 from aa_flax.config import Config
-from configs import imagenet
+from aa_flax.configs import imagenet
 
 
 def get_config() -> Config:

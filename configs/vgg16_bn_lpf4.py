@@ -10,7 +10,7 @@ As in the original, the gradients of the two halves of a batch are added up;
 """
 
 from aa_flax.config import Config
-from configs import imagenet
+from aa_flax.configs import imagenet
 
 
 def get_config(variant: str = "") -> Config:

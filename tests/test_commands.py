@@ -1,5 +1,6 @@
 """The commands as a user runs them, and the mistakes users make."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ import aa_flax
 from aa_flax import InputError, commands, disk
 
 ROOT = Path(__file__).parents[1]
+TAKEN = """from aa_flax import Measure, Option, register_measure
+class Taken(Measure): options = (Option("workdir", "what the command has already"),)
+register_measure(Taken())
+"""
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -50,9 +55,11 @@ def test_help_shows_the_flags_people_need_and_every_value_of_the_config():
     done = run("train.py", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("Trains a net: python train.py --config")
-    for flag in ("--config=FILE", "--workdir=", "--distributed", "--resume=", "--plugin="):
+    for flag in ("--config=NAME_OR_FILE", "--workdir=", "--distributed", "--resume=", "--plugin="):
         assert f"\n  {flag}" in done.stdout
     assert "optimizer.learning_rate" in done.stdout
+    assert "resnet50_lpf4_finetune" in done.stdout
+    assert "aa_flax.train" not in done.stdout
     assert "--pdb" not in done.stdout  # absl's own are left out
 
 
@@ -62,23 +69,33 @@ def test_help_shows_the_flags_people_need_and_every_value_of_the_config():
         (["--config.lr=8"], r"field 'config\.lr'; did you mean config\.optimizer\.learning_rate\?"),
         (["--config.optimzer.momentum=0"], r"field .*did you mean config\.optimizer\.momentum"),
         (["--noconfig.remta"], r"unknown field 'config\.remta'; did you mean config\.remat"),
-        (
-            ["--config", "configs/resnet51_lpf4.py"],
-            r"no Python file configs/resnet51_lpf4\.py .*resnet50_l",
-        ),
-        (["--config=resnet50_lpf4.py"], r"no Python file .*did you mean configs/resnet50_lpf4\.py"),
-        (["--config=configs"], r"no Python file configs \(--config\)"),
     ],
 )
-def test_a_recipe_or_field_that_is_not_there_is_told_with_the_nearest(arguments, message):
+def test_a_field_that_is_not_there_is_told_with_the_nearest(arguments, message):
     with pytest.raises(InputError, match=message):
-        commands._check_config_flags(arguments)
+        commands._check_overrides(arguments)
 
 
-def test_options_of_the_net_are_free_and_recipes_have_variants():
-    commands._check_config_flags(
-        ["--config=configs/resnet18_lpf4.py:baseline", "--config.model_options.pool_only=False"]
-    )
+def test_options_of_the_net_are_free():
+    commands._check_overrides(["--config.model_options.pool_only=False", "--output=x"])
+
+
+def test_a_command_names_itself_as_it_was_called(tmp_path):
+    (tmp_path / "taken.py").write_text(TAKEN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # not in the clone: no train.py there
+    for command, name in (
+        ([str(ROOT / "eval.py")], "python eval.py"),
+        (["-m", "aa_flax.eval"], "python -m aa_flax.eval"),
+    ):
+        words = [sys.executable, *command, "--plugin=taken.py", "--help"]
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert f"which is a flag of {name} already" in done.stderr
+    helped = run("convert_torch_weights.py", "--help").stdout
+    assert helped.startswith("usage: python convert_torch_weights.py")
+    assert "python convert_torch_weights.py IN OUT.safetensors" in helped
+    assert "aa_flax" not in helped
 
 
 def test_importing_the_package_loads_nothing_heavy_and_built_in_measures_come_first():
@@ -108,10 +125,11 @@ def test_a_recipe_may_follow_the_values_that_change_it():
         "--shift",
         "--config.model=vgg11",
     ]
-    recipe = ["--config", "configs/imagenet.py"]
-    assert commands._recipe_first(given) == [*recipe, given[0], *given[3:]]
-    assert commands._recipe_first(["--shift", "--config=a.py:x"]) == ["--config=a.py:x", "--shift"]
-    assert commands._recipe_first(["--shift", "--config"]) == ["--config", "--shift"]
+    recipe = "--config=configs/imagenet.py"
+    assert commands._recipe_first(given) == [recipe, given[0], *given[3:]]
+    assert commands._recipe_first(["--shift", f"{recipe}:x"]) == [f"{recipe}:x", "--shift"]
+    with pytest.raises(InputError, match="--config is followed by nothing"):
+        commands._recipe_first(["--shift", "--config"])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +158,7 @@ def test_ctrl_c_has_the_commands_own_message_and_exit_code():
         "import sys; sys.argv = ['x']\n"
         "from aa_flax import commands\n"
         "def main(): raise KeyboardInterrupt\n"
-        "commands.define_flags(); commands.run(main, interrupted='what is done is kept')"
+        "commands.define_flags(); commands.run(main, 'text', interrupted='what is done is kept')"
     )
     done = run("-c", code)
     assert done.returncode == 130

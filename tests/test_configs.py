@@ -2,26 +2,27 @@
 
 import importlib
 import inspect
-from pathlib import Path
 
 import pytest
 
 from aa_flax import InputError, list_models
-from configs import imagenet
+from aa_flax.configs import imagenet
+from aa_flax.recipes import recipe_names
 
-ROOT = Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
+NAMES = recipe_names()
 PUBLISHED = [name for name in NAMES if not name.startswith(("digits", "imagenet"))]
 
 
 def module(name):
-    return importlib.import_module(f"configs.{name}")
+    return importlib.import_module(f"aa_flax.configs.{name}")
 
 
 def types(tree, prefix=""):
-    """The type of every field, by its path."""
+    """The type of every field, by its path; options are of the net, and of any kind."""
     found = {}
     for key, value in tree.items():
+        if key == "model_options":
+            continue
         path = f"{prefix}{key}"
         found |= types(value, f"{path}.") if hasattr(value, "items") else {path: type(value)}
     return found
@@ -37,7 +38,7 @@ def test_every_recipe_has_the_fields_of_the_base_and_its_own_name(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_docstring_has_the_command(name):
-    assert f"python train.py --config configs/{name}.py" in module(name).__doc__
+    assert f"python train.py --config configs/{name}.py" in str(module(name).__doc__)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -19,6 +19,14 @@ def imagenet_classes() -> list[str]:
     return (Path(__file__).parent / "imagenet_classes.txt").read_text().split()
 
 
+def imagenet_class_names() -> list[str]:
+    """What ImageNet's 1000 classes are called, in the order of the published nets' logits.
+
+    The names are torchvision's (BSD 3-Clause, beside the file).
+    """
+    return (Path(__file__).parent / "imagenet_class_names.txt").read_text().splitlines()
+
+
 def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list[str]:
     """The classes of the logits, in order, for a data set with the classes `found`.
 

@@ -7,6 +7,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from aa_flax.errors import InputError
+from aa_flax.models.model_config import Interpolation
 
 # (left, top, right, bottom) in pixels
 Box = tuple[int, int, int, int]
@@ -15,9 +16,12 @@ _AT_ONCE = 2**25  # pixels that are resized at once: 128 MB
 _LONGEST = 2**22  # pixels of a side: beyond, it would also take minutes
 
 _BILINEAR = Image.Resampling.BILINEAR
+_FILTERS = {"bilinear": _BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def center_image(image: Image.Image, resize_size: int, crop: int) -> UInt8[np.ndarray, "c c 3"]:
+def center_image(
+    image: Image.Image, resize_size: int, crop: int, interpolation: Interpolation = "bilinear"
+) -> UInt8[np.ndarray, "c c 3"]:
     """torchvision's `Resize(resize_size)` and `CenterCrop(crop)`; `resize_size` 0: as it is.
 
     Raises:
@@ -26,14 +30,16 @@ def center_image(image: Image.Image, resize_size: int, crop: int) -> UInt8[np.nd
     size = _resized(image.size, resize_size)
     box = center_box(*size, crop)
     if size[0] * size[1] > _AT_ONCE:
-        return np.asarray(_part_of_resized(image, size, box))
-    return np.asarray(resize_short_side(image, resize_size).crop(box))
+        return np.asarray(_part_of_resized(image, size, box, _FILTERS[interpolation]))
+    return np.asarray(resize_short_side(image, resize_size, interpolation).crop(box))
 
 
-def resize_short_side(image: Image.Image, size: int) -> Image.Image:
-    """Bilinear, antialiased; the longer side becomes `int(size * long / short)`; 0: as it is."""
+def resize_short_side(
+    image: Image.Image, size: int, interpolation: Interpolation = "bilinear"
+) -> Image.Image:
+    """Antialiased; the longer side becomes `int(size * long / short)`; 0: as it is."""
     wanted = _resized(image.size, size)
-    return image if wanted == image.size else image.resize(wanted, _BILINEAR)
+    return image if wanted == image.size else image.resize(wanted, _FILTERS[interpolation])
 
 
 def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
@@ -45,7 +51,9 @@ def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     return (short_side, longer) if size[0] == short else (longer, short_side)
 
 
-def _part_of_resized(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+def _part_of_resized(
+    image: Image.Image, size: tuple[int, int], box: Box, resampling: Image.Resampling
+) -> Image.Image:
     """`image.resize(size).crop(box)` in bounded memory, for a strip that gets very long.
 
     PIL resizes all rows, each by itself, and then all columns: so a few at a time give its bits.
@@ -59,13 +67,13 @@ def _part_of_resized(image: Image.Image, size: tuple[int, int], box: Box) -> Ima
     step = max(1, _AT_ONCE // width)
     for y in range(0, image.height, step):
         few = image.crop((0, y, image.width, min(y + step, image.height)))
-        few = few.resize((width, few.height), _BILINEAR)
+        few = few.resize((width, few.height), resampling)
         rows.paste(few.crop((left, 0, right, few.height)), (0, y))
     part = Image.new("RGB", (right - left, bottom - top))
     step = max(1, _AT_ONCE // height)
     for x in range(0, rows.width, step):
         few = rows.crop((x, 0, min(x + step, rows.width), rows.height))
-        few = few.resize((few.width, height), _BILINEAR)
+        few = few.resize((few.width, height), resampling)
         part.paste(few.crop((0, top, few.width, bottom)), (x, 0))
     return part
 

@@ -1,6 +1,6 @@
 """What is done to a batch of images on the device: shifted crops, flips and normalisation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,10 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from aa_flax.config import DataConfig
-
-# Per-channel mean and standard deviation of ImageNet's training images, of values in 0..1.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD
 
 
 def preprocess(batch: Mapping[str, Any], data: DataConfig) -> Float[Array, "N h w 3"]:
@@ -31,10 +28,18 @@ def preprocess(batch: Mapping[str, Any], data: DataConfig) -> Float[Array, "N h 
     return normalise(images)
 
 
-def normalise(images: UInt8[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
-    """Bytes to floats of about zero mean and unit variance, with ImageNet's statistics."""
-    mean, std = (jnp.array([[[values]]]) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images / 255.0 - mean) / std
+def normalise(
+    images: UInt8[Array, "N H W 3"],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Float[Array, "N H W 3"]:
+    """Bytes to floats of about zero mean and unit variance.
+
+    Args:
+        mean, std: of each channel, of values in 0..1; default: ImageNet's.
+    """
+    mean_, std_ = (jnp.array([[[values]]]) for values in (mean, std))
+    return (images / 255.0 - mean_) / std_
 
 
 def flip_where(flip: Bool[Array, " N"], images: UInt8[Array, "N H W 3"]) -> UInt8[Array, "N H W 3"]:

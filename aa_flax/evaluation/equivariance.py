@@ -56,6 +56,11 @@ class EquivarianceMaps:
     maps: Float[np.ndarray, "B P P"]
     scale: Float[np.ndarray, " B"]
 
+    @property
+    def relative(self) -> Float[np.ndarray, "B P P"]:
+        """The maps as shares of the distance between two different images at each block."""
+        return self.maps / self.scale[:, None, None]
+
     def save(self, path: Path) -> None:
         """Writes the attributes to an .npz file."""
         save_arrays(path, {name: np.asarray(value) for name, value in vars(self).items()})

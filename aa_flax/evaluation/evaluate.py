@@ -72,7 +72,7 @@ def evaluate(
         options: of measures, e.g. `per_batch=True`.
 
     Returns:
-        The results, as `eval.py` writes them.
+        The results, as `aa_flax.eval` writes them.
 
     Raises:
         InputError: an unknown measure or option, a function or data that do not fit, outputs that

@@ -68,11 +68,11 @@ def read_results(output: Path) -> Results:
         raise InputError(f"{output} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(
-            f"{output} is cut, or no results of eval.py ({error}); remove it, or give another "
-            "--output"
+            f"{output} is cut, or no results of an evaluation ({error}); remove it, or give "
+            "another --output"
         ) from error
     if not isinstance(results, dict) or (results and "model" not in results):
-        raise InputError(f"{output} holds no results of eval.py; give another --output")
+        raise InputError(f"{output} holds no results of an evaluation; give another --output")
     if "shift" not in results and "consistency" in results:  # as they once were written
         keys = ("num_images", *_OF_SHIFT)
         results["shift"] = {key: results[key] for key in keys if key in results}

@@ -23,7 +23,7 @@ Result = dict[str, Any]  # what a measure found, as it stands in the results: JS
 
 @dataclass(frozen=True)
 class Option:
-    """A flag of `eval.py`, and an argument of `aa_flax.evaluate`.
+    """A flag of `python -m aa_flax.eval`, and an argument of `aa_flax.evaluate`.
 
     Attributes:
         name: without dashes. The first option of a measure has the measure's name and asks for it:
@@ -128,7 +128,7 @@ class Measure:
             measure's numbers under that name.
         columns: of the report, in order.
         needs_model: whether it looks into a net of this package, not only at its outputs.
-        always: whether `eval.py` measures it without being asked; it has no flag then.
+        always: whether `aa_flax.eval` measures it without being asked; it has no flag then.
     """
 
     options: ClassVar[tuple[Option, ...]]
@@ -172,6 +172,14 @@ class Measure:
         """
         return []
 
+    def section(self, rows: Sequence[Row]) -> str:
+        """What the report says of nets beside one another, as Markdown; empty: nothing.
+
+        Args:
+            rows: the report's; those without this measure are among them.
+        """
+        return ""
+
     def path(self, column: Column) -> tuple[str, ...]:
         """Where a column's number stands in the results."""
         return (self.name, *column.key)
@@ -190,7 +198,7 @@ MEASURES: Table[Measure] = Table("measure")
 
 
 def register_measure(measure: Measure, *, replace: bool = False) -> None:
-    """Adds a measure: its flags to `eval.py`, its line to the summary, its columns to the report.
+    """Adds a measure: its flags of `aa_flax.eval`, line of the summary, columns of the report.
 
     Raises:
         InputError: another measure has its name or one of its options.

@@ -1,10 +1,19 @@
 """What was published for a net, beside what was measured."""
 
+from collections.abc import Sequence
 from math import erfc, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aa_flax.evaluation.rounding import p_value
+from aa_flax.evaluation.row import Row
 from aa_flax.models.registry import PublishedResult, published_results, released_weights
+
+HEAD = ("net", "number", "measured", "published", "difference", "p")
+EXPLAINED = (
+    "`p`: the probability of so large a difference between two samples of images. (Both numbers "
+    "are of the same images, so differences of a faithful port are smaller.)"
+)
 
 
 class Comparison(NamedTuple):
@@ -70,3 +79,20 @@ def comparisons(results: dict[str, Any]) -> dict[str, Comparison]:
         error = shift["consistency_ci95"] / 1.96
         found["consistency"] = compare(shift["consistency"], published.consistency, error)
     return found
+
+
+def compared_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """What stands under `HEAD`, a row a number, for results of released weights."""
+    return [
+        (
+            row.title,
+            name,
+            f"{c.measured:.2f}",
+            f"{c.published:.2f}",
+            f"{c.difference:+.2f}",
+            p_value(c.p_value),
+        )
+        for row in rows
+        for results in row.results
+        for name, c in comparisons(results).items()
+    ]

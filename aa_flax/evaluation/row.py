@@ -14,7 +14,7 @@ class Row:
     """All results of one net with one kind of weights, measured alike, e.g. of several seeds.
 
     Attributes:
-        model: the net's name. results: one mapping a seed, as `eval.py` writes them.
+        model: the net's name. results: one mapping a seed, as an evaluation writes them.
         facts: what was run, by name, e.g. `crop`; equal for all of the results.
         label: the facts in which this row differs from others of the report.
     """

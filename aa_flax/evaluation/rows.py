@@ -54,7 +54,7 @@ def gather(paths: Iterable[str | Path]) -> Gathered:
     """Reads results, and gathers by net and by what was run, in the order of the registry.
 
     Args:
-        paths: results files of `eval.py`, or folders of them.
+        paths: results files, as an evaluation writes them, or folders of them.
 
     Raises:
         InputError: a file that holds no results, or a folder without any.
@@ -85,7 +85,7 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
         below = next(iter(sorted(path.glob("*/results*.json"))), None)
         hint = f"; folders below are not read, give them, e.g. {below.parent}" if below else ""
         raise InputError(
-            f"no results in {path}: give files of eval.py, or folders that hold them{hint}"
+            f"no results in {path}: give files that hold results, or their folders{hint}"
         )
     return found
 
@@ -94,7 +94,7 @@ def _opened(file: Path, left_out: list[str]) -> Results:
     """The results in a file; the paths in them can be opened."""
     results = read_results(file)
     if not {"model", "num_images"} <= results.keys():
-        raise InputError(f"{file} holds no results of eval.py")
+        raise InputError(f"{file} holds no results of an evaluation")
     for name, found in list(results.items()):
         if not isinstance(found, dict) or name in _NO_MEASURES:
             continue
@@ -215,3 +215,18 @@ def conditions(rows: Sequence[Row]) -> str:
         if name in first and all(row.facts.get(name) == first[name] for row in rows)
     }
     return ", ".join(_told(name, value) for name, value in common.items())
+
+
+def by_conditions(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of a net and its antialiased ones that were measured alike, by a title of their own."""
+    names = (*CONDITIONS, "image_size", "resize_size")
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.base, *(str(row.facts.get(n)) for n in names)), []).append(row)
+    bases = [base for base, *_ in groups]
+    titled = {}
+    for (base, *_), members in groups.items():
+        facts = members[0].facts
+        told = [_told(name, facts[name]) for name in names if name in facts]
+        titled[base if bases.count(base) == 1 else f"{base} ({', '.join(told)})"] = members
+    return titled

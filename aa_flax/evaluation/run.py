@@ -82,7 +82,7 @@ def evaluate_config(
 def wanted_measures(
     names: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[list[Measure], dict[str, Any]]:
-    """The measures of `eval.py` that were asked for, accuracy among them, and all options."""
+    """The measures of `aa_flax.eval` that were asked for, accuracy among them, and all options."""
     values = option_values(options)
     always = [measure.name for measure in MEASURES.values() if measure.always]
     return chosen_measures([*always, *names], values), values

@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from aa_flax.arguments import whole_number
 from aa_flax.config import Config, DataConfig
+from aa_flax.data.examples import evaluation_example
 from aa_flax.data.loader import Batch, evaluation_batches
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
@@ -70,6 +74,12 @@ class Settings:
 
     def batches(self, source: Source, crop: int) -> Iterator[Batch]:
         """Every image once, in order: centre crops of `crop` pixels."""
+        return evaluation_batches(source, self.batch_size, self._data(), crop=crop)
+
+    def image(self, source: Source, index: int) -> UInt8[np.ndarray, "S S 3"]:
+        """The centre of one image, `image_size` pixels wide, that shifted crops are cut from."""
+        return evaluation_example(source, self._data(), self.image_size, index)["image"]
+
+    def _data(self) -> DataConfig:
         names = {f.name for f in fields(DataConfig)} & {f.name for f in fields(self)}
-        data = DataConfig(**{name: getattr(self, name) for name in names})
-        return evaluation_batches(source, self.batch_size, data, crop=crop)
+        return DataConfig(**{name: getattr(self, name) for name in names})

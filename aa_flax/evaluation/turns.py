@@ -239,7 +239,7 @@ def _check_classes(weights: str, source: Source) -> None:
     if weights in WORDS and source.num_classes != _CLASSES:
         raise InputError(
             f"published weights are for ImageNet's {_CLASSES} classes, but the data has "
-            f"{source.num_classes}; give --config configs/imagenet.py and --config.data.path, the "
+            f"{source.num_classes}; give --config imagenet and --config.data.path, the "
             "folder that holds ImageNet, or other --weights"
         )
 

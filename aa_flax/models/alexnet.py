@@ -51,6 +51,8 @@ class AlexNet(Classifier):
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
 
+    last_layer = "fc3"
+
     def __init__(
         self,
         *,
@@ -86,9 +88,7 @@ class AlexNet(Classifier):
         self.fc1 = linear(6 * 6 * 256, 4096, dtype=dtype, rngs=rngs)
         self.dropout2 = nnx.Dropout(dropout, rngs=rngs)
         self.fc2 = linear(4096, 4096, dtype=dtype, rngs=rngs)
-        self.fc3 = (
-            linear(4096, self.num_classes, dtype=dtype, rngs=rngs) if self.num_classes else None
-        )
+        self.fc3 = self._new_last_layer(4096, self.num_classes, dtype=dtype, rngs=rngs)
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 64"]:
         """The first convolution: a quarter of the resolution."""
@@ -133,12 +133,14 @@ class AlexNet(Classifier):
         pool = pool_filter(self.conv_pool, 64)
         return [RELU, pool] if self.relu_first else [pool, RELU]
 
-    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        x = adaptive_avg_pool(self.features(x), 6)
+    def forward_head(
+        self, features: Float[Array, "N h w 256"], pre_logits: bool = False
+    ) -> Float[Array, "N classes"]:
+        x = adaptive_avg_pool(features, 6)
         x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 would need an image
         x = jax.nn.relu(self.fc1(self.dropout1(x)))
         x = jax.nn.relu(self.fc2(self.dropout2(x)))
-        return x if self.fc3 is None else self.fc3(x)
+        return self._classified(x, pre_logits)
 
 
 def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:

@@ -9,6 +9,7 @@ Sec. 3.2), or another pool in BlurPool's place:
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.rematerialise import rematerialised
+from aa_flax.models.stems import stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
-from aa_flax.ops import avg_pool, max_pool
+from aa_flax.ops import avg_pool, materialised, max_pool
 from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
 
@@ -49,7 +51,7 @@ class DenseLayer(nnx.Module):
         self.dropout = nnx.Dropout(drop_rate, rngs=rngs if drop_rate else None)
 
     def __call__(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W growth"]:
-        x = jnp.concatenate(maps, axis=-1)
+        x = materialised(jnp.concatenate(maps, axis=-1))
         x = self.conv1(jax.nn.relu(self.norm1(x)))
         x = self.conv2(jax.nn.relu(self.norm2(x)))
         return self.dropout(x)
@@ -90,12 +92,16 @@ class DenseNet(Classifier):
             `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
         pool_only: antialias the stem's max pool, not its convolution (as all published weights);
             False runs the stem's convolution densely too, at four times its cost.
+        stem: "small" is for images such as CIFAR's 32x32: a 3x3 convolution of stride 1 and no max
+            pool, so that the last map is an eighth of the image, not a thirty-second.
         drop_rate: share of the values dropped of what each dense layer adds.
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
 
     With `remat` (see `Classifier`) a dense block computes its layers one by one a third time, so
     that memory stays linear, not quadratic, in its depth.
     """
+
+    last_layer = "classifier"
 
     def __init__(
         self,
@@ -108,6 +114,7 @@ class DenseNet(Classifier):
         filter_size: int | None = None,
         pool: str | PoolFactory | None = None,
         pool_only: bool = True,
+        stem: Literal["imagenet", "small"] = "imagenet",
         drop_rate: float = 0.0,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
@@ -125,11 +132,22 @@ class DenseNet(Classifier):
         drop_rate = share("drop_rate", drop_rate)
         factory = pool_factory(filter_size, pool)
 
-        stem_stride = 2 if pool_only else 1
-        self.conv0 = _conv(3, features, 7, stride=stem_stride, padding=3, dtype=dtype, rngs=rngs)
+        conv = stem_convolution(stem, pool_only=self.pool_only)
+        self.is_small = conv.reduction == 1
+        self.conv0 = _conv(
+            3,
+            features,
+            conv.size,
+            stride=conv.stride,
+            padding=conv.size // 2,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.norm0 = BatchNorm(features, rngs=rngs)
-        self.conv_pool = make_pool(factory, 2 // stem_stride, features=features, rngs=rngs)
-        self.pool = make_pool(factory, 2, features=features, rngs=rngs)
+        carried = conv.reduction // conv.stride
+        self.conv_pool = make_pool(factory, carried, features=features, rngs=rngs)
+        pool_stride = 1 if self.is_small else 2
+        self.pool = make_pool(factory, pool_stride, features=features, rngs=rngs)
 
         blocks, transitions = [], []
         for i, count in enumerate(block_config):
@@ -154,20 +172,33 @@ class DenseNet(Classifier):
             blocks.append(nnx.List(block))
         self.blocks, self.transitions = nnx.List(blocks), nnx.List(transitions)
         self.norm5 = BatchNorm(features, rngs=rngs)
-        head = partial(linear, bias_init=zeros, dtype=dtype, rngs=rngs)
-        self.classifier = head(features, self.num_classes) if self.num_classes else None
+        self.classifier = self._new_last_layer(features, self.num_classes, dtype=dtype, rngs=rngs)
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
-        """First convolution and pooling: a quarter of the resolution."""
+        """First convolution and pooling: a quarter of the resolution, or all of it if small."""
+        x = self._stem_conv(x)
+        return x if self.is_small else self._stem_pool(x)
+
+    def _stem_conv(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
         x = jax.nn.relu(self.norm0(self.conv0(x)))
-        if self.conv_pool is not None:
-            x = subsample(self.conv_pool, x)
+        return x if self.conv_pool is None else subsample(self.conv_pool, x)
+
+    def _stem_pool(self, x: Float[Array, "N H W c"]) -> Float[Array, "N h w c"]:
         if self.pool is None:
             return max_pool(x, 3, stride=2, padding=1)
         return subsample(self.pool, max_pool(x, 3, stride=1, padding=1))
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem
+        yield from self._dense_blocks()
+
+    def feature_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield "stem", self._stem_conv
+        if not self.is_small:
+            yield "pool", self._stem_pool
+        yield from self._dense_blocks()
+
+    def _dense_blocks(self) -> Iterator[tuple[str, Callable]]:
         for i, layers in enumerate(self.blocks):
             yield f"blocks.{i}", partial(_dense_block, layers, remat=self.remat)
             if i < len(self.transitions):
@@ -193,9 +224,12 @@ class DenseNet(Classifier):
         if self.classifier is not None:
             yield "classifier", self.classifier
 
-    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        x = self.features(x).mean((1, 2))
-        return x if self.classifier is None else self.classifier(x)
+    def _new_last_layer(
+        self, in_features: int, num_classes: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+    ) -> nnx.Linear | None:
+        if num_classes == 0:
+            return None
+        return linear(in_features, num_classes, bias_init=zeros, dtype=dtype, rngs=rngs)
 
 
 def _dense_block(

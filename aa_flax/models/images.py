@@ -11,6 +11,7 @@ from aa_flax.errors import InputError
 
 NamedBlocks = Callable[[nnx.Module], Iterator[tuple[str, Callable]]]
 
+_BOUNDS = (96, 192, 384)  # pixels that export is told to suppose where less will not do
 _LARGEST = 2048  # pixels; a net that needs more than this has a smallest size nobody asks for
 
 
@@ -29,7 +30,7 @@ def check_images(x: object, *, channels: int = 3) -> None:
     given = f"shape {tuple(x.shape)} of {x.dtype}"
     advice = _wrong_shape(x.shape, channels)
     if advice is None and not jnp.issubdtype(x.dtype, jnp.floating):
-        advice = "convert and normalise them first, e.g. by aa_flax.data.transforms.normalise"
+        advice = "convert and normalise them first, e.g. by aa_flax.preprocess"
     if advice is not None:
         raise InputError(_expected(channels, given, advice))
 
@@ -118,8 +119,54 @@ def refuse_too_small(model, block: str, shape: tuple, error: ValueError) -> None
 
 def unbounded(model, shape: tuple) -> InputError:
     """The error of sizes that export leaves open and that might be too small."""
+    bound = _exportable_bound(model)
+    advice = (
+        f", or a bound: jax.export.symbolic_shape('n, h, w', constraints={_at_least(bound)})"
+        if bound
+        else ""
+    )
     return InputError(
         f"images of {shape[1]}x{shape[2]} pixels may be too small for {model.name or 'this net'}; "
-        "give export the numbers, or a bound: jax.export.symbolic_shape('n, h, w', "
-        f"constraints=['h >= {smallest_size(model)}', 'w >= {smallest_size(model)}'])"
+        f"give export the numbers{advice}"
     )
+
+
+def _at_least(bound: int) -> list[str]:
+    return [f"h >= {bound}", f"w >= {bound}"]
+
+
+def _exportable_bound(model: nnx.Module) -> int | None:
+    """The least of a few sizes from which on every size is seen to be large enough.
+
+    It may be more than the smallest size, since what is known of an open one is that bound alone:
+    of `(h - 1) // 2 + 1`, say, no more than what follows from it by the rules of arithmetic.
+    """
+    smallest = smallest_size(model)
+    if smallest is None:
+        return None
+    graphdef, state = nnx.split(model)
+    try:
+        for bound in (smallest, *(size for size in _BOUNDS if size > smallest)):
+            if _takes_from(graphdef, state, bound, model):
+                return bound
+    except InputError:  # its head wants sizes in numbers
+        return None
+    return None
+
+
+def _takes_from(graphdef: nnx.GraphDef, state: nnx.State, bound: int, model) -> bool:
+    def run(state, x):
+        net = nnx.merge(graphdef, state)
+        for _, block in net._named_blocks():
+            x = block(x)
+        return net.forward_head(x)
+
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    sizes = jax.export.symbolic_shape("n, h, w", constraints=_at_least(bound))
+    try:
+        jax.eval_shape(
+            run, shapes, jax.ShapeDtypeStruct((*sizes, model.image_channels), jnp.float32)
+        )
+    except jax.errors.InconclusiveDimensionOperation:
+        return False
+    return True

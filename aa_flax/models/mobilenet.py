@@ -8,7 +8,7 @@ keeps its stride:
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -20,6 +20,7 @@ from aa_flax.initialisers import normal, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
+from aa_flax.models.stems import is_small
 from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
 
@@ -126,10 +127,14 @@ class MobileNetV2(Classifier):
         width_mult: factor on the number of features, at least 1/16, rounded down as in the
             antialiased original (torchvision rounds to multiples of 8: other widths than 1 differ
             from its nets).
+        stem: "small" is for images such as CIFAR's 32x32: the first convolution has stride 1, so
+            that the last map is a sixteenth of the image, not a thirty-second.
         dropout: share of the values dropped before the classifier; default 0.2 for the plain net
             and none for the antialiased one, as in the originals.
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
+
+    last_layer = "classifier"
 
     def __init__(
         self,
@@ -138,6 +143,7 @@ class MobileNetV2(Classifier):
         filter_size: int | None = None,
         pool: str | PoolFactory | None = None,
         width_mult: float = 1.0,
+        stem: Literal["imagenet", "small"] = "imagenet",
         dropout: float | None = None,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
@@ -149,7 +155,8 @@ class MobileNetV2(Classifier):
         factory = pool_factory(filter_size, pool)
         in_features = int(32 * width_mult)
         last_features = int(1280 * max(1.0, width_mult))
-        self.stem = ConvBlock(3, in_features, 3, stride=2, dtype=dtype, rngs=rngs)
+        stride = 1 if is_small(stem) else 2
+        self.stem = ConvBlock(3, in_features, 3, stride=stride, dtype=dtype, rngs=rngs)
         blocks = []
         for expansion, base_features, count, first_stride in _STAGES:
             features = int(base_features * width_mult)
@@ -169,20 +176,18 @@ class MobileNetV2(Classifier):
         self.blocks = nnx.List(blocks)
         self.head = ConvBlock(in_features, last_features, 1, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(share("dropout", dropout), rngs=rngs)
-        head = partial(
-            linear,
-            kernel_init=normal(0.01),
-            bias_init=zeros,
-            dtype=dtype,
-            rngs=rngs,
+        self.classifier = self._new_last_layer(
+            last_features, self.num_classes, dtype=dtype, rngs=rngs
         )
-        self.classifier = head(last_features, self.num_classes) if self.num_classes else None
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield from self._feature_blocks()
+        yield "head", self.head
+
+    def feature_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem
         for i, block in enumerate(self.blocks):
             yield f"blocks.{i}", block
-        yield "head", self.head
 
     def torch_layers(self) -> Layers:
         yield "features.0.0", self.stem.conv
@@ -196,9 +201,24 @@ class MobileNetV2(Classifier):
         if self.classifier is not None:
             yield f"classifier.{0 if self.is_antialiased else 1}", self.classifier
 
-    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        x = self.dropout(self.features(x).mean((1, 2)))
-        return x if self.classifier is None else self.classifier(x)
+    def forward_head(
+        self, features: Float[Array, "N h w 1280"], pre_logits: bool = False
+    ) -> Float[Array, "N classes"]:
+        return self._classified(self.dropout(features.mean((1, 2))), pre_logits)
+
+    def _new_last_layer(
+        self, in_features: int, num_classes: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+    ) -> nnx.Linear | None:
+        if num_classes == 0:
+            return None
+        return linear(
+            in_features,
+            num_classes,
+            kernel_init=normal(0.01),
+            bias_init=zeros,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
 
 register_model("mobilenet_v2", MobileNetV2, published=True)

@@ -9,7 +9,7 @@ import csv
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cache, partial
@@ -22,6 +22,7 @@ import numpy as np
 from aa_flax.arguments import parameters, switch, whole_numbers
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.model_config import ModelConfig
 from aa_flax.tables import Table, UnknownName, unknown
 
 FILTER_SIZES = range(1, 8)
@@ -37,12 +38,16 @@ class Net:
         published: whether there is a published net to compare it with: torchvision's of the same
             name, and `antialiased-cnns`' for its filter sizes.
         filter_sizes: taps k of its antialiased nets, `<name>_lpf<k>`; none: the plain net alone.
+        config: what images it expects.
+        hub: the repository on the Hugging Face hub with its weights, OWNER/NAME; "": none.
     """
 
     name: str
     build: Callable[..., Classifier]
     published: bool
     filter_sizes: tuple[int, ...]
+    config: ModelConfig = field(default_factory=ModelConfig)
+    hub: str = ""
 
 
 _NETS: Table[Net] = Table("net")
@@ -54,6 +59,8 @@ def register_model(
     *,
     published: bool = False,
     filter_sizes: Sequence[int] | None = None,
+    config: ModelConfig | None = None,
+    hub: str = "",
     replace: bool = False,
 ) -> None:
     """Makes a net known by name to `create_model`, `list_models` and the commands.
@@ -66,6 +73,8 @@ def register_model(
         published: whether there is a published net of that name to compare it with.
         filter_sizes: taps of the BlurPools it comes with as `<name>_lpf<k>`; default 1 to 7 if
             `build` names a parameter `filter_size`, else none.
+        config: what images it expects; default: ImageNet's at 224 pixels.
+        hub: the repository on the Hugging Face hub that `pretrained=True` takes, OWNER/NAME.
         replace: whether an earlier net of that name may be replaced.
 
     Raises:
@@ -84,12 +93,19 @@ def register_model(
         sizes = tuple(FILTER_SIZES) if "filter_size" in parameters(build) else ()
     else:
         sizes = whole_numbers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
-    _NETS.register(name, Net(name, build, published, sizes), replace=replace)
+    net = Net(name, build, published, sizes, config or ModelConfig(), hub)
+    _NETS.register(name, net, replace=replace)
 
 
 def base_names() -> list[str]:
     """Names of all nets without antialiasing, in the order of the table."""
     return list(_NETS)
+
+
+def hub_repository(name: str) -> str:
+    """The repository on the Hugging Face hub with a net's weights, OWNER/NAME; "": none."""
+    base, filter_size = parse_name(name)
+    return _NETS[base].hub if filter_size is None else ""
 
 
 def has_reference(name: str) -> bool:
@@ -174,6 +190,7 @@ def build(name: str, *, remat: bool = False, **options) -> Classifier:
         options["filter_size"] = filter_size
     model = net.build(**options)
     model.name = base if filter_size is None else f"{base}_lpf{filter_size}"
+    model.config = net.config
     model.remat = switch("remat", remat)
     if model.num_classes is None:  # a family that does not say
         default = known["num_classes"].default if "num_classes" in known else None
@@ -195,7 +212,10 @@ def _check_options(net: Net, options: dict[str, Any]) -> None:
     for option in options:
         if option not in known:
             accepted = [name for name in known if name != "filter_size"]
-            raise InputError(unknown(f"option of {net.name}", option, accepted))
+            message = unknown(f"option of {net.name}", option, accepted)
+            having = [other for other in _NETS if option in parameters(_NETS[other].build)]
+            there = f"; nets that have it: {', '.join(having)}" if having else ""
+            raise InputError(message + there)
 
 
 def _check_floating(dtype: Any) -> None:

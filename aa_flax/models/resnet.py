@@ -14,9 +14,10 @@ BlurPool has no variables, so a plain net and its antialiased one have the same 
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -24,11 +25,12 @@ from jaxtyping import Array, Float
 from aa_flax.arguments import switch, whole_number, whole_numbers
 from aa_flax.errors import InputError
 from aa_flax.initialisers import ones, zeros
-from aa_flax.layers import BatchNorm, conv2d, linear
+from aa_flax.layers import BatchNorm, conv2d
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
+from aa_flax.models.stems import stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
-from aa_flax.ops import max_pool
+from aa_flax.ops import materialised, max_pool
 from aa_flax.pools.registry import PoolFactory, decide, make_pool, pool_factory, subsample
 
 
@@ -44,6 +46,7 @@ class BasicBlock(nnx.Module):
         *,
         stride: int,
         dilation: int,
+        next_dilation: int,
         groups: int,
         base_width: int,
         pool: PoolFactory | None,
@@ -53,16 +56,29 @@ class BasicBlock(nnx.Module):
     ):
         if groups != 1 or base_width != 64:
             raise InputError(f"BasicBlock has one group of width 64, got {groups} of {base_width}")
-        if dilation != 1:
-            raise InputError("BasicBlock has no dilation; use a net of bottleneck blocks")
         self.pool = make_pool(pool, stride, features=features, rngs=rngs)
         conv_stride = stride if self.pool is None else 1
         last_scale = zeros if zero_init_residual else ones
         self.conv1 = conv2d(
-            in_features, features, 3, stride=conv_stride, padding=1, dtype=dtype, rngs=rngs
+            in_features,
+            features,
+            3,
+            stride=conv_stride,
+            padding=dilation,
+            dilation=dilation,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.bn1 = BatchNorm(features, rngs=rngs)
-        self.conv2 = conv2d(features, features, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.conv2 = conv2d(
+            features,
+            features,
+            3,
+            padding=next_dilation,
+            dilation=next_dilation,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.bn2 = BatchNorm(features, scale_init=last_scale, rngs=rngs)
         self.downsample = _downsample(
             in_features, features, stride=stride, pool=pool, dtype=dtype, rngs=rngs
@@ -76,7 +92,7 @@ class BasicBlock(nnx.Module):
             y = subsample(self.pool, y, choice)
         y = self.bn2(self.conv2(y))
         shortcut = x if self.downsample is None else self.downsample(x, choice)
-        return jax.nn.relu(y + shortcut)
+        return materialised(jax.nn.relu(y + shortcut))
 
 
 class Bottleneck(nnx.Module):
@@ -91,6 +107,7 @@ class Bottleneck(nnx.Module):
         *,
         stride: int,
         dilation: int,
+        next_dilation: int,
         groups: int,
         base_width: int,
         pool: PoolFactory | None,
@@ -98,6 +115,7 @@ class Bottleneck(nnx.Module):
         dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ):
+        del next_dilation  # has one 3x3 convolution, dilated as those before
         width = features * base_width // 64 * groups
         out_features = features * self.expansion
         self.pool = make_pool(pool, stride, features=width, rngs=rngs)
@@ -131,7 +149,7 @@ class Bottleneck(nnx.Module):
             y = subsample(self.pool, y, choice)
         y = self.bn3(self.conv3(y))
         shortcut = x if self.downsample is None else self.downsample(x, choice)
-        return jax.nn.relu(y + shortcut)
+        return materialised(jax.nn.relu(y + shortcut))
 
 
 class Downsample(nnx.Module):
@@ -147,7 +165,7 @@ class Downsample(nnx.Module):
         dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ):
-        self.pool = make_pool(pool, stride, features=in_features, rngs=rngs)
+        self.pool = make_pool(pool, stride, features=in_features, rngs=rngs, follows=True)
         conv_stride = stride if self.pool is None else 1
         self.conv = conv2d(in_features, out_features, 1, stride=conv_stride, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(out_features, rngs=rngs)
@@ -198,8 +216,11 @@ class ResNet(Classifier):
         groups, width_per_group: ResNeXt's cardinality, and the width of a group at 64 features.
         pool_only: antialias the stem's max pool, not its convolution (as all published weights);
             False runs the stem's convolution densely too, at four times its cost.
-        replace_stride_with_dilation: for stages 2 to 4, whether the stride becomes a dilation
-            (its pool goes with it); None: for none of them.
+        output_stride: how many times smaller than the images the last map is: 32, or 16 or 8 with
+            dilated convolutions in place of the last stride or two, whose pools go with them. Half
+            and a quarter with `stem="small"`, which leaves out the strides of the stem.
+        stem: "small" is for images such as CIFAR's 32x32: a 3x3 convolution of stride 1 and no max
+            pool, so that the last map is an eighth of the image, not a thirty-second.
         zero_init_residual: start each residual branch at zero (Goyal et al. 2017).
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
@@ -215,7 +236,8 @@ class ResNet(Classifier):
         groups: int = 1,
         width_per_group: int = 64,
         pool_only: bool = True,
-        replace_stride_with_dilation: Sequence[bool] | None = (False, False, False),
+        output_stride: int = 32,
+        stem: Literal["imagenet", "small"] = "imagenet",
         zero_init_residual: bool = False,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
@@ -226,7 +248,8 @@ class ResNet(Classifier):
             raise InputError(
                 "pool_only=False needs an antialiased net: give a filter_size or a pool"
             )
-        self.replace_stride_with_dilation = _dilated_stages(replace_stride_with_dilation)
+        dilated = _dilated_stages(output_stride)
+        self.output_stride = int(output_stride)
         layers = whole_numbers("layers", layers, count=4)
         factory = pool_factory(filter_size, pool)
         options = {
@@ -237,11 +260,16 @@ class ResNet(Classifier):
             "dtype": dtype,
             "rngs": rngs,
         }
-        stem_stride = 2 if pool_only else 1
-        self.conv1 = conv2d(3, 64, 7, stride=stem_stride, padding=3, dtype=dtype, rngs=rngs)
+        conv = stem_convolution(stem, pool_only=self.pool_only)
+        self.is_small = conv.reduction == 1
+        self.conv1 = conv2d(
+            3, 64, conv.size, stride=conv.stride, padding=conv.size // 2, dtype=dtype, rngs=rngs
+        )
         self.bn1 = BatchNorm(64, rngs=rngs)
-        self.conv_pool = make_pool(factory, 2 // stem_stride, features=64, rngs=rngs)
-        self.pool = make_pool(factory, 2, features=64, rngs=rngs)
+        carried = conv.reduction // conv.stride
+        self.conv_pool = make_pool(factory, carried, features=64, rngs=rngs)
+        pool_stride = 1 if self.is_small else 2
+        self.pool = make_pool(factory, pool_stride, features=64, rngs=rngs)
 
         in_features, dilation = 64, 1
         stages = []
@@ -249,7 +277,7 @@ class ResNet(Classifier):
             (64, 128, 256, 512),
             layers,
             (1, 2, 2, 2),
-            (False, *self.replace_stride_with_dilation),
+            (False, *dilated),
             strict=True,
         ):
             stage = []
@@ -263,23 +291,25 @@ class ResNet(Classifier):
                         features,
                         stride=stride if i == 0 else 1,
                         dilation=first_dilation if i == 0 else dilation,
+                        next_dilation=dilation,
                         **options,
                     )
                 )
                 in_features = features * block.expansion
             stages.append(nnx.List(stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = (
-            linear(in_features, self.num_classes, dtype=dtype, rngs=rngs)
-            if self.num_classes
-            else None
-        )
+        self.fc = self._new_last_layer(in_features, self.num_classes, dtype=dtype, rngs=rngs)
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 64"]:
-        """First convolution and pooling: a quarter of the resolution."""
+        """First convolution and pooling: a quarter of the resolution, or all of it if small."""
+        x = self._stem_conv(x)
+        return x if self.is_small else self._stem_pool(x)
+
+    def _stem_conv(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 64"]:
         x = jax.nn.relu(self.bn1(self.conv1(x)))
-        if self.conv_pool is not None:
-            x = subsample(self.conv_pool, x)
+        return x if self.conv_pool is None else subsample(self.conv_pool, x)
+
+    def _stem_pool(self, x: Float[Array, "N H W 64"]) -> Float[Array, "N h w 64"]:
         if self.pool is None:
             return max_pool(x, 3, stride=2, padding=1)
         return subsample(self.pool, max_pool(x, 2, stride=1))
@@ -287,6 +317,17 @@ class ResNet(Classifier):
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem
         yield from self._residual_blocks()
+
+    def feature_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield "stem", self._stem_conv
+        if not self.is_small:
+            yield "pool", self._stem_pool
+        yield from self._residual_blocks()
+
+    def level_ends(self) -> Sequence[str]:
+        """The stem's convolution, and each stage whether it has a stride or a dilation."""
+        last = {name.partition(".")[0]: name for name, _ in self._residual_blocks()}
+        return ["stem", *last.values()]
 
     def _residual_blocks(self) -> Iterator[tuple[str, BasicBlock | Bottleneck]]:
         for name in ("layer1", "layer2", "layer3", "layer4"):
@@ -304,20 +345,16 @@ class ResNet(Classifier):
         if self.fc is not None:
             yield "fc", self.fc
 
-    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        x = self.features(x).mean((1, 2))
-        return x if self.fc is None else self.fc(x)
+
+_DILATED_STAGES = {32: (False, False, False), 16: (False, False, True), 8: (False, True, True)}
 
 
-def _dilated_stages(given: Sequence[bool] | None) -> tuple[bool, ...]:
+def _dilated_stages(output_stride: object) -> tuple[bool, bool, bool]:
     """Whether stages 2, 3 and 4 are dilated."""
-    if given is None:
-        return (False, False, False)
-    if not isinstance(given, list | tuple) or len(given) != 3:
-        raise InputError(
-            f"replace_stride_with_dilation has one entry for each of stages 2, 3 and 4, got {given}"
-        )
-    return tuple(switch("every entry of replace_stride_with_dilation", entry) for entry in given)
+    number = isinstance(output_stride, int | np.integer) and not isinstance(output_stride, bool)
+    if not number or output_stride not in _DILATED_STAGES:
+        raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
+    return _DILATED_STAGES[int(output_stride)]
 
 
 _GROUPS_32X4 = {"groups": 32, "width_per_group": 4}

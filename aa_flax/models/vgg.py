@@ -71,6 +71,8 @@ class VGG(Classifier):
         dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
 
+    last_layer = "fc3"
+
     def __init__(
         self,
         layers: Sequence[int],
@@ -103,9 +105,7 @@ class VGG(Classifier):
         self.dropout1 = nnx.Dropout(dropout, rngs=rngs)
         self.fc2 = _linear(4096, 4096, dtype=dtype, rngs=rngs)
         self.dropout2 = nnx.Dropout(dropout, rngs=rngs)
-        self.fc3 = (
-            _linear(4096, self.num_classes, dtype=dtype, rngs=rngs) if self.num_classes else None
-        )
+        self.fc3 = self._new_last_layer(4096, self.num_classes, dtype=dtype, rngs=rngs)
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         for i, (stage, pool) in enumerate(zip(self.stages, self.pools, strict=True), 1):
@@ -126,12 +126,19 @@ class VGG(Classifier):
         classifier = [first, RELU, DROPOUT, self.fc2, RELU, DROPOUT, self.fc3]
         yield from sequential("classifier", classifier)
 
-    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N classes"]:
-        x = adaptive_avg_pool(self.features(x), 7)
+    def forward_head(
+        self, features: Float[Array, "N h w 512"], pre_logits: bool = False
+    ) -> Float[Array, "N classes"]:
+        x = adaptive_avg_pool(features, 7)
         x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 would need an image
         x = self.dropout1(jax.nn.relu(self.fc1(x)))
         x = self.dropout2(jax.nn.relu(self.fc2(x)))
-        return x if self.fc3 is None else self.fc3(x)
+        return self._classified(x, pre_logits)
+
+    def _new_last_layer(
+        self, in_features: int, num_classes: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+    ) -> nnx.Linear | None:
+        return _linear(in_features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
 
 
 def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:

@@ -9,32 +9,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import comb
 from operator import index
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, named_scope
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
-from aa_flax.ops import forms
-from aa_flax.ops.forms import Multilinear, static
+from aa_flax.ops.lowpass import Axis, Geometry, Implementation, Padding, check_sizes, subsampled
 from aa_flax.ops.padding import is_circular
-
-if TYPE_CHECKING:
-    from scipy import sparse
-
-Padding = Literal["reflect", "replicate", "zero", "circular"]
-Implementation = Literal["conv", "gather"]
-BLUR_SCOPE = "aa_flax.blur_pool"  # by which programs tell a blur from a strided convolution
-
-_PadMode = Literal["reflect", "edge", "wrap", "constant"]
-_PAD_MODE: dict[Padding, _PadMode] = {
-    "reflect": "reflect",
-    "replicate": "edge",
-    "circular": "wrap",
-    "zero": "constant",
-}
 
 
 def binomial_taps(filter_size: int) -> np.ndarray:
@@ -85,38 +68,9 @@ def blur_pool(
     Raises:
         InputError: a wrong rank, type or option, or an axis too short for its padding.
     """
-    if is_circular():
-        padding = "circular"
-    geometry = _check(x, filter_size, stride, padding, pad_offset)
-    conv = Multilinear(static(_blur_by_conv, geometry=geometry))
-    gather = Multilinear(
-        static(_blur_by_gather, geometry=geometry),
-        transposes=(static(_gather_gradient, geometry=geometry),),
-    )
-    if implementation is None:
-        return forms.apply(conv, gather, x)
-    if implementation not in get_args(Implementation):
-        raise InputError(f"implementation must be conv, gather or None, got {implementation!r}")
-    if implementation == "conv" or forms.are_forced():
-        return conv.function(jnp.asarray(x))
-    return forms.apply(gather, gather, x)
-
-
-class _Axis(NamedTuple):
-    """What is done to one spatial axis."""
-
-    size: int
-    taps: int
-    stride: int
-    padding: Padding
-    pad_offset: int
-
-    @property
-    def pad_widths(self) -> tuple[int, int]:
-        return padding_widths(self.taps, self.pad_offset)
-
-
-_Geometry = tuple[_Axis, ...]
+    options = check_options(filter_size, stride, padding, pad_offset)
+    check_map(x)
+    return subsampled(x, geometry_of(x.shape[1:-1], options), implementation)
 
 
 class Options(NamedTuple):
@@ -163,135 +117,46 @@ def _integer(name: str, value, *, least: int) -> int:
     return number
 
 
-def _per_axis(name: str, value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
-    values = (value,) * dims if isinstance(value, int) else value
+def one_for_each_axis(name: str, value, dims: int) -> tuple[int, ...]:
+    """One integer for each of `dims` axes, of one or of as many.
+
+    Raises:
+        InputError: another number of them, or what is no integer of at least 1.
+    """
+    values = _integers(name, value, least=1)
+    values = (values,) * dims if isinstance(values, int) else values
     if len(values) != dims:
-        raise InputError(f"{name} {value} has {len(values)} entries for {dims} spatial axes")
+        raise InputError(f"{name} {values} has {len(values)} entries for {dims} spatial axes")
     return values
 
 
-def _check(x, filter_size, stride, padding, pad_offset) -> _Geometry:
-    options = check_options(filter_size, stride, padding, pad_offset)
-    filter_size, stride, padding, pad_offset = options
+def geometry_of(sizes: Sequence[int], options: Options) -> Geometry:
+    """What `blur_pool` with those options does to axes of those sizes.
+
+    Raises:
+        InputError: another number of options than of axes, or an axis too short for its padding.
+    """
+    taps = one_for_each_axis("filter_size", options.filter_size, len(sizes))
+    strides = one_for_each_axis("stride", options.stride, len(sizes))
+    padding: Padding = "circular" if is_circular() else options.padding
+    geometry = tuple(
+        Axis(n, _taps(k), s, padding, padding_widths(k, options.pad_offset))
+        for n, k, s in zip(sizes, taps, strides, strict=True)
+    )
+    check_sizes(geometry)
+    return geometry
+
+
+@lru_cache(maxsize=64)
+def _taps(filter_size: int) -> tuple[float, ...]:
+    return tuple(binomial_taps(filter_size).tolist())
+
+
+def check_map(x) -> None:
+    """Raises an InputError for what is no floating array with 1 to 3 spatial axes."""
     if not hasattr(x, "ndim"):
         raise InputError(f"x must be an array, got a {type(x).__name__}")
-    dims = x.ndim - 2
-    if dims not in (1, 2, 3):
+    if x.ndim - 2 not in (1, 2, 3):
         raise InputError(f"x must be (N, 1 to 3 spatial axes, C), got shape {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f"x must be floating point, got {x.dtype}; convert it first")
-    taps = _per_axis("filter_size", filter_size, dims)
-    strides = _per_axis("stride", stride, dims)
-    sizes = x.shape[1:-1]
-    for size, k in zip(sizes, taps, strict=True):
-        widest = max(padding_widths(k, pad_offset))
-        least = max(1, {"reflect": widest + 1, "circular": widest}.get(padding, 1))
-        if size < least:
-            raise InputError(
-                f"input of spatial size {sizes} is too small: {padding} padding for filter_size "
-                f"{k} (pad_offset {pad_offset}) needs at least {least} pixels on each axis"
-            )
-    return tuple(
-        _Axis(n, k, s, padding, pad_offset) for n, k, s in zip(sizes, taps, strides, strict=True)
-    )
-
-
-def _blur_by_conv(x: Array, geometry: _Geometry) -> Array:
-    """The definition: pad, then convolve each channel with the outer product of the taps."""
-    taps = [axis.taps for axis in geometry]
-    widths = [(0, 0), *(axis.pad_widths for axis in geometry), (0, 0)]
-    kernel = np.ones(())
-    for k in taps:
-        kernel = np.multiply.outer(kernel, binomial_taps(k))
-    channels = x.shape[-1]
-    spatial = "DHW"[-len(taps) :]
-    with named_scope(BLUR_SCOPE):
-        return lax.conv_general_dilated(
-            jnp.pad(x, widths, mode=_PAD_MODE[geometry[0].padding]),
-            jnp.broadcast_to(jnp.asarray(kernel, x.dtype)[..., None, None], (*taps, 1, channels)),
-            window_strides=[axis.stride for axis in geometry],
-            padding="VALID",
-            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-            feature_group_count=channels,
-        )
-
-
-def _blur_by_gather(x: Array, geometry: _Geometry) -> Array:
-    """The sum that defines it, one axis after the other, as look-ups with static indices.
-
-    On an axis, blurring with padding and subsampling is a sparse matrix B: `y = B x`. Row i holds
-    the few inputs that output i reads, the border already folded in, so the padded signal is
-    never built. The gradient is `B' g`, again a sparse matrix with few entries in a row, and so
-    again look-ups instead of the scatter that differentiating a look-up would give.
-    """
-    dtype = x.dtype
-    y = x.astype(jnp.promote_types(dtype, jnp.float32))
-    for i, axis in enumerate(geometry):
-        y = _sparse_rows_dot(y, _forward_rows(axis), axis=1 + i)
-    return y.astype(dtype)
-
-
-def _gather_gradient(g: Array, geometry: _Geometry) -> Array:
-    dtype = g.dtype
-    g = g.astype(jnp.promote_types(dtype, jnp.float32))
-    for i, axis in reversed(list(enumerate(geometry))):
-        g = _sparse_rows_dot(g, _backward_rows(axis), axis=1 + i)
-    return g.astype(dtype)
-
-
-# A sparse matrix by rows: column indices and weights, both (entries in the fullest row, rows);
-# shorter rows are filled up with weight 0.
-_Rows = tuple[np.ndarray, np.ndarray]
-
-
-def _sparse_rows_dot(x: Array, rows: _Rows, axis: int) -> Array:
-    """Multiplies `x` along `axis` by a sparse matrix: one look-up and one product an entry."""
-    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-    total = None
-    for indices, weights in zip(*rows, strict=True):
-        same = np.all(weights == weights[0])
-        weight = float(weights[0]) if same else jnp.asarray(weights, x.dtype).reshape(shape)
-        term = jnp.take(x, indices, axis=axis, mode="clip") * weight
-        total = term if total is None else total + term
-    assert total is not None
-    return total
-
-
-def _blur_matrix(axis: _Axis) -> "sparse.csr_array":
-    """B of `_blur_by_gather`: `(output size, input size)`."""
-    from scipy import sparse  # here, since it takes a fifth of the time to import this package
-
-    size, k, stride, padding, _ = axis
-    before, after = axis.pad_widths
-    if padding == "zero":
-        source = np.arange(-before, size + after)
-    else:
-        source = np.pad(np.arange(size), (before, after), mode=_PAD_MODE[padding])
-    length = (len(source) - k) // stride + 1
-    rows = np.repeat(np.arange(length), k)
-    columns = source[(stride * np.arange(length)[:, None] + np.arange(k)).ravel()]
-    weights = np.tile(binomial_taps(k), length)
-    inside = (columns >= 0) & (columns < size)
-    entries = (weights[inside], (rows[inside], columns[inside]))
-    return sparse.coo_array(entries, shape=(length, size)).tocsr()
-
-
-def _to_rows(matrix: "sparse.csr_array") -> _Rows:
-    assert matrix.shape is not None
-    counts = np.diff(matrix.indptr)
-    shape = (max(int(counts.max(initial=0)), 1), matrix.shape[0])
-    indices, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float64)
-    row = np.repeat(np.arange(matrix.shape[0]), counts)
-    place = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
-    indices[place, row], weights[place, row] = matrix.indices, matrix.data
-    return indices, weights
-
-
-@lru_cache(maxsize=1024)
-def _forward_rows(axis: _Axis) -> _Rows:
-    return _to_rows(_blur_matrix(axis))
-
-
-@lru_cache(maxsize=1024)
-def _backward_rows(axis: _Axis) -> _Rows:
-    return _to_rows(_blur_matrix(axis).T.tocsr())

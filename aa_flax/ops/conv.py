@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.errors import InputError
+from aa_flax.ops.dense import dense_conv, with_unfused_transposes
 from aa_flax.ops.depthwise import Window, depthwise_conv
 from aa_flax.ops.forms import Multilinear, Static, apply, static
 from aa_flax.ops.padding import is_circular, wrapped
@@ -26,13 +27,14 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
-    """`lax.conv_general_dilated`, NHWC by HWIO, without XLA's two slow paths on CPU.
+    """`lax.conv_general_dilated`, NHWC by HWIO, without XLA's slow paths on CPU.
 
     Grouped convolutions, and above all their gradients, run one to three orders slower there than
     dense ones: groups are taken a few at a time as dense convolutions with a block-diagonal
     kernel, and groups of one channel as a sum of shifted products. Convolutions whose output is
     narrower than their kernel (3x3 on 2x2 maps, so the last stage of a net on small images) fall
-    into a scalar loop: they become a matrix product.
+    into a scalar loop: they become a matrix product. The gradients of all are kept apart from what
+    stands before and behind them (`dense.py`).
 
     Args:
         x: `(N, H, W, C)`.
@@ -65,22 +67,30 @@ def conv_general_dilated(
             f"pixels, got spatial size {x.shape[1:3]} and padding {padding}; use a larger image"
         )
     plain = set(lhs_dilation) == {1} and options.get("preferred_element_type") is None
-    cpu = _cpu_form(x, kernel, output, window, definition) if plain else None
-    return apply(Multilinear(definition), cpu, x, kernel) if cpu else definition(x, kernel)
+    if not plain:
+        return definition(x, kernel)
+    shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel))
+    cpu = _cpu_form(*shapes, output, window, definition)
+    return apply(Multilinear(definition), cpu, x, kernel)
 
 
 def _cpu_form(
-    x: Array, kernel: Array, output: tuple[int, ...], window: Window, definition: Static
-) -> Multilinear | None:
-    """What takes the place of the definition on CPU, if anything should."""
+    x: jax.ShapeDtypeStruct,
+    kernel: jax.ShapeDtypeStruct,
+    output: tuple[int, ...],
+    window: Window,
+    definition: Static,
+) -> Multilinear:
+    """What takes the place of the definition on CPU."""
     groups = x.shape[-1] // kernel.shape[2]
     if kernel.shape[2] == 1 and 1 < kernel.shape[3] == groups:
         return depthwise_conv(window, (x.shape[1], x.shape[2]))
     if groups > 1:
-        return Multilinear(static(_block_diagonal_conv, definition=definition, groups=groups))
+        form = static(_block_diagonal_conv, definition=definition, groups=groups)
+        return with_unfused_transposes(form, x, kernel)
     if any(n < k for n, k in zip(output[1:3], window.taps, strict=True)):
-        return Multilinear(static(_matmul_conv, window=window))
-    return None
+        return with_unfused_transposes(static(_matmul_conv, window=window), x, kernel)
+    return dense_conv(definition, window, x, kernel)
 
 
 def _matmul_conv(x: Array, kernel: Array, window: Window) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from aa_flax.ops.forms import Multilinear, static
+from aa_flax.ops.forms import Multilinear, static, unfused
 
 
 class Window(NamedTuple):
@@ -42,8 +42,8 @@ def depthwise_conv(window: Window, size: tuple[int, int]) -> Multilinear:
         window: its `taps` `(kh, kw)` are those of the kernel, `(kh, kw, 1, C)`.
         size: the image's.
     """
-    image = static(_input_gradient, window=window, size=size)
-    kernel = static(_kernel_gradient, window=window)
+    image = unfused(static(_input_gradient, window=window, size=size))
+    kernel = unfused(static(_kernel_gradient, window=window))
     return Multilinear(static(_depthwise_conv, window=window), transposes=(image, kernel))
 
 

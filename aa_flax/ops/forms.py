@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, get_abstract_mesh
@@ -53,7 +54,7 @@ class Static:
         return self.function(*arrays, **dict(self.options))
 
 
-def static(function: Callable[..., Array], **options: Hashable) -> Static:
+def static(function: Callable[..., Array], /, **options: Hashable) -> Static:
     """`function` of arrays with those options."""
     return Static(function, tuple(sorted(options.items())))
 
@@ -74,9 +75,18 @@ class Multilinear:
     def by_slot(self, shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[Callable[..., Array], ...]:
         """The transposes, then the function itself: see `_Form`."""
         transposes = self.transposes or tuple(
-            _Transpose(self.function, i, shape) for i, shape in enumerate(shapes)
+            Transpose(self.function, i, shape) for i, shape in enumerate(shapes)
         )
         return (*transposes, self.function)
+
+
+def unfused(function: Callable[..., Array]) -> Static:
+    """`function`, of arrays that are written to memory first, so that XLA fuses nothing into it."""
+    return static(_of_written_arrays, function=function)
+
+
+def _of_written_arrays(*arrays: Array, function: Callable[..., Array]) -> Array:
+    return function(*lax.optimization_barrier(arrays))
 
 
 def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
@@ -120,7 +130,7 @@ class _Form:
 
 
 @dataclass(frozen=True)
-class _Transpose:
+class Transpose:
     """The transpose of a multilinear function with respect to one of its arrays."""
 
     function: Callable[..., Array]

@@ -23,8 +23,8 @@ def circular_padding() -> Iterator[None]:
 
 
 @contextmanager
-def as_given() -> Iterator[None]:
-    """Within it, padding is what it says, whatever is in force outside."""
+def given_padding() -> Iterator[None]:
+    """Within it, layers pad as they are told: for what has continued an image by itself."""
     with _circular(False):
         yield
 

@@ -1,12 +1,14 @@
-"""BlurPool and MaxBlurPool as layers (Zhang, ICML 2019, Sec. 3)."""
+"""BlurPool, its adjoint and MaxBlurPool as layers (Zhang, ICML 2019, Sec. 3)."""
 
 from collections.abc import Sequence
 
 from flax import nnx
 from jaxtyping import Array, Float
 
-from aa_flax.ops import blur_pool, max_pool
-from aa_flax.ops.blur import Padding, check_options
+from aa_flax.ops import blur_pool, blur_upsample, max_pool
+from aa_flax.ops.blur import check_options
+from aa_flax.ops.lowpass import Padding
+from aa_flax.ops.upsample import Gain, check_gain
 
 
 class BlurPool(nnx.Module):
@@ -29,6 +31,38 @@ class BlurPool(nnx.Module):
 
     def __call__(self, x: Float[Array, "N *spatial C"]) -> Float[Array, "N *out C"]:
         return blur_pool(x, self.filter_size, self.stride, self.padding, self.pad_offset)
+
+
+class BlurUpsample(nnx.Module):
+    """`blur_upsample` as a layer: `BlurPool`'s partner, in decoders. It holds no variable.
+
+    Args are those of `blur_upsample`; what it is called with may also name the size, that of the
+    map which BlurPool made smaller:
+
+        y = BlurUpsample(4)(BlurPool(4)(x), size=x.shape[1:-1])  # of the shape of x
+    """
+
+    def __init__(
+        self,
+        filter_size: int | Sequence[int] = 4,
+        stride: int | Sequence[int] = 2,
+        padding: Padding = "reflect",
+        pad_offset: int = 0,
+        *,
+        gain: Gain = "stride",
+    ):
+        options = check_options(filter_size, stride, padding, pad_offset)
+        check_gain(gain)
+        self.filter_size, self.stride = options.filter_size, options.stride
+        self.padding: Padding = options.padding
+        self.pad_offset = options.pad_offset
+        self.gain: Gain = gain
+
+    def __call__(
+        self, x: Float[Array, "N *spatial C"], size: int | Sequence[int] | None = None
+    ) -> Float[Array, "N *out C"]:
+        options = (self.filter_size, self.stride, self.padding, self.pad_offset)
+        return blur_upsample(x, *options, size=size, gain=self.gain)
 
 
 class MaxBlurPool(nnx.Module):

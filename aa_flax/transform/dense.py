@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax import ops
-from aa_flax.ops.padding import as_given
+from aa_flax.ops.padding import given_padding
 from aa_flax.transform.values import Spread, Value
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def convolve(
     result_type = params["preferred_element_type"]
     if form != (_NHWC, 1, None) or result_type not in (None, x.dtype):
         return run.bind(eqn, [x, kernel], window_strides=strides)[0]
-    with as_given():
+    with given_padding():
         return ops.conv_general_dilated(
             x,
             kernel,
@@ -64,7 +64,7 @@ def window(
     if eqn.primitive.name == "reduce_window_max" and _is_square(eqn.params, strides):
         low_high = [(low, high, 0) for low, high in eqn.params["padding"]]
         padded = lax.pad(x, _lowest(x.dtype), low_high)
-        with as_given():
+        with given_padding():
             return [ops.max_pool(padded, eqn.params["window_dimensions"][1], stride=strides[1])]
     return run.bind(eqn, [x, *others], window_strides=strides)
 

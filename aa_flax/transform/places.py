@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any, Literal
 
-from aa_flax.ops.blur import BLUR_SCOPE
+from aa_flax.ops.lowpass import BLUR_SCOPE
 
 Kind = Literal["convolution", "max pool", "average pool", "slice", "other pool"]
 

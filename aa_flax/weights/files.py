@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from aa_flax.disk import local_path, replacing
 from aa_flax.errors import InputError
+from aa_flax.layers import refuse_folded
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.content import (
     content_of,
@@ -21,7 +22,14 @@ from aa_flax.weights.content import (
     read_content,
     weights_path,
 )
-from aa_flax.weights.fit import fit, named_weights, num_classes_of, options_of, set_weights
+from aa_flax.weights.fit import (
+    check_named,
+    fit,
+    named_weights,
+    num_classes_of,
+    options_of,
+    set_weights,
+)
 
 Model = TypeVar("Model", bound=Classifier)
 
@@ -33,12 +41,18 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
         path: the `.safetensors` file.
         metadata: further facts to store, e.g. `source`, `sha256`, `licence`; the model's name,
             options and number of classes always are. `read_weights` gives them back.
+
+    Raises:
+        InputError: an option is a function without a name to store it by, such as a lambda; a net
+            of `aa_flax.fuse`; or a path that cannot be written.
     """
+    refuse_folded(model, to="save")
     arrays = {
         name: np.ascontiguousarray(variable[...]) for name, variable in named_weights(model).items()
     }
     if isinstance(model, Classifier) and model.name:
-        facts = {"model": model.name, "options": json.dumps(options_of(model), sort_keys=True)}
+        check_named(str(path), options := options_of(model))
+        facts = {"model": model.name, "options": json.dumps(options, sort_keys=True)}
         metadata = {**facts, "num_classes": str(num_classes_of(model)), **metadata}
     with replacing(local_path(path, "weights file")) as temporary:
         save_file(arrays, temporary, {"format": "aa_flax", **metadata})

@@ -1,6 +1,7 @@
 """Puts weights in the places of a net: every name accounted for, or one error and nothing done."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -79,12 +80,37 @@ def check_same_net(
             f"{label} holds weights of {name}, not of {own}; create that model (to start {own} "
             f"from them: nnx.update(model, nnx.state(other)))"
         )
-    if options is not None and own and options != options_of(model):
+    if options is not None and own:
+        check_named(label, options)
+    if options is not None and own and not _same_function(options, options_of(model)):
         raise InputError(
             f"{label} holds weights of {own} with {_listed(options)}, this net has "
             f"{_listed(options_of(model))}; create it with the former (to start it from them all "
             "the same: nnx.update(model, nnx.state(other)))"
         )
+
+
+def check_named(label: str, options: Mapping[str, Any]) -> None:
+    """Raises an InputError if an option is a function whose name others have, too."""
+    for option, value in options.items():
+        if _NAMELESS.search(json.dumps(value)):
+            raise InputError(
+                f"{label}: {option}={value!r} is a function without a name of its own, so nets of "
+                "several such cannot be told apart; register a pool (aa_flax.register_pool) and "
+                "give its name, or define the function at the top of a module"
+            )
+
+
+# A lambda, what is defined within a function, and an object without a name.
+_NAMELESS = re.compile(r"<lambda>|<locals>| at 0x[0-9a-f]+")
+# Options that change how weights are applied, not what they are: dilation in place of a stride.
+# Whoever asks for them may have any weights; what was trained with them is not taken without.
+_MAY_BE_ASKED_FOR = {"output_stride"}
+
+
+def _same_function(given: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    asked = {name: value for name, value in own.items() if name in _MAY_BE_ASKED_FOR}
+    return {**given, **asked} == dict(own)
 
 
 def _listed(options: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ finetuned, scratch     published weights of that training
 baseline               those of the net without antialiasing, torchvision's
 FILE, FILE#ema         a weights file of any kind, told apart by its content; averaged weights
 FOLDER                 the folder of a run: its best checkpoint
+hf-hub:OWNER/NAME      a repository on the Hugging Face hub; @REVISION, and #sha256=HEX to compare
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from aa_flax.weights.content import (
 from aa_flax.weights.convert import licence_of
 from aa_flax.weights.files import read_metadata
 from aa_flax.weights.fit import last_layer, named_weights, options_of
+from aa_flax.weights.hub import PREFIX, HubFile, hub_file, image_config, parse_hub_name
 from aa_flax.weights.pretrained import check_is_released, choose, pretrained_file
 
 
@@ -55,10 +57,19 @@ class Weights:
         """What they are, for a record: equal for equal weights.
 
         Returns:
-            Of the keys `kind` (`released`, `file` or `run`), `model`, `options`, `training`,
+            Of the keys `kind` (`released`, `file`, `hub` or `run`), `model`, `options`, `training`,
             `file`, `sha256`, `licence`, `epoch`, `step`, `crc32` those that are known.
         """
         raise NotImplementedError
+
+    def config_changes(self) -> dict[str, Any]:
+        """What these weights make of a net's `ModelConfig`: their source, hash and licence."""
+        said = self.description()
+        return {
+            "weights": said["file"],
+            "sha256": said.get("sha256"),
+            "licence": said.get("licence"),
+        }
 
     def hold(self, options: Mapping[str, Any]) -> Held:
         """The weights themselves.
@@ -198,6 +209,49 @@ class InFile(Weights):
         return hold(content, f"{base}_lpf{filters[0].shape[-1]}", options)
 
 
+class OnHub(Weights):
+    """The weights in a repository on the Hugging Face hub."""
+
+    def __init__(self, source: str, model: str):
+        self.source = parse_hub_name(source)
+        self.name = model
+
+    @cached_property
+    def _downloaded(self) -> HubFile:
+        return hub_file(self.source)
+
+    @cached_property
+    def _in_file(self) -> InFile:
+        return InFile(self._downloaded.path, self.name)
+
+    def description(self) -> dict[str, Any]:
+        said = self._in_file.description()
+        licence = said.get("licence") or self._downloaded.facts.get("license")
+        file = f"{PREFIX}{self.source.repository}@{self._downloaded.revision}"
+        known = {**said, "kind": "hub", "file": file, "licence": licence}
+        return {key: value for key, value in known.items() if value}
+
+    def config_changes(self) -> dict[str, Any]:
+        return {**image_config(self._downloaded.facts), **super().config_changes()}
+
+    def hold(self, options: Mapping[str, Any]) -> Held:
+        self._check_hash()
+        return self._in_file.hold(options)
+
+    def hold_relative(self, options: Mapping[str, Any]) -> Held:
+        self._check_hash()
+        return self._in_file.hold_relative(options)
+
+    def _check_hash(self) -> None:
+        digest, wanted = self._in_file.description()["sha256"], self.source.sha256
+        if wanted and not digest.startswith(wanted):
+            raise InputError(
+                f"{PREFIX}{self.source.repository} is not the file that was meant: its SHA-256 "
+                f"begins with {digest[:8]}, not {wanted[:8]}; correct it, or give the "
+                "revision it is of"
+            )
+
+
 class OfRun(Weights):
     """A checkpoint of a run.
 
@@ -305,10 +359,15 @@ def locate(source: bool | str | Path, *, model: str) -> Weights:
             f"weights are True, one of {', '.join(WORDS)}, a file or the folder of a run; got "
             f"{_given(source)}"
         )
+    repository = registry.hub_repository(model)
+    if source == "pretrained" and repository:
+        return OnHub(PREFIX + repository, model)
     if isinstance(source, str) and source in WORDS:
         training = source if source in ("finetuned", "scratch") else None
         wanted = registry.parse_name(model)[0] if source == "baseline" else model
         return Published(choose(wanted, training))
+    if str(source).startswith(PREFIX):
+        return OnHub(str(source), model)
     path = local_path(source, "weights")
     meant_a_word = get_close_matches(str(source), WORDS, n=1)
     if path.is_dir() or not (path.exists() or path.suffix or meant_a_word):
@@ -332,7 +391,7 @@ def describe(description: Mapping[str, Any] | str) -> str:
         facts.append(f"epoch {description['epoch']}")
     if "step" in description:
         facts.append(f"step {description['step']}")
-    if description.get("kind") in ("file", "memory"):
+    if description.get("kind") in ("file", "memory", "hub"):
         facts.append(f"SHA-256 {description['sha256'][:8]}")
     file = description.get("file", description.get("model", "unknown"))
     return f"{file} ({', '.join(facts)})" if facts else str(file)

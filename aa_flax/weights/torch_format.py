@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.errors import InputError
-from aa_flax.layers import BatchNorm
+from aa_flax.layers import BatchNorm, refuse_folded
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.torch_layout import Filter, Flattened
 from aa_flax.ops.blur import binomial_taps
@@ -51,6 +51,7 @@ _KERNEL_ORDER = {nnx.Conv: (3, 2, 0, 1), nnx.Linear: (1, 0)}  # HWIO -> OIHW, IO
 
 def torch_slots(model: Classifier) -> dict[str, Slot]:
     """Every variable of the model under its torch name, in torch's order."""
+    refuse_folded(model, to="convert")
     slots = {}
     for name, layer in model.torch_layers():
         if isinstance(layer, BatchNorm):

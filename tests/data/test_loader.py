@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from aa_flax import InputError
+from aa_flax.configs import imagenet
 from aa_flax.data.images import ImageError
 from aa_flax.data.loader import evaluation_batches, put_ahead, steps_per_epoch, training_batches
-from configs import imagenet
 
 COUNT = 10
 
@@ -252,7 +252,7 @@ PROCESSES = """
 from itertools import islice
 from aa_flax.data.digits import Digits
 from aa_flax.data.loader import training_batches
-from configs import imagenet
+from aa_flax.configs import imagenet
 
 if __name__ == "__main__":
     data = imagenet.get_config().data

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from aa_flax import create_model, load_torch_state_dict
+from aa_flax.configs import imagenet
 from aa_flax.data.loader import evaluation_batches
 from aa_flax.data.sources import make_source
 from aa_flax.data.transforms import preprocess
 from benchmarks.photos import write_photos
 from benchmarks.reference import compiled, reference_net, relative_difference, torchvision
-from configs import imagenet
 
 COUNT, BATCH = 208, 26
 NORMALISE = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

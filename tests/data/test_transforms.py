@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from aa_flax.configs import imagenet
 from aa_flax.data.transforms import center_crop, crop_at, normalise, preprocess
 from benchmarks.reference import torchvision
-from configs import imagenet
 
 
 @pytest.mark.parametrize("size", [(48, 48), (41, 48), (43, 45)])

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from configs import imagenet
+from aa_flax.configs import imagenet
 from tests.docs.attempt import REACHED, attempt
 from tests.docs.markdown import (
     PAGES,
@@ -27,14 +27,17 @@ STANDS_FOR = {
     "--config ...": "",
     "--config.KEY=VALUE ...": "--config.batch_size=32",
     "configs/NAME.py": "configs/resnet50_lpf4.py",
+    "--config NAME": "--config resnet50_lpf4",
     "=NET": "=resnet152_lpf4",
     "train.py ...": "train.py",
     "--step N": "--step 5",
 }
 NOT_TRIED = {
     "python main.py": "the original's",
+    "python -m aa_flax.convert": "named, without its arguments",
     "python -m aa_flax.data.imagenet_val": "named, without its arguments",
     "python -m aa_flax.evaluation.report": "named, without its arguments",
+    "python -m build": "not of this project; .ci/wheel runs it",
     "python -m tests.make_golden_logits": "overwrites stored logits; it has no flags",
     "tfds build": "downloads a data set",
     "pip install pre-commit": "not of this project",
@@ -45,7 +48,7 @@ THE_ORIGINALS = {"--pretrained", "--force_nonfinetuned", "--out-dir", "--no-data
 MISSING = ("no run in", "no file", "no such file", "no folder")
 COMMANDS = [command for page in PAGES for command in commands(page)]
 PYTHON = [c for c in COMMANDS if "python " in c.text]
-TRAINING = [c for c in PYTHON if "train.py" in c.text]
+TRAINING = [c for c in PYTHON if "train.py" in c.text or "aa_flax.train" in c.text]
 OTHERS = [c for c in COMMANDS if "python " not in c.text]
 
 
@@ -120,7 +123,8 @@ def test_every_other_command_names_what_there_is(command):
 
 def test_every_flag_is_one_of_a_program(try_out):
     known = THE_ORIGINALS | {"--config.KEY"}
-    for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT"]:
+    report = "-m aa_flax.evaluation.report RESULTS --output FOLDER"
+    for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT", report]:
         known.update(try_out(f"python {program}")[1])
     known |= {f"--config.{field}" for field in _fields(imagenet.get_config())}
     unknown = [

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 import aa_flax
 from aa_flax.models.classifier import Classifier
@@ -33,7 +34,24 @@ PROMISED = {
         "features.shape": (2, 2, 2, 2048),
         "len(aa_flax.list_models('*_lpf4'))": 23,
         "y.shape": (2, 8, 4, 3),
-    }
+        "len(set(names))": 1000,
+        "probabilities.shape": (1000,),
+    },
+    "backbones.md": {
+        "[x.shape[1:] for x in maps]": [
+            (32, 32, 64),
+            (16, 16, 256),
+            (8, 8, 512),
+            (4, 4, 1024),
+            (2, 2, 2048),
+        ],
+        "[level.reduction for level in coarse.feature_info]": [8, 32],
+        "embedding.shape": (2, 2048),
+        "model.num_classes": 10,
+        "batch.shape": (1, 224, 224, 3),
+        "[level.reduction for level in dilated.feature_info]": [2, 4, 8, 8, 8],
+        "small.conv1.kernel.shape": (3, 3, 3, 64),
+    },
 }
 # The first line of a block, and why not.
 NOT_RUN = {
@@ -57,12 +75,14 @@ def of_zeros(name: str, *, pretrained=None, rngs=None, **options) -> Classifier:
 def traced(method):
     """The method of a net, giving zeros of the shape that it would give."""
 
-    def shape_alone(model, *arguments):
+    def shape_alone(model, *arguments, **options):
         graph, state = nnx.split(model)
         result = jax.eval_shape(
-            lambda state, *arguments: method(nnx.merge(graph, state), *arguments), state, *arguments
+            lambda state, *arguments: method(nnx.merge(graph, state), *arguments, **options),
+            state,
+            *arguments,
         )
-        return jnp.zeros(result.shape, result.dtype)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
 
     return shape_alone
 
@@ -82,6 +102,7 @@ def readers_folder(tmp_path_factory):
                 torch.save({"state_dict": {k: torch.tensor(v) for k, v in arrays.items()}}, path)
             else:
                 aa_flax.save_weights(model, path)
+    Image.new("RGB", (300, 280)).save(folder / "photo.jpg")
     yield folder
     shutil.rmtree(folder)  # hundreds of megabytes
 
@@ -92,9 +113,11 @@ def at_a_readers_place(readers_folder, monkeypatch):
     monkeypatch.chdir(readers_folder)
     monkeypatch.setenv("AA_FLAX_WEIGHTS", str(readers_folder / "kept"))
     monkeypatch.setattr(aa_flax, "create_model", of_zeros)
+    for method in ("__call__", "forward_features"):
+        monkeypatch.setattr(Classifier, method, traced(getattr(Classifier, method)))
     for net in Classifier.__subclasses__():
-        monkeypatch.setattr(net, "__call__", traced(net.__call__))
-        monkeypatch.setattr(net, "features", traced(net.features))
+        monkeypatch.setattr(net, "forward_head", traced(net.forward_head))
+    monkeypatch.setattr(aa_flax.Backbone, "__call__", traced(aa_flax.Backbone.__call__))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)

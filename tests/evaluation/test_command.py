@@ -10,9 +10,9 @@ from flax import nnx
 
 from aa_flax import InputError, create_model, list_models, save_weights
 from aa_flax.config import check_config
+from aa_flax.configs import digits_resnet18_lpf4, imagenet
 from aa_flax.evaluation import run as running
 from aa_flax.evaluation import turns
-from configs import digits_resnet18_lpf4, imagenet
 from tests.evaluation.tiny import CROP, Flat, Noise, noise_config
 
 ROOT = Path(__file__).parents[2]
@@ -257,7 +257,7 @@ def test_training_and_eval_compare_alike(tmp_path, weights):
     [
         (["--models=resnet*_lpf9"], "no net is called 'resnet*_lpf9'"),
         (["--models=resnet18", "--images=0,x"], "--images are numbers such as 0,5,9; got 0,x"),
-        (["--models=resnet18"], "give --config configs/imagenet.py and --config.data.path"),
+        (["--models=resnet18"], "give --config imagenet and --config.data.path"),
         (["--models=resnet18", "--weights=nowhere/{model}"], "could not be evaluated: resnet18"),
     ],
 )

@@ -82,7 +82,10 @@ def test_everything_is_written_with_its_settings(tmp_path, capsys):
     for measure in ("diagonal", "equivariance"):
         assert (output.parent / written[measure]["figure"]).stat().st_size > 0
     saved = np.load(output.parent / written["diagonal"]["file"])
-    assert set(saved) == {"diag_probs", "diag_probs2", "diag_corrs", "diag_preds"}
+    assert {"diag_probs", "diag_probs2", "diag_corrs", "diag_preds"} < set(saved)
+    assert saved["image_index"].tolist() == [1, 3]
+    np.testing.assert_array_equal(saved["image_pixels"], Noise().images[[1, 3]])
+    assert saved["image_class"].tolist() == [Noise.class_names[i] for i in Noise().labels[[1, 3]]]
     assert saved["diag_probs"].shape == (COUNT, 5)
     assert (tmp_path / "p.npz").exists()
     printed = capsys.readouterr().out
@@ -252,7 +255,9 @@ class TestBeforeAnythingIsMeasured:
     @pytest.mark.parametrize("text", ['{"model": "flat", ', "[1]", '{"lr": 1}'])
     def test_a_file_that_is_no_results_is_refused(self, tmp_path, text):
         (tmp_path / "results.json").write_text(text)
-        with pytest.raises(InputError, match=r"results.json .*no results of eval.py.*--output"):
+        with pytest.raises(
+            InputError, match=r"results.json .*no results of an evaluation.*--output"
+        ):
             run(tmp_path / "results.json")
         assert (tmp_path / "results.json").read_text() == text
 

@@ -111,10 +111,20 @@ def test_a_report_has_its_table_and_figures(files, tmp_path):
     assert report.table(report.read_rows(folders)) in written.read_text()
     names = {path.name for path in written.parent.glob("*.png")}
     assert names == {
-        "accuracy_consistency.png", "time_accuracy.png", "diagonal_resnet18.png",
-        "equivariance_resnet18.png",
+        "accuracy_consistency.png", "time_accuracy.png", "time_filter_size.png",
+        "diagonal_resnet18.png", "equivariance_resnet18.png",
     }  # fmt: skip
     assert all(f"({name})" in written.read_text() for name in names)
+
+
+def test_run_times_stand_by_filter_size_beside_the_baselines(files, tmp_path):
+    slow = result("vgg11_lpf3", 75, time={"milliseconds": 9.0, "batch_size": 48})
+    rows = report.read_rows(files(slow, *NETS))
+    text = report.write_report(rows, tmp_path / "report").read_text()
+    assert "| net | baseline | lpf3 | lpf4 |" in text
+    assert text.index("| resnet18 | 5.0 |  | 6.0 (1.20) |") < text.index("| vgg11 |  | 9.0 |  |")
+    untimed = report.read_rows(files(*NETS[2:]))
+    assert "## Run time" not in report.write_report(untimed, tmp_path / "other").read_text()
 
 
 def test_the_command_prints_the_table_and_names_what_is_no_result(files, tmp_path, capsys):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aa_flax.configs import digits_resnet18
 from aa_flax.data.loader import evaluation_batches
 from aa_flax.data.transforms import normalise
 from aa_flax.evaluation.observe import Observations, observe
@@ -11,7 +12,6 @@ from aa_flax.evaluation.views import Views
 from aa_flax.layers import conv2d
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh
-from configs import digits_resnet18
 
 COUNT, SIZE, CROP, CLASSES = 22, 14, 10, 6
 
@@ -63,7 +63,7 @@ class Small(Classifier):
         yield "conv", lambda x: nnx.relu(self.conv(x))
 
     def __call__(self, x):
-        return self.fc(self.features(x).mean((1, 2)))
+        return self.fc(self.forward_features(x).mean((1, 2)))
 
 
 def noise_config():

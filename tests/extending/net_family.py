@@ -53,10 +53,6 @@ class Stack(aa_flax.Classifier):
         if self.fc is not None:
             yield "fc", self.fc
 
-    def __call__(self, x):
-        x = self.features(x).mean((1, 2))
-        return x if self.fc is None else self.fc(x)
-
 
 for _depth in (2, 3):
     aa_flax.register_model(f"stack{_depth}", partial(Stack, _depth), filter_sizes=(3,))

@@ -70,8 +70,16 @@ REFUSED = [
     ("resnet50", {"groups": 0}, "groups must be a whole number of at least 1, got 0"),
     ("resnet50", {"width_per_group": 0}, "width_per_group must be .* at least 1, got 0"),
     ("resnet50", {"groups": 1.5}, "groups must be a whole number"),
-    ("resnet50", {"replace_stride_with_dilation": (0, 1, 1)}, "must be True or False, got 0"),
-    ("resnet50", {"replace_stride_with_dilation": True}, "one entry for each of stages 2, 3 and 4"),
+    ("resnet50", {"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
+    ("resnet50", {"output_stride": True}, "output_stride must be 8, 16 or 32, got True"),
+    ("vgg11", {"output_stride": 16}, "unknown option .*; nets that have it: resnet18, resnet34, "),
+    (
+        "alexnet",
+        {"stem": "small"},
+        "unknown option .*; nets that have it: .*, densenet121, ",
+    ),
+    ("mobilenet_v2", {"stem": "tiny"}, "stem must be 'imagenet' or 'small', got 'tiny'"),
+    ("resnet18_lpf4", {"stem": "small", "pool_only": False}, "stem='small' has none"),
     ("resnet18_lpf4", {"pool_only": "False"}, "pool_only must be True or False, got 'False'"),
     ("alexnet", {"dropout": 1.5}, "dropout must be a number from 0 to 1, got 1.5"),
     ("vgg11", {"dropout": -0.1}, "dropout must be a number from 0 to 1"),
@@ -116,8 +124,8 @@ def test_depths_are_as_many_numbers_as_there_are_stages(net):
 
 
 def test_no_dilation_may_be_said_in_either_way():
-    for given in (None, (False, False, False), [False] * 3):
-        model = abstract("resnet50_lpf4", replace_stride_with_dilation=given)
+    for given in ({}, {"output_stride": 32}, {"output_stride": np.int64(32)}):
+        model = abstract("resnet50_lpf4", **given)
         assert model.options == {}
         assert model.layer4[0].pool is not None
 
@@ -129,11 +137,8 @@ def test_no_dilation_may_be_said_in_either_way():
         ("resnet18_lpf4", {"pool_only": True, "zero_init_residual": True, "num_classes": 3}, {}),
         ("alexnet_lpf4", {"relu_first": False, "dropout": 0.1}, {"relu_first": False}),
         ("mobilenet_v2", {"width_mult": np.float64(0.5)}, {"width_mult": 0.5}),
-        (
-            "resnet50",
-            {"replace_stride_with_dilation": (False, np.bool_(True), True)},
-            {"replace_stride_with_dilation": [False, True, True]},
-        ),
+        ("resnet50", {"output_stride": 16}, {"output_stride": 16}),
+        ("mobilenet_v2_lpf4", {"stem": "small"}, {"stem": "small"}),
         ("vgg11_bn", {"batch_norm": True}, {}),
         ("vgg11_bn", {"batch_norm": False}, {"batch_norm": False}),
     ],

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax import InputError, create_model, list_models, load_torch_state_dict
+from aa_flax import InputError, create_model, list_models, load_torch_state_dict, save_weights
 from aa_flax.weights.torch_format import to_torch_state_dict
-from benchmarks.reference import abstract_model, assert_same_as_reference, state_shapes
+from benchmarks.reference import (
+    abstract_model,
+    assert_same_as_reference,
+    assert_same_net,
+    randomised,
+    reference_net,
+    state_shapes,
+)
 
 QUICK = ("resnet18", "resnet18_lpf4", "resnet50_lpf3", "resnext50_32x4d_lpf5", "wide_resnet50_2")
 FAMILY = [name for name in list_models("*resne[tx]*") if "_lpf" not in name or name[-1] in "2345"]
@@ -28,13 +35,36 @@ def test_the_net_is_the_references(name):
     ("name", "options"),
     [
         ("resnet18_lpf4", {"pool_only": False}),
-        ("resnet50_lpf4", {"replace_stride_with_dilation": (False, True, True)}),
-        ("resnet50", {"replace_stride_with_dilation": (False, False, True)}),
         ("resnet18_lpf2", {"num_classes": 7}),
     ],
 )
 def test_with_options_the_net_is_the_references(name, options):
     assert_same_as_reference(name, (101, 75), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "dilated"),
+    [("resnet50_lpf4", 8, (False, True, True)), ("resnet50", 16, (False, False, True))],
+)
+def test_an_output_stride_is_torchvisions_dilation(name, output_stride, dilated):
+    model = create_model(name, output_stride=output_stride)
+    net = reference_net(name, replace_stride_with_dilation=dilated)
+    assert_same_net(model, net, (101, 75))
+
+
+def test_basic_blocks_are_dilated_as_timms_are():
+    timm = pytest.importorskip("timm")
+    net = randomised(timm.create_model("resnet18", output_stride=8))
+    assert_same_net(create_model("resnet18", output_stride=8), net, (70, 64))
+
+
+def test_any_weights_serve_an_output_stride_that_is_asked_for(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(create_model("resnet18"), path)
+    assert create_model("resnet18", pretrained=path, output_stride=16).output_stride == 16
+    save_weights(create_model("resnet18", output_stride=8), path)
+    with pytest.raises(InputError, match="holds weights of resnet18 with output_stride=8, this"):
+        create_model("resnet18", pretrained=path)
 
 
 @pytest.mark.parametrize("base", ["resnet18", "resnext50_32x4d"])
@@ -63,7 +93,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(rng):
 def test_features_are_what_the_classifier_averages(rng):
     x = rng.standard_normal((1, 64, 64, 3), np.float32)
     model = create_model("resnet18_lpf4")
-    features = model.features(x)
+    features = model.forward_features(x)
     assert features.shape == (1, 2, 2, 512)
     np.testing.assert_allclose(model.fc(features.mean((1, 2))), model(x), rtol=1e-6)
 
@@ -79,8 +109,7 @@ def test_the_smallest_image_is_35_pixels():
     ("name", "options", "message"),
     [
         ("resnet18", {"pool_only": False}, "give a filter_size"),
-        ("resnet18_lpf4", {"replace_stride_with_dilation": (False, True, True)}, "no dilation"),
-        ("resnet50", {"replace_stride_with_dilation": (True,)}, "one entry for each of stages"),
+        ("resnet50", {"output_stride": "8"}, "output_stride must be 8, 16 or 32, got '8'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(name, options, message):

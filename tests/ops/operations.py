@@ -30,6 +30,7 @@ OPERATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], tuple[int, ...]]] 
     "blur": (ops.blur_pool, IMAGE),
     "blur of an axis": (partial(ops.blur_pool, filter_size=3, padding="zero"), (2, 7, 3)),
     "gather": (partial(ops.blur_pool, filter_size=3, implementation="gather"), IMAGE),
+    "upsample": (partial(ops.blur_upsample, size=(7, 10)), IMAGE),
     "depthwise": (lambda x: conv(x, arrays(*DEPTHWISE), 4, stride=2), IMAGE),
     "depthwise kernel": (lambda kernel: conv(arrays(*IMAGE), kernel, 4), DEPTHWISE),
     "both": (lambda x: conv(x, jnp.sin(x[:1, :3, :3]).sum(0)[:, :, None], 4), IMAGE),

@@ -39,7 +39,7 @@ class EveryForm(Classifier):
         return self.narrow(self.blur(self.grouped(jnp.tanh(self.depthwise(x)))))
 
     def __call__(self, x):
-        x = self.features(x)
+        x = self.forward_features(x)
         return self.fc(x.mean((1, 2)))
 
 

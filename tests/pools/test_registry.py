@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +47,23 @@ def test_a_registered_pool_is_made_by_name_and_a_factory_without_one():
     assert binomial_size(made(box)) is None
 
 
+@pytest.mark.parametrize("name", ["gaussian11", "kaiser4", "learned2", "aps_lpf4", "binomial9"])
+def test_a_number_of_taps_that_is_not_listed_is_made_too(name):
+    assert name not in list_pools()
+    y = subsample(made(name), np.full((1, 24, 24, 4), 2.5, np.float32))
+    np.testing.assert_allclose(y, np.full((1, 12, 12, 4), 2.5), rtol=1e-5)
+
+
+def test_a_family_of_ones_own_is_given_the_number_and_the_stride():
+    def numbered(k, stride):
+        return partial(np.full, (k, stride))
+
+    for _ in range(2):
+        register_pool("numbered of the tests<k>", numbered, widths=(2, 3), replace=True)
+    assert {"numbered of the tests2", "numbered of the tests3"} <= set(list_pools())
+    assert made("numbered of the tests12")(5).shape == (12, 2)
+
+
 def test_a_factory_that_names_them_is_given_features_and_random_keys():
     assert made(WeightedBox, features=7).scale.shape == (7,)
 
@@ -75,6 +94,16 @@ def test_a_choice_follows_the_image_and_serves_another_map(rng, shift):
         (lambda: pool_factory(True), "filter_size must be a whole number of at least 1, got True"),
         (lambda: made(lambda stride: stride), "made 2 for stride 2, not a module"),
         (lambda: register_pool("binomial3", box), "already"),
+        (
+            lambda: register_pool("gaussian9", box),
+            "'gaussian9' already, one of 'gaussian<k>'",
+        ),
+        (lambda: register_pool("gaussian<k>", box, widths=(3,)), "already"),
+        (lambda: register_pool("mine<k>", box), "widths go with a name that ends in <k>"),
+        (lambda: register_pool("mine", box, widths=(3,)), "widths go with a name"),
+        (lambda: pool_factory(None, "gaussian<k>"), "unknown pool 'gaussian<k>'; did you mean"),
+        (lambda: pool_factory(None, "gaussian0"), "unknown pool 'gaussian0'"),
+        (lambda: pool_factory(None, "ideal3"), "unknown pool 'ideal3'; did you mean ideal"),
         (lambda: register_pool("", box), "not empty"),
         (lambda: register_pool("none", None), "function of the stride"),
     ],

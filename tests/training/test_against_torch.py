@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from aa_flax import InputError, create_model, load_torch_state_dict, to_torch_state_dict
+from aa_flax.configs import resnet18_lpf4
 from aa_flax.data.transforms import preprocess
 from aa_flax.sharding import data_mesh, put_batch, replicate
 from aa_flax.training import loop
@@ -18,7 +19,6 @@ from aa_flax.training.state import init_state, make_train_step
 from aa_flax.training.torch_resume import read_torch_run
 from benchmarks.photos import originals
 from benchmarks.reference import reference_net
-from configs import resnet18_lpf4
 from tests.training.tiny import tiny_config
 
 STEPS, STEPS_PER_EPOCH, SIZE = 20, 5, 40

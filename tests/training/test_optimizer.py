@@ -1,5 +1,4 @@
 import importlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +8,11 @@ import pytest
 import torch
 
 from aa_flax import InputError
+from aa_flax.configs import digits_resnet18, imagenet
+from aa_flax.recipes import recipe_names
 from aa_flax.training.optimizer import make_optimizer, make_schedule
-from configs import digits_resnet18, imagenet
 
-RECIPES = sorted(
-    path.stem
-    for path in (Path(__file__).parents[2] / "configs").glob("*.py")
-    if "def get_config" in path.read_text()
-)
+RECIPES = recipe_names()
 
 
 def rates(config, steps):
@@ -38,7 +34,7 @@ def torchs_rates(config, scheduler, **options):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_epoch_of_every_recipe_has_the_rate_of_torchs_scheduler(recipe):
-    config = importlib.import_module(f"configs.{recipe}").get_config()
+    config = importlib.import_module(f"aa_flax.configs.{recipe}").get_config()
     schedulers = torch.optim.lr_scheduler
     if config.optimizer.schedule == "step":
         options = {"step_size": config.optimizer.step_epochs, "gamma": config.optimizer.step_factor}

@@ -12,11 +12,11 @@ import jax
 from flax import nnx
 
 from aa_flax.config import Config
+from aa_flax.configs import digits_resnet18
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.pools.blur import BlurPool
-from configs import digits_resnet18
 
 
 class TinyNet(Classifier):
@@ -46,7 +46,7 @@ class TinyNet(Classifier):
         yield "fc", self.fc
 
     def __call__(self, x):
-        return self.fc(self.dropout(self.features(x).mean((1, 2))))
+        return self.fc(self.dropout(self.forward_features(x).mean((1, 2))))
 
 
 def register() -> None:

@@ -1,4 +1,4 @@
-"""`convert_torch_weights.py`, as it is called."""
+"""`python -m aa_flax.convert`, by its arguments."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
-import convert_torch_weights
+import aa_flax.convert
 from aa_flax import InputError, create_model, save_weights
 from aa_flax.models import registry
 from aa_flax.sharding import data_mesh
@@ -25,12 +25,8 @@ from tests.weights.conftest import NAME
 
 
 @pytest.fixture
-def convert(monkeypatch):
-    def run(*arguments) -> int:
-        monkeypatch.setattr("sys.argv", ["convert_torch_weights.py", *map(str, arguments)])
-        return convert_torch_weights.main()
-
-    return run
+def convert():
+    return lambda *arguments: aa_flax.convert.convert([*map(str, arguments)])
 
 
 def test_a_released_file_becomes_safetensors_that_say_where_they_come_from(

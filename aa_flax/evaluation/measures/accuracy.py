@@ -13,7 +13,14 @@ class Accuracy(Measure):
     """Top-1, top-5 and loss on centre crops; they stand at the top of the results."""
 
     options = (Option("accuracy", "top-1, top-5 and loss on centre crops"),)
-    columns = (Column("accuracy", ("top1",), judged=True),)
+    columns = (
+        Column(
+            "accuracy",
+            ("top1",),
+            judged=True,
+            note="share of centre crops whose likeliest class is the true one",
+        ),
+    )
     always = True
 
     def settings(self, subject: Subject) -> Result:

@@ -9,6 +9,7 @@ class Circular(PairMeasure):
     """What leaves the crop on one side enters on the other: no new content."""
 
     title = "rolled"
+    note = "consistency of crops rolled by two random shifts: no new content comes in"
     options = (Option("circular", "consistency of rolled images"),)
 
     def views(self, subject: Subject) -> RolledPairs:

@@ -23,7 +23,13 @@ class Corruptions(Measure):
     """Accuracy for each corruption and severity, and consistency where images have room for it."""
 
     options = (Option("corruptions", "a tree like ImageNet-C", None, Path),)
-    columns = (Column("mCE", ("mce",)),)
+    columns = (
+        Column(
+            "mCE",
+            ("mce",),
+            note="mean error on corrupted images as a share of AlexNet's; less is better",
+        ),
+    )
 
     def settings(self, subject: Subject) -> Result:
         some = subject.settings

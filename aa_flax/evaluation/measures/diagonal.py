@@ -17,7 +17,7 @@ from aa_flax.sharding import is_main_process
 
 
 class Diagonal(Measure):
-    """The original's four arrays, images by offsets, and a figure of some of the images."""
+    """The original's four arrays, images by offsets; some of the images, and a figure of them."""
 
     options = (
         Option("diagonal", "probabilities along diagonal shifts: .npz and figure"),
@@ -45,7 +45,7 @@ class Diagonal(Measure):
         arrays = beside(subject.output, "diagonal.npz")
         figure = beside(subject.output, "diagonal.png")
         if is_main_process():
-            save_arrays(arrays, diagonal_arrays(seen))
+            save_arrays(arrays, diagonal_arrays(seen) | _pictures(subject))
             plots.plot_diagonal(figure, {subject.name: seen.probability}, subject.options["images"])
         return {"file": arrays.name, "figure": figure.name}
 
@@ -63,5 +63,16 @@ class Diagonal(Measure):
             count = min(map(len, curves.values()))
             images = [i for i in first.get("images", [0]) if i < count]
             drawn.append(folder / f"diagonal_{base}.png")
-            plots.plot_diagonal(drawn[-1], curves, images or [0])
+            plots.plot_diagonal(drawn[-1], curves, images or [0], plots.ALL_FORMATS)
         return drawn
+
+
+def _pictures(subject: Subject) -> dict[str, np.ndarray]:
+    """The chosen images as the crops are cut from them, `(k, S, S, 3)`, and what they show."""
+    source, chosen = subject.source, subject.options["images"]
+    labels = [int(source[i]["label"]) for i in chosen]
+    return {
+        "image_index": np.array(chosen),
+        "image_pixels": np.stack([subject.settings.image(source, i) for i in chosen]),
+        "image_class": np.array([str(source.class_names[label]) for label in labels]),
+    }

@@ -42,7 +42,7 @@ class Equivariance(Measure):
         if is_main_process():
             maps.save(arrays)
             plots.plot_equivariance(figure, {subject.name: maps})
-        relative = (maps.maps.mean((1, 2)) / maps.scale).tolist()
+        relative = maps.relative.mean((1, 2)).tolist()
         return {
             "mean_distance": {
                 block: 100 * share for block, share in zip(maps.blocks, relative, strict=True)
@@ -60,7 +60,7 @@ class Equivariance(Measure):
         for base, nets in by_base([row for row in rows if row.first("equivariance")]).items():
             maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in nets}
             drawn.append(folder / f"equivariance_{base}.png")
-            plots.plot_equivariance(drawn[-1], maps)
+            plots.plot_equivariance(drawn[-1], maps, plots.ALL_FORMATS)
         return drawn
 
 

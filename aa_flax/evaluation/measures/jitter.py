@@ -11,6 +11,7 @@ class Jitter(PairMeasure):
     """Squares of 0.9 to 1.1 crop sizes from anywhere in the image, resized to the crop."""
 
     title = "jittered"
+    note = "consistency of two random squares, 0.9 to 1.1 crops wide, resized to the crop"
     options = (Option("jitter", "consistency of random crops, resized"),)
 
     def views(self, subject: Subject) -> JitteredPairs:

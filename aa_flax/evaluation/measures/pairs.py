@@ -13,13 +13,15 @@ class PairMeasure(Measure):
 
     Attributes:
         title: what was done to the images, for the summary and the report's column.
+        note: what the report says of the column.
     """
 
     title: ClassVar[str]
+    note: ClassVar[str] = ""
 
     def __init_subclass__(cls):
         if not cls.columns:
-            cls.columns = (Column(cls.title, ("consistency",)),)
+            cls.columns = (Column(cls.title, ("consistency",), note=cls.note),)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert seen is not None

@@ -6,6 +6,7 @@ from pathlib import Path
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.measure import Column, Option, Subject
 from aa_flax.evaluation.measures.pairs import PairMeasure, random_pairs
+from aa_flax.evaluation.points import points
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.views import ShiftedPairs
 
@@ -19,9 +20,18 @@ class Shift(PairMeasure):
         Option("per_batch", "--shift with one pair of offsets a batch"),
     )
     columns = (
-        Column("consistency", ("consistency",), judged=True),
-        Column("consistent and correct", ("consistent_and_correct",)),
-        Column("shifted", ("top1_shifted",)),
+        Column(
+            "consistency",
+            ("consistency",),
+            judged=True,
+            note="share of pairs of crops at two random offsets that get the same class",
+        ),
+        Column(
+            "consistent and correct",
+            ("consistent_and_correct",),
+            note="share of those pairs that get the true class both times",
+        ),
+        Column("shifted", ("top1_shifted",), note="accuracy on the crops at random offsets"),
     )
 
     def views(self, subject: Subject) -> ShiftedPairs:
@@ -33,9 +43,9 @@ class Shift(PairMeasure):
         )
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        points = plots.points(rows, ("top1",), ("shift", "consistency"))
-        if not points:
+        nets = points(rows, ("top1",), ("shift", "consistency"))
+        if not nets:
             return []
         path = folder / "accuracy_consistency.png"
-        plots.plot_nets(path, points, "accuracy (%)", "consistency (%)")
+        plots.plot_nets(path, nets, "accuracy (%)", "consistency (%)")
         return [path]

@@ -9,6 +9,7 @@ class Subpixel(PairMeasure):
     """Images moved by fractions of a pixel, band-limited."""
 
     title = "sub-pixel"
+    note = "consistency of images moved by two random fractions of a pixel"
     options = (Option("subpixel", "consistency under shifts of less than a pixel"),)
 
     def views(self, subject: Subject) -> SubpixelPairs:

@@ -1,6 +1,6 @@
 """The time of a forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -8,6 +8,7 @@ import jax
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.points import points, time_label
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.timing import time_forward
 
@@ -41,9 +42,48 @@ class Time(Measure):
         )
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        points = plots.points(rows, ("time", "milliseconds"), ("top1",))
-        if not points:
+        nets = points(rows, ("time", "milliseconds"), ("top1",))
+        if not nets:
             return []
-        path = folder / "time_accuracy.png"
-        plots.plot_nets(path, points, "forward pass (ms)", "accuracy (%)")
-        return [path]
+        path, by_filter = folder / "time_accuracy.png", folder / "time_filter_size.png"
+        plots.plot_nets(path, nets, time_label(rows), "accuracy (%)")
+        plots.plot_run_times(by_filter, _families(rows), time_label(rows))
+        return [path, by_filter]
+
+    def section(self, rows: Sequence[Row]) -> str:
+        families = _families(rows)
+        if not families:
+            return ""
+        sizes = sorted({k for family in families.values() for k in family}, key=lambda k: k or 0)
+        heads = ["net", *("baseline" if k is None else f"lpf{k}" for k in sizes)]
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        lines += [
+            f"| {name} | {' | '.join(_cell(family, k) for k in sizes)} |"
+            for name, family in sorted(families.items(), key=lambda item: min(item[1].values()))
+        ]
+        return "\n\n".join(["## Run time", _EXPLAINED, "\n".join(lines)])
+
+
+_EXPLAINED = (
+    f"Milliseconds of a forward pass of {BATCH_SIZE} images, as many as the original's run times "
+    "are of, and in brackets times the baseline's; the fastest net first. The package holds no "
+    "published run times to put beside them."
+)
+
+
+def _families(rows: Sequence[Row]) -> dict[str, dict[int | None, float]]:
+    """Milliseconds by filter size (None: the baseline), for each net that was timed."""
+    families: dict[str, dict[int | None, float]] = {}
+    for row in rows:
+        if point := row.point(("time", "milliseconds")):
+            name = f"{row.base} ({row.label})" if row.label else row.base
+            families.setdefault(name, {})[row.filter_size] = point[0]
+    return families
+
+
+def _cell(family: Mapping[int | None, float], filter_size: int | None) -> str:
+    if filter_size not in family:
+        return ""
+    time, baseline = family[filter_size], family.get(None)
+    over = f" ({time / baseline:.2f})" if baseline and filter_size else ""
+    return f"{time:.1f}{over}"

@@ -12,7 +12,13 @@ class WorstCase(Measure):
     """Images that are right at every offset of a grid."""
 
     options = (Option("worst_case", "images that are right at each of a grid of offsets"),)
-    columns = (Column("worst case", ("top1_worst",)),)
+    columns = (
+        Column(
+            "worst case",
+            ("top1_worst",),
+            note=f"share of images that are right at all of {POINTS} by {POINTS} offsets",
+        ),
+    )
 
     def views(self, subject: Subject) -> Crops:
         return grid(subject.settings.crop_size, subject.settings.shift_range, POINTS)

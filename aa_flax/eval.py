@@ -1,0 +1,93 @@
+"""Evaluates nets: python -m aa_flax.eval [--config C] [--weights W] [--shift] ... [--output FILE].
+
+Without --config the quickstart's; without --weights the best checkpoint of the config's run. W is a
+run's folder, a file of weights, or published weights: `pretrained`, as the original chooses,
+`finetuned`, `scratch` or `baseline`.
+
+Several nets in turn: python -m aa_flax.eval --models 'resnet*_lpf4,vgg16' --config imagenet
+--config.data.path=ILSVRC2012 [--weights W] [--output FOLDER]. Each gets FOLDER/<net>.json; what is
+there already is kept, so the same command continues after an interruption. W is `pretrained` unless
+given; in a path, {model} stands for the net's name.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from aa_flax import commands
+from aa_flax.errors import InputError
+from aa_flax.evaluation.measure import Option
+from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.turns import evaluate_in_turn, evaluate_one
+
+_DEFINE: Mapping[type, Any] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    Path: flags.DEFINE_string,
+    tuple: flags.DEFINE_list,
+}
+
+
+def main() -> None:
+    """The command; see the top of this file."""
+    commands.define_flags()  # loads plug-ins, whose measures have flags, too
+    flags.DEFINE_string(
+        "weights", None, "a run's folder, a file, or pretrained, finetuned, scratch, baseline"
+    )
+    flags.DEFINE_list("models", None, "names of nets to evaluate in turn, with * and ?")
+    flags.DEFINE_string(
+        "output",
+        None,
+        "default: results.json in the run's folder; of several nets runs/evaluation/",
+    )
+    try:
+        define_measures()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    commands.run(_evaluate, commands.as_called(str(__doc__), "aa_flax.eval"))
+
+
+def _evaluate() -> None:
+    config, workdir = commands.config_and_workdir()
+    weights, models = flags.FLAGS.weights, flags.FLAGS.models
+    options = {option.name: flags.FLAGS[option.name].value for option in _options()}
+    given = {"output": flags.FLAGS.output, "options": options}
+    try:
+        if models:
+            evaluate_in_turn(config, models, weights=weights or "pretrained", **given)
+        else:
+            evaluate_one(config, weights=weights or str(workdir), **given)
+    except KeyboardInterrupt as stop:
+        print(f"stopped; {str(stop) or 'nothing was measured yet'}", file=sys.stderr)
+        sys.exit(130)  # as a shell says of Ctrl-C
+
+
+def define_measures() -> None:
+    """A flag for each option of each measure.
+
+    Raises:
+        InputError: a measure's option that is a flag of this command already.
+    """
+    for option in _options():
+        if option.name in flags.FLAGS:
+            raise InputError(
+                f"a measure has an option {option.name!r}, which is a flag of {commands.called()} "
+                "already; give it another name"
+            )
+        default = option.default
+        if isinstance(default, tuple):
+            default = [str(number) for number in default]
+        _DEFINE[option.kind](option.name, default, option.help)
+
+
+def _options() -> list[Option]:
+    return [option for m in MEASURES.values() if not m.always for option in m.options]
+
+
+if __name__ == "__main__":
+    main()

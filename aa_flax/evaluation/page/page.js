@@ -1,0 +1,119 @@
+"use strict";
+// Draws what is in #data: charts by name, and `walks`, the probabilities along diagonal shifts.
+const report = JSON.parse(document.getElementById("data").textContent);
+const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+
+function drawCharts() {
+  const places = [...document.querySelectorAll("[data-chart]")];
+  return places.map((place) => {
+    const chart = report[place.dataset.chart];
+    return Plotly.newPlot(place, chart.data, chart.layout, config);
+  });
+}
+
+function makeSortable(table) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => {
+      // Numbers: the largest first; names: in the order of the alphabet.
+      const first = column === 0 ? "ascending" : "descending";
+      const second = column === 0 ? "descending" : "ascending";
+      const order = head.getAttribute("aria-sort") === first ? second : first;
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", order);
+      sortRows(table.tBodies[0], column, order === "ascending" ? 1 : -1);
+    });
+  });
+}
+
+function sortRows(body, column, sign) {
+  const value = (row) => Number(row.cells[column].dataset.value);
+  const compare = (a, b) => {
+    if (column === 0) {
+      return sign * a.cells[0].textContent.localeCompare(b.cells[0].textContent, "en", { numeric: true });
+    }
+    const [x, y] = [value(a), value(b)];
+    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // at the end
+    return sign * (x - y);
+  };
+  body.append(...[...body.rows].sort(compare));
+}
+
+function walk(groups) {
+  const at = (id) => document.getElementById(`walk-${id}`);
+  const fill = (select, titles) => select.replaceChildren(...titles.map((t, i) => new Option(t, i)));
+  let group, image;
+
+  function chooseGroup() {
+    group = groups[at("group").value];
+    at("offset").max = group.offsets - 1;
+    at("offset").value = Math.floor((group.offsets - 1) / 2);
+    fill(at("image"), group.images.map((one) => one.title));
+    return chooseImage();
+  }
+
+  function chooseImage() {
+    image = group.images[at("image").value];
+    showPicture();
+    const traces = image.nets.map((net) => ({
+      type: "scatter", mode: "lines+markers", name: net.name, y: net.probability,
+      line: { color: net.colour }, marker: { size: 6, symbol: image.nets.indexOf(net) % 5 },
+      hovertemplate: "shift %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
+    }));
+    const drawn = Plotly.react(at("chart"), traces, { ...group.layout, shapes: [mark()] }, config);
+    moveRest();
+    return drawn;
+  }
+
+  function showPicture() {
+    const photo = at("photo");
+    const stored = image.source !== null;
+    at("window").hidden = !stored;
+    at("caption").textContent = stored
+      ? `${image.title}: what the nets see, ${group.crop} of ${group.size} pixels`
+      : "The image was not stored; eval.py --diagonal stores it when it measures anew.";
+    if (!stored) return;
+    photo.src = image.source;
+    photo.style.width = `${(100 * group.size) / group.crop}%`;
+    photo.style.imageRendering = group.crop < 128 ? "pixelated" : "auto";
+  }
+
+  const offset = () => Number(at("offset").value);
+  const mark = () => ({
+    type: "line", x0: offset(), x1: offset(), yref: "paper", y0: 0, y1: 1,
+    line: { color: "#555", width: 1.5, dash: "dot" },
+  });
+
+  function moveRest() {
+    const share = (-100 * offset()) / group.size;
+    at("photo").style.transform = `translate(${share}%, ${share}%)`;
+    at("photo").alt = `${image.title}, cut ${offset()} pixels down and right`;
+    at("shift").textContent = `${offset()} pixels down and right`;
+    at("numbers").tBodies[0].replaceChildren(...image.nets.map(numbers));
+  }
+
+  function numbers(net) {
+    const row = document.createElement("tr");
+    const name = document.createElement("th");
+    name.scope = "row";
+    name.textContent = net.name;
+    row.append(name);
+    row.insertCell().textContent = net.probability[offset()].toFixed(3);
+    row.insertCell().textContent = net.right === null ? "" : net.right[offset()] ? "right" : "wrong";
+    return row;
+  }
+
+  fill(at("group"), groups.map((one) => one.title));
+  at("group").addEventListener("change", chooseGroup);
+  at("image").addEventListener("change", chooseImage);
+  at("offset").addEventListener("input", () => {
+    moveRest();
+    Plotly.relayout(at("chart"), { shapes: [mark()] });
+  });
+  return chooseGroup();
+}
+
+makeSortable(document.getElementById("results"));
+Promise.all([...drawCharts(), ...(report.walks ? [walk(report.walks)] : [])]).then(() => {
+  document.body.dataset.drawn = "yes";
+});

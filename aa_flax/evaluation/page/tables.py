@@ -1,0 +1,91 @@
+"""The tables of the page, as HTML."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from aa_flax.evaluation.judging import (
+    dominated_variants,
+    explained_columns,
+    judged_by,
+    pareto_front,
+    shown_columns,
+)
+from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
+from aa_flax.evaluation.rounding import with_spread
+from aa_flax.evaluation.row import Row
+
+
+def results_table(rows: Sequence[Row]) -> str:
+    """Every number of every net; a click on a column's head sorts by it."""
+    columns = shown_columns(rows)
+    told = explained_columns(rows)
+    front, beaten = pareto_front(rows), dominated_variants(rows)
+    units = {"%": " (%)"}
+    heads = ['<th scope="col"><button type="button">net</button></th>']
+    for column, _ in columns:
+        title = escape(column.title + units.get(column.unit, ""))
+        about = escape(told[column.title], quote=True)
+        heads.append(f'<th scope="col"><button type="button" title="{about}">{title}</button></th>')
+    lines = []
+    for row in rows:
+        mark = "front" if row.title in front else "beaten" if row.title in beaten else ""
+        name = f'<th scope="row" class="{mark}">{breakable(row.title)}</th>'
+        cells = [_cell(row.values(path), column.unit) for column, path in columns]
+        lines.append(f"<tr>{name}{''.join(cells)}</tr>")
+    return (
+        '<div class="wide" tabindex="0" role="region" aria-label="table of all nets">'
+        f'<table id="results"><thead><tr>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>\n{_legend(told)}"
+    )
+
+
+def breakable(name: str) -> str:
+    """A name that may go on in a second line before each underscore: `resnet18` `_lpf4`."""
+    return escape(name).replace("_", "<wbr>_")
+
+
+def _cell(values: list[float], unit: str) -> str:
+    if not values:
+        return "<td></td>"
+    return f'<td data-value="{np.mean(values):.9g}">{with_spread(values, unit)}</td>'
+
+
+def _legend(told: dict[str, str]) -> str:
+    terms = [f"<dt>{escape(title)}</dt><dd>{escape(what)}</dd>" for title, what in told.items()]
+    return (
+        f'<p><span class="front">Bold</span>: no net is better in {escape(judged_by())} without '
+        'being worse in the other. <span class="beaten">Italic</span>: another version of the same '
+        "net is better. ±: standard deviation over training seeds.</p>\n"
+        f"<dl>{''.join(terms)}</dl>"
+    )
+
+
+def published_section(rows: Sequence[Row]) -> str:
+    """Measured beside published; empty without released weights."""
+    cells = compared_cells(rows)
+    if not cells:
+        return ""
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in HEAD)
+    lines = [
+        f'<tr><th scope="row">{breakable(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for name, *rest in cells
+    ]
+    return (
+        '<section id="published"><h2>Beside what was published</h2>'
+        f"<p>{escape(EXPLAINED.replace('`', ''))}</p>"
+        '<div class="wide" tabindex="0" role="region" aria-label="measured and published">'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        "</section>"
+    )
+
+
+def left_out_list(left_out: Sequence[str]) -> str:
+    """What was found and is not in the report."""
+    if not left_out:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in left_out)
+    return f'<section id="left-out"><h2>Left out</h2><ul>{items}</ul></section>'

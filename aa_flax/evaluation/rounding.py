@@ -1,0 +1,38 @@
+"""Measured numbers as texts, with as many digits as are known."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def with_spread(values: Sequence[float], unit: str = "%") -> str:
+    """A number, or the mean of several and their standard deviation; "" of none.
+
+    The deviation has two significant digits, the mean as many decimals as it. One number alone has
+    two decimals, as published percentages do, or four significant digits of another unit.
+    """
+    if not values:
+        return ""
+    mean = float(np.mean(values))
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    if len(values) == 1:
+        return f"{mean:.{_decimals_of_one(mean, unit)}f}"
+    decimals = _decimals(deviation, 2) if deviation else _decimals_of_one(mean, unit)
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
+
+
+def _decimals_of_one(value: float, unit: str) -> int:
+    return 2 if unit == "%" else _decimals(value, 4)
+
+
+def _decimals(value: float, significant: int) -> int:
+    """Decimals that show so many significant digits of a value: four at most."""
+    if not value:
+        return 0
+    return min(max(significant - 1 - math.floor(math.log10(abs(value))), 0), 4)
+
+
+def p_value(p: float) -> str:
+    """A probability with two decimals; below them `< 0.01`, never 0.00."""
+    return "< 0.01" if p < 0.01 else f"{p:.2f}"

@@ -1,0 +1,35 @@
+"""What images a net expects, and where its weights come from."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# Of each channel of ImageNet's training images, of values in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What images a net expects, and where its weights come from.
+
+    Attributes:
+        input_size: side of the square centre crop, in pixels.
+        resize_size: shorter side that an image is resized to before, in pixels; 0: as it is.
+        interpolation: of that resizing, antialiased.
+        mean, std: of each channel, of values in 0..1; images are normalised by them.
+        weights: the file, address or folder that the weights come from; None: they are random.
+        sha256: of that file, or the beginning of it, in hexadecimal; None: it is not known.
+        licence: that the weights are under; None: it is not known.
+    """
+
+    input_size: int = 224
+    resize_size: int = 256
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    # Not compared: what a net computes, and so what is compiled for it, is the same.
+    weights: str | None = field(default=None, compare=False)
+    sha256: str | None = field(default=None, compare=False)
+    licence: str | None = field(default=None, compare=False)

@@ -1,0 +1,133 @@
+"""timm's antialiased ResNet-50s, whose weights are under the Apache licence 2.0.
+
+They are other nets than `resnet50_lpf3`: the stem's max pool has a window of 3, or an average pool
+stands in its place; and the shortcuts stride without a pool:
+
+                          resnetblur50                          resnetaa50
+    max pool, stride 2    max pool, stride 1 - BlurPool, k = 3  average pool, 2x2
+    conv 3x3, stride 2    conv, stride 1 - ReLU - BlurPool      conv, stride 1 - ReLU - average pool
+    1x1 conv, stride 2    as it is                              as it is
+
+Source: timm's `resnetblur50` and `resnetaa50`, by their behaviour; the tests compare with them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from aa_flax.errors import InputError
+from aa_flax.models.model_config import ModelConfig
+from aa_flax.models.registry import register_model
+from aa_flax.models.resnet import Bottleneck, Downsample, ResNet
+from aa_flax.models.torch_layout import Layers
+from aa_flax.ops import avg_pool, max_pool
+from aa_flax.pools import BlurPool
+
+
+class AveragePool(nnx.Module):
+    """The mean of 2x2 pixels that do not overlap: `(N, H, W, C)` to `(N, H // 2, W // 2, C)`."""
+
+    def __init__(self, stride: int):
+        self.stride = stride
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+        return avg_pool(x, self.stride)
+
+
+class StridedShortcutBlock(Bottleneck):
+    """A bottleneck block with a pool in its main branch and a strided 1x1 convolution beside it."""
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        stride: int,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        super().__init__(in_features, features, stride=stride, dtype=dtype, rngs=rngs, **options)
+        if self.downsample is not None:
+            out_features = features * self.expansion
+            self.downsample = Downsample(
+                in_features, out_features, stride=stride, pool=None, dtype=dtype, rngs=rngs
+            )
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
+        even = all(not isinstance(n, int) or n % 2 == 0 for n in x.shape[1:3])
+        if isinstance(self.pool, AveragePool) and not even:
+            raise InputError(
+                f"average pools and strided shortcuts fit together for even sizes alone, got maps "
+                f"of {x.shape[1]}x{x.shape[2]}; give images whose sides are multiples of 32"
+            )
+        return super().__call__(x)
+
+
+class TimmResNet(ResNet):
+    """A ResNet-50 for images `(N, H, W, 3)`, antialiased as timm does it.
+
+    Args:
+        pool: what subsamples in the blocks, and in the stem.
+        stem_window: of the stem's dense maximum, before the pool; None: there is none.
+        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
+        zero_init_residual: start each residual branch at zero (Goyal et al. 2017).
+        dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
+    """
+
+    def __init__(
+        self,
+        pool: Callable[[int], nnx.Module],
+        stem_window: int | None,
+        *,
+        num_classes: int = 1000,
+        zero_init_residual: bool = False,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.stem_window = stem_window
+        super().__init__(
+            StridedShortcutBlock,
+            (3, 4, 6, 3),
+            num_classes=num_classes,
+            pool=pool,
+            zero_init_residual=zero_init_residual,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def _stem_pool(self, x: Float[Array, "N H W 64"]) -> Float[Array, "N h w 64"]:
+        if self.stem_window is not None:
+            x = max_pool(x, self.stem_window, stride=1, padding=self.stem_window // 2)
+        return self.pool(x)
+
+    def torch_layers(self) -> Layers:
+        """As in a plain ResNet: timm's pools have neither weights nor a place."""
+        yield "conv1", self.conv1
+        yield "bn1", self.bn1
+        for place, block in self._residual_blocks():
+            for i in (1, 2, 3):
+                yield f"{place}.conv{i}", getattr(block, f"conv{i}")
+                yield f"{place}.bn{i}", getattr(block, f"bn{i}")
+            if block.downsample is not None:
+                yield f"{place}.downsample.0", block.downsample.conv
+                yield f"{place}.downsample.1", block.downsample.bn
+        if self.fc is not None:
+            yield "fc", self.fc
+
+
+register_model(
+    "resnetblur50",
+    partial(TimmResNet, partial(BlurPool, 3), 3),
+    config=ModelConfig(input_size=288, resize_size=303, interpolation="bicubic"),
+    hub="timm/resnetblur50.bt_in1k",
+)
+register_model(
+    "resnetaa50",
+    partial(TimmResNet, AveragePool, None),
+    config=ModelConfig(input_size=288, resize_size=288, interpolation="bicubic"),
+    hub="timm/resnetaa50.a1h_in1k",
+)

@@ -1,0 +1,111 @@
+"""Low-pass filters of any length besides the binomial one, and subsampling by them."""
+
+from collections.abc import Sequence
+from math import pi, sqrt
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from aa_flax.arguments import real_number, whole_number
+from aa_flax.errors import InputError
+from aa_flax.ops.blur import check_map, one_for_each_axis, padding_widths
+from aa_flax.ops.lowpass import Axis, Padding, check_sizes, subsampled
+from aa_flax.ops.padding import is_circular
+
+Taps = tuple[float, ...]
+
+
+def filter_pool(
+    x: Float[Array, "N *spatial C"],
+    taps: Sequence[Taps],
+    stride: int | Sequence[int],
+    padding: Padding = "reflect",
+    *,
+    pad_widths: Sequence[tuple[int, int]] | None = None,
+) -> Float[Array, "N *out C"]:
+    """Low-pass filters every channel by given taps, and keeps every `stride`-th value.
+
+    Args:
+        x: with one to three spatial axes, channels last, floating point.
+        taps: the filter of each axis.
+        stride, padding: those of `blur_pool`.
+        pad_widths: pixels added before and after each axis. Default: as `blur_pool`.
+
+    Returns:
+        The same type as `x`; by default `ceil(N / stride)` values on each axis.
+
+    Raises:
+        InputError: a wrong rank or type, another number of entries than of axes, or an axis too
+            short for its padding.
+    """
+    check_map(x)
+    sizes = x.shape[1:-1]
+    if len(taps) != len(sizes):
+        raise InputError(f"taps of {len(taps)} axes were given for {len(sizes)} spatial axes")
+    strides = one_for_each_axis("stride", stride, len(sizes))
+    widths = pad_widths or [padding_widths(len(filter)) for filter in taps]
+    mode: Padding = "circular" if is_circular() else padding
+    geometry = tuple(
+        Axis(size, tuple(filter), step, mode, width)
+        for size, filter, step, width in zip(sizes, taps, strides, widths, strict=True)
+    )
+    check_sizes(geometry)
+    return subsampled(x, geometry)
+
+
+def gaussian_taps(filter_size: int, sigma: float | None = None) -> Taps:
+    """A sampled Gaussian, normalised to a sum of 1.
+
+    Args:
+        filter_size: number of taps, 1 or more.
+        sigma: standard deviation in pixels, above 0. Default: 0.3 ((k - 1) / 2 - 1) + 0.8, that of
+            OpenCV's `getGaussianKernel`.
+
+    Raises:
+        InputError: a number that is none of these.
+    """
+    k = whole_number("filter_size", filter_size, least=1)
+    sigma = 0.3 * ((k - 1) / 2 - 1) + 0.8 if sigma is None else real_number("sigma", sigma)
+    if sigma <= 0:
+        raise InputError(f"sigma must be above 0, got {sigma}")
+    return _normalised(np.exp(-(_places(k) ** 2) / (2 * sigma**2)))
+
+
+def kaiser_taps(filter_size: int, stride: int, beta: float | None = None) -> Taps:
+    """A sinc that cuts at the Nyquist frequency of the subsampled map, under a Kaiser window.
+
+    Args:
+        filter_size: number of taps, 1 or more.
+        stride: the cut-off is 1 / (2 stride) cycles a pixel.
+        beta: the window's shape, 0 (a box) or more. Default: Kaiser's formula for a transition
+            band as wide as in Karras et al. (NeurIPS 2021, Appendix C.1): sqrt(2) - 1 times the
+            sampling rate of the subsampled map.
+
+    Raises:
+        InputError: a number that is none of these.
+
+    Source: Kaiser, 1974; Oppenheim and Schafer, Discrete-Time Signal Processing, Sec. 7.5.3.
+    """
+    k = whole_number("filter_size", filter_size, least=1)
+    stride = whole_number("stride", stride, least=1)
+    beta = _kaiser_beta(k, stride) if beta is None else real_number("beta", beta, least=0)
+    return _normalised(np.sinc(_places(k) / stride) * np.kaiser(k, beta))
+
+
+def _kaiser_beta(taps: int, stride: int) -> float:
+    """The window's shape by the attenuation that so many taps reach."""
+    transition = 2 * pi * (sqrt(2) - 1) / stride
+    attenuation = 2.285 * (taps - 1) * transition + 7.95
+    if attenuation > 50:
+        return 0.1102 * (attenuation - 8.7)
+    above = max(attenuation - 21, 0)
+    return 0.5842 * above**0.4 + 0.07886 * above
+
+
+def _places(taps: int) -> np.ndarray:
+    """Where the taps stand, in pixels from the centre."""
+    return np.arange(taps) - (taps - 1) / 2
+
+
+def _normalised(taps: np.ndarray) -> Taps:
+    return tuple((taps / taps.sum()).tolist())

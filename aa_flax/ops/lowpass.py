@@ -1,0 +1,232 @@
+"""One fixed separable filter with a stride, its adjoint, and both in two forms.
+
+`subsampled` pads, filters every channel by the outer product of an axis' taps and keeps every
+`stride`-th value; `spread` is its transpose. Each is JAX's own convolution (the definition) or, on
+CPU, where XLA's grouped convolutions are slow, the same sum as static look-ups along each axis.
+"""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from aa_flax.errors import InputError
+from aa_flax.ops import forms
+from aa_flax.ops.forms import Multilinear, static
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+Padding = Literal["reflect", "replicate", "zero", "circular"]
+Implementation = Literal["conv", "gather"]
+
+_PadMode = Literal["reflect", "edge", "wrap", "constant"]
+BLUR_SCOPE = "aa_flax.blur_pool"  # by which programs tell a blur from a strided convolution
+PAD_MODE: dict[Padding, _PadMode] = {
+    "reflect": "reflect",
+    "replicate": "edge",
+    "circular": "wrap",
+    "zero": "constant",
+}
+
+
+class Axis(NamedTuple):
+    """What is done to one spatial axis of `size` pixels.
+
+    `pad_widths` pixels are added before and after it; the taps then slide by the stride.
+    """
+
+    size: int
+    taps: tuple[float, ...]
+    stride: int
+    padding: Padding
+    pad_widths: tuple[int, int]
+
+    @property
+    def length(self) -> int:
+        """How many values are kept."""
+        return (self.size + sum(self.pad_widths) - len(self.taps)) // self.stride + 1
+
+
+Geometry = tuple[Axis, ...]
+
+
+def check_sizes(geometry: Geometry) -> None:
+    """Raises an InputError if an axis is too short for its padding."""
+    for axis in geometry:
+        widest = max(axis.pad_widths)
+        least = max(1, {"reflect": widest + 1, "circular": widest}.get(axis.padding, 1))
+        if axis.size < least:
+            before, after = axis.pad_widths
+            sizes = tuple(axis.size for axis in geometry)
+            raise InputError(
+                f"input of spatial size {sizes} is too small: {axis.padding} padding for "
+                f"{len(axis.taps)} taps, {before} pixels before and {after} after, needs at least "
+                f"{least} pixels on each axis"
+            )
+
+
+def subsampled(
+    x: Float[Array, "N *spatial C"],
+    geometry: Geometry,
+    implementation: Implementation | None = None,
+) -> Float[Array, "N *out C"]:
+    """Filters and subsamples; `implementation`: None chooses by platform (see `forms`).
+
+    Raises:
+        InputError: another implementation than `conv`, `gather` or None.
+    """
+    return _apply(_by_conv(geometry), _by_gather(geometry), x, implementation)
+
+
+def spread(
+    y: Float[Array, "N *out C"],
+    geometry: Geometry,
+    implementation: Implementation | None = None,
+) -> Float[Array, "N *spatial C"]:
+    """The transpose of `subsampled`, of the same geometry, with the same implementations."""
+    conv, gather = _by_conv(geometry), _by_gather(geometry)
+    transposed_conv = Multilinear(static(_conv_gradient, geometry=geometry), (conv.function,))
+    transposed_gather = Multilinear(gather.transposes[0], (gather.function,))
+    return _apply(transposed_conv, transposed_gather, y, implementation)
+
+
+def gathered_weights(axis: Axis) -> np.ndarray:
+    """For each pixel of an axis, the sum of the weights with which its filter positions read it."""
+    return np.asarray(_matrix(axis).sum(0)).ravel()
+
+
+def _apply(
+    conv: Multilinear, gather: Multilinear, x: Array, implementation: Implementation | None
+) -> Array:
+    if implementation is None:
+        return forms.apply(conv, gather, x)
+    if implementation not in get_args(Implementation):
+        raise InputError(f"implementation must be conv, gather or None, got {implementation!r}")
+    if implementation == "conv" or forms.are_forced():
+        return conv.function(jnp.asarray(x))
+    return forms.apply(gather, gather, x)
+
+
+def _by_conv(geometry: Geometry) -> Multilinear:
+    return Multilinear(static(_conv, geometry=geometry))
+
+
+def _by_gather(geometry: Geometry) -> Multilinear:
+    gradient = static(_gather_gradient, geometry=geometry)
+    return Multilinear(static(_gather, geometry=geometry), (gradient,))
+
+
+def _conv(x: Array, geometry: Geometry) -> Array:
+    """The definition: pad, then convolve each channel with the outer product of the taps."""
+    widths = [(0, 0), *(axis.pad_widths for axis in geometry), (0, 0)]
+    kernel = np.ones(())
+    for axis in geometry:
+        kernel = np.multiply.outer(kernel, np.array(axis.taps))
+    channels = x.shape[-1]
+    spatial = "DHW"[-len(geometry) :]
+    with jax.named_scope(BLUR_SCOPE):
+        return lax.conv_general_dilated(
+            jnp.pad(x, widths, mode=PAD_MODE[geometry[0].padding]),
+            jnp.broadcast_to(
+                jnp.asarray(kernel, x.dtype)[..., None, None], (*kernel.shape, 1, channels)
+            ),
+            window_strides=[axis.stride for axis in geometry],
+            padding="VALID",
+            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+            feature_group_count=channels,
+        )
+
+
+def _conv_gradient(y: Array, geometry: Geometry) -> Array:
+    """JAX's transpose of the definition: zeros between the values, a convolution, and what fell on
+    the padding added to the pixels it is a copy of."""
+    x = jax.ShapeDtypeStruct((y.shape[0], *(axis.size for axis in geometry), y.shape[-1]), y.dtype)
+    return jax.linear_transpose(static(_conv, geometry=geometry), x)(y)[0]
+
+
+def _gather(x: Array, geometry: Geometry) -> Array:
+    """The sum that defines it, one axis after the other, as look-ups with static indices.
+
+    On an axis, filtering with padding and subsampling is a sparse matrix B: `y = B x`. Row i holds
+    the few inputs that output i reads, the border already folded in, so the padded signal is
+    never built. The gradient is `B' g`, again a sparse matrix with few entries in a row, and so
+    again look-ups instead of the scatter that differentiating a look-up would give.
+    """
+    y = x.astype(_accumulator(x.dtype))
+    for i, axis in enumerate(geometry):
+        y = _sparse_rows_dot(y, _forward_rows(axis), axis=1 + i)
+    return y.astype(x.dtype)
+
+
+def _gather_gradient(g: Array, geometry: Geometry) -> Array:
+    x = g.astype(_accumulator(g.dtype))
+    for i, axis in reversed(list(enumerate(geometry))):
+        x = _sparse_rows_dot(x, _backward_rows(axis), axis=1 + i)
+    return x.astype(g.dtype)
+
+
+def _accumulator(dtype: DTypeLike) -> DTypeLike:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+# A sparse matrix by rows: column indices and weights, both (entries in the fullest row, rows);
+# shorter rows are filled up with weight 0.
+_Rows = tuple[np.ndarray, np.ndarray]
+
+
+def _sparse_rows_dot(x: Array, rows: _Rows, axis: int) -> Array:
+    """Multiplies `x` along `axis` by a sparse matrix: one look-up and one product an entry."""
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    total = None
+    for indices, weights in zip(*rows, strict=True):
+        same = np.all(weights == weights[0])
+        weight = float(weights[0]) if same else jnp.asarray(weights, x.dtype).reshape(shape)
+        term = jnp.take(x, indices, axis=axis, mode="clip") * weight
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _matrix(axis: Axis) -> "sparse.csr_array":
+    """B of `_gather`: `(length, size)`."""
+    from scipy import sparse  # here, since it takes a fifth of the time to import this package
+
+    size, taps, stride, padding, (before, after) = axis
+    k, length = len(taps), axis.length
+    if padding == "zero":
+        source = np.arange(-before, size + after)
+    else:
+        source = np.pad(np.arange(size), (before, after), mode=PAD_MODE[padding])
+    rows = np.repeat(np.arange(length), k)
+    columns = source[(stride * np.arange(length)[:, None] + np.arange(k)).ravel()]
+    weights = np.tile(taps, length)
+    inside = (columns >= 0) & (columns < size)
+    entries = (weights[inside], (rows[inside], columns[inside]))
+    return sparse.coo_array(entries, shape=(length, size)).tocsr()
+
+
+def _to_rows(matrix: "sparse.csr_array") -> _Rows:
+    assert matrix.shape is not None
+    counts = np.diff(matrix.indptr)
+    shape = (max(int(counts.max(initial=0)), 1), matrix.shape[0])
+    indices, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float64)
+    row = np.repeat(np.arange(matrix.shape[0]), counts)
+    place = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
+    indices[place, row], weights[place, row] = matrix.indices, matrix.data
+    return indices, weights
+
+
+@lru_cache(maxsize=1024)
+def _forward_rows(axis: Axis) -> _Rows:
+    return _to_rows(_matrix(axis))
+
+
+@lru_cache(maxsize=1024)
+def _backward_rows(axis: Axis) -> _Rows:
+    return _to_rows(_matrix(axis).T.tocsr())

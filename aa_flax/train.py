@@ -1,0 +1,44 @@
+"""Trains a net: python -m aa_flax.train --config NAME [--config.KEY=VALUE ...] [--workdir DIR].
+
+NAME is a recipe of this package, or a Python file. Run again with the same flags, it continues
+where it was stopped. Exit code 75: told to stop (SIGTERM or Ctrl-C), it has saved where it stands;
+a second Ctrl-C ends it at once (130).
+--resume FILE.pth.tar continues a run of the PyTorch original from its training checkpoint.
+"""
+
+import sys
+
+from absl import flags
+
+from aa_flax import commands
+from aa_flax.disk import local_path
+from aa_flax.training.loop import train
+from aa_flax.training.stopping import EXIT_CODE, Stopped
+
+_INTERRUPTED = "stopped at once; the same command continues from the latest checkpoint"
+
+
+def main() -> None:
+    """The command; see the top of this file."""
+    commands.define_flags()
+    flags.DEFINE_string("resume", None, "a training checkpoint of the PyTorch original")
+    flags.DEFINE_bool(
+        "accept_data_change", False, "continue a run although its images are others than before"
+    )
+    text = commands.as_called(str(__doc__), "aa_flax.train")
+    commands.run(_train, text, interrupted=_INTERRUPTED)
+
+
+def _train() -> None:
+    given = flags.FLAGS
+    resume = local_path(given.resume, "--resume") if given.resume else None
+    config, workdir = commands.config_and_workdir()
+    try:
+        train(config, workdir, resume=resume, accept_data_change=given.accept_data_change)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""This project's nets for `nets.py`; see `worker.py`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from worker import Work, device_in_words, serve, versions
+
+from aa_flax import create_model
+from aa_flax.data.transforms import normalise
+from aa_flax.evaluation.consistency import consistency
+from aa_flax.evaluation.observe import observe
+from aa_flax.evaluation.predict import predictor_of
+from aa_flax.evaluation.views import ShiftedPairs
+from aa_flax.models.classifier import Classifier
+from aa_flax.ops import conv, definitions, forms
+from aa_flax.sharding import data_mesh, put_batch
+from aa_flax.training.state import init_state, make_train_step
+
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
+SHIFT_RANGE = 32  # pixels
+
+
+@contextmanager
+def cpu_forms() -> Iterator[None]:
+    """Traces every operation as the form that CPUs get, whatever the platform."""
+    apply = forms.apply
+
+    def apply_cpu(definition, cpu, *arrays):
+        return apply(cpu, cpu, *arrays)
+
+    forms.apply = conv.apply = apply_cpu
+    try:
+        yield
+    finally:
+        forms.apply = conv.apply = apply
+
+
+VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
+    "default": nullcontext,
+    "remat": nullcontext,
+    "definitions": definitions,
+    "cpu_forms": cpu_forms,
+}
+
+
+def forward(model: Classifier, task: dict[str, Any]) -> Callable[[], Any]:
+    graph, state = nnx.split(model)
+    compiled = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    images = normalise(jnp.asarray(random_images(task["batch"], task["size"])))
+    return lambda: compiled(state, images)
+
+
+def training(model: Classifier, task: dict[str, Any]) -> Callable[[], Any]:
+    """A whole update: forward, backward, SGD with momentum and weight decay, from bytes."""
+    mesh = data_mesh(jax.devices()[:1])
+    sgd = optax.sgd(LEARNING_RATE, MOMENTUM)
+    optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), sgd)
+    step = make_train_step(
+        model,
+        optimizer,
+        lambda batch: normalise(batch["image"]),
+        schedule=optax.constant_schedule(LEARNING_RATE),
+        mesh=mesh,
+    )
+    labels = np.random.default_rng(1).integers(0, 1000, task["batch"]).astype(np.int32)
+    images = random_images(task["batch"], task["size"])
+    batch = put_batch({"image": images, "label": labels}, mesh)
+    state = [init_state(model, optimizer, mesh)]
+
+    def update() -> Any:
+        state[0], metrics = step(state[0], batch)
+        return metrics
+
+    return update
+
+
+def shift(model: Classifier, task: dict[str, Any]) -> Callable[[], Any]:
+    """The evaluation's consistency of two batches of images, one pair of crops each."""
+    size = task["batch"]
+    images = random_images(2 * size, task["size"] + SHIFT_RANGE)
+    batches = [
+        {
+            "image": images[first : first + size],
+            "index": np.arange(first, first + size, dtype=np.int32),
+            "label": np.zeros(size, np.int32),
+            "mask": np.ones(size, bool),
+        }
+        for first in (0, size)
+    ]
+    pairs = {"shift": ShiftedPairs(task["size"], SHIFT_RANGE, passes=1)}
+    mesh, predictor = data_mesh(jax.devices()[:1]), predictor_of(model)
+    return lambda: consistency(observe(predictor, batches, pairs, mesh=mesh)["shift"])
+
+
+MODES = {"forward": forward, "training": training, "consistency": shift}
+
+
+def random_images(count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def prepare(task: dict[str, Any]) -> Work:
+    model = create_model(task["net"], dtype=task["precision"])
+    model.remat = task["variant"] == "remat"
+    run = MODES[task["mode"]](model, task)
+    tracing = VARIANTS[task["variant"]]
+
+    def run_in_variant() -> Any:
+        with tracing():
+            return run()
+
+    device = jax.devices()[0]
+
+    def memory() -> int:
+        return (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+    on_host = device.platform == "cpu"
+    return Work(run_in_variant, jax.block_until_ready, None if on_host else memory)
+
+
+def identity() -> dict[str, str]:
+    device = jax.devices()[0]
+    kind = "cpu" if device.platform == "cpu" else device.device_kind
+    return {"versions": versions(jax), "device": device_in_words(kind)}
+
+
+if __name__ == "__main__":
+    serve(prepare, identity)

@@ -1,0 +1,254 @@
+"""Nets beside the PyTorch original's: time, compilation and memory of each kind of pass.
+
+    python benchmarks/nets.py --output RESULTS.csv [--models 'resnet*_lpf4' ...] [--modes forward]
+        [--batch 8 ...] [--precision float32 ...] [--torch_python PATH] [--figure FILE.png]
+
+The passes: `forward`; `training`, a whole update; `consistency`, the evaluation's pairs of crops,
+of two batches of images. Names with `_lpf<k>` are compared with the package antialiased-cnns 0.3,
+others with torchvision's nets. Ours and every variant of torch run in processes of their own,
+compiled and warm, and have their turns one after the other, several rounds of them; only one
+computes at a time. Variants of torch that are 1.3 times slower than its best after two rounds are
+left out of the others. Where two do not fit on a device together, each has its rounds by itself.
+
+A setting's rows are added to the CSV file as soon as it is measured. Run again, the command goes on
+with what is not there yet (for these versions, on this device), and at the end prints the tables
+of `nets_table.py`. `--seconds` begins no other setting after that time; what is left is told.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from nets_table import OURS, THEIRS, Setting, append, figure, groups, read, report
+
+HERE = Path(__file__).parent
+SCRIPTS = {OURS: HERE / "jax_worker.py", THEIRS: HERE / "torch_worker.py"}
+VARIANTS = ("eager", "eager_channels_last", "compile", "compile_channels_last")
+OUR_VARIANTS = ("default", "remat", "definitions", "cpu_forms")
+TOO_SLOW = 1.3  # times torch's best
+UNFINISHED = 75  # the exit code where settings are left
+# Idle threads of the side that waits sleep; what is compiled was not compiled before; a GPU's
+# memory is taken as needed, so that both sides find room.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+class Worker:
+    """A process that computes when asked to; see `worker.py`."""
+
+    def __init__(self, framework: str, variant: str, python: str):
+        self.framework, self.variant = framework, variant
+        self.error = ""
+        self.times: list[float] = []
+        self.facts: dict[str, Any] = {}
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
+        self.process = subprocess.Popen(
+            [python, str(SCRIPTS[framework])],
+            env=environment | ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            text=True,
+        )
+
+    def ask(self, task: dict[str, Any]) -> dict[str, Any]:
+        """The answer; with `error`, if it is one or the process has ended."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(task) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        answer = json.loads(line) if line else {"error": self._last_words()}
+        self.error = answer.get("error", "")
+        self.facts |= answer
+        return answer
+
+    def prepare(self, setting: Setting) -> None:
+        self.ask({**setting._asdict(), "variant": self.variant})
+
+    def turn(self, seconds: float) -> None:
+        answer = self.ask({"seconds": seconds})
+        if not self.error:
+            self.times.append(answer["milliseconds"])
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.said.close()
+
+    def _last_words(self) -> str:
+        code = self.process.wait()
+        self.said.seek(0)
+        lines = self.said.read().strip().splitlines()
+        return f"ended with code {code}: {lines[-1][:150] if lines else 'no message'}"
+
+
+def measure_together(workers: Sequence[Worker], setting: Setting, rounds: int, turn: float) -> None:
+    """All are there, warm, and have their turns in rounds; every other round in reverse."""
+    for worker in workers:
+        worker.prepare(setting)
+    for number in range(rounds):
+        alive = [worker for worker in workers if not worker.error]
+        if number >= 2:
+            alive = [worker for worker in alive if not is_too_slow(worker, alive)]
+        for worker in alive if number % 2 == 0 else alive[::-1]:
+            worker.turn(turn)
+
+
+def is_too_slow(worker: Worker, others: Iterable[Worker]) -> bool:
+    """Whether a variant of torch cannot be its best."""
+    if worker.framework == OURS:
+        return False
+    best = min(min(other.times) for other in others if other.framework == THEIRS)
+    return min(worker.times) > TOO_SLOW * best
+
+
+def measure(setting: Setting, args: argparse.Namespace, pythons: dict[str, str]) -> list[dict]:
+    """The rows of a setting, one a variant."""
+    wanted = [(OURS, v) for v in our_variants(args, setting)]
+    wanted += [(THEIRS, v) for v in their_variants(args, setting)]
+    started, together = time.strftime("%Y-%m-%dT%H:%M:%S"), True
+    workers = [Worker(framework, v, pythons[framework]) for framework, v in wanted]
+    measure_together(workers, setting, args.rounds, args.turn)
+    for worker in workers:
+        worker.close()
+    if any("out of memory" in w.error.lower() or "EXHAUSTED" in w.error for w in workers):
+        together, workers = False, []
+        for framework, variant in wanted:
+            workers.append(Worker(framework, variant, pythons[framework]))
+            measure_together(workers[-1:], setting, args.rounds, args.turn)
+            workers[-1].close()
+    return [
+        {
+            "started": started,
+            **setting._asdict(),
+            "framework": worker.framework,
+            "variant": worker.variant,
+            "rounds_ms": ";".join(f"{ms:.4g}" for ms in worker.times),
+            "compile_s": f"{worker.facts.get('compile_s', 0):.2f}",
+            "peak_mib": f"{worker.facts.get('peak_mib', 0):.0f}",
+            "alternating": "yes" if together else "no",
+            "error": worker.error,
+        }
+        for worker in workers
+    ]
+
+
+def our_variants(args: argparse.Namespace, setting: Setting) -> list[str]:
+    return [v for v in args.our_variants if v != "remat" or setting.mode == "training"]
+
+
+def their_variants(args: argparse.Namespace, setting: Setting) -> list[str]:
+    """Without those that compile, for nets that `--compile_models` does not name."""
+    compiles = any(fnmatchcase(setting.net, pattern) for pattern in args.compile_models)
+    return [v for v in args.variants if compiles or not v.startswith("compile")]
+
+
+def settings(args: argparse.Namespace) -> list[Setting]:
+    """Every combination, net by net."""
+    from aa_flax import list_models
+
+    nets = list(dict.fromkeys(net for pattern in args.models for net in list_models(pattern)))
+    rest = itertools.product(args.modes, args.batch, args.size, args.precision)
+    return [Setting(net, *others) for others in rest for net in nets]
+
+
+def identities(pythons: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Versions and device of both sides."""
+    found = {}
+    for framework, python in pythons.items():
+        worker = Worker(framework, "", python)
+        found[framework] = worker.ask({"identity": True})
+        if worker.error:
+            sys.exit(f"error: {python} cannot run {SCRIPTS[framework].name}: {worker.error}")
+        worker.close()
+    return found
+
+
+def is_measured(setting: Setting, args: argparse.Namespace, identity: dict) -> bool:
+    wanted = {(OURS, v) for v in our_variants(args, setting)}
+    wanted |= {(THEIRS, v) for v in their_variants(args, setting)}
+    versions = {(framework, facts["versions"]) for framework, facts in identity.items()}
+    return any(
+        group.setting == setting
+        and wanted <= group.has_run
+        and {(row["framework"], row["versions"]) for row in group.rows} == versions
+        and group.rows[0]["device"] == identity[OURS]["device"]
+        for group in groups(read(args.output))
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures what is not in the file yet; the number of settings that are left."""
+    began = time.monotonic()
+    pythons = {OURS: sys.executable, THEIRS: args.torch_python}
+    identity = identities(pythons)
+    todo = [s for s in settings(args) if not is_measured(s, args, identity)]
+    for number, setting in enumerate(todo):
+        if args.seconds and time.monotonic() - began > args.seconds:
+            return len(todo) - number
+        rows = measure(setting, args, pythons)
+        for row in rows:
+            row |= identity[row["framework"]]
+        append(args.output, rows)
+        (group,) = groups({k: str(v) for k, v in row.items()} for row in rows)
+        errors = "".join(f"; {w['variant']}: {w['error']}" for w in rows if w["error"])
+        place = f"{number + 1} of {len(todo)}, {time.monotonic() - began:.0f} s"
+        print(
+            f"{setting}: torch / ours {group.ratio() or 'not known'} [{place}]{errors}", flush=True
+        )
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="CSV file, added to")
+    parser.add_argument("--models", nargs="+", default=["resnet18_lpf4"], help="names or patterns")
+    modes = ("forward", "training", "consistency")
+    parser.add_argument("--modes", nargs="+", choices=modes, default=["forward"])
+    parser.add_argument("--batch", nargs="+", type=int, default=[8])
+    parser.add_argument("--size", nargs="+", type=int, default=[224], help="pixels, of a side")
+    precisions = ("float32", "bfloat16")
+    parser.add_argument("--precision", nargs="+", choices=precisions, default=["float32"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="torch's")
+    parser.add_argument(
+        "--compile_models", nargs="*", default=["*"], help="nets that torch compiles as well"
+    )
+    parser.add_argument("--our_variants", nargs="+", choices=OUR_VARIANTS, default=["default"])
+    parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
+    parser.add_argument("--seconds", type=float, help="begin no setting after that time")
+    parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. nets.png")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    left = run(args)
+    rows = read(args.output)
+    print(f"\n{report(rows)}")
+    if args.figure:
+        figure(rows, args.figure)
+    if left:
+        print(f"\nleft: {left} settings; the same command goes on")
+        sys.exit(UNFINISHED)
+
+
+if __name__ == "__main__":
+    main()

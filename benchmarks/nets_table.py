@@ -1,0 +1,279 @@
+"""What `nets.py` measured, as Markdown tables and a figure.
+
+    python benchmarks/nets_table.py RESULTS.csv [--figure FILE.png]
+
+Every ratio is torch's time over ours, so above 1 ours is faster: the median over the rounds, in
+each of which both had their turn one after the other, and in brackets the least and the greatest.
+torch is taken in that of its variants with the least median.
+"""
+
+import argparse
+import csv
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FIELDS = ("started", "net", "mode", "batch", "size", "precision", "device", "framework", "variant")
+FIELDS += ("versions", "rounds_ms", "compile_s", "peak_mib", "alternating", "error")
+OURS, THEIRS = "aa_flax", "torch"
+Row = dict[str, str]
+
+
+class Setting(NamedTuple):
+    """What is measured on both sides."""
+
+    net: str
+    mode: str
+    batch: int
+    size: int
+    precision: str
+
+    @classmethod
+    def of(cls, row: Row) -> "Setting":
+        return cls(row["net"], row["mode"], int(row["batch"]), int(row["size"]), row["precision"])
+
+    def __str__(self) -> str:
+        return f"{self.net} {self.mode} {self.precision} {self.batch}x{self.size}"
+
+
+class Ratio(NamedTuple):
+    """Of times in neighbouring rounds."""
+
+    median: float
+    least: float
+    greatest: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.least:.2f} to {self.greatest:.2f})"
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
+    """Of each round's two times; rounds that only one side has do not count."""
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=False)]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+def append(path: Path, rows: Iterable[dict[str, Any]], fields: Sequence[str] = FIELDS) -> None:
+    """Adds rows to a CSV file, whole and on the disk before this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists() or path.stat().st_size == 0
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n", restval="")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file, none where there is no file; a last row cut short is left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What was measured at one time of one setting: a row a variant of either side."""
+
+    setting: Setting
+    rows: tuple[Row, ...]
+
+    def best(self, framework: str, *variants: str) -> Row | None:
+        """The fastest variant, of those named or of all."""
+        ran = [r for r in self.rows if r["framework"] == framework and r["rounds_ms"]]
+        ran = [r for r in ran if not variants or r["variant"] in variants]
+        return min(ran, key=median_ms, default=None)
+
+    @property
+    def has_run(self) -> set[tuple[str, str]]:
+        """Framework and variant of each row, those with an error as well."""
+        return {(row["framework"], row["variant"]) for row in self.rows}
+
+    def ratio(self, *variants: str) -> Ratio | None:
+        """torch's time over ours, where both sides ran."""
+        ours, theirs = self.best(OURS, *variants or ("default",)), self.best(THEIRS)
+        return ratio(times(theirs), times(ours)) if ours and theirs else None
+
+
+def times(row: Row) -> list[float]:
+    return [float(ms) for ms in row["rounds_ms"].split(";")]
+
+
+def median_ms(row: Row) -> float:
+    return statistics.median(times(row))
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """For each setting, device and pair of versions the group with the most variants, the latest
+    of several.
+    """
+    by_start: dict[tuple, list[Row]] = {}
+    for row in rows:
+        by_start.setdefault((row["started"], Setting.of(row), row["device"]), []).append(row)
+    chosen: dict[tuple, Group] = {}
+    for (_, setting, device), found in by_start.items():
+        key = (setting, device, *sorted({row["versions"] for row in found}))
+        group = Group(setting, tuple(found))
+        if key not in chosen or len(group.rows) >= len(chosen[key].rows):
+            chosen[key] = group
+    return list(chosen.values())
+
+
+def table(found: Sequence[Group]) -> str:
+    """A line a setting: both times, their ratio, and what compiling and memory cost."""
+    lines = [
+        "| net | pass | batch | precision | ours, ms | torch, ms | torch's variant | torch / ours "
+        "| compiling, s | peak, MiB |",
+        "|---" * 10 + "|",
+    ]
+    lines += [_line(group) for group in found]
+    return "\n".join(lines)
+
+
+def _line(group: Group) -> str:
+    setting, ours, theirs = group.setting, group.best(OURS, "default"), group.best(THEIRS)
+    cells = [setting.net, setting.mode, str(setting.batch), setting.precision]
+    cells += [f"{median_ms(row):.1f}" if row else "failed" for row in (ours, theirs)]
+    cells.append(theirs["variant"].replace("_", " ", 1) if theirs else "")
+    cells.append(str(group.ratio() or ""))
+    for field, digits in (("compile_s", 1), ("peak_mib", 0)):
+        pair = [f"{float(row[field]):.{digits}f}" if row else "-" for row in (ours, theirs)]
+        cells.append(", ".join(pair))
+    return f"| {' | '.join(cells)} |"
+
+
+def summary(found: Sequence[Group]) -> str:
+    """The geometric mean of the ratios, by pass, batch and precision, and the least of them."""
+    kinds: dict[tuple, dict[str, float]] = {}
+    for group in found:
+        s = group.setting
+        if one := group.ratio():
+            kinds.setdefault((s.mode, s.batch, s.precision), {})[s.net] = one.median
+    lines = ["| pass | batch | precision | nets | geometric mean | least |", "|---" * 6 + "|"]
+    for kind, ratios in kinds.items():
+        least = min(ratios, key=ratios.__getitem__)
+        mean = geometric_mean(ratios.values())
+        numbers = f"{len(ratios)} | {mean:.2f} | {ratios[least]:.2f} ({least})"
+        lines.append(f"| {' | '.join(map(str, kind))} | {numbers} |")
+    return "\n".join(lines)
+
+
+def overheads(found: Sequence[Group]) -> str:
+    """How much longer an antialiased net takes than its own baseline; empty without pairs."""
+    baselines = {(g.setting, _device(g)): g for g in found}
+    lines = []
+    for group in found:
+        base = group.setting._replace(net=group.setting.net.split("_lpf")[0])
+        plain = baselines.get((base, _device(group)))
+        if plain is None or plain is group:
+            continue
+        cells = [group.setting.net, group.setting.mode, group.setting.batch]
+        cells.append(group.setting.precision)
+        for framework in (OURS, THEIRS):
+            variants = ("default",) if framework == OURS else ()
+            both = group.best(framework, *variants), plain.best(framework, *variants)
+            cells.append(ratio(times(both[0]), times(both[1])) if both[0] and both[1] else "")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    if not lines:
+        return ""
+    head = "| net | pass | batch | precision | over its baseline, ours | torch |"
+    return "\n".join([head, "|---" * 6 + "|", *lines])
+
+
+def our_variants(found: Sequence[Group]) -> str:
+    """Our other variants beside the default; empty, if none was measured."""
+    lines = []
+    for group in found:
+        default = group.best(OURS, "default")
+        for row in group.rows:
+            if row["framework"] == OURS and row is not default:
+                faster = "failed: " + row["error"]
+                if row["rounds_ms"] and default:
+                    faster = str(ratio(times(default), times(row)))
+                peak = f"{float(row['peak_mib']):.0f}" if row["peak_mib"] else ""
+                lines.append(f"| {group.setting} | {row['variant']} | {faster} | {peak} |")
+    if not lines:
+        return ""
+    head = "| | variant | default's time / its | peak, MiB |"
+    return "\n".join([head, "|---" * 4 + "|", *lines])
+
+
+def _device(group: Group) -> str:
+    return group.rows[0]["device"]
+
+
+def report(rows: Iterable[Row]) -> str:
+    """All tables, for each device and pair of versions under a line that names them."""
+    places: dict[str, list[Group]] = {}
+    for group in groups(rows):
+        names = dict.fromkeys(row["versions"] for row in group.rows if row["versions"])
+        places.setdefault(f"{_device(group)}; {'; '.join(names)}", []).append(group)
+    parts = []
+    for place, found in places.items():
+        found.sort(key=lambda g: (g.setting.mode, g.setting.precision, g.setting.batch))
+        parts += [place, summary(found), table(found), overheads(found), our_variants(found)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def figure(rows: Iterable[Row], path: Path) -> None:
+    """A point a net, at torch's time over ours, with the rounds' spread; a panel a kind of pass."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels: dict[str, dict[str, Ratio]] = {}
+    for group in groups(rows):
+        s = group.setting
+        if one := group.ratio():
+            panels.setdefault(f"{s.mode}, batch {s.batch}, {s.precision}", {})[s.net] = one
+    if not panels:
+        return
+    longest = max(map(len, panels.values()))
+    size = (4.5 * len(panels) + 1, 0.24 * longest + 1.2)
+    drawing, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for panel, (title, ratios) in zip(axes[0], panels.items(), strict=True):
+        names = list(ratios)[::-1]
+        middle = [ratios[name].median for name in names]
+        reach = [
+            [m - ratios[name].least for m, name in zip(middle, names, strict=True)],
+            [ratios[name].greatest - m for m, name in zip(middle, names, strict=True)],
+        ]
+        colours = ["tab:blue" if m >= 1 else "tab:red" for m in middle]
+        panel.errorbar(middle, names, xerr=reach, fmt="none", ecolor="grey", elinewidth=1)
+        panel.scatter(middle, names, c=colours, zorder=3)
+        panel.axvline(1, color="black", linewidth=1)
+        panel.set_xlim(left=0)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("torch's time / ours")
+        panel.grid(axis="x", alpha=0.3)
+        panel.tick_params(axis="y", labelsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=110)
+    plt.close(drawing)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="+", type=Path, help="CSV files of nets.py")
+    parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. nets.png")
+    args = parser.parse_args()
+    rows = [row for path in args.results for row in read(path)]
+    print(report(rows))
+    if args.figure:
+        figure(rows, args.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The nets in PyTorch for `nets.py`: the original's, and torchvision's baselines; see `worker.py`.
+
+Needs torch, torchvision and antialiased-cnns, and nothing of JAX.
+"""
+
+import re
+import sys
+import types
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from worker import Work, device_in_words, serve, versions
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
+SHIFT_RANGE = 32  # pixels
+
+
+def net_of(name: str) -> torch.nn.Module:
+    """torchvision's net, or for `..._lpf<k>` the original antialiased one."""
+    if found := re.fullmatch(r"(.+)_lpf(\d)", name):
+        originals = import_module("antialiased_cnns")
+        net = getattr(originals, found[1])(filter_size=int(found[2]))
+        if hasattr(net, "avgpool") and hasattr(net, "classifier"):
+            # The original flattens by `view`, which takes no channels_last map.
+            net.avgpool.register_forward_hook(lambda *call: call[-1].contiguous())
+        return net
+    # PyPI's torchvision has compiled operators for CUDA builds of torch only; models need none.
+    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("absent"))
+    return getattr(import_module("torchvision").models, name)()
+
+
+class Net:
+    """A net in one layout, eager or compiled, and images in that layout."""
+
+    def __init__(self, task: dict[str, Any]):
+        channels_last = task["variant"].endswith("channels_last")
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.half = task["precision"] == "bfloat16"
+        self.net = net_of(task["net"]).to(DEVICE).to(memory_format=self.layout)  # pyright: ignore
+        compiles = task["variant"].startswith("compile")
+        self.call: Callable = torch.compile(self.net) if compiles else self.net
+        self.mean, self.std = (
+            torch.tensor(values, device=DEVICE)[:, None, None] for values in (MEAN, STD)
+        )
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.half):
+            return self.call(images)
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images / 255 - self.mean) / self.std).contiguous(memory_format=self.layout)
+
+
+def random_images(count: int, size: int) -> torch.Tensor:
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
+    return torch.tensor(images, device=DEVICE)
+
+
+def forward(net: Net, task: dict[str, Any]) -> Callable[[], Any]:
+    net.net.eval()
+    images = net.normalised(random_images(task["batch"], task["size"]))
+
+    @torch.no_grad()
+    def run() -> torch.Tensor:
+        return net(images)
+
+    return run
+
+
+def training(net: Net, task: dict[str, Any]) -> Callable[[], Any]:
+    """A whole update: forward, backward, SGD with momentum and weight decay, from bytes."""
+    net.net.train()
+    sgd = torch.optim.SGD(net.net.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    images = random_images(task["batch"], task["size"])
+    labels = np.random.default_rng(1).integers(0, 1000, task["batch"])
+    targets = torch.tensor(labels, device=DEVICE)
+
+    def update() -> torch.Tensor:
+        logits = net(net.normalised(images))
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        return loss
+
+    return update
+
+
+def shift(net: Net, task: dict[str, Any]) -> Callable[[], Any]:
+    """Consistency of two batches of images: one pair of crops each, at offsets of the batch's."""
+    net.net.eval()
+    crop, batch = task["size"], task["batch"]
+    images = random_images(2 * batch, crop + SHIFT_RANGE)
+    rng = np.random.default_rng(0)
+
+    @torch.no_grad()
+    def run() -> float:
+        agreed = []
+        for part in images.split(batch):
+            whole = net.normalised(part)
+            first, second = (
+                net(whole[..., i : i + crop, j : j + crop].contiguous(memory_format=net.layout))
+                for i, j in rng.integers(0, SHIFT_RANGE, (2, 2))
+            )
+            agreed.append((first.argmax(1) == second.argmax(1)).float().mean())
+        return 100 * torch.stack(agreed).mean().item()
+
+    return run
+
+
+MODES = {"forward": forward, "training": training, "consistency": shift}
+
+
+def prepare(task: dict[str, Any]) -> Work:
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX has it
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    run = MODES[task["mode"]](Net(task), task)
+    if DEVICE == "cpu":
+        return Work(run, lambda result: None)
+    return Work(run, lambda result: torch.cuda.synchronize(), torch.cuda.max_memory_allocated)
+
+
+def identity() -> dict[str, str]:
+    name = "cpu" if DEVICE == "cpu" else torch.cuda.get_device_name()
+    return {"versions": versions(torch), "device": device_in_words(name)}
+
+
+if __name__ == "__main__":
+    serve(prepare, identity)

@@ -1,0 +1,40 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from aa_flax.sharding import data_mesh
+from benchmarks.communication import Collective, collectives, sent
+
+PROGRAM = """
+  %all-reduce.1 = f32[64]{0} all-reduce(%a), channel_id=1, to_apply=%sum
+  %sub.2 = f32[64]{0} subtract(%all-reduce.1, %b)
+  %all-reduce.3 = (f32[3,3,64]{2,1,0}, bf16[10]{0}) all-reduce(%c, %d), to_apply=%sum
+  %gather = (f32[2]{0}, f32[8]{0}) all-gather-start(%e), dimensions={0}
+  %done = f32[8]{0} all-gather-done(%gather)
+"""
+
+
+def test_every_operation_is_counted_once_with_the_bytes_of_its_result():
+    found = collectives(PROGRAM)
+    assert found == [
+        Collective("all-reduce", 256),
+        Collective("all-reduce", 9 * 64 * 4 + 20),
+        Collective("all-gather", 32),
+    ]
+
+
+def test_a_ring_sends_all_but_one_part_twice():
+    assert Collective("all-reduce", 800).sent(8) == 2 * 700
+    assert sent([Collective("all-reduce", 800), Collective("all-gather", 800)], 8) == 2100
+    assert Collective("all-reduce", 800).sent(1) == 0
+
+
+def test_the_sum_of_a_batch_over_devices_is_one_all_reduce():
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices")
+    mesh = data_mesh()
+    whole = NamedSharding(mesh, PartitionSpec())
+    x = jax.device_put(jnp.ones((2 * mesh.size, 5)), NamedSharding(mesh, PartitionSpec("data")))
+    program = jax.jit(lambda x: x.sum(0), out_shardings=whole).lower(x).compile()
+    assert collectives(program.as_text()) == [Collective("all-reduce", 20)]

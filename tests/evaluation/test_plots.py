@@ -1,0 +1,82 @@
+"""Figures for files: their formats, their labels, and what their axes say."""
+
+import numpy as np
+import pytest
+
+from aa_flax.evaluation import plots
+from aa_flax.evaluation.equivariance import EquivarianceMaps
+from aa_flax.evaluation.points import Point, points, time_label
+from aa_flax.evaluation.row import Row
+
+NETS = [
+    Point("resnet18", None, 70, 60, 0.5, 1.0),
+    Point("resnet18", 2, 71, 83),
+    Point("resnet18", 4, 71.01, 83.1),
+]
+MAPS = EquivarianceMaps(("stem", "logits"), (2, 4), np.full((2, 4, 4), 1.25), np.ones(2))
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """The figures that are not closed after they were saved."""
+    pyplot, figures = plots.pyplot(), []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    yield figures
+    monkeypatch.undo()
+    pyplot.close("all")
+
+
+def test_a_report_has_each_figure_as_picture_and_as_lines_and_twice_the_same(tmp_path):
+    for folder in ("a", "b"):
+        plots.plot_nets(tmp_path / folder / "nets.png", NETS, "x (%)", "y (%)")
+    for suffix in (".png", ".pdf", ".svg"):
+        one, other = ((tmp_path / f / f"nets{suffix}").read_bytes() for f in "ab")
+        assert one == other
+        assert one
+
+
+def test_labels_cover_neither_each_other_nor_points_and_none_is_cut(tmp_path, kept):
+    plots.plot_nets(tmp_path / "nets.png", NETS, "x", "y", [".png"])
+    (figure,) = kept
+    (panel,) = figure.axes
+    boxes = [text.get_window_extent() for text in panel.texts if text.get_text()]
+    assert len(boxes) == len(NETS)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert figure.bbox.contains(*box.min)
+        assert figure.bbox.contains(*box.max)
+        for net in NETS:
+            assert not box.contains(*panel.transData.transform((net.x, net.y)))
+
+
+def test_only_points_of_several_seeds_have_bars(tmp_path, kept):
+    plots.plot_nets(tmp_path / "nets.png", NETS, "x", "y", [".png"])
+    (panel,) = kept[0].axes
+    bars = [bar for container in panel.containers for bar in container[2]]
+    ends = [bar.get_segments()[0].tolist() for bar in bars]
+    assert ends == [[[69.5, 60], [70.5, 60]], [[70, 59], [70, 61]]]
+    assert "standard deviation over seeds" in panel.get_title()
+
+
+def test_maps_tell_their_means_in_the_unit_of_their_bar(tmp_path, kept):
+    plots.plot_equivariance(tmp_path / "maps.png", {"net": MAPS})
+    panel, *_, bar = kept[0].axes
+    assert panel.get_xlabel() == "mean 125.0 %"
+    assert panel.images[0].get_clim() == (0, 50)
+    assert "%" in bar.get_ylabel()
+    assert "50 % and more" in kept[0].get_supxlabel()
+
+
+def test_an_axis_of_time_says_of_how_many_images_and_on_what():
+    rows = [
+        Row("a", ({"top1": 1, "time": {"milliseconds": 2, "batch_size": 48, "device": "cpu"}},)),
+        Row("b", ({"top1": 1, "time": {"milliseconds": 2, "batch_size": 48, "device": "H100"}},)),
+    ]
+    assert time_label(rows[:1]) == "forward pass of 48 images on cpu (ms)"
+    assert time_label(rows) == "forward pass of 48 images on H100 or cpu (ms)"
+
+
+def test_points_have_the_deviation_over_seeds():
+    row = Row("resnet18_lpf4", ({"top1": 70, "x": 1}, {"top1": 72, "x": 1}))
+    (point,) = points([row], ("x",), ("top1",))
+    assert point == Point("resnet18", 4, 1, 71, 0, pytest.approx(2**0.5), "resnet18_lpf4")

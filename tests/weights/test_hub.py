@@ -1,0 +1,151 @@
+"""Weights of the Hugging Face hub, from a server that answers as the hub does."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from aa_flax import InputError, create_model, save_weights
+from aa_flax.models.model_config import ModelConfig
+from aa_flax.weights import hub
+from aa_flax.weights.locate import describe, locate
+
+constants = pytest.importorskip("huggingface_hub.constants")
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NET = "mobilenet_v2_lpf2"
+CONFIG = {
+    "architecture": "resnetblur50",
+    "pretrained_cfg": {
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "input_size": [3, 224, 224],
+        "test_input_size": [3, 288, 288],
+        "crop_pct": 0.875,
+        "test_crop_pct": 0.95,
+        "license": "apache-2.0",
+    },
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers `/OWNER/NAME/resolve/REVISION/FILE` for one repository."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012 (of the one server of a test)
+
+    def do_HEAD(self):
+        owner, name, _, revision, file = self.path.strip("/").split("/")
+        data = self.files.get(file)
+        known = (owner, name) == ("me", "net") and revision in ("main", "v1", COMMIT)
+        if not known or data is None:
+            self.send_response(404)
+            code = "EntryNotFound" if known else "RepoNotFound"
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        return data
+
+    def do_GET(self):
+        if (data := self.do_HEAD()) is not None:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch) -> Iterator[dict[str, bytes]]:
+    """What the hub holds in `me/net`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(Hub, "files", {})
+    yield Hub.files
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A net, and the file of its weights."""
+    return create_model(NET, num_classes=3, width_mult=0.0625)
+
+
+@pytest.fixture
+def stored(small, files, tmp_path) -> bytes:
+    save_weights(small, tmp_path / "w.safetensors")
+    files["model.safetensors"] = (tmp_path / "w.safetensors").read_bytes()
+    files["config.json"] = json.dumps(CONFIG).encode()
+    return files["model.safetensors"]
+
+
+def test_a_name_with_revision_and_hash_loads_the_weights_and_their_config(small, stored):
+    digest = hashlib.sha256(stored).hexdigest()
+    name = f"hf-hub:me/net@v1#sha256={digest[:12]}"
+    model = create_model(NET, pretrained=name, width_mult=0.0625)
+    kernel = small.blocks[2].project.kernel[...]
+    np.testing.assert_array_equal(model.blocks[2].project.kernel[...], kernel)
+    assert model.config == ModelConfig(288, 303, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    said = (model.config.weights, model.config.sha256, model.config.licence)
+    assert said == (f"hf-hub:me/net@{COMMIT}", digest, "apache-2.0")
+    description = locate("hf-hub:me/net", model=NET).description()
+    assert description["kind"] == "hub"
+    assert describe(description) == f"hf-hub:me/net@{COMMIT} (SHA-256 {digest[:8]})"
+
+
+def test_a_file_with_another_hash_is_refused(stored):
+    with pytest.raises(InputError, match=r"SHA-256 begins with .{8}, not 0{8}; correct it"):
+        locate("hf-hub:me/net#sha256=00000000", model=NET).hold({})
+
+
+def test_torchs_file_is_taken_where_there_is_no_other(files):
+    files["pytorch_model.bin"] = b"weights"
+    found = hub.hub_file(hub.parse_hub_name(f"hf-hub:me/net@{COMMIT}"))
+    assert found.path.read_bytes() == b"weights"
+    assert (found.revision, found.facts) == (COMMIT, {})
+    files["config.json"] = b"no JSON"
+    assert hub.hub_file(hub.parse_hub_name("hf-hub:me/net")).facts == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf-hub:me/net", "hf-hub:me/net holds none of model.safetensors, pytorch_model.bin"),
+        ("hf-hub:you/net", "hf-hub:you/net could not be had: .* by other means and give its path"),
+        ("hf-hub:net", "weights on the hub are hf-hub:OWNER/NAME, with @REVISION and #sha256=HEX"),
+        ("hf-hub:me/net#sha256=12", r"8 to 64 digits\) behind it .*; got hf-hub:me/net#sha256=12"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told(files, name, message):
+    with pytest.raises(InputError, match=message):
+        locate(name, model=NET).description()
+
+
+def test_no_connection_is_told(files, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="could not be had"):
+        locate("hf-hub:me/net", model=NET).description()
+
+
+def test_published_weights_of_timms_nets_are_those_of_the_hub():
+    weights = locate(True, model="resnetblur50")
+    assert weights.source == hub.HubName("timm/resnetblur50.bt_in1k", None, None)
+
+
+def test_facts_that_say_nothing_change_nothing():
+    assert hub.image_config({"mean": None, "interpolation": "lanczos", "crop_pct": 0.9}) == {}
