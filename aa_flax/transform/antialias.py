@@ -181,7 +181,8 @@ def _path(path: Any) -> str:
     """`params.conv1.kernel` of an argument's place, the number of the argument left out."""
     keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
     inner = keys[2:] if keys[0] == 0 else keys[1:]
-    return ".".join(str(key) for key in inner if key != "value")
+    name = ".".join(str(key) for key in inner if key != "value")
+    return name or f"argument {keys[1]}"
 
 
 def _check_no_gradients(jaxpr: Any) -> None:

@@ -59,7 +59,7 @@ def relative_difference(a, b):
     return float(jnp.abs(a - b).max() / jnp.abs(b).max())
 
 
-@pytest @ pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.slow if n == "bottleneck" else ()) for n in NETS],
 )
