@@ -31,4 +31,4 @@ class functional:
 
     def __call__(self, state, images):
         model = nnx.merge(self.graphdef, state, self.others)
-        return model.features(images), nnx.state(model, (nnx.Param, nnx.BatchStat))
+        return model.forward_features(images), nnx.state(model, (nnx.Param, nnx.BatchStat))
