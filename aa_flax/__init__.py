@@ -15,6 +15,7 @@ from aa_flax.models.registry import list_models, register_model
 from aa_flax.ops.blur import blur_pool
 from aa_flax.ops.upsample import blur_upsample
 from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
+from aa_flax.transform import antialias
 from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
 from aa_flax.weights.torch_format import to_torch_state_dict
 
@@ -36,6 +37,7 @@ __all__ = [
     "Measure",
     "ModelConfig",
     "Option",
+    "antialias",
     "blur_pool",
     "blur_upsample",
     "create_model",

@@ -26,6 +26,7 @@ Padding = Literal["reflect", "replicate", "zero", "circular"]
 Implementation = Literal["conv", "gather"]
 
 _PadMode = Literal["reflect", "edge", "wrap", "constant"]
+BLUR_SCOPE = "aa_flax.blur_pool"  # by which programs tell a blur from a strided convolution
 PAD_MODE: dict[Padding, _PadMode] = {
     "reflect": "reflect",
     "replicate": "edge",
@@ -129,16 +130,17 @@ def _conv(x: Array, geometry: Geometry) -> Array:
         kernel = np.multiply.outer(kernel, np.array(axis.taps))
     channels = x.shape[-1]
     spatial = "DHW"[-len(geometry) :]
-    return lax.conv_general_dilated(
-        jnp.pad(x, widths, mode=PAD_MODE[geometry[0].padding]),
-        jnp.broadcast_to(
-            jnp.asarray(kernel, x.dtype)[..., None, None], (*kernel.shape, 1, channels)
-        ),
-        window_strides=[axis.stride for axis in geometry],
-        padding="VALID",
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=channels,
-    )
+    with jax.named_scope(BLUR_SCOPE):
+        return lax.conv_general_dilated(
+            jnp.pad(x, widths, mode=PAD_MODE[geometry[0].padding]),
+            jnp.broadcast_to(
+                jnp.asarray(kernel, x.dtype)[..., None, None], (*kernel.shape, 1, channels)
+            ),
+            window_strides=[axis.stride for axis in geometry],
+            padding="VALID",
+            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+            feature_group_count=channels,
+        )
 
 
 def _conv_gradient(y: Array, geometry: Geometry) -> Array:

@@ -1,0 +1,150 @@
+"""What a variable of the original program stands for while its antialiased version runs.
+
+Either an array, or one of two kinds that wait: a map whose stride is *pending*, and an array that
+has not been *spread* to the shape it has in the original yet.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+
+@dataclass
+class Phase:
+    """What one block's pools decided, if they decide anything (adaptive polyphase sampling)."""
+
+    choice: Any = None
+    places: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Pending:
+    """A map computed densely, whose stride waits for the nonlinearity.
+
+    Args:
+        dense: the map before subsampling.
+        shape: its shape in the original program.
+        strides: for each axis, 1 where nothing waits.
+        roles: for each axis `n` (batch), `s` (spatial) or `c` (channels and all others).
+        sample: what subsamples a map, given as `(N, *spatial, C)`.
+        places: keys of the places it comes from.
+        activated: whether it has passed a nonlinearity.
+    """
+
+    dense: Array
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    roles: str
+    sample: Callable[[Array], Array]
+    places: frozenset[Any]
+    activated: bool = False
+    _sampled: Array | None = field(default=None, repr=False)
+
+    def sampled(self) -> Array:
+        """The map as the original program has it, antialiased; computed once."""
+        if self._sampled is None:
+            if jnp.issubdtype(self.dense.dtype, jnp.floating):
+                self._sampled = on_channels_last(self.sample, self.dense, self.roles)
+            else:  # of a mask there is no mean
+                self._sampled = lax.slice(
+                    self.dense, (0,) * self.dense.ndim, self.dense.shape, self.strides
+                )
+        return self._sampled
+
+    def with_dense(self, dense: Array, **changes: Any) -> "Pending":
+        return replace(self, dense=dense, _sampled=None, **changes)
+
+    @property
+    def strided(self) -> tuple[int, ...]:
+        return tuple(i for i, stride in enumerate(self.strides) if stride > 1)
+
+
+@dataclass
+class Spread:
+    """An array with axes of size 1 that the original program has repeated to `shape`.
+
+    As long as it is small it fits maps of either size.
+    """
+
+    value: Array
+    shape: tuple[int, ...]
+    _full: Array | None = field(default=None, repr=False)
+
+    def full(self) -> Array:
+        if self._full is None:
+            self._full = self.to(self.shape)
+        return self._full
+
+    def to(self, shape: Sequence[int]) -> Array:
+        return lax.broadcast_in_dim(self.value, tuple(shape), tuple(range(len(shape))))
+
+    def is_constant_along(self, axes: Sequence[int]) -> bool:
+        return all(self.value.shape[i] == 1 for i in axes)
+
+
+Value = Any  # Array | Pending | Spread, or what is no array: a key, a token
+
+
+def on_channels_last(function: Callable[[Array], Array], x: Array, roles: str) -> Array:
+    """`function` of a map seen as `(N, *spatial, C)`, its result in the map's own layout."""
+    order = [i for role in "nsc" for i, own in enumerate(roles) if own == role]
+    batch, spatial, rest = ([x.shape[i] for i in order if roles[i] == role] for role in "nsc")
+    y = function(x.transpose(order).reshape(prod(batch), *spatial, prod(rest)))
+    y = y.reshape(*batch, *y.shape[1:-1], *rest)
+    return y.transpose([order.index(i) for i in range(x.ndim)]).astype(x.dtype)
+
+
+def channels_last_shape(shape: Sequence[int], roles: str) -> tuple[int, ...]:
+    """The shape that `on_channels_last` shows its function."""
+    of = {role: [n for n, own in zip(shape, roles, strict=True) if own == role] for role in "nsc"}
+    return (prod(of["n"]), *of["s"], prod(of["c"]))
+
+
+def spread(operand: Array, shape: Sequence[int], dims: Sequence[int]) -> Spread:
+    """`lax.broadcast_in_dim`, put off."""
+    small = [1] * len(shape)
+    for size, axis in zip(operand.shape, dims, strict=True):
+        small[axis] = size
+    return Spread(lax.broadcast_in_dim(operand, small, tuple(dims)), tuple(shape))
+
+
+def regrouped(
+    before: Sequence[int], after: Sequence[int]
+) -> list[tuple[list[int], list[int]]] | None:
+    """Which axes of a reshape become which: the finest groups of equal size; None: there are none.
+
+    Axes of size 1 go with the group before them.
+    """
+    groups, i, j = [], 0, 0
+    while i < len(before) or j < len(after):
+        left, right, m, n = [], [], 1, 1
+        while not left or not right or m != n:
+            if i < len(before) and (not left or m < n):
+                m *= before[i]
+                left.append(i)
+                i += 1
+            elif j < len(after) and (not right or n < m):
+                n *= after[j]
+                right.append(j)
+                j += 1
+            else:
+                break
+        if m != n:
+            return None
+        if groups and (not left or not right):  # ones at the end
+            groups[-1][0].extend(left)
+            groups[-1][1].extend(right)
+        else:
+            groups.append((left, right))
+    return groups
+
+
+def struct(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of an array."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

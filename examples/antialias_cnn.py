@@ -1,0 +1,105 @@
+"""A small CNN of one's own, plain and antialiased by `aa_flax.antialias`, on the digits.
+
+    python examples/antialias_cnn.py [--epochs 8] [--seeds 3]
+
+The net is a plain function of its parameters, with strides in two convolutions and a max pool.
+Both versions see centred digits in training; then their accuracy and consistency are measured on
+digits that are moved by 0 to 8 pixels. Prints a Markdown table, percent, mean ± standard deviation.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import aa_flax
+from aa_flax.data.digits import Digits
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+SIZES = {"crop_size": 32, "image_size": 40, "resize_size": 0, "shift_range": 9}
+WIDTHS = (3, 16, 32, 64)
+
+
+def initial(key: jax.Array) -> dict[str, jax.Array]:
+    """Kernels of three convolutions and one linear layer."""
+    keys = jax.random.split(key, len(WIDTHS))
+    params = {
+        f"conv{i}": jax.random.normal(keys[i], (3, 3, m, n)) * (2 / (9 * m)) ** 0.5
+        for i, (m, n) in enumerate(pairwise(WIDTHS))
+    }
+    return params | {"linear": jax.random.normal(keys[-1], (WIDTHS[-1], 10)) * 0.1}
+
+
+def net(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    """`(N, H, W, 3)` to 10 logits."""
+    x = images
+    for i, stride in enumerate((1, 2, 2)):
+        x = lax.conv_general_dilated(
+            x,
+            params[f"conv{i}"],
+            (stride, stride),
+            ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = jax.nn.relu(x)
+        if i == 0:
+            x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return x.mean((1, 2)) @ params["linear"]
+
+
+def train(net: Callable, seed: int, epochs: int, batch: int = 64) -> dict[str, jax.Array]:
+    """Adam on the centred digits."""
+    digits = Digits("train", 32)
+    images = jnp.stack([jnp.asarray(digits[i]["image"]) for i in range(len(digits))])
+    images = ((images / 255 - MEAN) / STD).astype(jnp.float32)
+    labels = jnp.array([digits[i]["label"] for i in range(len(digits))])
+    steps = len(labels) // batch * epochs
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+
+    def loss(params, images, labels):
+        logits = net(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(carry, chosen):
+        params, state = carry
+        updates, state = optimizer.update(
+            jax.grad(loss)(params, images[chosen], labels[chosen]), state
+        )
+        return (optax.apply_updates(params, updates), state), None
+
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(len(labels)) for _ in range(epochs + 1)])
+    params = initial(jax.random.key(seed))
+    run = jax.jit(lambda carry, order: lax.scan(step, carry, order))
+    order = jnp.asarray(order[: steps * batch].reshape(steps, batch))
+    return run((params, optimizer.init(params)), order)[0][0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    nets = {"plain": net, "`antialias`": aa_flax.antialias(net)}
+    print("| net | centred | shifted | consistency |\n|---|---|---|---|")
+    for name, function in nets.items():
+        rows = []
+        for seed in range(args.seeds):
+            predict = jax.jit(partial(function, train(function, seed, args.epochs)))
+            measures = ("accuracy", "shift")
+            results = aa_flax.evaluate(predict, Digits("val", 40), measures, **SIZES)
+            shift = results["shift"]
+            rows.append((results["top1"], shift["top1_shifted"], shift["consistency"]))
+        mean, spread = np.mean(rows, 0), np.std(rows, 0, ddof=min(1, len(rows) - 1))
+        cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(mean, spread, strict=True)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

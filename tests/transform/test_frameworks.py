@@ -1,0 +1,61 @@
+"""Nets of other packages: Linen (jax-resnet), Haiku (its own) and Equinox (equimo)."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aa_flax import antialias
+
+
+def images(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+
+def check(f, arguments, kinds):
+    """The places are those kinds; the transformed function runs and is another one."""
+    report = antialias.report(f, *arguments)
+    assert sorted(row.place.kind for row in report.antialiased) == sorted(kinds)
+    assert [row.place.channels for row in report.left_alone] == [3]
+    assert not any(row.reason for row in report.antialiased), report
+    shape = jax.eval_shape(f, *arguments)
+    assert jax.eval_shape(antialias(f), *arguments) == shape
+    return report
+
+
+def test_linen():
+    resnet = pytest.importorskip("jax_resnet")
+    net = resnet.ResNet18(n_classes=3)
+    x = images(2, 64, 64, 3)
+    variables = jax.eval_shape(net.init, jax.random.key(0), x)
+    report = check(net.apply, (variables, x), ["max pool"] + 6 * ["convolution"])
+    assert "ConvBlock_0" in report.antialiased[1].place.layer
+
+
+def test_haiku():
+    hk = pytest.importorskip("haiku")
+    net = hk.transform_with_state(lambda x: hk.nets.ResNet18(3)(x, is_training=hk.running_init()))
+    x = images(2, 64, 64, 3)
+    params, state = jax.eval_shape(net.init, jax.random.key(0), x)
+
+    def f(params, state, x):
+        return net.apply(params, state, None, x)[0]
+
+    check(f, (params, state, x), ["max pool"] + 6 * ["convolution"])
+
+
+def test_equinox():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mobilenet = pytest.importorskip("equimo.models.mobilenet")
+    eqx = pytest.importorskip("equinox")
+    net = eqx.filter_eval_shape(mobilenet.mobilenetv3_small, num_classes=3, key=jax.random.key(0))
+    arrays, rest = eqx.partition(net, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+
+    def f(arrays, x):
+        run = eqx.combine(arrays, rest)
+        return jax.vmap(lambda x: run(x, key=jax.random.key(0), inference=True))(x)
+
+    check(f, (arrays, images(2, 3, 96, 96)), 4 * ["convolution"])

@@ -1,0 +1,171 @@
+"""What `antialias` takes, refuses and tells."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from aa_flax import InputError, antialias, blur_pool
+from tests.pools.toys import LargestPhase, WeightedBox, box
+
+
+def conv(x, kernel, stride):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    padding = ((1, 1), (1, 1)) if len(kernel) == 3 else "VALID"
+    return lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=numbers)
+
+
+def net(params, x):
+    """A stem, a strided block with its shortcut, and a slice."""
+    x = jax.nn.relu(conv(x, params["stem"], 2))
+    y = jax.nn.relu(conv(x, params["block"]["kernel"], 2))
+    x = y + conv(x, params["shortcut"], 2)
+    with jax.named_scope("last"):
+        return x[:, ::2, ::2]
+
+
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+
+PARAMS = {
+    "stem": normal(3, 3, 3, 8),
+    "block": {"kernel": normal(3, 3, 8, 8)},
+    "shortcut": normal(1, 1, 8, 8),
+}
+X = normal(2, 32, 32, 3)
+
+
+def test_every_place_has_a_row():
+    report = antialias.report(net, PARAMS, X)
+    assert [row.place.layer for row in report] == ["stem", "block.kernel", "shortcut", "last"]
+    assert [row.place.kind for row in report] == 3 * ["convolution"] + ["slice"]
+    assert [row.place.strides for row in report] == 4 * [(2, 2)]
+    assert [row.place.window for row in report] == [(3, 3), (3, 3), (1, 1), (1, 1)]
+    assert [row.place.shape for row in report][:2] == [(2, 32, 32, 3), (2, 16, 16, 8)]
+    assert report[1].place.output_shape == (2, 8, 8, 8)
+    assert [bool(row.done) for row in report] == [False, True, True, True]
+    assert len(report.left_alone) == 1
+
+
+def test_extra_work_is_that_of_density_and_blurs():
+    report = antialias.report(net, PARAMS, X)
+    outputs, block, blur = 2 * 8 * 8 * 8, 2 * 9 * 8, 2 * 16
+    assert report[1].extra_flops == 3 * outputs * block + outputs * blur
+    assert report[2].extra_flops == outputs * blur
+    assert report.extra_flops == sum(row.extra_flops for row in report)
+
+
+def test_a_report_prints_as_a_table():
+    lines = str(antialias.report(net, PARAMS, X)).splitlines()
+    assert lines[0].split()[:3] == ["layer", "place", "shape"]
+    assert "left alone" in lines[2]
+    assert "fewer than min_channels=4" in lines[2]
+    assert lines[-1].startswith("3 antialiased, 1 left alone, +")
+
+
+def test_loops_count_as_often_as_they_run():
+    def f(x):
+        return lax.scan(lambda c, _: (c, c[:, ::2, ::2]), x, length=5)[1]
+
+    (row,) = antialias.report(f, X)
+    assert row.extra_flops == 5 * 2 * 16 * (2 * 16 * 16 * 3)
+
+
+def test_min_channels_where_and_filter_size_choose():
+    stem = antialias(net, 3, min_channels=0, where=lambda place: place.channels == 3)
+    assert [bool(row.done) for row in antialias.report(stem, PARAMS, X)] == [True] + 3 * [False]
+    y = jax.nn.relu(
+        conv(blur_pool(jax.nn.relu(conv(X, PARAMS["stem"], 1)), 3), PARAMS["block"]["kernel"], 2)
+    )
+    x = conv(blur_pool(jax.nn.relu(conv(X, PARAMS["stem"], 1)), 3), PARAMS["shortcut"], 2)
+    np.testing.assert_allclose(jax.jit(stem)(PARAMS, X), (x + y)[:, ::2, ::2], atol=2e-4)
+
+
+def test_before_blurs_in_front_and_keeps_the_stride():
+    f = antialias(lambda x: jax.nn.relu(conv(x, PARAMS["stem"], 2)), before=True, min_channels=0)
+    expected = jax.nn.relu(conv(blur_pool(X, 4, 1), PARAMS["stem"], 2))
+    np.testing.assert_allclose(jax.jit(f)(X), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["binomial3", box])
+def test_another_pool_takes_the_blurs_place(pool):
+    f = antialias(lambda x: x[:, ::2, ::2], pool=pool)
+    expected = blur_pool(X, 3) if pool == "binomial3" else box(2)(X)
+    np.testing.assert_allclose(f(X), expected, atol=1e-5)
+
+
+def test_branches_of_one_input_take_one_decision():
+    def block(x):
+        return x[:, ::2, ::2] + jax.nn.relu(conv(x, PARAMS["block"]["kernel"], 2))
+
+    x = normal(3, 8, 8, 8)
+    pool = LargestPhase(2)
+    choice = pool.choose(x)
+    expected = pool(x, choice) + pool(jax.nn.relu(conv(x, PARAMS["block"]["kernel"], 1)), choice)
+    f = antialias(block, pool=LargestPhase)
+    np.testing.assert_allclose(jax.jit(f)(x), expected, atol=1e-4)
+    assert not any(row.reason for row in antialias.report(f, x))
+
+
+def test_a_pool_that_decides_by_itself_says_so():
+    f = antialias(lambda x: x[:, ::2, ::2], pool=LargestPhase)
+    assert "decides by itself" in antialias.report(f, X)[0].reason
+
+
+def test_what_is_inside_shard_map_is_left_alone():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+    f = jax.shard_map(lambda x: x[:, ::2, ::2], mesh=mesh, in_specs=spec, out_specs=spec)
+    (row,) = antialias.report(f, X)
+    assert "inside shard_map" in row.reason
+    with pytest.warns(UserWarning, match="antialias changes nothing"):
+        np.testing.assert_array_equal(jax.jit(antialias(f))(X), X[:, ::2, ::2])
+
+
+def test_a_function_without_strides_gets_a_warning():
+    with pytest.warns(UserWarning, match="changes nothing in <lambda>: no strided"):
+        antialias(lambda x: x + 1)(X)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"filter_size": 0}, "filter_size must be at least 1"),
+        ({"filter_size": (3, 3)}, "filter_size must be a whole number"),
+        ({"padding": "same"}, "padding must be one of"),
+        ({"pool": "binomial9"}, "binomial9"),
+        ({"pool": 3}, "a pool is a registered name"),
+        ({"where": "conv"}, "where must be a function"),
+        ({"min_channels": -1}, "min_channels must be a whole number"),
+        ({"before": 1}, "before must be True or False"),
+        ({"before": True, "pool": "binomial3"}, "leave out pool"),
+        ({"padding": "zero", "pool": "binomial3"}, "padding is BlurPool's"),
+    ],
+)
+def test_options_that_are_none_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        antialias(net, **options)
+
+
+def test_only_functions_without_gradients_are_taken():
+    with pytest.raises(InputError, match="antialias takes a function, got a dict"):
+        antialias(PARAMS)  # pyright: ignore[reportArgumentType]
+    gradient = jax.grad(lambda x: net(PARAMS, x).sum())
+    with pytest.raises(InputError, match=r"jax.grad\(aa_flax.antialias\(loss\)\)"):
+        antialias(gradient)(X)
+
+
+def test_a_pool_with_weights_is_refused():
+    pool = lambda stride, features, rngs: WeightedBox(stride, features=features, rngs=rngs)  # noqa: E731
+    with pytest.raises(InputError, match="has weights, and antialias adds no parameters"):
+        antialias(lambda x: x[:, ::2, ::2], pool=pool)(X)
+
+
+def test_a_model_is_a_function():
+    model = nnx.Sequential(nnx.Conv(3, 8, (3, 3), strides=2, rngs=nnx.Rngs(0)), jax.nn.relu)
+    dense = nnx.Conv(3, 8, (3, 3), padding=((0, 1), (0, 1)), rngs=nnx.Rngs(0))
+    expected = blur_pool(jax.nn.relu(dense(X)))
+    np.testing.assert_allclose(antialias(model, min_channels=0)(X), expected, atol=1e-5)

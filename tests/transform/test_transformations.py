@@ -1,0 +1,139 @@
+"""What JAX does to the transformed function, and what the function does inside."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from aa_flax import antialias, blur_pool
+
+KERNEL = np.random.default_rng(1).standard_normal((3, 3, 4, 4)).astype(np.float32)
+X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 4)), jnp.float32)
+
+
+def conv(x, kernel=KERNEL, stride=2, layout="NHWC"):
+    numbers = (layout, "HWIO", layout)
+    padding = ((1, 1), (1, 1))
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
+
+
+def block(x, kernel=KERNEL):
+    return jax.nn.relu(2 * conv(x, kernel) + 1)
+
+
+def expected(x, kernel=KERNEL):
+    return blur_pool(jax.nn.relu(2 * conv(x, kernel, 1) + 1))
+
+
+def close(a, b, tolerance=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), a, b)
+
+
+def keeps_size(x):
+    """As a block inside a loop has to: subsamples, and repeats."""
+    return jnp.repeat(jnp.repeat(block(x), 2, 1), 2, 2)
+
+
+def keeps_size_expected(x):
+    return jnp.repeat(jnp.repeat(expected(x), 2, 1), 2, 2)
+
+
+INSIDE = {
+    "jit": lambda f, x: jax.jit(f)(x),
+    "checkpoint": lambda f, x: jax.checkpoint(f)(x),
+    "vmap": lambda f, x: jax.vmap(f)(x[:, None])[:, 0],
+    "scan": lambda f, x: lax.scan(lambda c, _: (f(c), c.sum()), x, length=2),
+    "while": lambda f, x: lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, f(c[1])), (0, x)),
+    "condition": lambda f, x: lax.while_loop(
+        lambda c: (f(x).sum() > -1e9) & (c[0] < 2), lambda c: (c[0] + 1, f(c[1])), (0, x)
+    ),
+    "cond": lambda f, x: lax.cond(x.sum() > 1e9, lambda x: x, f, x),
+    "switch": lambda f, x: lax.switch(1, [lambda x: x, f, lambda x: 2 * x], x),
+    "map": lambda f, x: lax.map(f, jnp.stack([x, 2 * x])),
+    "jvp": lambda f, x: jax.jvp(f, (x,), (jnp.cos(x),)),
+}
+
+
+@pytest.mark.parametrize("inside", INSIDE.values(), ids=INSIDE)
+def test_programs_inside_are_antialiased(inside):
+    close(antialias(partial(inside, keeps_size))(X), inside(keeps_size_expected, X))
+
+
+OUTSIDE = {
+    "jit": jax.jit,
+    "vmap": lambda f: lambda x: jax.vmap(f)(x[:, None]),
+    "grad": lambda f: jax.grad(lambda x: jnp.sin(f(x)).sum()),
+    "jvp": lambda f: lambda x: jax.jvp(f, (x,), (jnp.cos(x),)),
+    "checkpoint": lambda f: jax.grad(lambda x: jnp.sin(jax.checkpoint(f)(x)).sum()),
+    "hessian": lambda f: (
+        lambda x: jax.jvp(jax.grad(lambda x: jnp.sin(f(x)).sum()), (x,), (jnp.cos(x),))
+    ),
+    "scan": lambda f: lambda x: lax.scan(lambda c, x: (c, f(x)), 0, jnp.stack([x, 2 * x]))[1],
+}
+
+
+@pytest.mark.parametrize("outside", OUTSIDE.values(), ids=OUTSIDE)
+def test_the_result_is_transformed_as_any_function(outside):
+    close(outside(antialias(block))(X), outside(expected)(X), 1e-4)
+
+
+def test_gradients_reach_kernels():
+    def kernel_gradient(f):
+        return jax.grad(lambda kernel: jnp.sin(f(X, kernel)).sum())(KERNEL)
+
+    close(kernel_gradient(antialias(block)), kernel_gradient(expected), 1e-4)
+
+
+def test_relu_keeps_its_derivative_at_zero():
+    """0, by its rule; that of a maximum is a half."""
+    x = jnp.zeros((1, 8, 8, 4))
+    found = jax.grad(lambda x: antialias(lambda x: jax.nn.relu(conv(x)))(x).sum())(x)
+    close(found, jnp.zeros_like(x))
+
+
+def test_a_custom_rule_stays_where_nothing_inside_changes():
+    @jax.custom_vjp
+    def identity(x):
+        return x
+
+    identity.defvjp(lambda x: (x, None), lambda _, g: (3 * g,))
+    found = jax.grad(lambda x: antialias(lambda x: block(identity(x)))(x).sum())(X)
+    close(found, 3 * jax.grad(lambda x: expected(x).sum())(X), 1e-4)
+
+
+@pytest.mark.parametrize("custom", [jax.custom_jvp, jax.custom_vjp])
+def test_where_something_inside_changes_the_derivative_is_that_of_what_runs(custom):
+    function = custom(block)
+    if custom is jax.custom_jvp:
+        function.defjvp(lambda primals, tangents: (block(*primals), 0 * block(*primals)))
+    else:
+        function.defvjp(lambda x: (block(x), x), lambda x, g: (0 * x,))
+    found = jax.grad(lambda x: antialias(lambda x: function(x))(x).sum())(X)
+    close(found, jax.grad(lambda x: expected(x).sum())(X), 1e-4)
+
+
+def test_donated_and_sharded_arguments_are_the_jitted_functions():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.device_put(X, sharding)
+    inner = jax.jit(block, in_shardings=sharding, out_shardings=sharding)
+    for f in (block, inner):
+        y = jax.jit(antialias(f), out_shardings=sharding)(x)
+        assert y.sharding.is_equivalent_to(sharding, 4)
+        close(y, expected(X))
+    donated = jax.jit(antialias(keeps_size), donate_argnums=0)
+    close(donated(jnp.array(X)), keeps_size_expected(X))
+
+
+def test_arguments_that_are_no_arrays_are_passed_on():
+    def f(x, stride, *, name, train):
+        assert (stride, name, train) == (2, "net", False)
+        return {"y": jax.nn.relu(conv(x["images"], stride=stride)), "name": name}
+
+    result = antialias(f)({"images": X}, 2, name="net", train=False)
+    assert result["name"] == "net"
+    close(result["y"], blur_pool(jax.nn.relu(conv(X, stride=1))))
+    assert antialias(f).__name__ == "f"
