@@ -20,6 +20,7 @@ from math import prod, sqrt
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -216,13 +217,13 @@ class _Stream(nnx.RngStream):
 def _counting_in_python(keys: dict[str, Array], counts: dict[str, int]) -> Iterator[nnx.Rngs]:
     """Random keys for a trace; at its end they count as Flax does, and `counts` is how far."""
     rngs = nnx.Rngs()
-    for name, key in keys.items():
-        stream = _Stream(key, tag=name)
+    streams = {name: _Stream(key, tag=name) for name, key in keys.items()}
+    for name, stream in streams.items():
         stream.drawn = counts[name]
         setattr(rngs, name, stream)
     yield rngs
-    for name, stream in rngs.items():
-        counts[name], stream.drawn = stream.drawn, None
+    for name, stream in streams.items():
+        counts[name], stream.drawn = stream.drawn or 0, None
         stream.count.set_value(jnp.asarray(counts[name], jnp.uint32))
 
 

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,8 @@ def rolled(workdir: Path, pool: str) -> dict[str, float]:
     model = aa_flax.create_model(
         config.model, pool=config.pool or None, pretrained=workdir, **options
     )
-    sizes = {"crop_size": data.crop_size, "image_size": data.image_size, "resize_size": 0}
-    sizes |= {"shift_range": 32, "batch_size": config.eval.batch_size}
+    sizes: dict[str, Any] = {"crop_size": data.crop_size, "image_size": data.image_size}
+    sizes |= {"resize_size": 0, "shift_range": 32, "batch_size": config.eval.batch_size}
 
     def consistency() -> float:
         source = Digits("val", data.image_size)

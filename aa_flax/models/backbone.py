@@ -121,8 +121,8 @@ def _leave_out(module: nnx.Module, unused: dict[Path, bool]) -> None:
         inside = {path[1:]: flag for path, flag in unused.items() if path[0] == name}
         if inside and all(inside.values()):
             if isinstance(module, nnx.List):
-                module[name] = None
+                module[int(name)] = None
             else:
-                setattr(module, name, None)
+                setattr(module, str(name), None)
         elif any(inside.values()):
             _leave_out(part, inside)

@@ -216,7 +216,7 @@ class Classifier(nnx.Module):
         return jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, images).shape[-1]
 
     def _new_last_layer(
-        self, in_features: int, num_classes: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+        self, in_features: int, num_classes: int | None, *, dtype: DTypeLike | None, rngs: nnx.Rngs
     ) -> nnx.Linear | None:
         """The layer that gives the logits, as the family initialises it; None: of no classes."""
         return linear(in_features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None

@@ -225,9 +225,9 @@ class DenseNet(Classifier):
             yield "classifier", self.classifier
 
     def _new_last_layer(
-        self, in_features: int, num_classes: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+        self, in_features: int, num_classes: int | None, *, dtype: DTypeLike | None, rngs: nnx.Rngs
     ) -> nnx.Linear | None:
-        if num_classes == 0:
+        if not num_classes:
             return None
         return linear(in_features, num_classes, bias_init=zeros, dtype=dtype, rngs=rngs)
 

@@ -207,9 +207,9 @@ class MobileNetV2(Classifier):
         return self._classified(self.dropout(features.mean((1, 2))), pre_logits)
 
     def _new_last_layer(
-        self, in_features: int, num_classes: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+        self, in_features: int, num_classes: int | None, *, dtype: DTypeLike | None, rngs: nnx.Rngs
     ) -> nnx.Linear | None:
-        if num_classes == 0:
+        if not num_classes:
             return None
         return linear(
             in_features,

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -351,10 +350,11 @@ _DILATED_STAGES = {32: (False, False, False), 16: (False, False, True), 8: (Fals
 
 def _dilated_stages(output_stride: object) -> tuple[bool, bool, bool]:
     """Whether stages 2, 3 and 4 are dilated."""
-    number = isinstance(output_stride, int | np.integer) and not isinstance(output_stride, bool)
-    if not number or output_stride not in _DILATED_STAGES:
-        raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-    return _DILATED_STAGES[int(output_stride)]
+    if not isinstance(output_stride, bool):
+        for stride, stages in _DILATED_STAGES.items():
+            if output_stride == stride:  # whatever kind of integer it is
+                return stages
+    raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
 
 
 _GROUPS_32X4 = {"groups": 32, "width_per_group": 4}

@@ -136,7 +136,7 @@ class VGG(Classifier):
         return self._classified(x, pre_logits)
 
     def _new_last_layer(
-        self, in_features: int, num_classes: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
+        self, in_features: int, num_classes: int | None, *, dtype: DTypeLike | None, rngs: nnx.Rngs
     ) -> nnx.Linear | None:
         return _linear(in_features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
 
