@@ -1,5 +1,7 @@
 """Images that a net does not take are refused in one line, for every net."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,3 +81,20 @@ def test_nets_are_tabulated():
     model = DenseNet((1, 1), growth_rate=4, num_init_features=8, rngs=nnx.Rngs(0))
     model.eval()
     assert "DenseLayer" in nnx.tabulate(model, jnp.ones((1, 16, 16, 3)), depth=3)
+
+
+@pytest.mark.parametrize("name", ["resnet18_lpf4", "mobilenet_v2_lpf4"])
+def test_the_bound_that_an_open_size_is_told_to_have_is_one_that_exports(name):
+    graphdef, state = nnx.split(abstract_model(name))
+
+    def export(constraints=()):
+        h, w = jax.export.symbolic_shape("h, w", constraints=constraints)
+        image = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
+        forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+        return jax.export.export(forward)(state, image)
+
+    with pytest.raises(InputError, match="may be too small") as error:
+        export()
+    advised = re.findall(r"'([hw] >= \d+)'", str(error.value))
+    assert len(advised) == 2
+    assert export(advised).out_avals[0].shape == (1, 1000)
