@@ -198,7 +198,7 @@ def test_a_second_command_compiles_nothing_again(tmp_path, monkeypatch):
         "jax.monitoring.register_event_listener(lambda name, **_: events.append(name))\n"
         "atexit.register(lambda: print(events.count(at + 'hits'), events.count(at + 'misses')))\n"
         "commands.define_flags()\n"
-        "commands.run(lambda: jax.jit(lambda x: x @ x.T)(jax.numpy.ones(4)))"
+        "commands.run(lambda: jax.jit(lambda x: x @ x.T)(jax.numpy.ones(4)), '')"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

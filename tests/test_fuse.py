@@ -112,7 +112,7 @@ class Registered(aa_flax.Classifier):
         return self.other(self.tied[1](self.tied[0](x)))
 
     def __call__(self, x):
-        return self.features(x).mean((1, 2))
+        return self.forward_features(x).mean((1, 2))
 
 
 def test_what_is_no_plain_pair_is_left_alone(rng):

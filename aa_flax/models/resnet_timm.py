@@ -105,7 +105,7 @@ class TimmResNet(ResNet):
         return self.pool(x)
 
     def torch_layers(self) -> Layers:
-        """As in a plain ResNet: timm's pools have neither weights nor a place."""
+        """The layers of a plain ResNet: timm's pools have neither weights nor a place."""
         yield "conv1", self.conv1
         yield "bn1", self.bn1
         for place, block in self._residual_blocks():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def convolution(eqn: Any, output_shape: Sequence[int]) -> float:
-    """Those of a convolution with that output."""
+    """FLOPs of a convolution with that output."""
     kernel = eqn.invars[1].aval.shape
     numbers = eqn.params["dimension_numbers"]
     taps = prod(kernel[i] for i in numbers.rhs_spec[2:])
@@ -21,7 +21,7 @@ def convolution(eqn: Any, output_shape: Sequence[int]) -> float:
 def sampling(
     options: "Options", sampler: "Sampler", strides: Sequence[int], output_shape: Sequence[int]
 ) -> float:
-    """Those of the pool: of a blur as it is defined, of another pool as many."""
+    """FLOPs of the pool: of a blur as it is defined, of another pool as many."""
     pool = sampler.pool
     taps = pool.filter_size if isinstance(pool, BlurPool) else options.filter_size
     sizes = (taps,) * len(strides) if isinstance(taps, int) else tuple(taps)

@@ -71,6 +71,7 @@ def residual_block(seed: int) -> BasicBlock:
         8,
         stride=2,
         dilation=1,
+        next_dilation=1,
         groups=1,
         base_width=64,
         pool=LargestPhase,

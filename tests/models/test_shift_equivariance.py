@@ -45,7 +45,7 @@ def test_a_rolled_image_gives_the_rolled_features_and_the_same_logits(name, rng)
     @jax.jit
     def run(state, x):
         net = nnx.merge(graph, state)
-        return net.features(x), net(x)
+        return net.forward_features(x), net(x)
 
     with circular_padding():
         features, logits = map(np.asarray, run(state, x))

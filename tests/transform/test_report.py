@@ -136,7 +136,7 @@ def test_a_function_without_strides_gets_a_warning():
         ({"filter_size": 0}, "filter_size must be at least 1"),
         ({"filter_size": (3, 3)}, "filter_size must be a whole number"),
         ({"padding": "same"}, "padding must be one of"),
-        ({"pool": "binomial9"}, "binomial9"),
+        ({"pool": "binomal3"}, "binomal3"),
         ({"pool": 3}, "a pool is a registered name"),
         ({"where": "conv"}, "where must be a function"),
         ({"min_channels": -1}, "min_channels must be a whole number"),
