@@ -1,6 +1,6 @@
 """What a forward pass or a training step is spent on, by compiled operation.
 
-    python benchmarks/profile.py resnet50_lpf4 training [--batch 8] [--size 224] [--rows 20]
+    python benchmarks/profile_net.py resnet50_lpf4 training [--batch 8] [--size 224] [--rows 20]
 
 Traces three steps and prints two Markdown tables: time by kind of operation, and the dearest
 operations beside the bytes that each must move (its operands and its result, once each) and the
