@@ -1,8 +1,13 @@
 """Two CPU devices, so that every test of training and evaluation runs sharded."""
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads would spin
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test compiled, no other does again
+    compiled = tempfile.TemporaryDirectory(prefix="aa_flax_compiled_")  # gone at the end
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name  # for the processes that share the work
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import numpy as np

@@ -213,7 +213,7 @@ def test_a_net_has_zeros_at_the_multiples_of_its_strides(rng, name):
 
 
 def check_zeros(name, rng):
-    images = rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
+    images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
     model = create_model(name, num_classes=10)
     found = equivariance_maps(model, batch(images), crop_size=32, mesh=data_mesh())
     down, right = np.indices(found.maps.shape[1:])

@@ -56,7 +56,9 @@ def test_every_published_filter_size_equals_the_original(k):
     assert_same_as_reference(f"densenet121_lpf{k}", *SIZES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+)
 def test_baseline_and_antialiased_have_the_same_state(name):
     assert state_shapes(abstract_model(name)) == state_shapes(abstract_model(f"{name}_lpf4"))
 
