@@ -17,6 +17,7 @@ import torch
 import torchvision
 
 from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
+from aa_flax.initialisers import abstract
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
 
@@ -97,7 +98,7 @@ def logits_shape(model: Classifier, size: int) -> tuple[int, ...]:
 
 def abstract_model(name: str, **options) -> Classifier:
     """A net of shapes alone: fast to build, to trace and to compare."""
-    return nnx.eval_shape(lambda: create_model(name, **options))
+    return abstract(lambda rngs: create_model(name, rngs=rngs, **options))
 
 
 def state_shapes(model: Classifier) -> dict[tuple, tuple[str, tuple[int, ...]]]:
