@@ -66,19 +66,18 @@ def train(net: Callable, seed: int, epochs: int, batch: int = 64) -> dict[str, j
         logits = net(params, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def step(carry, chosen):
-        params, state = carry
-        updates, state = optimizer.update(
-            jax.grad(loss)(params, images[chosen], labels[chosen]), state
-        )
-        return (optax.apply_updates(params, updates), state), None
+    @jax.jit
+    def step(params, state, images, labels):
+        updates, state = optimizer.update(jax.grad(loss)(params, images, labels), state)
+        return optax.apply_updates(params, updates), state
 
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(labels)) for _ in range(epochs + 1)])
     params = initial(jax.random.key(seed))
-    run = jax.jit(lambda carry, order: lax.scan(step, carry, order))
-    order = jnp.asarray(order[: steps * batch].reshape(steps, batch))
-    return run((params, optimizer.init(params)), order)[0][0]
+    state = optimizer.init(params)
+    for chosen in order[: steps * batch].reshape(steps, batch):
+        params, state = step(params, state, images[chosen], labels[chosen])
+    return params
 
 
 def main() -> None:
