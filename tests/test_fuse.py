@@ -71,6 +71,7 @@ def test_a_net_without_batch_norm_stays_as_it_is(name):
     assert jax.tree.structure(nnx.state(fuse(net))) == jax.tree.structure(nnx.state(net))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_kept(rng):
     x = jnp.asarray(rng.standard_normal((2, 64, 64, 3)), jnp.float32)
     net = randomised(NETS["basic"](dtype=jnp.bfloat16))

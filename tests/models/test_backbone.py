@@ -93,7 +93,10 @@ def test_every_net_has_its_levels(base, ending):
         ]
 
 
-@pytest.mark.parametrize("name", TORCHVISIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "vgg11_bn" else ()) for n in TORCHVISIONS],
+)
 def test_maps_are_torchvisions_intermediate_activations(name):
     from torchvision.models.feature_extraction import create_feature_extractor
 

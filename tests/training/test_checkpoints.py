@@ -88,7 +88,16 @@ def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(tmp_path):
             assert jax.tree.leaves(found)[0].sharding == jax.tree.leaves(like)[0].sharding
 
 
-@pytest.mark.parametrize("kind", ["deleted", "cut", "bit", "description", "empty"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "deleted",
+        pytest.param("cut", marks=pytest.mark.slow),
+        pytest.param("bit", marks=pytest.mark.slow),
+        "description",
+        "empty",
+    ],
+)
 def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(kind, tmp_path, capsys):
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         save(checkpoints, 1)

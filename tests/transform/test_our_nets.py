@@ -61,7 +61,10 @@ def relative_difference(a, b):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == "bottleneck" else ()) for n in NETS],
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("bottleneck", "mobilenet") else ())
+        for n in NETS
+    ],
 )
 def test_values_and_gradients_are_those_of_the_antialiased_net(name):
     plain, blurred = (functional(net) for net in pair(name))
