@@ -57,7 +57,7 @@ def scan(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | Non
     if not has_places(jaxpr):
         return None
     settled = [run.settle(v, eqn) for v in inputs]
-    first, carried = params["num_consts"], params["num_carry"]
+    first, carried = _constants_and_carry(eqn, jaxpr)
     inner = run.inside(eqn, params["length"])
 
     def body(carry: list[Array], xs: list[Array]) -> tuple[list[Array], list[Array]]:
@@ -73,6 +73,19 @@ def scan(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | Non
         unroll=params["unroll"],
     )
     return [*carry, *stacked]
+
+
+def _constants_and_carry(eqn: Any, jaxpr: Any) -> tuple[int, int]:
+    """How many operands of a scan every step sees, and how many it carries.
+
+    From the shapes, since versions of JAX say it differently: what is scanned or stacked has an
+    axis more outside than inside.
+    """
+    carried, rest = (
+        sum(out.aval.ndim == within.aval.ndim for out, within in zip(*pair, strict=True))
+        for pair in ((eqn.outvars, jaxpr.outvars), (eqn.invars, jaxpr.invars))
+    )
+    return rest - carried, carried
 
 
 def while_loop(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
