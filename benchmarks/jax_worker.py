@@ -18,7 +18,7 @@ from aa_flax.evaluation.observe import observe
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.views import ShiftedPairs
 from aa_flax.models.classifier import Classifier
-from aa_flax.ops import conv, definitions, forms
+from aa_flax.ops import conv, definitions, forms, materialise
 from aa_flax.sharding import data_mesh, put_batch
 from aa_flax.training.state import init_state, make_train_step
 
@@ -34,11 +34,11 @@ def cpu_forms() -> Iterator[None]:
     def apply_cpu(definition, cpu, *arrays):
         return apply(cpu, cpu, *arrays)
 
-    forms.apply = conv.apply = apply_cpu
+    forms.apply = conv.apply = materialise.apply = apply_cpu
     try:
         yield
     finally:
-        forms.apply = conv.apply = apply
+        forms.apply = conv.apply = materialise.apply = apply
 
 
 VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
