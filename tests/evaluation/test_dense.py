@@ -202,8 +202,8 @@ def test_logits_of_a_class_are_refused_before_anything_is_measured():
 
 
 def test_maps_are_no_logits():
+    names = ("accuracy", "translation_psnr")
     with pytest.raises(InputError, match="has to give logits"):
-        names = ("accuracy", "translation_psnr")
         evaluate(conv, Noise(), names, batch_size=8, **SETTINGS)
 
 
