@@ -51,11 +51,11 @@ class RandomPairs:
             random_offsets(self.seed, index, self.passes, reach)[:, call], 1, 0
         )
         if not self.rolled:
-            views = (crop_at(images, offset, self.crop_size) for offset in (first, second))
-            return *views, first - second
+            a, b = (crop_at(images, offset, self.crop_size) for offset in (first, second))
+            return a, b, first - second
         centre = center_crop(images, self.crop_size)
-        views = (_rolled(centre, offset - self.shift_range) for offset in (first, second))
-        return *views, second - first
+        a, b = (_rolled(centre, offset - self.shift_range) for offset in (first, second))
+        return a, b, second - first
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def lanczos_matrices(
     taps = jnp.sinc(distance) * jnp.sinc(distance / LANCZOS)
     taps = jnp.where(jnp.abs(distance) < LANCZOS, taps, 0)
     total = taps.sum(-1, keepdims=True)
-    return taps / jnp.where(total == 0, 1, total)
+    return taps / jnp.where(total < 0.5, 1, total)  # less where most of it lies outside
 
 
 def _rolled(images: Array, shifts: Int[Array, "N 2"]) -> Array:
