@@ -205,16 +205,21 @@ def evaluate(model: FeaturePyramid, *, count: int) -> dict[str, float]:
 
     Returns:
         Mean intersection over union of centre crops, in percent; consistency (mean over classes)
-        and agreement (over pixels) of the masks of two crops up to 16 pixels apart, in percent; and
-        the PSNR of translation equivariance of the probabilities, in decibels.
+        and agreement (over pixels) of the masks of two crops up to 16 pixels apart, and consistency
+        of those at most one pixel apart, in percent; and the PSNR of translation equivariance of
+        the probabilities, in decibels.
     """
     images, labels = Scenes(held_out=True, seed=10_000).draw(count)
-    masks = mask_consistency(model, images, crop_size=CROP, shift_range=SCENE - CROP + 1, passes=2)
+    masks, near = (
+        mask_consistency(model, images, crop_size=CROP, shift_range=reach, passes=2)
+        for reach in (SCENE - CROP + 1, 2)
+    )
     psnr = translation_psnr(Probabilities(model), images, crop_size=CROP, dynamic_range=1, passes=2)
     return {
         "mean IoU": mean_iou(model, images, labels),
         "consistency": masks["consistency"],
         "agreement": masks["agreement"],
+        "consistency, 1 pixel": near["consistency"],
         "EQ-T": psnr["psnr"],
     }
 
