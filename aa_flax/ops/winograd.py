@@ -35,10 +35,12 @@ def gains_by_winograd(
     single = {x.dtype, kernel.dtype} == {jnp.dtype("float32")}
     dense = {*window.strides, *window.dilation} == {1} and max(map(max, window.padding)) <= 2
     fewest, most = sorted(kernel.shape[2:])
-    pixels = batch * height * width  # kernels are transformed, too: that wants some pixels to pay
-    enough = pixels >= 384 and pixels * fewest * most >= 2**24 and fewest >= 32
+    pixels = batch * height * width  # kernels are transformed, too: that wants some pixels to pay,
+    # and the program takes a sixth of a second to compile, which wants some milliseconds to gain.
+    enough = pixels >= 384 and pixels * fewest * most >= 2**26 and fewest >= 32
     cached = height * width * most <= 4 * _NUMBERS
-    return single and dense and enough and cached and window.taps == (3, 3)
+    alone = jax.device_count() == 1  # a loop over images would gather those of all devices
+    return single and dense and enough and cached and alone and window.taps == (3, 3)
 
 
 def winograd_conv(window: Window) -> Multilinear:
@@ -56,11 +58,11 @@ def winograd_conv(window: Window) -> Multilinear:
 def _conv(
     x: Float[Array, "N H W C"], kernel: Array, padding: Padding, product: str = "nhwi,io->nhwo"
 ) -> Array:
-    kernels = lax.optimization_barrier(_grid(_kernel_parts, kernel, (0, 0)))
+    kernels = _grid(_kernel_parts, kernel, (0, 0))
 
     def of_some(x: Array) -> Array:
         height, width = _output_size(x, padding)
-        images = lax.optimization_barrier(_grid(_image_parts, _tiled(x, padding), (1, 2)))
+        images = _grid(_image_parts, _tiled(x, padding), (1, 2))
         products = [jnp.einsum(product, x, k) for x, k in zip(images, kernels, strict=True)]
         y = _ungrid(_outputs, _interleaved, lax.optimization_barrier(products), (1, 2))
         return y[:, :height, :width]
@@ -79,9 +81,9 @@ def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
 
     def add(total: list[Array], some: tuple[Array, Array]) -> tuple[list[Array], None]:
         x, g = some
-        images = lax.optimization_barrier(_grid(_image_parts, _tiled(x, padding), (1, 2)))
+        images = _grid(_image_parts, _tiled(x, padding), (1, 2))
         g = jnp.pad(g, ((0, 0), *((0, n % 2) for n in g.shape[1:3]), (0, 0)))
-        cotangents = lax.optimization_barrier(_grid(_product_cotangents, g, (1, 2)))
+        cotangents = _grid(_product_cotangents, g, (1, 2))
         pairs = zip(total, images, cotangents, strict=True)
         return [t + jnp.einsum("nhwi,nhwo->io", x, c) for t, x, c in pairs], None
 
@@ -112,8 +114,9 @@ def _tiled(x: Array, padding: Padding) -> Array:
 
 
 def _grid(parts: Callable[..., Sequence[Array]], x: Array, axes: tuple[int, int]) -> list[Array]:
-    """The 4x4 parts on two axes, row by row."""
-    return [part for row in parts(x, axes[0]) for part in parts(row, axes[1])]
+    """The 4x4 parts on two axes, row by row; written, which halves the compiler's work."""
+    rows = lax.optimization_barrier(parts(x, axes[0]))
+    return lax.optimization_barrier([part for row in rows for part in parts(row, axes[1])])
 
 
 def _ungrid(parts, join, grid: Sequence[Array], axes: tuple[int, int]) -> Array:

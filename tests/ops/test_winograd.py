@@ -30,8 +30,12 @@ def window(padding) -> Window:
 
 
 def definition(padding):
-    options = {"window_strides": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    return static(lax.conv_general_dilated, padding=padding, **options)
+    return static(
+        lax.conv_general_dilated,
+        padding=padding,
+        window_strides=(1, 1),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def operands(image, outputs: int = 3):
@@ -83,7 +87,7 @@ def test_gradients_of_each_image_and_their_derivatives():
 
 
 def test_convolutions_that_are_large_enough_take_it():
-    x, kernel = operands((4, 14, 14, 160), 160)
+    x, kernel = operands((4, 28, 28, 160), 160)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel)]
     form = dense_conv(definition(ONE), window(ONE), *shapes)
     assert form == winograd.winograd_conv(window(ONE))
@@ -91,17 +95,24 @@ def test_convolutions_that_are_large_enough_take_it():
     assert_agree(conv(x, kernel), definition(ONE)(x, kernel))
 
 
+def test_a_batch_that_may_lie_on_several_devices_does_not(monkeypatch):
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 28, 28, 160), (3, 3, 160, 160))]
+    assert winograd.gains_by_winograd(window(ONE), *arrays)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not winograd.gains_by_winograd(window(ONE), *arrays)
+
+
 @pytest.mark.parametrize(
     ("image", "outputs", "options"),
     [
-        ((4, 14, 14, 160), 31, {}),
-        ((1, 14, 14, 160), 1024, {}),
+        ((4, 28, 28, 160), 31, {}),
+        ((1, 14, 14, 640), 640, {}),
         ((1, 224, 224, 64), 64, {}),
-        ((4, 14, 14, 160), 160, {"strides": (2, 2)}),
-        ((4, 14, 14, 160), 160, {"dilation": (2, 2)}),
-        ((4, 14, 14, 160), 160, {"padding": ((3, 3), (3, 3))}),
-        ((4, 14, 14, 160), 160, {"taps": (5, 5)}),
-        ((4, 14, 14, 160), 160, {"dtype": jnp.bfloat16}),
+        ((4, 28, 28, 160), 160, {"strides": (2, 2)}),
+        ((4, 28, 28, 160), 160, {"dilation": (2, 2)}),
+        ((4, 28, 28, 160), 160, {"padding": ((3, 3), (3, 3))}),
+        ((4, 28, 28, 160), 160, {"taps": (5, 5)}),
+        ((4, 28, 28, 160), 160, {"dtype": jnp.bfloat16}),
     ],
 )
 def test_others_do_not(image, outputs, options):
