@@ -89,7 +89,8 @@ def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
 
     channels = x.shape[-1], g.shape[-1]
     zeros = [jnp.zeros(channels, g.dtype)] * 16
-    products, _ = lax.scan(add, zeros, tuple(_in_steps(a, max(channels)) for a in (x, g)))
+    most = max(channels)
+    products, _ = lax.scan(add, zeros, (_in_steps(x, most), _in_steps(g, most)))
     return _ungrid(_kernel_cotangents, jnp.stack, products, (0, 0))
 
 

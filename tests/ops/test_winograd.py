@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
+import aa_flax
 from aa_flax import ops
 from aa_flax.ops import winograd
 from aa_flax.ops.dense import dense_conv
@@ -86,7 +88,8 @@ def test_gradients_of_each_image_and_their_derivatives():
     assert_agree(fast(*arrays), slow(*arrays))
 
 
-def test_convolutions_that_are_large_enough_take_it():
+def test_convolutions_that_are_large_enough_take_it(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     x, kernel = operands((4, 28, 28, 160), 160)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel)]
     form = dense_conv(definition(ONE), window(ONE), *shapes)
@@ -95,8 +98,30 @@ def test_convolutions_that_are_large_enough_take_it():
     assert_agree(conv(x, kernel), definition(ONE)(x, kernel))
 
 
+def test_a_net_whose_convolutions_all_take_it_has_the_same_logits_and_gradients(monkeypatch):
+    def takes(window, x, kernel):
+        return window.taps == (3, 3) and window.strides == (1, 1)
+
+    monkeypatch.setattr("aa_flax.ops.dense.gains_by_winograd", takes)
+    model = aa_flax.create_model("resnet18_lpf4", num_classes=3)
+    model.eval()
+    graphdef, state = nnx.split(model)
+    images = jnp.asarray(np.random.default_rng(0).random((2, 64, 64, 3)), jnp.float32)
+
+    def logits_and_gradient(images):
+        logits, pull_back = jax.vjp(nnx.merge(graphdef, state), images)
+        return logits, pull_back(logits)
+
+    fast = jax.jit(logits_and_gradient).lower(images)
+    assert fast.as_text().count("stablehlo.while") > 16  # forward and backward
+    with ops.definitions():
+        expected = jax.jit(lambda x: logits_and_gradient(x))(images)
+    assert_agree(fast.compile()(images), expected)
+
+
 def test_a_batch_that_may_lie_on_several_devices_does_not(monkeypatch):
     arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 28, 28, 160), (3, 3, 160, 160))]
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert winograd.gains_by_winograd(window(ONE), *arrays)
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert not winograd.gains_by_winograd(window(ONE), *arrays)
@@ -115,7 +140,8 @@ def test_a_batch_that_may_lie_on_several_devices_does_not(monkeypatch):
         ((4, 28, 28, 160), 160, {"dtype": jnp.bfloat16}),
     ],
 )
-def test_others_do_not(image, outputs, options):
+def test_others_do_not(image, outputs, options, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     dtype = options.pop("dtype", jnp.float32)
     moved = window(ONE)._replace(**options)
     shapes = image, (*moved.taps, image[-1], outputs)
