@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from aa_flax.ops.depthwise import Window
-from aa_flax.ops.forms import Multilinear, static, unfused
+from aa_flax.ops.forms import Multilinear, on_one_device, static, unfused
 
 Padding = tuple[tuple[int, int], ...]
 
@@ -39,8 +39,8 @@ def gains_by_winograd(
     # and the program takes a sixth of a second to compile, which wants some milliseconds to gain.
     enough = pixels >= 384 and pixels * fewest * most >= 2**26 and fewest >= 32
     cached = height * width * most <= 4 * _NUMBERS
-    alone = jax.device_count() == 1  # a loop over images would gather those of all devices
-    return single and dense and enough and cached and alone and window.taps == (3, 3)
+    large = enough and cached and on_one_device()
+    return single and dense and large and window.taps == (3, 3)
 
 
 def winograd_conv(window: Window) -> Multilinear:
