@@ -14,6 +14,7 @@ from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import list_models, register_model
 from aa_flax.ops.blur import blur_pool
 from aa_flax.ops.upsample import blur_upsample
+from aa_flax.perceptual import PerceptualDistance
 from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
 from aa_flax.transform import antialias
 from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
@@ -37,6 +38,7 @@ __all__ = [
     "Measure",
     "ModelConfig",
     "Option",
+    "PerceptualDistance",
     "antialias",
     "blur_pool",
     "blur_upsample",

@@ -86,7 +86,9 @@ def define_measures() -> None:
 
 
 def _options() -> list[Option]:
-    return [option for m in MEASURES.values() if not m.always for option in m.options]
+    return [
+        option for m in MEASURES.values() if not (m.always or m.of_maps) for option in m.options
+    ]
 
 
 if __name__ == "__main__":

@@ -63,6 +63,19 @@ def check(plan: Plan) -> None:
     """
     subject = plan.subject
     check_data(subject, plan.measures)
+    if not all(measure.of_maps for measure in plan.measures):
+        _check_classes(subject)
+    for measure in plan.measures:
+        if measure.needs_model:
+            if subject.model is None:
+                raise InputError(
+                    f"the measure {measure.name} looks into a net of aa_flax; {subject.name} is a "
+                    "function: leave it out, or give a net of create_model"
+                )
+            measure.check(subject)
+
+
+def _check_classes(subject: Subject) -> None:
     rows = subject.settings.batch_size // jax.process_count()
     classes = subject.predictor.num_classes(subject.settings.crop_size, rows)
     if classes != subject.source.num_classes:
@@ -72,14 +85,6 @@ def check(plan: Plan) -> None:
             f"{subject.name} gives {classes} logits, but the data has "
             f"{subject.source.num_classes} classes; give {advice}"
         )
-    for measure in plan.measures:
-        if measure.needs_model:
-            if subject.model is None:
-                raise InputError(
-                    f"the measure {measure.name} looks into a net of aa_flax; {subject.name} is a "
-                    "function: leave it out, or give a net of create_model"
-                )
-            measure.check(subject)
 
 
 def check_data(subject: Subject, measures: Sequence[Measure]) -> None:

@@ -129,12 +129,15 @@ class Measure:
         columns: of the report, in order.
         needs_model: whether it looks into a net of this package, not only at its outputs.
         always: whether `aa_flax.eval` measures it without being asked; it has no flag then.
+        of_maps: whether it is of functions to maps, not logits: for `aa_flax.evaluate`, apart from
+            measures of logits; `aa_flax.eval`, whose nets give logits, has no flag for it.
     """
 
     options: ClassVar[tuple[Option, ...]]
     columns: ClassVar[tuple[Column, ...]] = ()
     needs_model: ClassVar[bool] = False
     always: ClassVar[bool] = False
+    of_maps: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -39,19 +39,28 @@ class Predictor:
             return jnp.asarray(self.call_on_host(np.asarray(_normalised(images))))
         return _compiled(self.function, self.state, images)
 
+    def maps(self, images: Array | np.ndarray) -> Float[Array, "N ..."]:
+        """float32 output, of any shape, for images `(N, H, W, 3)` with values in 0..255."""
+        if self.on_host:
+            return jnp.asarray(self._read(np.asarray(_normalised(images))))
+        return _compiled(self.function, self.state, images)
+
     def call_on_host(self, images: np.ndarray) -> Float[np.ndarray, "N classes"]:
         """The logits that a function of NumPy arrays gives for normalised images."""
+        logits = self._read(images)
+        self._check_shape(logits.shape, len(images))
+        return logits
+
+    def _read(self, images: np.ndarray) -> np.ndarray:
         try:
             mine = np.array(images)  # which the function may write to
-            logits = np.asarray(self.function(self.state, mine), np.float32)
+            return np.asarray(self.function(self.state, mine), np.float32)
         except Exception as error:
             shape = "x".join(map(str, images.shape))
             raise InputError(
                 f"{self.name} fails on normalised float32 images {shape}: "
                 f"{type(error).__name__}: {_first_line(error)}"
             ) from error
-        self._check_shape(logits.shape, len(images))
-        return logits
 
     def num_classes(self, crop_size: int, batch_size: int = 1) -> int:
         """How many logits it gives, found without data.
@@ -59,18 +68,28 @@ class Predictor:
         Raises:
             InputError: it cannot see images of that size, or gives something else than logits.
         """
+        shape = self.output_shape(crop_size, batch_size)
+        self._check_shape(shape, batch_size)
+        assert shape is not None
+        return shape[-1]
+
+    def output_shape(self, crop_size: int, batch_size: int = 1) -> tuple[int, ...] | None:
+        """The shape of what it gives for so many images, found without data; None: no array.
+
+        Raises:
+            InputError: it cannot see images of that size.
+        """
         shape = (batch_size, crop_size, crop_size, 3)
         if self.on_host:
-            return self.call_on_host(np.zeros(shape, np.float32)).shape[-1]
+            return self._read(np.zeros(shape, np.float32)).shape
         images = jax.ShapeDtypeStruct(shape, jnp.float32)
         try:
-            logits = jax.eval_shape(self.function, self.state, images)
+            output = jax.eval_shape(self.function, self.state, images)
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"{self.name} cannot see crops of {crop_size} pixels: {_first_line(error)}"
             ) from error
-        self._check_shape(getattr(logits, "shape", None), batch_size)
-        return logits.shape[-1]
+        return getattr(output, "shape", None)
 
     def _check_shape(self, shape: tuple[int, ...] | None, count: int) -> None:
         if shape is None or len(shape) != 2 or shape[0] != count or shape[1] < 1:

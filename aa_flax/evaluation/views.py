@@ -23,17 +23,21 @@ Images = UInt8[Array, "N H W 3"]
 Seen = UInt8[Array, "N v h w 3"] | Float[Array, "N v h w 3"]  # values in 0..255
 
 
-class Views(Protocol):
+class NeedsSize(Protocol):
+    """What is cut from images."""
+
+    @property
+    def needed_size(self) -> int:
+        """Pixels an image must have on each axis."""
+        ...
+
+
+class Views(NeedsSize, Protocol):
     """What the net sees of a batch, a few views a compiled call."""
 
     @property
     def calls(self) -> int:
         """Calls it takes to see all views; each gives as many."""
-        ...
-
-    @property
-    def needed_size(self) -> int:
-        """Pixels an image must have on each axis."""
         ...
 
     def __call__(self, images: Images, batch: Mapping[str, Array], call: Int[Array, ""]) -> Seen:
@@ -253,7 +257,7 @@ def random_uniform(
     return jax.vmap(draw)(index)
 
 
-def check_size(views: Views, height: int, width: int) -> None:
+def check_size(views: NeedsSize, height: int, width: int) -> None:
     """Raises InputError if images of that size are too small for the views."""
     if min(height, width) < views.needed_size:
         raise InputError(

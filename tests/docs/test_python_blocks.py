@@ -37,6 +37,7 @@ PROMISED = {
         "len(set(names))": 1000,
         "probabilities.shape": (1000,),
     },
+    "dense.md": {"unweighted(images, images).shape": (2,)},
     "backbones.md": {
         "[x.shape[1:] for x in maps]": [
             (32, 32, 64),
@@ -56,6 +57,8 @@ PROMISED = {
 # The first line of a block, and why not.
 NOT_RUN = {
     "from aa_flax import evaluate": "needs ImageNet and a model of the reader's",
+    'distance = aa_flax.PerceptualDistance("alexnet_lpf4", pretrained=True)': "needs AlexNet's "
+    "weights and the package lpips; test_perceptual.py has both",
     "@torch.no_grad()": "needs a net of the reader's; test_functions.py evaluates one of torch",
     "filters = {k: v for k, v in aa_flax.to_torch_state_dict(model).items() if "
     'k.endswith(".filt")}': "needs a file without filters; test_fit.py has one",

@@ -7,12 +7,14 @@ from aa_flax.evaluation.measures.corruptions import Corruptions
 from aa_flax.evaluation.measures.diagonal import Diagonal
 from aa_flax.evaluation.measures.equivariance import Equivariance
 from aa_flax.evaluation.measures.jitter import Jitter
+from aa_flax.evaluation.measures.masks import MaskConsistency
 from aa_flax.evaluation.measures.per_class import PerClass
 from aa_flax.evaluation.measures.perturbations import Perturbations
 from aa_flax.evaluation.measures.predictions import Predictions
 from aa_flax.evaluation.measures.shift import Shift
 from aa_flax.evaluation.measures.subpixel import Subpixel
 from aa_flax.evaluation.measures.time import Time
+from aa_flax.evaluation.measures.translation import TranslationPSNR
 from aa_flax.evaluation.measures.worst_case import WorstCase
 
 __all__ = ["MEASURES", "Column", "Measure", "Option", "register_measure"]
@@ -30,6 +32,8 @@ for _measure in (
     Equivariance(),
     Corruptions(),
     Perturbations(),
+    MaskConsistency(),
+    TranslationPSNR(),
     Time(),
 ):
     register_measure(_measure)

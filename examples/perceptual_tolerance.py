@@ -1,0 +1,101 @@
+"""How much of a perceptual distance is a shift of one pixel? A plain trunk beside an antialiased.
+
+The distance (LPIPS) between crops of a photograph one pixel apart, which look the same, beside that
+to crops with noise, compressed or blurred, which do not, and to another photograph; in percent of
+the last. The photographs come with scikit-learn.
+
+    python examples/perceptual_tolerance.py [--weights alexnet.pth] [--nets alexnet alexnet_lpf4]
+
+Weights are AlexNet's, for all nets; without them they are random. The weights of the channels are
+those of the package lpips, where it is installed.
+"""
+
+import argparse
+import io
+from importlib.util import find_spec
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from sklearn.datasets import load_sample_images
+
+import aa_flax
+
+CROP, NOISE = 128, 0.05  # pixels; standard deviation of values in 0..1
+
+
+def crops(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of photographs, and the same one pixel away on each axis; values in 0..1."""
+    rng, pairs = np.random.default_rng(seed), []
+    photographs = load_sample_images().images
+    for i in range(count):
+        photograph = photographs[i % len(photographs)]
+        top, left = rng.integers(0, np.array(photograph.shape[:2]) - CROP)
+        both = (photograph[y : y + CROP, x : x + CROP] for y, x in _near(top, left))
+        pairs.append(np.stack(list(both)) / np.float32(255))
+    first, second = np.moveaxis(np.stack(pairs), 1, 0)
+    return first, second
+
+
+def _near(top: int, left: int) -> list[tuple[int, int]]:
+    return [(top, left), (top + 1, left + 1)]
+
+
+def noisy(images: np.ndarray) -> np.ndarray:
+    """White noise."""
+    noise = np.random.default_rng(1).normal(scale=NOISE, size=images.shape)
+    return np.clip(images + noise, 0, 1).astype(np.float32)
+
+
+def compressed(images: np.ndarray) -> np.ndarray:
+    """As JPEG of quality 10."""
+    found = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray((255 * image).round().astype(np.uint8)).save(file, "JPEG", quality=10)
+        found.append(np.asarray(Image.open(file)) / np.float32(255))
+    return np.stack(found)
+
+
+def blurred(images: np.ndarray) -> np.ndarray:
+    """By a Gaussian of 2 pixels."""
+    return gaussian_filter(images, (0, 2, 2, 0))
+
+
+def distances(distance: aa_flax.PerceptualDistance, count: int) -> dict[str, float]:
+    """The mean distance of crops to those one pixel away, to spoilt ones, and to other crops."""
+    graphdef, state = nnx.split(distance)
+    compare = jax.jit(lambda x, y: nnx.merge(graphdef, state)(x, y).mean())
+    first, shifted = crops(count)
+    others = {
+        "shift": shifted,
+        "noise": noisy(first),
+        "JPEG": compressed(first),
+        "blur": blurred(first),
+        "other": np.roll(first, 1, axis=0),
+    }
+    return {name: float(compare(first, images)) for name, images in others.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--nets", nargs="+", default=["alexnet", "alexnet_lpf4"])
+    parser.add_argument("--weights", help="a file of weights of the plain net")
+    parser.add_argument("--crops", type=int, default=32)
+    arguments = parser.parse_args()
+    print("| net | shift | noise | JPEG | blur | other |\n" + "|---" * 6 + "|")
+    for name in arguments.nets:
+        distance = aa_flax.PerceptualDistance(
+            name,
+            pretrained=arguments.weights or False,
+            channel_weights="lpips" if find_spec("lpips") else None,
+        )
+        found = distances(distance, arguments.crops)
+        cells = [f"{x:.4f} ({100 * x / found['other']:.1f} %)" for x in found.values()]
+        print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
