@@ -133,7 +133,7 @@ def complete(
     """The net with these weights, in evaluation mode; all that they do not hold is drawn anew.
 
     Args:
-        trunk_only: as of `filled`.
+        trunk_only: the classifier is of no use; parameters of it that are not held stay shapes.
     """
 
     def build_for_evaluation(num_classes: int, rngs: nnx.Rngs) -> Classifier:
@@ -143,18 +143,23 @@ def complete(
 
     model = filled(held, build_for_evaluation, num_classes, trunk_only=trunk_only)
     num_classes = classes_for(held, num_classes)
-    _initialise_the_rest(model, lambda rngs: build_for_evaluation(num_classes, rngs), rngs)
+    useless = nnx.Param if trunk_only else ()
+    _initialise_the_rest(model, lambda rngs: build_for_evaluation(num_classes, rngs), rngs, useless)
     return model
 
 
 def _initialise_the_rest(
-    model: Classifier, build: Callable[[nnx.Rngs], Classifier], rngs: nnx.Rngs
+    model: Classifier,
+    build: Callable[[nnx.Rngs], Classifier],
+    rngs: nnx.Rngs,
+    useless: type | tuple[()],
 ) -> None:
     """Gives each variable that is a shape alone the value a net without weights has there."""
     missing = {
         path: variable
         for path, variable in nnx.to_flat_state(nnx.state(model))
-        if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+        if not isinstance(variable, useless)
+        and isinstance(variable.get_value(), jax.ShapeDtypeStruct)
     }
     for path, value in initial_values(build, rngs, missing).items():
         missing[path].set_value(value)
