@@ -5,6 +5,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ def test_nothing_is_drawn_into_a_pipe(tmp_path, capfd):
 
 def test_a_bar_is_drawn_on_a_terminal():
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     subprocess.run([sys.executable, "-c", DRAW], stderr=theirs, check=True)
+    os.write(theirs, b"end")  # so that there is something to read in any case
     said = os.read(ours, 10000).decode()
     os.close(theirs)
     os.close(ours)
