@@ -38,6 +38,7 @@ CROP, REACH = 224, 32  # pixels that a net sees, and the farthest shift; bases l
 BASES = 2  # crops of each photograph, each beside itself moved down and moved right
 BATCH, COMPARED = 20, 8  # photographs at once, and those on which torch computes, too
 MAP_SIZE, MAP_IMAGES = 128, 4  # of the maps of equivariance, which take 1024 passes
+_EVENLY = Image.Quantize.MAXCOVERAGE
 FILTERS = (None, 2, 3, 4, 5)
 Images = UInt8[np.ndarray, "N H W 3"]
 Answers = dict[int, np.ndarray]  # of every shift: images, bases, directions, and what a net gives
@@ -249,6 +250,9 @@ def main() -> None:
     if args.figure and "maps" in results.found:
         nets = {name: maps_of(row) for name, row in results.found["maps"].items()}
         plot_equivariance(args.figure, nets)
+        if args.figure.suffix == ".png":  # 256 colours are enough, and a third of the bytes
+            colours = Image.open(args.figure).convert("RGB").quantize(256, _EVENLY)
+            colours.save(args.figure, optimize=True)
 
 
 if __name__ == "__main__":
