@@ -104,10 +104,11 @@ def maps(name: str, x: np.ndarray) -> dict[str, float]:
 def logits(classifier: Path, name: str, x: np.ndarray) -> dict[str, float]:
     """The logits of a whole MobileNetV2, or of its antialiased net with the same weights."""
     plain = create_model("mobilenet_v2", pretrained=classifier)
-    nets = []
-    for dtype in (None, jnp.bfloat16):
-        net = nnx.eval_shape(lambda dtype=dtype: create_model(name, dtype=dtype))
+
+    def ours(dtype: Any) -> nnx.Module:
+        net = nnx.eval_shape(lambda: create_model(name, dtype=dtype))
         nnx.update(net, nnx.state(plain))
-        nets.append(net)
-    weights = torch.load(classifier, weights_only=True)
-    return compared(*nets, their_net(name, weights), x)
+        return net
+
+    theirs = their_net(name, torch.load(classifier, weights_only=True))
+    return compared(ours(None), ours(jnp.bfloat16), theirs, x)
