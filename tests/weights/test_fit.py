@@ -209,3 +209,8 @@ def test_a_file_builds_the_net_with_its_own_options(model, state, tmp_path):
     other = locate(tmp_path / "w.safetensors", model=NAME).load_model()
     assert other.options == model.options == OPTIONS
     assert fit(other, content_of(torch_weights(other), "x")).keys()
+
+
+def test_who_is_told_to_copy_weights_is_told_that_their_statistics_fit_no_more(state):
+    with pytest.raises(InputError, match=r"nnx\.update.*statistics fit no more.*recalibrate_batch"):
+        load_torch_state_dict(abstract_net("mobilenet_v2_lpf3", 5, **OPTIONS), state)
