@@ -16,6 +16,7 @@ from aa_flax.ops.blur import blur_pool
 from aa_flax.ops.upsample import blur_upsample
 from aa_flax.perceptual import PerceptualDistance
 from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
+from aa_flax.recalibrate import recalibrate_batch_norm
 from aa_flax.transform import antialias
 from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
 from aa_flax.weights.torch_format import to_torch_state_dict
@@ -51,6 +52,7 @@ __all__ = [
     "load_torch_state_dict",
     "load_weights",
     "preprocess",
+    "recalibrate_batch_norm",
     "register_measure",
     "register_model",
     "register_pool",

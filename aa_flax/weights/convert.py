@@ -18,6 +18,7 @@ from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights.building import Held, filled, hold
 from aa_flax.weights.content import Content, read_content, weights_path
 from aa_flax.weights.files import save_weights
+from aa_flax.weights.fit import named_weights
 from aa_flax.weights.torch_files import write_torch_file
 from aa_flax.weights.torch_format import to_torch_state_dict
 
@@ -153,7 +154,20 @@ def net_of(held: Held, **options: Any) -> Classifier:
     def build(num_classes: int, rngs: nnx.Rngs) -> Classifier:
         return registry.build(held.model, num_classes=num_classes, rngs=rngs, **options)
 
-    return filled(held, build, 0 if held.num_classes is None else held.num_classes)
+    net = filled(held, build, 0 if held.num_classes is None else held.num_classes, trunk_only=True)
+    _check_whole(net, held)
+    return net
+
+
+def _check_whole(net: Classifier, held: Held) -> None:
+    """A net without its last layer can still need layers that a trunk does not have."""
+    missing = [name for name in named_weights(net) if name not in held.arrays]
+    if missing:
+        raise InputError(
+            f"{held.label} holds the trunk of {held.model} alone, and a file of the net has "
+            f"{', '.join(missing)}, too; the trunk needs no conversion: "
+            f"aa_flax.create_model({held.model!r}, pretrained=FILE, features_only=True) reads it"
+        )
 
 
 def num_parameters(model: nnx.Module) -> int:
