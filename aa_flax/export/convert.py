@@ -29,7 +29,7 @@ def converted(function: Callable, images: jax.ShapeDtypeStruct, name: str) -> Co
     """The graph of a function of images.
 
     Args:
-        images: `(n, H, W, C)`, where n may be unknown.
+        images: `(N, H, W, C)`.
         name: of the images in the graph, where they stand channels first.
 
     Raises:
@@ -37,7 +37,7 @@ def converted(function: Callable, images: jax.ShapeDtypeStruct, name: str) -> Co
     """
     program = jax.make_jaxpr(function)(images)
     graph = Graph()
-    given = [Tensor(name, tuple(images.shape), np.dtype(images.dtype))]
+    given = [Tensor(name, tuple(images.shape), images.dtype)]
     (result,) = _run(program.jaxpr, program.consts, given, graph)
     last = written(result, graph)
     return Converted(simplified(graph, last.name), last.name, last.shape)
@@ -65,10 +65,12 @@ def _results(equation: Any, given: list[Value], graph: Graph) -> list[Value]:
     if name in ("optimization_barrier", "name", "copy", "copy_p", "sharding_constraint"):
         return given
     shape = tuple(equation.outvars[0].aval.shape)
+    if 0 in shape:  # what padding by no pixels adds
+        return [np.zeros(shape, np.float32)]
     constant = all(isinstance(value, np.ndarray) for value in given)
     if constant and name == "broadcast_in_dim":
         return [_broadcast(given[0], equation.params, shape)]
-    if constant and all(isinstance(n, int) for n in shape):
+    if constant:
         found = equation.primitive.bind(*given, **equation.params)
         return [np.asarray(x) for x in (found if equation.primitive.multiple_results else [found])]
     if name not in RULES:
@@ -87,9 +89,8 @@ def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _broadcast(constant: Any, params: Mapping[str, Any], shape: tuple) -> np.ndarray:
-    """Repeated without being copied; along an axis of unknown size it stands once."""
+    """Repeated without being copied: `compact` finds what there was."""
     sizes = [1] * len(shape)
     for axis, size in zip(params["broadcast_dimensions"], constant.shape, strict=True):
         sizes[axis] = size
-    full = [n if isinstance(n, int) else 1 for n in shape]
-    return np.broadcast_to(constant.reshape(sizes), full)
+    return np.broadcast_to(constant.reshape(sizes), shape)

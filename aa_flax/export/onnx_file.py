@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax import export as jax_export
 
 from aa_flax.export.convert import Converted, converted
 from aa_flax.export.program import Program
 from aa_flax.export.stablehlo import bound_to_one_size
+from aa_flax.export.values import refuse
 from aa_flax.models.images import smallest_size
 from aa_flax.ops import definitions
 
@@ -26,9 +26,12 @@ def write_onnx(program: Program, path: Path) -> None:
     """
     import onnx
 
-    found = _converted(program, program.size, program.size)
+    size = program.size
+    found = _converted(program, 2, size, size)
+    if not found.graph.equals(_converted(program, 3, size, size).graph):
+        raise refuse(f"{program.name}, whose program depends on the number of images")
     for height, width in _other_sizes(program):
-        if not found.graph.equals(_converted(program, height, width).graph):
+        if not found.graph.equals(_converted(program, 2, height, width).graph):
             raise bound_to_one_size(program.name)
     if program.output == "probabilities":
         name = found.graph.add("Softmax", found.result, axis=-1)
@@ -38,10 +41,9 @@ def write_onnx(program: Program, path: Path) -> None:
     onnx.save(model, path)
 
 
-def _converted(program: Program, height: int, width: int) -> Converted:
-    (batch,) = jax_export.symbolic_shape("n")
+def _converted(program: Program, count: int, height: int, width: int) -> Converted:
     with definitions():
-        return converted(program.logits, program.images(batch, height, width), _INSIDE)
+        return converted(program.logits, program.images(count, height, width), _INSIDE)
 
 
 def _other_sizes(program: Program) -> list[tuple[int, int]]:
@@ -61,7 +63,9 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     """What the file gives in onnxruntime."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute, too
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {_INPUT: images})
     return np.asarray(result)
 

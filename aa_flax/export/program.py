@@ -62,7 +62,7 @@ class Program:
     def expected(self, images: np.ndarray) -> np.ndarray:
         """What the net itself gives, as it was before all this."""
         graph, state = nnx.split(self.model)
-        run = jax.jit(lambda state, x: _given(self.model, nnx.merge(graph, state), x))
+        run = jax.jit(lambda state, x: _logits(nnx.merge(graph, state), x))
         with jax.default_matmul_precision("highest"):
             return np.asarray(self.finished(run(state, images)), np.float32)
 
@@ -76,7 +76,7 @@ class Program:
     def metadata(self) -> dict[str, Any]:
         """Facts about the net, its weights and what it expects, as JSON knows them."""
         config = self.model.config
-        side: Any = "any" if self.open_size else self.size
+        sides = ["height", "width"] if self.open_size else [self.size] * 2
         return {
             "producer": "aa_flax",
             "model": self.model.name,
@@ -85,8 +85,10 @@ class Program:
             "source": config.weights or "unknown: weights that no file was named for",
             "sha256": config.sha256,
             "licence": config.licence or "unknown",
-            "input": {"shape": ["batch", side, side, self.model.image_channels]}
-            | {"axes": "NHWC", "type": self.dtype.name},
+            "input": {
+                "shape": ["batch", *sides, self.model.image_channels],
+                "type": self.dtype.name,
+            },
             "output": self.output,
             "preprocessing": {
                 "resize_size": config.resize_size,
@@ -106,26 +108,32 @@ def program_of(model: Any, size: int | None, *, open_size: bool, preprocessing: 
         size: default: that of the net's config.
 
     Raises:
-        InputError: no net, one in training mode, or images that are too small for it.
+        InputError: no net, one in training mode or of another type, or images too small for it.
     """
     if not isinstance(model, Classifier):
         raise InputError(
-            f"export takes a net of aa_flax.create_model, got a {type(model).__name__}; a backbone's "
-            "net is its attribute `net`"
+            f"export takes a net of aa_flax.create_model, got a {type(model).__name__}; the net of "
+            "a backbone is its attribute net"
+        )
+    layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.Conv | nnx.Linear)]
+    kinds = {jnp.dtype(layer.dtype).name for layer in layers if layer.dtype is not None}
+    if others := sorted(kinds - {"float32"}):
+        raise InputError(
+            f"export takes nets that compute in float32, got one that computes in {others[0]}; "
+            "create it with dtype=jnp.float32, the weights are the same"
         )
     size = model.config.input_size if size is None else size
     fused = fuse(model, image_size=size)
     graph, state = nnx.split(fused)
-    logits = jax.tree_util.Partial(_given, fused)
 
-    def of_images(images: Any) -> jax.Array:
-        return logits(nnx.merge(graph, state), images)
+    def logits(images: Any) -> jax.Array:
+        return _logits(nnx.merge(graph, state), images)
 
-    return Program(model, size, open_size, preprocessing, of_images)
+    return Program(model, size, open_size, preprocessing, logits)
 
 
-def _given(model: Classifier, net: Classifier, images: Any) -> jax.Array:
-    """The net's logits of bytes, normalised, or of floats that are so already."""
+def _logits(net: Classifier, images: Any) -> jax.Array:
+    """Of bytes, which are normalised, or of floats that are so already."""
     if images.dtype == jnp.uint8:
-        images = normalise(images, model.config.mean, model.config.std)
+        images = normalise(images, net.config.mean, net.config.std)
     return net(images)

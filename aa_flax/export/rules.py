@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.errors import InputError
 from aa_flax.export.graph import CHANNELS_FIRST, Graph
 from aa_flax.export.values import (
     Affine,
+    Repeated,
     Shape,
     Tensor,
     Value,
@@ -21,6 +21,7 @@ from aa_flax.export.values import (
     Windows,
     axis_of,
     compact,
+    refuse,
     scaled,
     stored,
     viewed,
@@ -42,10 +43,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def _refuse(what: str) -> InputError:
-    return InputError(f"ONNX is not written for {what}; export the net as .stablehlo")
-
-
 def _input(value: Value, graph: Graph) -> str | np.ndarray:
     """What a node reads: an array by name, or a constant."""
     return stored(value) if isinstance(value, np.ndarray) else written(value, graph).name
@@ -59,9 +56,9 @@ def _convolution(graph: Graph, shape: Shape, params: Params, x: Value, kernel: V
     numbers = params["dimension_numbers"]
     layout = (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
     if layout != ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)) or not isinstance(kernel, np.ndarray):
-        raise _refuse("convolutions but those of NHWC by a fixed kernel HWIO")
+        raise refuse("convolutions but those of NHWC by a fixed kernel HWIO")
     if set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
-        raise _refuse("transposed convolutions")
+        raise refuse("transposed convolutions")
     name = graph.add(
         "Conv",
         written(x, graph).name,
@@ -78,7 +75,7 @@ def _convolution(graph: Graph, shape: Shape, params: Params, x: Value, kernel: V
 def _pads(widths: Any) -> list[int]:
     before, after = zip(*widths, strict=True)
     if min(*before, *after) < 0:
-        raise _refuse("padding by fewer than no pixels")
+        raise refuse("padding by fewer than no pixels")
     return [*before, *after]
 
 
@@ -91,7 +88,7 @@ def _max_pool(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
 @rule("reduce_window_sum")
 def _sum_pool(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
     if set(params["window_dilation"]) != {1}:
-        raise _refuse("dilated sums")
+        raise refuse("dilated sums")
     name = graph.add("AveragePool", written(x, graph).name, count_include_pad=1, **_window(params))
     return scaled(Tensor(name, shape), float(prod(params["window_dimensions"])), graph=graph)
 
@@ -102,7 +99,7 @@ def _window(params: Params) -> dict[str, list[int]]:
     )
     outer = [(window[i], strides[i], *padding[i]) for i in (0, -1)]
     if len(window) != 4 or set(outer) != {(1, 1, 0, 0)} or set(params["base_dilation"]) != {1}:
-        raise _refuse("pools over other axes than height and width")
+        raise refuse("pools over other axes than height and width")
     return {
         "kernel_shape": list(window[1:3]),
         "strides": list(strides[1:3]),
@@ -240,7 +237,7 @@ def _square(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
 def _convert(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
     kind = np.dtype(params["new_dtype"])
     if kind != np.float32:
-        raise _refuse(f"nets that compute in {kind}, only for those of float32")
+        raise refuse(f"nets that compute in {kind}, only for those of float32")
     if isinstance(x, Tensor) and x.dtype != np.float32:
         return Tensor(graph.add("Cast", x.name, to=1), shape)  # FLOAT
     return x
@@ -288,7 +285,7 @@ def _letters_as_stored(letters: list[str]) -> str:
 def _pad(graph: Graph, shape: Shape, params: Params, x: Value, filling: Value) -> Value:
     x, config = written(x, graph), params["padding_config"]
     if any(interior for _, _, interior in config):
-        raise _refuse("padding between pixels")
+        raise refuse("padding between pixels")
     rank = len(config)
     axes = [axis for axis in range(rank) if config[axis][:2] != (0, 0)]
     pads = [config[axis][side] for side in (0, 1) for axis in axes]
@@ -299,36 +296,29 @@ def _pad(graph: Graph, shape: Shape, params: Params, x: Value, filling: Value) -
 
 @rule("slice")
 def _slice(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
-    view = viewed(x, graph)
     steps = params["strides"] or (1,) * len(shape)
     limits = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
-    positions = []
-    for size, index, (start, stop, step) in zip(x.shape, view.positions, limits, strict=True):
-        whole = (start, step) == (0, 1) and stop == size
-        known = _known(index, size) if not whole else index
-        positions.append(known if whole else known[start:stop:step])
-    return View(view.base, tuple(positions))
+    return _looked_up(x, [slice(*limit) for limit in limits], graph)
 
 
 @rule("rev")
 def _reverse(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
+    reversed_axes = params["dimensions"]
+    steps = [-1 if axis in reversed_axes else 1 for axis in range(len(shape))]
+    return _looked_up(x, [slice(None, None, step) for step in steps], graph)
+
+
+def _looked_up(x: Value, slices: list[slice], graph: Graph) -> View:
     view = viewed(x, graph)
-    positions = [
-        _known(index, size)[::-1] if axis in params["dimensions"] else index
-        for axis, (size, index) in enumerate(zip(x.shape, view.positions, strict=True))
-    ]
-    return View(view.base, tuple(positions))
-
-
-def _known(index: np.ndarray | None, size: int) -> np.ndarray:
-    if not isinstance(size, int):
-        raise _refuse("operations that look into the batch")
-    return np.arange(size) if index is None else index
+    return View(view.base, tuple(view.read(axis)[part] for axis, part in enumerate(slices)))
 
 
 @rule("concatenate")
 def _concatenate(graph: Graph, shape: Shape, params: Params, *values: Value) -> Value:
     axis = params["dimension"]
+    values = tuple(value for value in values if value.shape[axis])
+    if len(values) == 1:
+        return values[0]
     if (view := _joined_views(values, axis)) is not None:
         return view
     inputs = [_input(value, graph) for value in values]
@@ -344,12 +334,10 @@ def _joined_views(values: tuple[Value, ...], axis: int) -> View | None:
     if not 0 < axis < rank - 1 or any(v.base != first.base for v in views):
         return None
     for other in (i for i in range(rank) if i != axis):
-        a, *rest = ([] if v.positions[other] is None else v.positions[other] for v in views)
-        if not all(np.array_equal(a, b) for b in rest):
+        if not all(np.array_equal(first.read(other), v.read(other)) for v in views[1:]):
             return None
-    parts = [_known(v.positions[axis], first.base.shape[axis]) for v in views]
     positions = [*first.positions]
-    positions[axis] = np.concatenate(parts)
+    positions[axis] = np.concatenate([v.read(axis) for v in views])
     return View(first.base, tuple(positions))
 
 
@@ -368,23 +356,33 @@ def _as_stored(x: Tensor, found: list[int], wanted: list[int], graph: Graph) -> 
     return Tensor(graph.add("Transpose", x.name, perm=order), x.shape)
 
 
-@rule("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
+@rule("broadcast_in_dim")
+def _repeat(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
+    """New axes of one entry, or one new axis, along which each entry is repeated."""
+    if prod(shape) == prod(x.shape):
+        return _reshape(graph, shape, params, x)
+    new = [axis for axis in range(len(shape)) if axis not in params["broadcast_dimensions"]]
+    repeated = Repeated(viewed(x, graph), new[0] - 1, shape[new[0]]) if new and new[0] else None
+    if repeated is None or repeated.shape != shape:
+        raise refuse("arrays that are repeated along an axis")
+    return repeated
+
+
+@rule("reshape", "squeeze", "expand_dims")
 def _reshape(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
-    if prod(n for n in shape if isinstance(n, int)) != prod(
-        n for n in x.shape if isinstance(n, int)
-    ):
-        raise _refuse("arrays that are repeated along an axis")
+    if shape == tuple(x.shape):
+        return x
+    if isinstance(x, Repeated) and x.merged().shape == shape:
+        return x.merged()
     if windows := _windows(shape, x, graph):
         return windows
     x = written(x, graph)
-    if len(x.shape) == 4 and len(shape) == 2 and shape[0] == x.shape[0]:
-        if x.shape[1:3] != (1, 1):
-            x = Tensor(graph.add("Transpose", x.name, perm=[0, 2, 3, 1]), x.shape)
-        return Tensor(graph.add("Flatten", x.name, axis=1), shape)
-    if len(x.shape) == 4:
+    if len(x.shape) == 4 and x.shape[1:3] != (1, 1):
         x = Tensor(graph.add("Transpose", x.name, perm=[0, 2, 3, 1]), x.shape)
-    sizes = np.array([n if isinstance(n, int) else -1 for n in shape], np.int64)
-    x = Tensor(graph.add("Reshape", x.name, sizes), shape)
+    if len(shape) == 2 and shape[0] == x.shape[0]:
+        return Tensor(graph.add("Flatten", x.name, axis=1), shape)
+    whole = shape[0] == x.shape[0]  # the batch, of any number
+    x = Tensor(graph.add("Reshape", x.name, np.array([-whole or shape[0], *shape[1:]])), shape)
     if len(shape) == 4:
         x = Tensor(graph.add("Transpose", x.name, perm=[*CHANNELS_FIRST]), shape)
     return x
@@ -404,10 +402,9 @@ def _windows(shape: Shape, x: Value, graph: Graph) -> Windows | None:
 
 def _drops_less(view: View, window: tuple[int, int]) -> bool:
     """Whether a view leaves out nothing but a part of a window at each far edge."""
-    for axis, length in ((1, window[0]), (2, window[1])):
-        index, size = view.positions[axis], view.base.shape[axis]
-        if index is None:
-            continue
-        if size - len(index) >= length or not np.array_equal(index, np.arange(len(index))):
+    for axis, length in enumerate((1, *window, 1)):
+        index = view.read(axis)
+        dropped = view.base.shape[axis] - len(index)
+        if not 0 <= dropped < length or not np.array_equal(index, np.arange(len(index))):
             return False
-    return view.positions[0] is None and view.positions[3] is None
+    return True

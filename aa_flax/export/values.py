@@ -1,9 +1,9 @@
 """What a value of a JAX program is while it is written as ONNX: an array of the graph, or one that
 follows from such an array in a way that ONNX has a better word for than JAX.
 
-JAX pads by reflection in slices, reversals and concatenations, takes a mean as a sum and a quotient,
-and normalises by a difference, a product and a sum. These are kept as what they come to until
-something else reads them.
+JAX pads by reflection in slices, reversals and concatenations, takes a mean as a sum and a
+quotient, and normalises by a difference, a product and a sum. These are kept as what they come to
+until something else reads them.
 """
 
 from dataclasses import dataclass, replace
@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.errors import InputError
 from aa_flax.export.graph import AFFINE, CHANNELS_FIRST, Graph
 
-Shape = tuple[Any, ...]  # in JAX's order; the first size may be unknown
+Shape = tuple[int, ...]  # in JAX's order
+
+
+def refuse(what: str) -> InputError:
+    """The error of a net that computes something ONNX is not written for here."""
+    return InputError(f"ONNX is not written for {what}; export the net as .stablehlo")
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Tensor:
 
     name: str
     shape: Shape
-    dtype: Any = np.dtype(np.float32)
+    dtype: Any = np.float32
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,11 @@ class View:
         pairs = zip(self.base.shape, self.positions, strict=True)
         return tuple(size if index is None else len(index) for size, index in pairs)
 
+    def read(self, axis: int) -> np.ndarray:
+        """The positions of an axis."""
+        index = self.positions[axis]
+        return np.arange(self.base.shape[axis]) if index is None else index
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -61,7 +72,27 @@ class Windows:
     shape: Shape
 
 
-Value = Tensor | Affine | View | Windows | np.ndarray
+@dataclass(frozen=True)
+class Repeated:
+    """A view with each position of an axis repeated along a new axis behind it."""
+
+    view: View
+    axis: int
+    times: int
+
+    @property
+    def shape(self) -> Shape:
+        shape = self.view.shape
+        return (*shape[: self.axis + 1], self.times, *shape[self.axis + 1 :])
+
+    def merged(self) -> View:
+        """Both axes as one."""
+        positions = list(self.view.positions)
+        positions[self.axis] = np.repeat(self.view.read(self.axis), self.times)
+        return View(self.view.base, tuple(positions))
+
+
+Value = Tensor | Affine | View | Windows | Repeated | np.ndarray
 
 
 def scaled(value: Value, scale: Any = 1.0, shift: Any = 0.0, *, graph: Graph) -> Affine:
@@ -92,7 +123,7 @@ def stored(constant: np.ndarray) -> np.ndarray:
 
 def compact(constant: np.ndarray) -> np.ndarray:
     """The constant with one entry along each axis that `np.broadcast_to` has stretched."""
-    return constant[tuple(slice(None if s or n < 2 else 1) for n, s in _axes(constant))]
+    return np.asarray(constant[tuple(slice(None if s or n < 2 else 1) for n, s in _axes(constant))])
 
 
 def _axes(constant: np.ndarray) -> zip:
@@ -102,7 +133,7 @@ def _axes(constant: np.ndarray) -> zip:
 @singledispatch
 def written(value: Any, graph: Graph) -> Tensor:
     """The value as an array of the graph."""
-    raise TypeError(value)
+    raise refuse("arrays that are cut or repeated along an axis")
 
 
 @written.register
