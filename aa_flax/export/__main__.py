@@ -48,8 +48,9 @@ def run(arguments: Sequence[str]) -> None:
 
         load_plugins(arguments)
     check_output(args.output)
+    options = dict(map(option, args.option))
     weights = _weights(args)
-    model = _loaded(weights, dict(map(option, args.option)))
+    model = _loaded(weights, options)
     exported = export(
         model,
         args.output,

@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from aa_flax.errors import InputError
+from aa_flax.export import arithmetic, shapes  # noqa: F401 (they fill the table of rules)
 from aa_flax.export.graph import Graph, simplified
 from aa_flax.export.rules import RULES
 from aa_flax.export.values import Tensor, Value, written

@@ -71,8 +71,7 @@ def simplified(graph: Graph, result: str) -> Graph:
         names = [renamed.get(x, x) if isinstance(x, str) else x for x in node.inputs]
         node = Node(node.operator, names, node.output, node.attributes)
         before = made.get(names[0]) if isinstance(names[0], str) else None
-        alone = before is not None and reads[before.output] == 1
-        if alone and _is_merged(before, node):
+        if before and reads[before.output] == 1 and _is_merged(before, node):
             renamed[node.output] = before.output
             reads[before.output] = reads[node.output]
             continue

@@ -99,7 +99,9 @@ def scaled(value: Value, scale: Any = 1.0, shift: Any = 0.0, *, graph: Graph) ->
     """`value * scale + shift`, in float64 until it is written."""
     if isinstance(value, Affine):
         return replace(value, scale=value.scale * scale, shift=value.shift * scale + shift)
-    return Affine(written(value, graph), np.float64(scale), np.float64(shift))
+    return Affine(
+        written(value, graph), np.asarray(scale, np.float64), np.asarray(shift, np.float64)
+    )
 
 
 def viewed(value: Value, graph: Graph) -> View:
@@ -113,6 +115,14 @@ def viewed(value: Value, graph: Graph) -> View:
 def axis_of(rank: int, axis: int) -> int:
     """Where an axis of JAX's stands in the graph."""
     return CHANNELS_FIRST.index(axis) if rank == 4 else axis
+
+
+def as_stored(x: Tensor, found: list[int], wanted: list[int], graph: Graph) -> Tensor:
+    """The array with its axes in another order, told by what they are."""
+    if found == wanted:
+        return x
+    order = [found.index(axis) for axis in wanted]
+    return Tensor(graph.add("Transpose", x.name, perm=order), x.shape)
 
 
 def stored(constant: np.ndarray) -> np.ndarray:

@@ -157,4 +157,5 @@ def _compared_sizes(program: Program, form: _Format) -> list[tuple[int, int, int
     if not program.open_size:
         return [(2, program.size, program.size)]
     least = form.smallest(program)
-    return [(2, *[max(program.size, least)] * 2), (1, least, least + 3)]
+    size = max(program.size, least)
+    return [(2, size, size), (1, least, least + 3)]

@@ -1,6 +1,7 @@
 """Files of StableHLO: a process that has JAX alone computes what the net does."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -56,8 +57,8 @@ def test_what_it_is_stands_beside_it(tmp_path):
 def test_it_holds_no_operation_of_this_package(tmp_path):
     path = aa_flax.export(small("basic"), tmp_path / "n.stablehlo", size=SIZE).path
     text = jax_export.deserialize(bytearray(path.read_bytes())).mlir_module()
-    assert "custom_call" not in text
-    assert "aa_flax_form" not in text
+    calls = set(re.findall(r"custom_call @(\w+)", text))
+    assert calls <= {"shape_assertion"}  # that there is an image
 
 
 @pytest.mark.parametrize("name", ["alexnet_lpf4", "vgg11"])
