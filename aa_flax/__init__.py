@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aa_flax.data.preprocessing import preprocess
     from aa_flax.evaluation.evaluate import evaluate
     from aa_flax.evaluation.measures import Column, Measure, Option, register_measure
+    from aa_flax.export import export
 
 __all__ = [
     "Backbone",
@@ -45,6 +46,7 @@ __all__ = [
     "blur_upsample",
     "create_model",
     "evaluate",
+    "export",
     "fuse",
     "imagenet_class_names",
     "list_models",
@@ -67,6 +69,7 @@ __version__ = "0.1.0"
 # import as JAX. All of them by way of the built-in measures, which so stand before those of users.
 _LAZY = {
     "evaluate": "aa_flax.evaluation.evaluate",
+    "export": "aa_flax.export",
     "imagenet_class_names": "aa_flax.data.classes",
     "preprocess": "aa_flax.data.preprocessing",
     **dict.fromkeys(
@@ -78,7 +81,8 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-    return getattr(import_module(_LAZY[name]), name)
+    module = import_module(_LAZY[name])
+    return globals().get(name) or getattr(module, name)  # `export` is the module, which is called
 
 
 def __dir__() -> list[str]:
