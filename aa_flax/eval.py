@@ -86,7 +86,9 @@ def define_measures() -> None:
 
 
 def _options() -> list[Option]:
-    return [option for m in MEASURES.values() if not m.always for option in m.options]
+    """Each once: measures may share one."""
+    measures = [m for m in MEASURES.values() if not m.always]
+    return list(dict.fromkeys(option for m in measures for option in m.options))
 
 
 if __name__ == "__main__":

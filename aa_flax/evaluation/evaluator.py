@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from aa_flax.data.pictures import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.files import (
     Results,
@@ -50,7 +51,8 @@ def placed(plan: Plan) -> tuple[Plan, bool]:
     if output is None or plan.replace:
         return plan, False
     settings = {m.name: m.settings(plan.subject) for m in plan.measures if not m.always}
-    output, done = place_of(output, as_json(plan.facts), settings)
+    with_accuracy = len(settings) < len(plan.measures)
+    output, done = place_of(output, as_json(plan.facts), settings, with_accuracy=with_accuracy)
     return replace(plan, subject=replace(plan.subject, output=output)), done
 
 
@@ -63,6 +65,19 @@ def check(plan: Plan) -> None:
     """
     subject = plan.subject
     check_data(subject, plan.measures)
+    if not isinstance(subject.source, NoSource):
+        _check_classes(subject)
+    for measure in plan.measures:
+        if measure.needs_model:
+            if subject.model is None:
+                raise InputError(
+                    f"the measure {measure.name} looks into a net of aa_flax; {subject.name} is a "
+                    "function: leave it out, or give a net of create_model"
+                )
+            measure.check(subject)
+
+
+def _check_classes(subject: Subject) -> None:
     rows = subject.settings.batch_size // jax.process_count()
     classes = subject.predictor.num_classes(subject.settings.crop_size, rows)
     if classes != subject.source.num_classes:
@@ -72,14 +87,6 @@ def check(plan: Plan) -> None:
             f"{subject.name} gives {classes} logits, but the data has "
             f"{subject.source.num_classes} classes; give {advice}"
         )
-    for measure in plan.measures:
-        if measure.needs_model:
-            if subject.model is None:
-                raise InputError(
-                    f"the measure {measure.name} looks into a net of aa_flax; {subject.name} is a "
-                    "function: leave it out, or give a net of create_model"
-                )
-            measure.check(subject)
 
 
 def check_data(subject: Subject, measures: Sequence[Measure]) -> None:
