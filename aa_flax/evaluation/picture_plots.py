@@ -151,7 +151,7 @@ def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
     panel.set_ylabel(f"P of {fill(of, 16)} (%)", fontsize=8)
     panel.set_ylim(-4, 104)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=7, loc="lower right")
+    panel.legend(fontsize=7, loc="best")
 
 
 def _draw_classes(panel: Any, arrays: Arrays) -> None:
@@ -185,8 +185,9 @@ def _draw_runs(panel: Any, nets: Mapping[str, Arrays]) -> None:
             np.repeat(runs, 2), np.ravel([share - share[0], share], "F"), label=label, **style
         )
     panel.set_xscale("log")
+    panel.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
     panel.xaxis.set_major_formatter("{x:g}")
-    panel.xaxis.set_minor_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter("")
     panel.set_xlabel("length of a run of one class (s)", fontsize=8)
     panel.set_ylabel("runs at most\nso long (%)", fontsize=8)
     panel.tick_params(labelsize=8)

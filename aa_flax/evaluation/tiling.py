@@ -198,8 +198,8 @@ def _check_places(grid: Grid, shape: tuple[int, ...], pixels: tuple[int, int], w
     if shape[:2] != expected:
         raise InputError(
             f"{what} of {pixels[1]} x {pixels[0]} pixels has a map of {shape[1]} x {shape[0]} "
-            f"places and not of {expected[1]} x {expected[0]}, {grid.stride} pixels a place, as a tile "
-            "has; take a --tile_size that is a multiple of the net's stride"
+            f"places and not of {expected[1]} x {expected[0]}, one every {grid.stride} pixels as "
+            "in a tile; take a --tile_size that is a multiple of the net's stride"
         )
 
 

@@ -19,6 +19,7 @@ from tests.docs.markdown import PAGES, python_blocks
 
 # Files of weights that the pages name and a reader would have; `kept` is AA_FLAX_WEIGHTS.
 FILES = {
+    "mobilenet_v2": ["mobilenet_v2.pth"],
     "resnet50": ["kept/resnet50-0676ba61.safetensors"],
     "resnet50_lpf4": [
         "kept/resnet50_lpf4-994b528f.safetensors",

@@ -141,9 +141,7 @@ def test_what_has_no_places_is_refused(image, tmp_path):
         InputError, match=r"shape \(1, 3, 3, 3\) for a tile of 8 pixels; --tiles ta"
     ):
         measured(lambda x: x[:, ::3, ::3], image)
-    with pytest.raises(
-        InputError, match="only_tiles fails on normalised float32 images 1x18x24"
-    ):
+    with pytest.raises(InputError, match="only_tiles fails on normalised float32 images 1x18x24"):
         measured(only_tiles, image)
     with pytest.raises(InputError, match=r"--tiles is one large image, got 2"):
         measured(strided, [image, image])

@@ -151,7 +151,8 @@ def _by_clip(rows: Sequence[Row]) -> list[list[Row]]:
     for row in rows:
         found = row.first("clip")
         if found is not None and "file" in found:
-            groups.setdefault((found["digest"], found["fps"]), []).append(row)
+            place = found.get("folder") or found.get("file_of_video")
+            groups.setdefault((place, found["digest"], found["fps"]), []).append(row)
     return list(groups.values())
 
 

@@ -209,7 +209,7 @@ def _by_images(rows: Sequence[Row]) -> list[list[Row]]:
     for row in rows:
         found = row.first("images")
         if found is not None and "file" in found:
-            key = (found["digest"], found["within"], row.facts.get("crop"))
+            key = (found.get("folder"), found["digest"], found["within"], row.facts.get("crop"))
             groups.setdefault(key, []).append(row)
     return list(groups.values())
 

@@ -129,7 +129,8 @@ class Tiles(Measure):
         for row in rows:
             found = row.first("tiles")
             if found is not None and "file" in found:
-                key = (found["digest"], found["tile_size"], found["tile_overlap"])
+                sizes = (found["tile_size"], found["tile_overlap"])
+                key = (found.get("folder"), found["digest"], *sizes)
                 groups.setdefault(key, []).append(row)
         drawn = []
         for number, nets in enumerate(groups.values(), 1):
