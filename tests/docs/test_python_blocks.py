@@ -19,7 +19,6 @@ from tests.docs.markdown import PAGES, python_blocks
 
 # Files of weights that the pages name and a reader would have; `kept` is AA_FLAX_WEIGHTS.
 FILES = {
-    "mobilenet_v2": ["mobilenet_v2.pth"],
     "resnet50": ["kept/resnet50-0676ba61.safetensors"],
     "resnet50_lpf4": [
         "kept/resnet50_lpf4-994b528f.safetensors",
@@ -56,6 +55,7 @@ PROMISED = {
 }
 # The first line of a block, and why not.
 NOT_RUN = {
+    "from flax import nnx  # to copy weights": "needs a file of MobileNetV2",
     "from aa_flax import evaluate": "needs ImageNet and a model of the reader's",
     "@torch.no_grad()": "needs a net of the reader's; test_functions.py evaluates one of torch",
     "filters = {k: v for k, v in aa_flax.to_torch_state_dict(model).items() if "
