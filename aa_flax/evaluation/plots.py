@@ -36,7 +36,8 @@ def pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path, formats: Sequence[str]) -> None:
+def save_figure(figure: Any, path: Path, formats: Sequence[str]) -> None:
+    """Writes a figure in each format, and closes it; equal figures give equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plt = pyplot()
     with plt.rc_context(_SETTINGS):
@@ -91,7 +92,7 @@ def plot_diagonal(
     for panel in axes.flat[len(images) :]:
         panel.set_axis_off()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    _save(figure, path, formats)
+    save_figure(figure, path, formats)
 
 
 def plot_equivariance(
@@ -133,7 +134,7 @@ def plot_equivariance(
         "images at that block (red: 50 % and more)",
         fontsize=8,
     )
-    _save(figure, path, formats)
+    save_figure(figure, path, formats)
 
 
 def _draw_maps(row: Any, name: str, maps: EquivarianceMaps) -> None:
@@ -197,7 +198,7 @@ def plot_nets(
     arrows = [(baselines[net.family], (net.x, net.y)) for net in nets if net.family in baselines]
     bars = [line for net in nets for line in _bars(net)]
     place_labels(figure, panel, texts, [*arrows, *bars])
-    _save(figure, path, formats)
+    save_figure(figure, path, formats)
 
 
 def _bars(net: Point) -> list[tuple[tuple[float, float], tuple[float, float]]]:
@@ -243,4 +244,4 @@ def plot_run_times(
     panel.set_xlabel(x_label)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
-    _save(figure, path, formats)
+    save_figure(figure, path, formats)

@@ -56,6 +56,7 @@ PROMISED = {
 }
 # The first line of a block, and why not.
 NOT_RUN = {
+    "from flax import nnx  # to copy weights": "needs a file of MobileNetV2",
     "from aa_flax import evaluate": "needs ImageNet and a model of the reader's",
     'distance = aa_flax.PerceptualDistance("alexnet_lpf4", pretrained=True)': "needs AlexNet's "
     "weights and the package lpips; test_perceptual.py has both",
