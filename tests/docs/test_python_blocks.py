@@ -55,6 +55,11 @@ PROMISED = {
 }
 # The first line of a block, and why not.
 NOT_RUN = {
+    'net = aa_flax.create_model("resnet50_lpf4", pretrained="runs/mine/weights.safetensors")': (
+        "tests/export exports smaller nets"
+    ),
+    "import onnxruntime": "needs what the block before writes; test_onnx.py does it",
+    "from jax import export": "likewise; test_stablehlo.py does it",
     "from aa_flax import evaluate": "needs ImageNet and a model of the reader's",
     "@torch.no_grad()": "needs a net of the reader's; test_functions.py evaluates one of torch",
     "filters = {k: v for k, v in aa_flax.to_torch_state_dict(model).items() if "
