@@ -26,11 +26,9 @@ def _pad(graph: Graph, shape: Shape, params: Params, x: Value, filling: Value) -
     x, config = written(x, graph), params["padding_config"]
     if any(interior for _, _, interior in config):
         raise refuse("padding between pixels")
-    rank = len(config)
-    axes = [axis for axis in range(rank) if config[axis][:2] != (0, 0)]
-    pads = [config[axis][side] for side in (0, 1) for axis in axes]
-    where = np.array([axis_of(rank, axis) for axis in axes], np.int64)
-    name = graph.add("Pad", x.name, np.array(pads, np.int64), input_of(filling, graph), where)
+    order = CHANNELS_FIRST if len(config) == 4 else range(len(config))
+    pads = [config[axis][side] for side in (0, 1) for axis in order]
+    name = graph.add("Pad", x.name, np.array(pads, np.int64), input_of(filling, graph))
     return Tensor(name, shape)
 
 

@@ -174,8 +174,9 @@ def _(value: View, graph: Graph) -> Tensor:
         pass
     elif (padding := _padding(indexed)) is not None:
         mode, widths = padding
-        pads = np.array([widths[axis][side] for side in (0, 1) for axis in sorted(indexed)])
-        name = graph.add("Pad", name, pads.astype(np.int64), "", axes, mode=mode)
+        # All axes: onnxruntime's optimiser goes wrong over a Pad of some.
+        pads = [widths.get(axis, (0, 0))[side] for side in (0, 1) for axis in range(rank)]
+        name = graph.add("Pad", name, np.array(pads, np.int64), mode=mode)
     elif (steps := _steps(indexed)) is not None:
         rows = np.array([steps[axis] for axis in sorted(indexed)], np.int64).T
         name = graph.add("Slice", name, *rows[:2], axes, rows[2])

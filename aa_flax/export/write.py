@@ -142,7 +142,8 @@ def _difference(program: Program, path: Path, form: _Format) -> float | None:
     for sizes in _compared_sizes(program, form):
         images = program.random_images(*sizes)
         given, expected = form.run(path, images), program.expected(images)
-        found = max(found, float(np.abs(given - expected).max() / np.abs(expected).max()))
+        largest = max(np.abs(expected).max(), np.finfo(np.float32).tiny)  # of zeros, too
+        found = max(found, float(np.abs(given - expected).max() / largest))
         if not found <= TOLERANCE:
             raise InputError(
                 f"what was written differs from {program.name} by {found:.1e} of its largest "

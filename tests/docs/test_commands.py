@@ -143,7 +143,8 @@ def test_every_other_command_names_what_there_is(command):
 def test_every_flag_is_one_of_a_program(try_out):
     known = THE_ORIGINALS | {"--config.KEY"}
     report = "-m aa_flax.evaluation.report RESULTS --output FOLDER"
-    for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT", report]:
+    export = "-m aa_flax.export WEIGHTS OUT.onnx"
+    for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT", export, report]:
         known.update(try_out(f"python {program}")[1])
     known |= {f"--config.{field}" for field in _fields(imagenet.get_config())}
     unknown = [
