@@ -16,6 +16,7 @@ from aa_flax.ops.blur import blur_pool
 from aa_flax.ops.upsample import blur_upsample
 from aa_flax.perceptual import PerceptualDistance
 from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
+from aa_flax.recalibrate import recalibrate_batch_norm
 from aa_flax.transform import antialias
 from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
 from aa_flax.weights.torch_format import to_torch_state_dict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from aa_flax.data.preprocessing import preprocess
     from aa_flax.evaluation.evaluate import evaluate
     from aa_flax.evaluation.measures import Column, Measure, Option, register_measure
+    from aa_flax.export import export
 
 __all__ = [
     "Backbone",
@@ -44,6 +46,7 @@ __all__ = [
     "blur_upsample",
     "create_model",
     "evaluate",
+    "export",
     "fuse",
     "imagenet_class_names",
     "list_models",
@@ -51,6 +54,7 @@ __all__ = [
     "load_torch_state_dict",
     "load_weights",
     "preprocess",
+    "recalibrate_batch_norm",
     "register_measure",
     "register_model",
     "register_pool",
@@ -65,6 +69,7 @@ __version__ = "0.1.0"
 # import as JAX. All of them by way of the built-in measures, which so stand before those of users.
 _LAZY = {
     "evaluate": "aa_flax.evaluation.evaluate",
+    "export": "aa_flax.export",
     "imagenet_class_names": "aa_flax.data.classes",
     "preprocess": "aa_flax.data.preprocessing",
     **dict.fromkeys(
@@ -76,7 +81,8 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-    return getattr(import_module(_LAZY[name]), name)
+    module = import_module(_LAZY[name])
+    return globals().get(name) or getattr(module, name)  # `export` is the module, which is called
 
 
 def __dir__() -> list[str]:

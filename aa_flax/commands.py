@@ -33,7 +33,8 @@ INTERRUPTED = 130  # a shell's exit code for a command that Ctrl-C ended
 def called() -> str:
     """How the command of this process was called: `python train.py`, `python -m aa_flax.train`."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {module.name}" if module else f"python {Path(sys.argv[0]).name}"
+    name = module and module.name.removesuffix(".__main__")
+    return f"python -m {name}" if name else f"python {Path(sys.argv[0]).name}"
 
 
 def as_called(text: str, module: str) -> str:

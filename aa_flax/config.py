@@ -158,6 +158,9 @@ class Config(_Group):
     # "": random; "pretrained"; "baseline": the published weights of the net without antialiasing;
     # a file; or the folder of a run.
     init_from: str = ""
+    # Batches of training images from which batch statistics are estimated anew before each
+    # evaluation; 0: they run along with training.
+    recalibrate_batches: int = _number(0, at_least=0)
     # True: less memory, more time.
     remat: bool = False
     profile: bool = False

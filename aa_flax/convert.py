@@ -56,7 +56,7 @@ def convert(arguments: Sequence[str]) -> int:
         from aa_flax.plugins import load_plugins
 
         load_plugins(arguments)
-    options = dict(map(_option, args.option))
+    options = dict(map(option, args.option))
     if args.all:
         if options or args.model or args.step is not None:
             raise InputError("--all takes released files alone: without --model, --option, --step")
@@ -69,7 +69,7 @@ def convert(arguments: Sequence[str]) -> int:
 
 def _convert_one(args: argparse.Namespace, options: dict[str, Any]) -> str:
     """Returns the name of the net."""
-    weights = _published_or_of_a_run(args.source, args.model, args.step)
+    weights = published_or_of_a_run(args.source, args.model, args.step)
     if weights is not None:
         if options:
             raise InputError(f"--option is of a file's net; {args.source} says its own")
@@ -102,8 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _option(given: str) -> tuple[str, Any]:
-    """A value is a Python literal such as `False` or `(0, 1)`, or else a word."""
+def option(given: str) -> tuple[str, Any]:
+    """A net's option as commands take it: NAME=VALUE, a Python literal or else a word.
+
+    Raises:
+        InputError: something else.
+    """
     name, equals, value = given.partition("=")
     if not (name.isidentifier() and equals):
         raise InputError(f"--option is NAME=VALUE, e.g. pool_only=False; got {given!r}")
@@ -113,8 +117,12 @@ def _option(given: str) -> tuple[str, Any]:
         return name, value
 
 
-def _published_or_of_a_run(source: str, model: str | None, step: int | None) -> Weights | None:
-    """None: a file."""
+def published_or_of_a_run(source: str, model: str | None, step: int | None) -> Weights | None:
+    """Published weights, or those of a run's folder; None: the source is a file.
+
+    Raises:
+        InputError: published weights of no net, a run of another net, or a step of a file.
+    """
     if source in WORDS:
         if model is None:
             raise InputError(f"{source}: of which net? Give --model NAME, e.g. resnet50_lpf4")

@@ -68,10 +68,10 @@ def create_model(
             fine-tuned ones where there are any, else those trained from scratch, and torchvision's
             for a baseline. `"finetuned"` and `"scratch"` choose; `"baseline"` starts an antialiased
             net from torchvision's weights. A path takes a weights file (safetensors or torch's, of
-            any suffix; `FILE#ema` its averaged weights) or the folder of a run. Published weights
-            are downloaded once (see `aa_flax.weights.pretrained`). `hf-hub:OWNER/NAME@REVISION`
-            takes those of a repository on the Hugging Face hub, `#sha256=HEX` behind it compares
-            its hash.
+            any suffix; `FILE#ema` its averaged weights; a trunk's alone will do, with `num_classes`
+            or `features_only`) or the folder of a run. Published weights are downloaded once (see
+            `aa_flax.weights.pretrained`). `hf-hub:OWNER/NAME@REVISION` takes those of a repository
+            on the Hugging Face hub, `#sha256=HEX` behind it compares its hash.
         features_only: the trunk alone, which gives a feature map of each resolution.
         out_indices: which of these maps, 0 the finest, -1 the coarsest; default: all.
         rngs: random keys of the initial weights and of dropout; default `nnx.Rngs(0)`.
@@ -96,7 +96,7 @@ def create_model(
             raise InputError(
                 f"features_only=True gives no logits, got num_classes={num_classes}; leave one out"
             )
-        net = _classifier(name, 0, pretrained, rngs, dtype, options)
+        net = _classifier(name, 0, pretrained, rngs, dtype, options, trunk_only=True)
         return Backbone(net, out_indices)
     if out_indices is not None:
         raise InputError("out_indices are of feature maps; give features_only=True with them")
@@ -110,6 +110,8 @@ def _classifier(
     rngs: nnx.Rngs,
     dtype: DTypeLike | None,
     options: dict,
+    *,
+    trunk_only: bool = False,
 ) -> Classifier:
     def build(num_classes: int, rngs: nnx.Rngs) -> Classifier:
         return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
@@ -123,6 +125,6 @@ def _classifier(
     held = weights.hold(options)
     if pretrained == "baseline":  # the one word that means another net's
         held = held._replace(model="", options=None)
-    model = complete(held, build, num_classes, rngs)
+    model = complete(held, build, num_classes, rngs, trunk_only=trunk_only)
     model.config = replace(model.config, **weights.config_changes())
     return model

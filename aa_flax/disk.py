@@ -63,6 +63,20 @@ def local_path(path: str | Path, what: str) -> Path:
     return path
 
 
+def check_writable(path: Path) -> None:
+    """Raises an InputError if a file cannot be written there: a folder or device is, or no way to.
+
+    Folders that are missing on the way will be made.
+    """
+    if path.is_dir():
+        raise InputError(f"the output {path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"the output {path} is a device or a pipe; give the name of a file")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"the output {path} cannot be written: no writing in {there}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary file beside `path` to write to, and puts it in its place at the end.

@@ -86,9 +86,9 @@ def define_measures() -> None:
 
 
 def _options() -> list[Option]:
-    return [
-        option for m in MEASURES.values() if not (m.always or m.of_maps) for option in m.options
-    ]
+    """Each once: measures may share one."""
+    measures = [m for m in MEASURES.values() if not (m.always or m.of_maps)]
+    return list(dict.fromkeys(option for m in measures for option in m.options))
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def _draw_all(plan: _Plan, seed: bytes) -> dict[Path, Array]:
             if initialiser.kind == "constant":
                 values[path] = np.full(shape, scale, dtype)
                 continue
-            values[path] = np.empty(shape, np.float32)
+            values[path] = _aligned(shape)
             flat, key = values[path].reshape(-1), _key(seed, path)
             for block in range(-(-flat.size // _BLOCK)):
                 generator = np.random.Generator(np.random.Philox(key=key, counter=block << 128))
@@ -291,6 +291,14 @@ def _draw_all(plan: _Plan, seed: bytes) -> dict[Path, Array]:
             block.result()
     typed = [v.astype(plan.drawn[path].dtype, copy=False) for path, v in values.items()]
     return dict(zip(values, jax.device_put(typed), strict=True))
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An array to fill, float32, where JAX takes memory over on CPU instead of copying it."""
+    size, alignment = prod(shape) * 4, 64
+    memory = np.empty(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def _key(seed: bytes, path: Path) -> int:

@@ -61,7 +61,7 @@ def main() -> None:
     results = [train(*run, folder) for run, folder in folders.items()]
     write(results, args.output)
     for measure, flags in {
-        "diagonal": [*SIZE, "--images=0,3,9,13"],
+        "diagonal": [*SIZE, "--image_indices=0,3,9,13"],
         "equivariance": LARGER,
     }.items():
         found = [look(net, folders[net, 0], measure, *flags) for net in PAIR]

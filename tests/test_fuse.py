@@ -11,18 +11,7 @@ from aa_flax import InputError, create_model, fuse
 from aa_flax.layers import BatchNorm, Folded, conv2d
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
-
-
-def randomised(net: aa_flax.Classifier) -> aa_flax.Classifier:
-    """With statistics and affine parameters that show where they are left out."""
-    draw = np.random.default_rng(0)
-    for _, layer in nnx.iter_modules(net):
-        if isinstance(layer, BatchNorm):
-            for name, low in (("scale", 0.5), ("bias", -0.3), ("mean", -0.3), ("var", 0.5)):
-                shape = layer.scale.shape
-                getattr(layer, name)[...] = jnp.asarray(draw.uniform(low, 1.5, shape), jnp.float32)
-    net.eval()
-    return net
+from tests.randomised import randomised
 
 
 def folded(net: aa_flax.Classifier) -> int:

@@ -27,7 +27,7 @@ def center_image(
     Raises:
         InputError: the image is so narrow that resizing would make it millions of pixels long.
     """
-    size = _resized(image.size, resize_size)
+    size = resized_size(image.size, resize_size)
     box = center_box(*size, crop)
     if size[0] * size[1] > _AT_ONCE:
         return np.asarray(_part_of_resized(image, size, box, _FILTERS[interpolation]))
@@ -38,11 +38,11 @@ def resize_short_side(
     image: Image.Image, size: int, interpolation: Interpolation = "bilinear"
 ) -> Image.Image:
     """Antialiased; the longer side becomes `int(size * long / short)`; 0: as it is."""
-    wanted = _resized(image.size, size)
+    wanted = resized_size(image.size, size)
     return image if wanted == image.size else image.resize(wanted, _FILTERS[interpolation])
 
 
-def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     """Width and height that `resize_short_side` gives."""
     short, long = sorted(size)
     if short_side in (0, short):
@@ -101,7 +101,7 @@ def center_within(
     Args:
         size: width and height of the image before it is resized.
     """
-    size = _resized(size, resize_size)
+    size = resized_size(size, resize_size)
     (left, top, *_), (inner_left, inner_top, *_) = (
         center_box(*size, crop) for crop in (outer, inner)
     )

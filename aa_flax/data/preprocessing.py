@@ -44,7 +44,7 @@ def preprocess(
     """
     config = model.config
     pixels = [
-        center_image(_opened(image), config.resize_size, config.input_size, config.interpolation)
+        center_image(open_image(image), config.resize_size, config.input_size, config.interpolation)
         for image in _listed(images)
     ]
     return _normalise(np.stack(pixels), mean=config.mean, std=config.std)
@@ -65,7 +65,12 @@ def _listed(images: Any) -> Sequence[Any]:
 _EXPECTED = "images are paths of files, images of PIL or arrays of bytes (uint8) (H, W, 3)"
 
 
-def _opened(image: Any) -> Image.Image:
+def open_image(image: Any) -> Image.Image:
+    """An image of any of the kinds that `preprocess` takes, in mode RGB.
+
+    Raises:
+        InputError: something else, or a file that cannot be read.
+    """
     if isinstance(image, str | Path):
         try:
             return decode(Path(image).expanduser().read_bytes(), str(image))

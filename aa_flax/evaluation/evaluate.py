@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aa_flax.data.pictures import PICTURES, NoSource
 from aa_flax.data.sources import Source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluator import Plan, check, placed, run
 from aa_flax.evaluation.files import Results
-from aa_flax.evaluation.measure import Subject, chosen_measures, option_values
+from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.run import digest_of
@@ -26,7 +27,7 @@ from aa_flax.sharding import data_mesh
 
 def evaluate(
     predict: Classifier | Callable[[Any], Any],
-    source: Source,
+    source: Source | Any,
     measures: Sequence[str] = ("accuracy",),
     *,
     crop_size: int = 224,
@@ -52,8 +53,11 @@ def evaluate(
             read.
         source: labelled images, e.g. of `make_source`: `len(source)`, and `source[i]` gives a dict
             with `image` (PIL, or uint8 `(H, W, 3)`) and `label`; with `num_classes`, `class_names`
-            and `name(i)`.
+            and `name(i)`. For `images`, `clip` and `tiles`, which need no labels, what they look
+            at: a path, an image, or a list of images (paths, PIL, or uint8 `(H, W, 3)`); None,
+            where it is given as their option.
         measures: names of measures, e.g. `("accuracy", "shift")`; `docs/evaluation.md` lists them.
+            `tiles` takes functions to maps `(N, h, w, C)` and labels `(N, h, w)`, too.
         crop_size: pixels of a side that the net sees.
         image_size: of the centre that shifted crops are cut from; default:
             `crop_size + shift_range`.
@@ -88,17 +92,19 @@ def evaluate(
         seed=seed,
         num_workers=num_workers,
     )
-    _check_source(source)
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
-    values = option_values(options)
+    pictures = source if source is None or isinstance(source, PICTURES) else None
+    values = option_values(_with_pictures(pictures, measures, options))
     wanted = chosen_measures(measures, values)
     if not wanted:
         raise InputError(f"no measures are given; known: {', '.join(MEASURES)}")
+    source = _checked_source(source, wanted)
     model = predict if isinstance(predict, Classifier) else None
     place = None if output is None else local_path(output, "output")
     name = name or predictor.name
     subject = Subject(name, predictor, model, source, settings, data_mesh(), place, values)
-    data = {"name": type(source).__name__, **settings.experiment(), **digest_of(source)}
+    named = {} if isinstance(source, NoSource) else {"name": type(source).__name__}
+    data = {**named, **settings.experiment(), **digest_of(source)}
     facts: Results = {"model": name, "data": data}
     if weights is None and place is not None and isinstance(predict, nnx.Module):
         weights = {"kind": "memory", "model": name, "sha256": _digest(predictor.state)}
@@ -116,6 +122,29 @@ def _digest(state: nnx.State) -> str:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
     return digest.hexdigest()
+
+
+def _with_pictures(
+    pictures: Any, measures: Sequence[str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options, with pictures as that of each measure that brings its own and has none yet."""
+    names = [measures] if isinstance(measures, str) else measures
+    if pictures is None:
+        return dict(options)
+    return {**{n: pictures for n in names if MEASURES[n].brings_images}, **options}
+
+
+def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
+    if source is None or isinstance(source, PICTURES):
+        for measure in measures:
+            if not measure.brings_images:
+                raise InputError(
+                    f"the measure {measure.name} needs labelled images, a source such as of "
+                    "make_source(...); pictures without labels are for images, clip and tiles"
+                )
+        return NoSource()
+    _check_source(source)
+    return source
 
 
 def _check_source(source: Any) -> None:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from aa_flax.data.pictures import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.files import (
     Results,
@@ -50,7 +51,8 @@ def placed(plan: Plan) -> tuple[Plan, bool]:
     if output is None or plan.replace:
         return plan, False
     settings = {m.name: m.settings(plan.subject) for m in plan.measures if not m.always}
-    output, done = place_of(output, as_json(plan.facts), settings)
+    with_accuracy = len(settings) < len(plan.measures)
+    output, done = place_of(output, as_json(plan.facts), settings, with_accuracy=with_accuracy)
     return replace(plan, subject=replace(plan.subject, output=output)), done
 
 
@@ -63,7 +65,8 @@ def check(plan: Plan) -> None:
     """
     subject = plan.subject
     check_data(subject, plan.measures)
-    if not all(measure.of_maps for measure in plan.measures):
+    of_maps = all(measure.of_maps for measure in plan.measures)
+    if not (of_maps or isinstance(subject.source, NoSource)):
         _check_classes(subject)
     for measure in plan.measures:
         if measure.needs_model:

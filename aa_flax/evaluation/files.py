@@ -150,13 +150,18 @@ def candidates(output: Path) -> Iterator[Path]:
 
 
 def place_of(
-    output: Path, experiment: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]
+    output: Path,
+    experiment: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any]],
+    *,
+    with_accuracy: bool = True,
 ) -> tuple[Path, bool]:
     """The first of the candidates that holds nothing of another experiment or other settings.
 
     Args:
         experiment: net, weights and data of what is to be measured.
         settings: of each measure, by its name.
+        with_accuracy: whether accuracy is to be measured, too.
 
     Returns:
         Its path, and whether it has all of the measures already.
@@ -171,7 +176,7 @@ def place_of(
         if same_experiment(here, experiment):
             there = [has_measured(here, n, s, path.parent) for n, s in settings.items()]
             if None not in there:
-                return path, "top1" in here and all(there)
+                return path, ("top1" in here or not with_accuracy) and all(there)
     raise AssertionError
 
 

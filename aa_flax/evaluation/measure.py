@@ -131,6 +131,9 @@ class Measure:
         always: whether `aa_flax.eval` measures it without being asked; it has no flag then.
         of_maps: whether it is of functions to maps, not logits: for `aa_flax.evaluate`, apart from
             measures of logits; `aa_flax.eval`, whose nets give logits, has no flag for it.
+        brings_images: whether it looks at images of its own, which need no labels, and never at the
+            subject's source. Where all that is asked for does, no data is opened and nothing that
+            is always measured is: the source is a `NoSource`.
     """
 
     options: ClassVar[tuple[Option, ...]]
@@ -138,6 +141,7 @@ class Measure:
     needs_model: ClassVar[bool] = False
     always: ClassVar[bool] = False
     of_maps: ClassVar[bool] = False
+    brings_images: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -203,8 +207,10 @@ MEASURES: Table[Measure] = Table("measure")
 def register_measure(measure: Measure, *, replace: bool = False) -> None:
     """Adds a measure: its flags of `aa_flax.eval`, line of the summary, columns of the report.
 
+    Measures share an option where it is the same `Option` of both.
+
     Raises:
-        InputError: another measure has its name or one of its options.
+        InputError: another measure has its name or an option of that name.
     """
     if not getattr(measure, "options", ()):
         raise InputError(
@@ -212,12 +218,13 @@ def register_measure(measure: Measure, *, replace: bool = False) -> None:
             "its name"
         )
     others = [m for m in MEASURES.values() if m.name != measure.name]
-    taken = {option.name: m.name for m in others for option in m.options}
+    taken = {option.name: (m.name, option) for m in others for option in m.options}
     for option in measure.options:
-        if option.name in taken:
+        other, same = taken.get(option.name, ("", option))
+        if same is not option:
             raise InputError(
-                f"the measure {measure.name} has an option {option.name!r}, as {taken[option.name]}"
-                " has; give it another name"
+                f"the measure {measure.name} has an option {option.name!r}, as {other} has; give "
+                "it another name"
             )
     MEASURES.register(measure.name, measure, replace=replace)
 
@@ -254,15 +261,21 @@ def chosen_measures(names: Sequence[str], values: Mapping[str, Any]) -> list[Mea
     names = [names] if isinstance(names, str) else list(names)
     wanted = [MEASURES[name] for name in names]
     wanted += [m for m in MEASURES.values() if values[m.name] != m.options[0].default]
+    used = {option.name for measure in wanted for option in measure.options}
     for measure in MEASURES.values():
         first, *others = measure.options
         if measure not in wanted:
             for option in others:
-                if values[option.name] != option.default:
+                if option.name not in used and values[option.name] != option.default:
                     raise InputError(f"--{option.name} belongs to --{first.name}; give that, too")
         elif first.kind is not bool and values[first.name] == first.default:
             raise InputError(f"the measure {measure.name} needs its option: {first.help}")
     return [measure for measure in MEASURES.values() if measure in wanted]
+
+
+def need_no_source(measures: Sequence[Measure]) -> bool:
+    """Whether there are measures, and each brings images of its own."""
+    return bool(measures) and all(measure.brings_images for measure in measures)
 
 
 def check_numbers(measure: Measure, result: Any) -> None:

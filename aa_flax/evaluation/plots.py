@@ -5,6 +5,7 @@ Nothing here changes matplotlib's settings for good, and equal results give equa
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from aa_flax.errors import InputError
 from aa_flax.evaluation.equivariance import EquivarianceMaps
 from aa_flax.evaluation.labels import place_labels
-from aa_flax.evaluation.points import PALETTE, Point
+from aa_flax.evaluation.points import PALETTE, Point, TimesByFilter, deviation, fastest
 
 ALL_FORMATS = (".png", ".pdf", ".svg")  # of a report's figures: to look at, and for a paper
 _SETTINGS = {"pdf.fonttype": 42, "svg.hashsalt": "aa_flax"}  # fonts that journals take; no chance
@@ -35,7 +36,8 @@ def pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path, formats: Sequence[str]) -> None:
+def save_figure(figure: Any, path: Path, formats: Sequence[str]) -> None:
+    """Writes a figure in each format, and closes it; equal figures give equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plt = pyplot()
     with plt.rc_context(_SETTINGS):
@@ -90,7 +92,7 @@ def plot_diagonal(
     for panel in axes.flat[len(images) :]:
         panel.set_axis_off()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    _save(figure, path, formats)
+    save_figure(figure, path, formats)
 
 
 def plot_equivariance(
@@ -132,7 +134,7 @@ def plot_equivariance(
         "images at that block (red: 50 % and more)",
         fontsize=8,
     )
-    _save(figure, path, formats)
+    save_figure(figure, path, formats)
 
 
 def _draw_maps(row: Any, name: str, maps: EquivarianceMaps) -> None:
@@ -196,7 +198,7 @@ def plot_nets(
     arrows = [(baselines[net.family], (net.x, net.y)) for net in nets if net.family in baselines]
     bars = [line for net in nets for line in _bars(net)]
     place_labels(figure, panel, texts, [*arrows, *bars])
-    _save(figure, path, formats)
+    save_figure(figure, path, formats)
 
 
 def _bars(net: Point) -> list[tuple[tuple[float, float], tuple[float, float]]]:
@@ -207,27 +209,39 @@ def _bars(net: Point) -> list[tuple[tuple[float, float], tuple[float, float]]]:
 
 def plot_run_times(
     path: Path,
-    families: Mapping[str, Mapping[int | None, float]],
+    families: Mapping[str, TimesByFilter],
     x_label: str,
     formats: Sequence[str] = ALL_FORMATS,
 ) -> None:
     """A line a net, the fastest at the top: its baseline's time and that of every filter size.
 
+    Bars are standard deviations over seeds, where there are several.
+
     Args:
-        families: milliseconds by net and filter size; None: the baseline.
+        families: milliseconds of every seed by net and filter size; None: the baseline.
     """
     plt = pyplot()
-    names = sorted(families, key=lambda name: -min(families[name].values()))
+    names = sorted(families, key=lambda name: -fastest(families[name]))
     figure, panel = plt.subplots(figsize=(7, 0.35 * len(names) + 1.2), layout="constrained")
     sizes = {k for family in families.values() for k in family}
     for k in sorted(sizes, key=lambda k: k or 0):
         timed = [name for name in names if k in families[name]]
         label, marker = ("baseline", "o") if k is None else (f"filter size {k}", f"${k}$")
-        times = [families[name][k] for name in timed]
-        heights = [names.index(name) for name in timed]
-        panel.plot(times, heights, linestyle="none", marker=marker, label=label, alpha=0.8)
+        seeds = [families[name][k] for name in timed]
+        panel.errorbar(
+            [fmean(times) for times in seeds],
+            [names.index(name) for name in timed],
+            xerr=[deviation(times) for times in seeds] if max(map(len, seeds)) > 1 else None,
+            linestyle="none",
+            marker=marker,
+            label=label,
+            alpha=0.8,
+            elinewidth=1,
+            capsize=3,
+        )
     panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(-0.5, len(names) - 0.5)
     panel.set_xlabel(x_label)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
-    _save(figure, path, formats)
+    save_figure(figure, path, formats)

@@ -1,6 +1,7 @@
 """Nets as points of a figure of two numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ PALETTE = (
     "#4b3fb5",
     "#00708f",
 )
+
+
+TimesByFilter = Mapping[int | None, Sequence[float]]  # milliseconds of every seed; None: baseline
 
 
 class Point(NamedTuple):
@@ -49,13 +53,19 @@ def points(rows: Sequence[Row], x: tuple[str, ...], y: tuple[str, ...]) -> list[
         point = row.point(x, y)
         if point is not None:
             family = f"{row.base} {row.label}".strip()
-            errors = (_deviation(row.values(path)) for path in (x, y))
+            errors = (deviation(row.values(path)) for path in (x, y))
             found.append(Point(family, row.filter_size, *point, *errors, name=row.title))
     return found
 
 
-def _deviation(values: Sequence[float]) -> float:
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation over seeds; 0 of a single result."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def fastest(times: TimesByFilter) -> float:
+    """The least mean time of a net, over its filter sizes."""
+    return min(fmean(seeds) for seeds in times.values())
 
 
 def time_label(rows: Sequence[Row]) -> str:

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Shaped
 
 from aa_flax.data.transforms import normalise
 from aa_flax.errors import InputError
+from aa_flax.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,51 @@ class Predictor:
     def maps(self, images: Array | np.ndarray) -> Float[Array, "N ..."]:
         """float32 output, of any shape, for images `(N, H, W, 3)` with values in 0..255."""
         if self.on_host:
-            return jnp.asarray(self._read(np.asarray(_normalised(images))))
+            return jnp.asarray(self._read(np.asarray(_normalised(images)), np.float32))
         return _compiled(self.function, self.state, images)
+
+    def outputs(self, images: np.ndarray) -> Shaped[np.ndarray, "N ..."]:
+        """Whatever one array it gives of images `(N, H, W, 3)` with values in 0..255.
+
+        Raises:
+            InputError: it fails on them, or gives no array of N parts.
+        """
+        if self.on_host:
+            found = self._read(np.asarray(_normalised(images)))
+        else:
+            found = self._array_of_jax(images)
+        if not found.ndim or len(found) != len(images):
+            raise InputError(
+                f"{self.name} gives an array of shape {found.shape} for {len(images)} images; it "
+                "has to give one array with as many parts"
+            )
+        return found
+
+    def _array_of_jax(self, images: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(_output(self.function, self.state, images))
+        except (ValueError, TypeError) as error:
+            raise self._failed(images, error) from error
 
     def call_on_host(self, images: np.ndarray) -> Float[np.ndarray, "N classes"]:
         """The logits that a function of NumPy arrays gives for normalised images."""
-        logits = self._read(images)
+        logits = self._read(images, np.float32)
         self._check_shape(logits.shape, len(images))
         return logits
 
-    def _read(self, images: np.ndarray) -> np.ndarray:
+    def _read(self, images: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:
         try:
             mine = np.array(images)  # which the function may write to
-            return np.asarray(self.function(self.state, mine), np.float32)
+            return np.asarray(self.function(self.state, mine), dtype)
         except Exception as error:
-            shape = "x".join(map(str, images.shape))
-            raise InputError(
-                f"{self.name} fails on normalised float32 images {shape}: "
-                f"{type(error).__name__}: {_first_line(error)}"
-            ) from error
+            raise self._failed(images, error) from error
+
+    def _failed(self, images: np.ndarray, error: Exception) -> InputError:
+        shape = "x".join(map(str, images.shape))
+        return InputError(
+            f"{self.name} fails on normalised float32 images {shape}: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        )
 
     def num_classes(self, crop_size: int, batch_size: int = 1) -> int:
         """How many logits it gives, found without data.
@@ -140,6 +168,31 @@ class _Net:
         return model(images)
 
 
+@dataclass(frozen=True)
+class _Trunk:
+    """A net's last feature map, without its state."""
+
+    graphdef: nnx.GraphDef
+
+    def __call__(self, state: nnx.State, images: Array) -> Array:
+        model: Any = nnx.merge(self.graphdef, state, copy=True)
+        return model.forward_features(images)
+
+
+def trunk_of(model: Classifier) -> Predictor:
+    """The last feature map of a net `(N, h, w, C)`, by `Predictor.outputs`."""
+    model.eval()
+    graphdef, state = nnx.split(model)
+    return Predictor(_Trunk(graphdef), state, name=model.name or type(model).__name__)
+
+
+def head_of(model: Classifier) -> Callable[[np.ndarray], np.ndarray]:
+    """The logits `(N, classes)` of last feature maps `(N, h, w, C)`, compiled."""
+    graphdef, state = nnx.split(model)
+    head = jax.jit(lambda state, maps: nnx.merge(graphdef, state, copy=True).forward_head(maps))
+    return lambda maps: np.asarray(head(state, maps))
+
+
 class _Stateless:
     """A function that takes images alone; equal only to itself."""
 
@@ -162,6 +215,11 @@ def _can_be_traced(function: _Stateless, crop_size: int) -> bool:
 def logits_of(function: Callable, state: Any, images: Array) -> Array:
     """float32 logits `(N, classes)` of images `(N, H, W, 3)` in 0..255, for use under `jax.jit`."""
     return function(state, normalise(images)).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _output(function: Callable, state: Any, images: Array) -> Any:
+    return function(state, normalise(images))
 
 
 _compiled = partial(jax.jit, static_argnums=0)(logits_of)

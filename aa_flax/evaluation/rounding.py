@@ -14,12 +14,15 @@ def with_spread(values: Sequence[float], unit: str = "%") -> str:
     """
     if not values:
         return ""
-    mean = float(np.mean(values))
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    if len(values) == 1:
-        return f"{mean:.{_decimals_of_one(mean, unit)}f}"
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return mean_with_spread(float(np.mean(values)), deviation, unit)
+
+
+def mean_with_spread(mean: float, deviation: float | None, unit: str = "%") -> str:
+    """As `with_spread`, of a mean and its standard deviation; None: it is one number alone."""
     decimals = _decimals(deviation, 2) if deviation else _decimals_of_one(mean, unit)
-    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
+    spread = "" if deviation is None else f" ± {deviation:.{decimals}f}"
+    return f"{mean:.{decimals}f}{spread}"
 
 
 def _decimals_of_one(value: float, unit: str) -> int:

@@ -119,7 +119,7 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, Any]:
     facts = {
         "data": data.get("name"),
         "path": data.get("path"),
-        "images": results["num_images"],
+        "images": results["num_images"] or None,
         "crop": data.get("crop_size"),
         "image_size": data.get("image_size"),
         "resize_size": data.get("resize_size"),

@@ -8,12 +8,19 @@ from typing import Any
 from jax.sharding import Mesh
 
 from aa_flax.config import Config
+from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, make_source
 from aa_flax.errors import InputError
 from aa_flax.evaluation.accuracy import Accuracy, accuracy
 from aa_flax.evaluation.evaluator import Plan, check, placed, run
 from aa_flax.evaluation.files import Results
-from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values
+from aa_flax.evaluation.measure import (
+    Measure,
+    Subject,
+    chosen_measures,
+    need_no_source,
+    option_values,
+)
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.observe import observe
 from aa_flax.evaluation.predict import Predictor, predictor_of
@@ -68,8 +75,8 @@ def evaluate_config(
         InputError: a net that does not fit the data, data that does not fit what is asked for, or
             a file that cannot be written; all of that before anything is measured.
     """
-    source = make_source(config.data, "val") if source is None else source
     wanted, values = wanted_measures(measures, options or {})
+    source = source_for(config, wanted) if source is None else source
     facts = facts_of(config, model.name, weights, source)
     subject = subject_of(config, source, output, values, model)
     plan, _ = placed(Plan(subject, wanted, facts, replace))
@@ -82,17 +89,29 @@ def evaluate_config(
 def wanted_measures(
     names: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[list[Measure], dict[str, Any]]:
-    """The measures of `aa_flax.eval` that were asked for, accuracy among them, and all options."""
+    """The measures of `aa_flax.eval` that were asked for, and all options.
+
+    Accuracy is among them, unless all that was asked for bring images of their own.
+    """
     values = option_values(options)
+    asked = chosen_measures(names, values)
+    if need_no_source(asked):
+        return asked, values
     always = [measure.name for measure in MEASURES.values() if measure.always]
     return chosen_measures([*always, *names], values), values
+
+
+def source_for(config: Config, measures: Sequence[Measure]) -> Source:
+    """The labelled images that the config names, or none where no measure needs them."""
+    return NoSource() if need_no_source(measures) else make_source(config.data, "val")
 
 
 def facts_of(
     config: Config, model: str, weights: Mapping[str, Any], source: Source
 ) -> dict[str, Any]:
     """What is evaluated, for the results: net, weights, data, and the whole config."""
-    data = {name: getattr(config.data, name) for name in ("name", "path", "class_order")}
+    names = () if isinstance(source, NoSource) else ("name", "path", "class_order")
+    data = {name: getattr(config.data, name) for name in names}
     data |= Settings.of(config).experiment() | digest_of(source)
     facts: dict[str, Any] = {"model": model, "weights": dict(weights)}
     facts |= {"dtype": str(config.dtype), "data": data, "config": json.loads(config.to_json())}

@@ -12,7 +12,8 @@ def summary(results: Mapping[str, Any]) -> str:
     """Every number that was measured, in words."""
     weights = results.get("weights")
     of = f", weights: {describe(weights)}" if weights else ""
-    lines = [f"{results['model']}, {results['num_images']} images{of}"]
+    count = f", {results['num_images']} images" if results["num_images"] else ""
+    lines = [f"{results['model']}{count}{of}"]
     for measure in MEASURES.values():
         found: Result | None = measure.found_in(results)
         line = None if found is None else measure.line(found)

@@ -12,7 +12,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from aa_flax.config import Config, check_config
-from aa_flax.data.sources import Source, make_source
+from aa_flax.data.pictures import NoSource
+from aa_flax.data.sources import Source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, placed
@@ -23,6 +24,7 @@ from aa_flax.evaluation.run import (
     evaluate_config,
     facts_of,
     net_options,
+    source_for,
     subject_of,
     wanted_measures,
 )
@@ -56,7 +58,7 @@ def evaluate_one(
     weights = with_name(weights, config.model)
     found = locate(weights, model=config.model)
     config = _as_trained(config, found)
-    source = make_source(config.data, "val")
+    source = source_for(config, wanted)
     _check_classes(weights, source)
     path = local_path(output, "--output") if output else default_output(found)
     plan = Plan(subject_of(config, source, path, values), wanted, _facts(config, found, source))
@@ -88,7 +90,7 @@ def evaluate_in_turn(
     with_name(weights, "")
     names = names_of(patterns, weights)
     folder = local_path(output, "--output") if output else FOLDER
-    source = make_source(config.data, "val")
+    source = source_for(config, wanted)
     _check_classes(weights, source)
     check_data(subject_of(config, source, folder / "results.json", values), wanted)
     failed = []
@@ -148,8 +150,9 @@ def _load_and_evaluate(
             f"--config.model={found.name}"
         )
     options = net_options(config, description)
-    shapes = found.abstract_model(source.num_classes, **options)
-    check(Plan(subject_of(config, source, output, values, shapes), wanted, {}))
+    if not isinstance(source, NoSource):  # which says how many classes there are
+        shapes = found.abstract_model(source.num_classes, **options)
+        check(Plan(subject_of(config, source, output, values, shapes), wanted, {}))
     model = found.load_model(dtype=config.dtype, **options)
     tell(header(model, config, source, description))
     return evaluate_config(
@@ -167,10 +170,11 @@ def header(model: Classifier, config: Config, source: Source, weights: Mapping[s
     """One line that says what is evaluated, on what."""
     count = sum(array.size for array in jax.tree.leaves(nnx.state(model, nnx.Param)))
     devices = jax.devices()
+    net = f"{model.name}, {count:,} parameters, {config.dtype}"
+    data = f" {len(source)} images of {source.num_classes} classes ({config.data.name});"
     return (
-        f"{model.name}, {count:,} parameters, {config.dtype} on "
-        f"{len(devices)} x {devices[0].device_kind}; {len(source)} images of {source.num_classes} "
-        f"classes ({config.data.name}); weights: {describe(weights)}"
+        f"{net} on {len(devices)} x {devices[0].device_kind};"
+        f"{'' if isinstance(source, NoSource) else data} weights: {describe(weights)}"
     )
 
 
@@ -236,7 +240,7 @@ def _with_published(pattern: str, weights: str) -> list[str]:
 
 def _check_classes(weights: str, source: Source) -> None:
     """Before anything is downloaded."""
-    if weights in WORDS and source.num_classes != _CLASSES:
+    if weights in WORDS and source.num_classes not in (_CLASSES, NoSource.num_classes):
         raise InputError(
             f"published weights are for ImageNet's {_CLASSES} classes, but the data has "
             f"{source.num_classes}; give --config imagenet and --config.data.path, the "

@@ -101,6 +101,36 @@ def grid(crop_size: int, shift_range: int, points: int) -> Crops:
 
 
 @dataclass(frozen=True)
+class Around:
+    """The centre crop, then that moved by every whole number of pixels up to `within` on each axis.
+
+    One view each, `(2 * within + 1) ** 2` of them.
+    """
+
+    crop_size: int
+    within: int
+
+    @property
+    def shifts(self) -> tuple[tuple[int, int], ...]:
+        """By how many pixels each crop is moved (down, right); the first is (0, 0)."""
+        axis = range(-self.within, self.within + 1)
+        moved = [(down, right) for down in axis for right in axis if down or right]
+        return ((0, 0), *moved)
+
+    @property
+    def calls(self) -> int:
+        return (2 * self.within + 1) ** 2
+
+    @property
+    def needed_size(self) -> int:
+        return self.crop_size + 2 * self.within + 1  # the centre may lie half a pixel off
+
+    def __call__(self, images, batch, call):
+        shift = jnp.asarray(self.shifts)[call]
+        return crop_at(images, batch["center"] + shift, self.crop_size)[:, None]
+
+
+@dataclass(frozen=True)
 class ShiftedPairs:
     """Pairs of crops at random offsets: the consistency protocol (Zhang 2019, Sec. 4.1).
 

@@ -119,7 +119,7 @@ def refuse_too_small(model, block: str, shape: tuple, error: ValueError) -> None
 
 def unbounded(model, shape: tuple) -> InputError:
     """The error of sizes that export leaves open and that might be too small."""
-    bound = _exportable_bound(model)
+    bound = exportable_bound(model)
     advice = (
         f", or a bound: jax.export.symbolic_shape('n, h, w', constraints={_at_least(bound)})"
         if bound
@@ -135,7 +135,7 @@ def _at_least(bound: int) -> list[str]:
     return [f"h >= {bound}", f"w >= {bound}"]
 
 
-def _exportable_bound(model: nnx.Module) -> int | None:
+def exportable_bound(model: nnx.Module) -> int | None:
     """The least of a few sizes from which on every size is seen to be large enough.
 
     It may be more than the smallest size, since what is known of an open one is that bound alone:

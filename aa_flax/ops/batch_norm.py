@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from aa_flax.ops import forms
-from aa_flax.ops.forms import Multilinear, static
+from aa_flax.ops.forms import Multilinear, on_one_device, static
 
 
 class Normalised(NamedTuple):
@@ -84,7 +84,8 @@ def _derivative(epsilon: float, primals, tangents) -> tuple[Normalised, Normalis
 def _spread(centred: Array, coefficients: Float[Array, "2 C"]) -> Array:
     """`c0 + c1 d` for the two numbers of each channel: linear in them, and in `(1, d)`."""
     basis = jnp.stack([jnp.ones_like(centred), centred])
-    cpu = Multilinear(static(_combination), (static(_outer), static(_sums_over_batch_first)))
+    sums = static(_sums_over_batch_first, at_once=on_one_device())
+    cpu = Multilinear(static(_combination), (static(_outer), sums))
     return forms.apply(Multilinear(static(_combination)), cpu, basis, coefficients)
 
 
@@ -103,14 +104,17 @@ def _outer(coefficients: Array, g: Array) -> Array:
     return jnp.stack([g * along(c, g) for c in coefficients])
 
 
-def _sums_over_batch_first(basis: Array, g: Array) -> Array:
-    """Both sums in one pass over the batch, as large as an image, then over the image.
+def _sums_over_batch_first(basis: Array, g: Array, at_once: bool) -> Array:
+    """Both sums over the batch, `at_once` in one pass, as large as an image; then over the image.
 
     XLA's own sums over all axes at once take four times as long on CPU, and want `basis * g`
     written to memory.
     """
     shape = (g.shape[0], prod(g.shape[1:-1]), g.shape[-1])
     products = [(each * g).reshape(shape) for each in basis]
-    zeros = [jnp.zeros((), g.dtype) for _ in products]
-    sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (0,))
+    if at_once:
+        zeros = [jnp.zeros((), g.dtype) for _ in products]
+        sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (0,))
+    else:
+        sums = [each.sum(0) for each in products]
     return jnp.stack([each.sum(0) for each in sums])

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.ops.depthwise import Window
 from aa_flax.ops.forms import Multilinear, Static, Transpose, static, unfused
+from aa_flax.ops.winograd import gains_by_winograd, winograd_conv
 
 _CACHE = 2**19  # numbers that a product may read from memory once and again from a cache
 
@@ -28,6 +29,8 @@ def dense_conv(
         x: shape and type of the image, `(N, H, W, C)`.
         kernel: of the kernel, `(kh, kw, C, O)`.
     """
+    if gains_by_winograd(window, x, kernel):
+        return winograd_conv(window)
     is_product = window.taps == (1, 1) and window.padding == ((0, 0), (0, 0))
     function = static(_product, strides=window.strides) if is_product else definition
     form = with_unfused_transposes(function, x, kernel)

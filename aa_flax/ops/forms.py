@@ -89,6 +89,12 @@ def _of_written_arrays(*arrays: Array, function: Callable[..., Array]) -> Array:
     return function(*lax.optimization_barrier(arrays))
 
 
+def on_one_device() -> bool:
+    """Whether no array can lie on several devices: there, partitioning a program makes it gather
+    what a loop over the batch or a reduction of several arrays reads."""
+    return jax.device_count() == 1
+
+
 def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
     """`definition.function(*arrays)`; on CPU, unless `definitions` is in force, `cpu`'s instead."""
     arrays = tuple(map(jnp.asarray, arrays))

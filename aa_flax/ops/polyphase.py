@@ -27,7 +27,7 @@ def polyphase(x: Float[Array, "N *spatial C"], stride: Stride) -> Float[Array, "
     inner = [2 + 2 * i for i in range(dims)]
     outer = [1 + 2 * i for i in range(dims)]
     phases = split.transpose(0, *inner, *outer, split.ndim - 1)
-    return phases.reshape(len(x), prod(strides), *phases.shape[1 + dims :])
+    return phases.reshape(x.shape[0], prod(strides), *phases.shape[1 + dims :])
 
 
 def take_phase(
@@ -74,10 +74,10 @@ def put_phase(
     weights = weights.astype(y.dtype)
     # (N, 1, s, 1, s, 1) times (N, h, 1, w, 1, C)
     shape = [n for s in strides for n in (1, s)]
-    spread = y.reshape(len(y), *[n for m in y.shape[1:-1] for n in (m, 1)], y.shape[-1])
-    x = spread * weights.reshape(len(y), *shape, 1)
+    spread = y.reshape(y.shape[0], *[n for m in y.shape[1:-1] for n in (m, 1)], y.shape[-1])
+    x = spread * weights.reshape(y.shape[0], *shape, 1)
     whole = [m * s for m, s in zip(y.shape[1:-1], strides, strict=True)]
-    x = x.reshape(len(y), *whole, y.shape[-1])
+    x = x.reshape(y.shape[0], *whole, y.shape[-1])
     return x[:, *(slice(n) for n in size)]
 
 
@@ -91,7 +91,7 @@ def _split(x: Array, stride: Stride) -> tuple[Array, tuple[int, ...]]:
         mode = "wrap" if is_circular() else "edge"
         x = jnp.pad(x, [(0, 0), *widths, (0, 0)], mode=mode)
     shape = [n for size, s in zip(x.shape[1:-1], strides, strict=True) for n in (size // s, s)]
-    return x.reshape(len(x), *shape, x.shape[-1]), strides
+    return x.reshape(x.shape[0], *shape, x.shape[-1]), strides
 
 
 def _select(x: Array, index: Array, axis: int) -> Array:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import init_from, model_of
 from aa_flax.training.optimizer import make_optimizer, make_schedule
 from aa_flax.training.profiling import Profile
+from aa_flax.training.recalibration import check_recalibration, recalibrated
 from aa_flax.training.reporting import (
     Meter,
     Numbers,
@@ -99,6 +101,7 @@ def train(
         check_nothing_lost(workdir)
     model = model_of(config, sources["train"].num_classes)
     _check_sizes(config, model)
+    check_recalibration(config, model)
     if not continues and resume is not None:
         torch_run = read_torch_run(resume, model, config)
     elif not continues:
@@ -206,7 +209,7 @@ class _Run:
 
     def train(self) -> None:
         """Trains to the last epoch, from wherever the state stands."""
-        batches = self._batches()
+        batches = self._batches(self.step)
         with StopRequest() as stop:
             try:
                 for epoch in range(self.first_epoch, self.config.num_epochs + 1):
@@ -216,8 +219,8 @@ class _Run:
                 for writer in self.writers:
                     writer.close()
 
-    def _batches(self) -> Iterator[Any]:
-        """Endless batches on the devices, from the state's step on."""
+    def _batches(self, start_step: int) -> Iterator[Any]:
+        """Endless batches on the devices."""
         config = self.config
         with self.reading():
             batches = training_batches(
@@ -225,7 +228,7 @@ class _Run:
                 config.batch_size,
                 config.data,
                 seed=config.seed,
-                start_step=self.step,
+                start_step=start_step,
             )
         return (batch for _, batch in put_ahead(batches, partial(put_batch, mesh=self.mesh)))
 
@@ -237,6 +240,8 @@ class _Run:
             if self.step < epoch * self.steps:
                 raise Interrupted
             with stop.interruptible():
+                if self.config.recalibrate_batches:
+                    self._recalibrate()
                 accuracy = self._accuracy()
         except Interrupted:
             raise self._stopped(epoch) from None
@@ -306,6 +311,12 @@ class _Run:
             norm = values["gradient_norm"]
             self._write({**meter.report(), "learning_rate": rate, "gradient_norm": norm}, step + 1)
         return rate
+
+    def _recalibrate(self) -> None:
+        """Batch statistics of the first batches of training, the same ones each time."""
+        with self.reading():
+            batches = islice(self._batches(0), self.config.recalibrate_batches)
+            self.state = recalibrated(self.model, self.state, batches, self.config, self.mesh)
 
     def _accuracy(self) -> Any:
         model = update_model(self.model, self.state)

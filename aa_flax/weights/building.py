@@ -76,10 +76,15 @@ def hold(content: Content, name: str, options: Mapping[str, Any]) -> Held:
     return Held(content.label, name, content.options, num_classes, arrays, head)
 
 
-def filled(held: Held, build: Build, num_classes: int | None) -> Classifier:
+def filled(
+    held: Held, build: Build, num_classes: int | None, *, trunk_only: bool = False
+) -> Classifier:
     """A net with these weights; what is no weight, or not held, is a shape alone.
 
     A last layer of another number of classes is not held; with `num_classes=0` the net has none.
+
+    Args:
+        trunk_only: the classifier is of no use: no word about layers of it that are not held.
 
     Raises:
         InputError: weights of another net, or a number of classes that is needed and not given.
@@ -93,8 +98,11 @@ def filled(held: Held, build: Build, num_classes: int | None) -> Classifier:
         renewed = last_layer(model)
     variables = named_weights(model)
     more = [n for n in variables if n not in given and n not in renewed]
-    if num_classes and held.num_classes is None and more:  # of a classifier of several layers
-        warnings.warn(f"{held.label} does not hold {', '.join(more)}: random", stacklevel=4)
+    if held.num_classes is None and more:  # of a classifier of several layers
+        if not trunk_only:
+            advice = "" if num_classes else "; features_only=True gives the maps of the trunk alone"
+            random = f"does not hold {', '.join(more)}: random"
+            warnings.warn(f"{held.label} {random}{advice}", stacklevel=4)
         renewed = [*renewed, *more]
     expected = {n: tuple(v.shape) for n, v in variables.items() if n not in renewed}
     check_names_and_shapes(expected, {name: array.shape for name, array in given.items()})
@@ -110,32 +118,48 @@ def classes_for(held: Held, num_classes: int | None) -> int:
         return held.num_classes
     raise InputError(
         f"{held.label} holds no classifier, a backbone alone; give num_classes: the number of "
-        "classes of a new one, or 0 for the net without it"
+        "classes of a new one, or 0 for the net without it (or features_only=True for its maps)"
     )
 
 
-def complete(held: Held, build: Build, num_classes: int | None, rngs: nnx.Rngs) -> Classifier:
-    """The net with these weights, in evaluation mode; all that they do not hold is drawn anew."""
+def complete(
+    held: Held,
+    build: Build,
+    num_classes: int | None,
+    rngs: nnx.Rngs,
+    *,
+    trunk_only: bool = False,
+) -> Classifier:
+    """The net with these weights, in evaluation mode; all that they do not hold is drawn anew.
+
+    Args:
+        trunk_only: the classifier is of no use; parameters of it that are not held stay shapes.
+    """
 
     def build_for_evaluation(num_classes: int, rngs: nnx.Rngs) -> Classifier:
         model = build(num_classes, rngs)
         model.eval()
         return model
 
-    model = filled(held, build_for_evaluation, num_classes)
+    model = filled(held, build_for_evaluation, num_classes, trunk_only=trunk_only)
     num_classes = classes_for(held, num_classes)
-    _initialise_the_rest(model, lambda rngs: build_for_evaluation(num_classes, rngs), rngs)
+    useless = nnx.Param if trunk_only else ()
+    _initialise_the_rest(model, lambda rngs: build_for_evaluation(num_classes, rngs), rngs, useless)
     return model
 
 
 def _initialise_the_rest(
-    model: Classifier, build: Callable[[nnx.Rngs], Classifier], rngs: nnx.Rngs
+    model: Classifier,
+    build: Callable[[nnx.Rngs], Classifier],
+    rngs: nnx.Rngs,
+    useless: type | tuple[()],
 ) -> None:
     """Gives each variable that is a shape alone the value a net without weights has there."""
     missing = {
         path: variable
         for path, variable in nnx.to_flat_state(nnx.state(model))
-        if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+        if not isinstance(variable, useless)
+        and isinstance(variable.get_value(), jax.ShapeDtypeStruct)
     }
     for path, value in initial_values(build, rngs, missing).items():
         missing[path].set_value(value)

@@ -1,6 +1,5 @@
 """Files of PyTorch weights to safetensors and back."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import safetensors
 from flax import nnx
 
-from aa_flax.disk import local_path
+from aa_flax.disk import check_writable, local_path
 from aa_flax.errors import InputError
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
@@ -18,6 +17,7 @@ from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights.building import Held, filled, hold
 from aa_flax.weights.content import Content, read_content, weights_path
 from aa_flax.weights.files import save_weights
+from aa_flax.weights.fit import named_weights
 from aa_flax.weights.torch_files import write_torch_file
 from aa_flax.weights.torch_format import to_torch_state_dict
 
@@ -54,7 +54,7 @@ def convert_torch_file(
     released = released_file(Path(source).name)
     if released is not None:
         check_hash(released, content.sha256, source)
-    net = net_of(hold(content, _name_of(content, model, source), options), **options)
+    net = net_of(hold(content, name_of(content, model, source), options), **options)
     if released is not None and num_parameters(net) != released.parameters:
         raise InputError(
             f"{source} has {num_parameters(net)} parameters, {released.parameters} were published"
@@ -84,7 +84,7 @@ def write_as_torch(
     """
     output = check_output(output, to_torch=True, source=source)
     content = read_content(source)
-    name = _name_of(content, model, source)
+    name = name_of(content, model, source)
     held = hold(content, name, options)
     if held.model != name:
         raise InputError(f"{source} holds weights of {held.model}, not of {name}")
@@ -104,10 +104,7 @@ def check_output(output: str | Path, *, to_torch: bool, source: str | Path | Non
             that cannot be written.
     """
     path = local_path(output, "the output")
-    if path.is_dir():
-        raise InputError(f"the output {path} is a folder; give the name of a file")
-    if path.exists() and not path.is_file():
-        raise InputError(f"the output {path} is a device or a pipe; give the name of a file")
+    check_writable(path)
     if source is not None and path.exists() and path.samefile(weights_path(source)[0]):
         raise InputError(f"the output {path} is the source itself; give another name")
     if to_torch and path.suffix == ".safetensors":
@@ -117,9 +114,6 @@ def check_output(output: str | Path, *, to_torch: bool, source: str | Path | Non
             f"the output {path} is to be safetensors; call it .safetensors, or give --to-torch to "
             "write a torch file"
         )
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"the output {path} cannot be written: no writing in {there}")
     return path
 
 
@@ -153,7 +147,20 @@ def net_of(held: Held, **options: Any) -> Classifier:
     def build(num_classes: int, rngs: nnx.Rngs) -> Classifier:
         return registry.build(held.model, num_classes=num_classes, rngs=rngs, **options)
 
-    return filled(held, build, 0 if held.num_classes is None else held.num_classes)
+    net = filled(held, build, 0 if held.num_classes is None else held.num_classes, trunk_only=True)
+    _check_whole(net, held)
+    return net
+
+
+def _check_whole(net: Classifier, held: Held) -> None:
+    """A net without its last layer can still need layers that a trunk does not have."""
+    missing = [name for name in named_weights(net) if name not in held.arrays]
+    if missing:
+        raise InputError(
+            f"{held.label} holds the trunk of {held.model} alone, and a file of the net has "
+            f"{', '.join(missing)}, too; the trunk needs no conversion: "
+            f"aa_flax.create_model({held.model!r}, pretrained=FILE, features_only=True) reads it"
+        )
 
 
 def num_parameters(model: nnx.Module) -> int:
@@ -189,8 +196,12 @@ def _provenance(
     return facts
 
 
-def _name_of(content: Content, model: str | None, source: str | Path) -> str:
-    """A net's name, as given, or from the table, a checkpoint, metadata, or the file's name."""
+def name_of(content: Content, model: str | None, source: str | Path) -> str:
+    """A net's name, as given, or from the table, a checkpoint, metadata, or the file's name.
+
+    Raises:
+        InputError: none of them says it.
+    """
     if model is not None:
         return model
     filename = Path(source).name

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
@@ -50,6 +50,15 @@ def commands(page: Path) -> list[Found]:
     return [Found(page.name, part) for part in dict.fromkeys(parts) if _is_command(part)]
 
 
+def other_lines(page: Path) -> list[Found]:
+    """The first line of each block, of those outside Python, that is no command."""
+    text = page.read_text()
+    blocks = [block for language, block in _FENCED.findall(text) if language != "python"]
+    blocks += _INDENTED.findall(_FENCED.sub("", text))
+    lines = ([line for line in _joined(b) if line and not _is_command(line)] for b in blocks)
+    return [Found(page.name, found[0]) for found in lines if found]
+
+
 def flags(page: Path) -> list[Found]:
     """Every flag that the text mentions by itself, with its value if it has one."""
     spans = [span for span in _spans(_FENCED.sub("", page.read_text())) if span.startswith("--")]
@@ -73,9 +82,12 @@ def links(page: Path) -> list[Found]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What may follow `#` in a link to a page, as GitHub makes it of headings."""
-    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+    """What may follow `#` in a link to a page: headings as GitHub names them, and the reference's
+    entries."""
+    text = page.read_text()
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    names = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+    return names | set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
 
 
 def _spans(text: str) -> list[str]:

@@ -18,6 +18,7 @@ from tests.docs.markdown import (
     fields,
     flags,
     links,
+    other_lines,
 )
 
 # What a page writes for something that each reader has another of.
@@ -43,6 +44,18 @@ NOT_TRIED = {
     "pip install pre-commit": "not of this project",
     "pre-commit": "needs a program that the extras do not have",
 }
+# What a block that is not Python begins with, where it is no command that is tried, and why.
+NOT_COMMANDS = {
+    "@inproceedings": "BibTeX",
+    "#": "a comment, or a batch script's head, above commands that are tried",
+    "FLOWERS/": "how a folder looks",
+    "benchmarks/gpu.sh": "needs a GPU",
+    "chromium ": "needs Chromium; test_browser.py opens the page",
+    'create_model("resnetblur50"': "downloads; test_hub.py does from a server of its own",
+    "'--config.data.name=": "ends of commands; test_splits.py reads these names",
+    "options:": "settings of the site's generator, which .ci/run runs",
+}
+TOLD = tuple(NOT_COMMANDS)
 THE_ORIGINALS = {"--pretrained", "--force_nonfinetuned", "--out-dir", "--no-data-aug", "--gpu"}
 # A workdir without a run, and a file that is not there, are told before data is opened.
 MISSING = ("no run in", "no file", "no such file", "no folder")
@@ -95,6 +108,12 @@ def test_every_command_is_understood(command, try_out):
     assert helped or REACHED in last or any(missing in last for missing in MISSING), said
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_tried_or_says_why_not(page):
+    untold = [str(line) for line in other_lines(page) if not line.text.startswith(TOLD)]
+    assert untold == []
+
+
 @pytest.mark.parametrize("command", TRAINING, ids=str)
 def test_every_training_command_leaves_room_for_its_own_shifts(command):
     values = dict(re.findall(r"--config\.([\w.]+)=(\S+)", readers(command.text)))
@@ -124,7 +143,8 @@ def test_every_other_command_names_what_there_is(command):
 def test_every_flag_is_one_of_a_program(try_out):
     known = THE_ORIGINALS | {"--config.KEY"}
     report = "-m aa_flax.evaluation.report RESULTS --output FOLDER"
-    for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT", report]:
+    export = "-m aa_flax.export WEIGHTS OUT.onnx"
+    for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT", export, report]:
         known.update(try_out(f"python {program}")[1])
     known |= {f"--config.{field}" for field in _fields(imagenet.get_config())}
     unknown = [

@@ -56,6 +56,12 @@ PROMISED = {
 }
 # The first line of a block, and why not.
 NOT_RUN = {
+    "from flax import nnx  # to copy weights": "needs a file of MobileNetV2",
+    'net = aa_flax.create_model("resnet50_lpf4", pretrained="runs/mine/weights.safetensors")': (
+        "tests/export exports smaller nets"
+    ),
+    "import onnxruntime": "needs what the block before writes; test_onnx.py does it",
+    "from jax import export": "likewise; test_stablehlo.py does it",
     "from aa_flax import evaluate": "needs ImageNet and a model of the reader's",
     'distance = aa_flax.PerceptualDistance("alexnet_lpf4", pretrained=True)': "needs AlexNet's "
     "weights and the package lpips; test_perceptual.py has both",

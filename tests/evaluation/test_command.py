@@ -60,7 +60,7 @@ def weights(monkeypatch):
         return there.setdefault(model, Weights(model))
 
     monkeypatch.setattr(turns, "locate", locate)
-    monkeypatch.setattr(turns, "make_source", lambda data, split: Noise())
+    monkeypatch.setattr(running, "make_source", lambda data, split: Noise())
     return there
 
 
@@ -128,9 +128,9 @@ def test_mistakes_show_before_any_net_is_located(tmp_path, monkeypatch):
         raise AssertionError("a net was located")
 
     monkeypatch.setattr(turns, "locate", refuse)
-    monkeypatch.setattr(turns, "make_source", lambda data, split: Noise())
+    monkeypatch.setattr(running, "make_source", lambda data, split: Noise())
     with pytest.raises(InputError, match="no image 22: the data has images"):
-        in_turn(tmp_path, "vgg11", diagonal=True, images=(22,))
+        in_turn(tmp_path, "vgg11", diagonal=True, image_indices=(22,))
     with pytest.raises(InputError, match=r"no folder .*c; it has to hold <corruption>"):
         in_turn(tmp_path, "vgg11", corruptions=tmp_path / "c")
     with pytest.raises(InputError, match=r"unknown placeholder \{name\} .*did you mean \{model\}"):
@@ -256,7 +256,7 @@ def test_training_and_eval_compare_alike(tmp_path, weights):
     ("flags", "message"),
     [
         (["--models=resnet*_lpf9"], "no net is called 'resnet*_lpf9'"),
-        (["--models=resnet18", "--images=0,x"], "--images are numbers such as 0,5,9; got 0,x"),
+        (["--models=resnet18", "--image_indices=0,x"], "--image_indices are numbers such as"),
         (["--models=resnet18"], "give --config imagenet and --config.data.path"),
         (["--models=resnet18", "--weights=nowhere/{model}"], "could not be evaluated: resnet18"),
     ],

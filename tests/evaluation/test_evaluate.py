@@ -65,7 +65,7 @@ class Rectangles(Noise):
 def test_everything_is_written_with_its_settings(tmp_path, capsys):
     output = tmp_path / "deep/results.json"
     names = "shift circular worst_case subpixel jitter diagonal equivariance per_class time"
-    options = {"per_batch": True, "images": (1, 3), "predictions": tmp_path / "p.npz"}
+    options = {"per_batch": True, "image_indices": (1, 3), "predictions": tmp_path / "p.npz"}
     found = run(output, *names.split(), model=Small(), **options)
     written = read(output)
     assert written == json.loads(json.dumps(found))
@@ -240,7 +240,7 @@ class TestBeforeAnythingIsMeasured:
 
     def test_an_image_that_is_not_there_cannot_be_shown(self, tmp_path):
         with pytest.raises(InputError, match=r"no image 22: the data has images 0\.\.21"):
-            run(tmp_path / "r.json", "diagonal", images=(22,))
+            run(tmp_path / "r.json", "diagonal", image_indices=(22,))
 
     def test_crops_that_a_net_cannot_see_are_named(self, tmp_path):
         with pytest.raises(InputError, match="resnet18_lpf4 cannot see crops of 10 pixels"):
@@ -277,7 +277,7 @@ class TestBeforeAnythingIsMeasured:
         [
             ({"per_batch": True}, "--per_batch belongs to --shift; give that, too"),
             ({"shif": True}, "unknown option 'shif'; did you mean shift"),
-            ({"images": "0,x"}, "--images are numbers such as 0,5,9; got 0,x"),
+            ({"image_indices": "0,x"}, "--image_indices are numbers such as 0,5,9; got 0,x"),
             ({"shift": 3}, "the option shift takes a bool, got 3"),
             ({"corruptions": "gs://c"}, "--corruptions gs://c is an address"),
         ],

@@ -142,5 +142,5 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_what_is_no_source_is_named():
-    with pytest.raises(InputError, match="list is no source of images: it lacks num_classes, cl"):
-        evaluate(Flat(), [], **SETTINGS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="set is no source of images: it lacks __getitem__, num"):
+        evaluate(Flat(), {1}, **SETTINGS)  # pyright: ignore[reportArgumentType]

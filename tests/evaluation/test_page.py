@@ -114,10 +114,10 @@ def test_arrows_lead_from_each_baseline_to_its_antialiased_nets():
 
 def test_several_seeds_have_error_bars_and_one_has_none():
     nets = [Point("a", None, 1, 2, 0.5, 0.0, "a")]
-    (trace,) = nets_chart(nets, "x", "y")["data"]
+    (trace,) = nets_chart(nets, "x (%)", "y (ms)")["data"]
     assert trace["error_x"]["array"] == [0.5]
     assert "error_y" not in trace
-    assert trace["customdata"] == [["a", "1.00 ± 0.50", "2.00"]]
+    assert trace["customdata"] == [["a", "1.00 ± 0.50", "2.000"]]
 
 
 def test_charts_are_what_plotly_knows(data):

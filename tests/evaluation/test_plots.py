@@ -58,6 +58,17 @@ def test_only_points_of_several_seeds_have_bars(tmp_path, kept):
     assert "standard deviation over seeds" in panel.get_title()
 
 
+def test_run_times_of_several_seeds_have_bars(tmp_path, kept):
+    families = {"resnet18": {None: [4.0, 6.0], 4: [6.0, 6.2]}, "alexnet": {None: [1.0]}}
+    plots.plot_run_times(tmp_path / "times.png", families, "ms", [".png"])
+    (panel,) = kept[0].axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["resnet18", "alexnet"]
+    ends = [bar.get_segments() for container in panel.containers for bar in container[2]]
+    spread = np.std([4, 6], ddof=1)
+    np.testing.assert_allclose(ends[0][0], [[5 - spread, 0], [5 + spread, 0]])
+    assert np.ptp(ends[0][1][:, 0]) == 0  # one run
+
+
 def test_maps_tell_their_means_in_the_unit_of_their_bar(tmp_path, kept):
     plots.plot_equivariance(tmp_path / "maps.png", {"net": MAPS})
     panel, *_, bar = kept[0].axes

@@ -6,8 +6,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from aa_flax import ops
+from aa_flax.ops.depthwise import Window
+from aa_flax.ops.forms import Multilinear, apply, static
+from aa_flax.ops.winograd import winograd_conv
 
 
 def arrays(*shape: int) -> jax.Array:
@@ -19,6 +23,17 @@ def conv(x, kernel, groups: int, stride: int = 1):
     return ops.conv_general_dilated(
         x, kernel, (stride, stride), padding, feature_group_count=groups
     )
+
+
+def winograd(x, kernel):
+    window = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    definition = static(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=window.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return apply(Multilinear(definition), winograd_conv(window), x, kernel)
 
 
 IMAGE = (2, 4, 5, 4)
@@ -38,5 +53,7 @@ OPERATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], tuple[int, ...]]] 
     "grouped kernel": (lambda kernel: conv(arrays(*IMAGE), kernel, 2), GROUPED),
     "narrow": (lambda x: conv(x, arrays(*DENSE), 1), NARROW),
     "narrow kernel": (lambda kernel: conv(arrays(*NARROW), kernel, 1), DENSE),
+    "winograd": (lambda x: winograd(x, arrays(*DENSE)), IMAGE[:3] + DENSE[2:3]),
+    "winograd kernel": (lambda kernel: winograd(arrays(2, 4, 5, 2), kernel), DENSE),
     "max pool": (partial(ops.max_pool, window=3, stride=2, padding=1), IMAGE),
 }

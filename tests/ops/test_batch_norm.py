@@ -32,8 +32,11 @@ def assert_definitions_agree(function, *arrays, tolerance=2e-6):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
 
 
+@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("shape", [(3, 4, 5, 2), (7, 3), (1, 6, 2), (2, 3, 2, 2, 3)])
-def test_values_and_derivatives_of_both_modes_are_the_definitions(shape):
+def test_values_and_derivatives_of_both_modes_are_the_definitions(shape, devices, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+
     def derivatives(*arrays):
         directions = tuple(map(jnp.cos, arrays))
         forward = jax.jvp(

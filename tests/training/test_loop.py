@@ -4,13 +4,17 @@ import signal
 import subprocess
 import sys
 import types
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax import InputError, create_model
+from aa_flax import InputError, create_model, recalibrate_batch_norm
+from aa_flax.data.loader import training_batches
+from aa_flax.data.sources import make_source
+from aa_flax.data.transforms import preprocess
 from aa_flax.training import loop
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import model_from_workdir
@@ -276,3 +280,29 @@ def test_a_missing_package_is_named_with_its_extra(extra, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
     with pytest.raises(InputError, match=rf"pip install 'aa_flax\[{extra}\]'"):
         loop.train(short_config(**{f"log.{extra}": True}), tmp_path)
+
+
+@quick
+def test_batch_statistics_can_be_estimated_anew_before_each_evaluation(tmp_path):
+    config = tiny_config(num_epochs=1, max_steps_per_epoch=1, recalibrate_batches=3)
+    config.model = "tiny_plain"
+    config.optimizer.learning_rate = 0.0
+    loop.train(config, tmp_path)
+    model, _ = model_from_workdir(tmp_path)
+    fresh = create_model("tiny_plain", num_classes=10, rngs=nnx.Rngs(config.seed))
+    source = make_source(config.data, "train")
+    batches = training_batches(source, 64, config.data, seed=config.seed)
+    images = [preprocess(batch, config.data) for batch in islice(batches, 3)]
+    recalibrate_batch_norm(fresh, images)
+    assert model.bn.mean[...].std() > 0
+    for name in ("mean", "var"):
+        found, expected = getattr(model.bn, name), getattr(fresh.bn, name)
+        np.testing.assert_allclose(found[...], expected[...], rtol=1e-4)
+
+
+@quick
+def test_recalibration_of_a_net_without_batch_norm_is_refused_before_it_is_trained(tmp_path):
+    config = tiny_config(recalibrate_batches=1, model_options={"batch_norm": False})
+    with pytest.raises(InputError, match="tiny has no batch norm"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()

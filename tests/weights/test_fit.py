@@ -9,11 +9,12 @@ import torch
 from flax import nnx
 from safetensors.torch import save_file
 
-from aa_flax import InputError, load_torch_state_dict, load_weights, save_weights
+from aa_flax import InputError, create_model, load_torch_state_dict, load_weights, save_weights
 from aa_flax import to_torch_state_dict as torch_weights
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.building import abstract_net, filled, hold
 from aa_flax.weights.content import content_of
+from aa_flax.weights.convert import net_of
 from aa_flax.weights.fit import fit, last_layer, named_weights, num_classes_of
 from aa_flax.weights.locate import locate
 from benchmarks.reference import antialiased_cnns, reference_net, torchvision
@@ -85,7 +86,8 @@ def without(state, *names):
         ),
         (
             lambda s: without(s, "classifier.0.weight", "classifier.0.bias"),
-            r"missing in the weights: classifier\.0\.weight, classifier\.0\.bias$",
+            r"weights: classifier\.0\.weight, classifier\.0\.bias; these are the weights of a trunk"
+            ": create_model.* gives it a new classifier, features_only=True leaves",
         ),
         (
             lambda s: {f"enc.{i}.w": v for i, v in enumerate(s.values())},
@@ -142,14 +144,43 @@ def test_another_number_of_classes_leaves_out_the_last_layer_alone(state):
     assert model.classifier.kernel.shape == (1280, 7)
 
 
-def test_a_trunk_alone_says_which_layers_are_drawn_anew():
+@pytest.fixture(scope="module")
+def trunk():
+    """VGG's `features.*` alone, as a file holds them."""
     with torch.device("meta"):
         net = torchvision.models.vgg11()
-    features = {name: a for name, a in zeros(net).items() if name.startswith("features.")}
-    held = hold(content_of(features, "vgg.pth"), "vgg11", {})
+    return {name: a for name, a in zeros(net).items() if name.startswith("features.")}
+
+
+def vgg(num_classes, rngs):
+    return abstract_net("vgg11", num_classes)
+
+
+def test_a_trunk_alone_says_which_layers_are_drawn_anew(trunk):
+    held = hold(content_of(trunk, "vgg.pth"), "vgg11", {})
     assert held.num_classes is None
     with pytest.warns(UserWarning, match=r"vgg\.pth does not hold fc1\.bias, fc1\.kernel, fc2"):
-        filled(held, lambda n, rngs: abstract_net("vgg11", n), 7)
+        filled(held, vgg, 7)
+    with pytest.warns(UserWarning, match="fc2.kernel: random; features_only=True gives the maps"):
+        filled(held, vgg, 0)
+    filled(held, vgg, 0, trunk_only=True)  # and no warning
+
+
+def test_a_trunk_alone_gives_its_maps(trunk, tmp_path):
+    path = tmp_path / "vgg.pth"
+    kernel = np.arange(9 * 3 * 64, dtype=np.float32).reshape(64, 3, 3, 3)
+    torch.save({**trunk, "features.0.weight": torch.tensor(kernel)}, path)
+    backbone = create_model("vgg11", pretrained=path, features_only=True)
+    found = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(nnx.state(backbone))}
+    first = next(v for name, v in found.items() if v.shape == (3, 3, 3, 64))
+    np.testing.assert_array_equal(first[...], kernel.transpose(2, 3, 1, 0))
+
+
+def test_a_trunk_is_neither_loaded_nor_converted_as_a_whole_net(trunk, tmp_path):
+    with pytest.raises(InputError, match=r"classifier\.0\.weight.*features_only=True leaves"):
+        load_torch_state_dict(vgg(7, None), trunk)
+    with pytest.raises(InputError, match=r"fc1\.bias.*too; the trunk needs no conversion: .*True"):
+        net_of(hold(content_of(trunk, "vgg.pth"), "vgg11", {}))
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "densenet121", NAME])
@@ -178,3 +209,8 @@ def test_a_file_builds_the_net_with_its_own_options(model, state, tmp_path):
     other = locate(tmp_path / "w.safetensors", model=NAME).load_model()
     assert other.options == model.options == OPTIONS
     assert fit(other, content_of(torch_weights(other), "x")).keys()
+
+
+def test_who_is_told_to_copy_weights_is_told_that_their_statistics_fit_no_more(state):
+    with pytest.raises(InputError, match=r"nnx\.update.*statistics fit no more.*recalibrate_batch"):
+        load_torch_state_dict(abstract_net("mobilenet_v2_lpf3", 5, **OPTIONS), state)

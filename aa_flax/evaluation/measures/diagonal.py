@@ -21,18 +21,18 @@ class Diagonal(Measure):
 
     options = (
         Option("diagonal", "probabilities along diagonal shifts: .npz and figure"),
-        Option("images", "which images the figure of --diagonal shows", (0,), tuple),
+        Option("image_indices", "which images the figure of --diagonal shows", (0,), tuple),
     )
 
     def settings(self, subject: Subject) -> Result:
-        return {**super().settings(subject), "images": list(subject.options["images"])}
+        return {**super().settings(subject), "images": list(subject.options["image_indices"])}
 
     def check(self, subject: Subject) -> None:
         if subject.output is None:
             raise InputError("the measure diagonal writes files: give output, a results file")
         plots.pyplot()
         count = len(subject.source)
-        if outside := [i for i in subject.options["images"] if i >= count]:
+        if outside := [i for i in subject.options["image_indices"] if i >= count]:
             raise InputError(f"no image {outside[0]}: the data has images 0..{count - 1}")
 
     def views(self, subject: Subject) -> Crops:
@@ -46,7 +46,8 @@ class Diagonal(Measure):
         figure = beside(subject.output, "diagonal.png")
         if is_main_process():
             save_arrays(arrays, diagonal_arrays(seen) | _pictures(subject))
-            plots.plot_diagonal(figure, {subject.name: seen.probability}, subject.options["images"])
+            chosen = subject.options["image_indices"]
+            plots.plot_diagonal(figure, {subject.name: seen.probability}, chosen)
         return {"file": arrays.name, "figure": figure.name}
 
     def line(self, result: Result) -> str:
@@ -69,7 +70,7 @@ class Diagonal(Measure):
 
 def _pictures(subject: Subject) -> dict[str, np.ndarray]:
     """The chosen images as the crops are cut from them, `(k, S, S, 3)`, and what they show."""
-    source, chosen = subject.source, subject.options["images"]
+    source, chosen = subject.source, subject.options["image_indices"]
     labels = [int(source[i]["label"]) for i in chosen]
     return {
         "image_index": np.array(chosen),

@@ -1,14 +1,15 @@
 """The time of a forward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import jax
 
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.points import points, time_label
+from aa_flax.evaluation.points import TimesByFilter, fastest, points, time_label
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.timing import time_forward
 
@@ -59,7 +60,7 @@ class Time(Measure):
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         lines += [
             f"| {name} | {' | '.join(_cell(family, k) for k in sizes)} |"
-            for name, family in sorted(families.items(), key=lambda item: min(item[1].values()))
+            for name, family in sorted(families.items(), key=lambda item: fastest(item[1]))
         ]
         return "\n\n".join(["## Run time", _EXPLAINED, "\n".join(lines)])
 
@@ -71,19 +72,19 @@ _EXPLAINED = (
 )
 
 
-def _families(rows: Sequence[Row]) -> dict[str, dict[int | None, float]]:
+def _families(rows: Sequence[Row]) -> dict[str, TimesByFilter]:
     """Milliseconds by filter size (None: the baseline), for each net that was timed."""
-    families: dict[str, dict[int | None, float]] = {}
+    families: dict[str, dict[int | None, list[float]]] = {}
     for row in rows:
-        if point := row.point(("time", "milliseconds")):
+        if times := row.values(("time", "milliseconds")):
             name = f"{row.base} ({row.label})" if row.label else row.base
-            families.setdefault(name, {})[row.filter_size] = point[0]
-    return families
+            families.setdefault(name, {})[row.filter_size] = times
+    return dict(families)
 
 
-def _cell(family: Mapping[int | None, float], filter_size: int | None) -> str:
+def _cell(family: TimesByFilter, filter_size: int | None) -> str:
     if filter_size not in family:
         return ""
-    time, baseline = family[filter_size], family.get(None)
-    over = f" ({time / baseline:.2f})" if baseline and filter_size else ""
+    time = fmean(family[filter_size])
+    over = f" ({time / fmean(family[None]):.2f})" if None in family and filter_size else ""
     return f"{time:.1f}{over}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from aa_flax.evaluation.equivariance import EquivarianceMaps
 from aa_flax.evaluation.points import PALETTE, Point
+from aa_flax.evaluation.rounding import mean_with_spread
 
 Chart = dict[str, Any]
 
@@ -53,7 +54,8 @@ def _markers(family: str, members: Sequence[Point], colour: str, labels: tuple[s
         "textfont": {"color": colour, "size": 11},
         "cliponaxis": False,
         "customdata": [
-            [net.name, _told(net.x, net.x_error), _told(net.y, net.y_error)] for net in members
+            [net.name, _told(net.x, net.x_error, labels[0]), _told(net.y, net.y_error, labels[1])]
+            for net in members
         ],
         "hovertemplate": (
             f"<b>%{{customdata[0]}}</b><br>{labels[0]}: %{{customdata[1]}}"
@@ -73,8 +75,9 @@ def _markers(family: str, members: Sequence[Point], colour: str, labels: tuple[s
     return trace
 
 
-def _told(value: float, error: float) -> str:
-    return f"{value:.2f} ± {error:.2f}" if error else f"{value:.2f}"
+def _told(value: float, error: float, label: str) -> str:
+    """With as many digits as the table has; the label ends in the unit, `accuracy (%)`."""
+    return mean_with_spread(value, error or None, label.rpartition("(")[2].rstrip(")"))
 
 
 def _arrows(family: str, members: Sequence[Point], colour: str) -> list[Chart]:

@@ -1,0 +1,136 @@
+"""Frames in the order of time: a folder of images, a video, or arrays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from aa_flax.arguments import real_number
+from aa_flax.data.digest import digest
+from aa_flax.data.folder_index import EXTENSIONS
+from aa_flax.data.images import ImageError
+from aa_flax.data.pictures import Given, Pictures
+from aa_flax.data.video import read_frames, read_header
+from aa_flax.errors import InputError
+
+DEFAULT_FPS = 25.0  # of frames that nothing is known of
+
+
+class Clip:
+    """Frames of one size in the order of time.
+
+    Args:
+        given: a folder of frames, in the natural order of their names (`frame2` before `frame10`);
+            a video that PyAV reads; or `Given`.
+        fps: frames a second; None: what the video's header says, or `DEFAULT_FPS` for frames.
+
+    Attributes:
+        fps: frames a second. fps_from: `--fps`, `header` or `default`.
+
+    Raises:
+        InputError: no such folder or file, one without frames, PyAV is not installed, a header
+            without a rate.
+    """
+
+    def __init__(self, given: Path | Given, fps: float | None = None):
+        self._path = None if isinstance(given, Given) else given
+        is_file = self._path is not None and self._path.is_file()
+        self._video = self._path if is_file else None
+        if self._video is not None and self._video.suffix.lower() in EXTENSIONS:
+            raise InputError(
+                f"--clip {self._video} is one image; give the folder of all frames, or a video"
+            )
+        self._header = None if self._video is None else read_header(self._video)
+        self._frames = Pictures(given, "--clip", below=False) if self._video is None else None
+        if self._frames is not None and len(self._frames) < 2:
+            raise InputError(f"--clip {self.name}: one frame alone; flips need two or more")
+        self.fps, self.fps_from = self._rate(fps)
+
+    def _rate(self, fps: float | None) -> tuple[float, str]:
+        if fps is not None:
+            rate = real_number("--fps", fps, least=0)
+            if not rate:
+                raise InputError("--fps is the number of frames a second, more than 0")
+            return rate, "--fps"
+        if self._header is None:
+            return DEFAULT_FPS, "default"
+        if not self._header.fps:
+            raise InputError(
+                f"{self._video} does not say how many frames it has a second; give --fps"
+            )
+        return self._header.fps, "header"
+
+    @property
+    def name(self) -> str:
+        """The path, or how many frames were given."""
+        return str(self._path or f"{len(self._frames or ())} frames")
+
+    def described(self) -> dict[str, Any]:
+        """Where it is and how fast, for a record; a hash of names or of the file's size."""
+        said = {"fps": self.fps, "fps_from": self.fps_from}
+        if self._frames is not None:
+            return self._frames.described() | said
+        assert self._video is not None
+        size = self._video.stat().st_size
+        where = {"file_of_video": str(self._video.absolute())}
+        return {**where, "digest": digest("video", self._video.name, str(size)), **said}
+
+    def check(self) -> None:
+        """Raises an InputError for frames of different sizes, of those that are images."""
+        if self._frames is not None:
+            for i in range(len(self._frames)):
+                try:
+                    size = self._frames.size(i)
+                except ImageError as error:
+                    raise _unreadable(self._frames.name(i), error) from error
+                self._check_size(i, self._frames.name(i), size, self._frames.size(0))
+
+    def first_size(self) -> tuple[int, int]:
+        """Width and height of its frames."""
+        if self._frames is not None:
+            return self._frames.size(0)
+        assert self._header is not None
+        return self._header.size
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """The frames in mode RGB, one at a time.
+
+        Raises:
+            InputError: a frame that cannot be read, or of another size than the first.
+        """
+        first = self.first_size()
+        for i, (name, image) in enumerate(self._named_frames()):
+            self._check_size(i, name, image.size, first)
+            yield image
+
+    def _named_frames(self) -> Iterator[tuple[str, Image.Image]]:
+        if self._frames is None:
+            assert self._video is not None
+            for i, image in enumerate(read_frames(self._video)):
+                yield f"frame {i} of {self._video}", image
+            return
+        for i in range(len(self._frames)):
+            try:
+                yield self._frames.name(i), self._frames[i]["image"]
+            except ImageError as error:
+                raise _unreadable(self._frames.name(i), error) from error
+
+    def _check_size(self, i: int, name: str, size: tuple[int, int], first: tuple[int, int]) -> None:
+        if size != first:
+            raise InputError(
+                f"frames of different sizes: {name} (frame {i}) has {size[0]} x {size[1]} pixels, "
+                f"the first one {first[0]} x {first[1]}; a clip has one size"
+            )
+
+    @property
+    def turned(self) -> int:
+        """Frames with an orientation tag, or 1 for a video with one; they are ignored."""
+        if self._frames is not None:
+            return self._frames.count_turned()
+        return int(bool(self._header and self._header.rotation))
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    reason = error.__cause__ or error
+    return InputError(f"cannot read frame {name}: {reason}; a clip needs all of its frames")

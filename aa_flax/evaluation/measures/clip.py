@@ -1,0 +1,161 @@
+"""Flicker: how often a net changes its mind from frame to frame of a clip."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from aa_flax.arguments import real_number
+from aa_flax.data.clips import Clip as Frames
+from aa_flax.data.crops import center_image
+from aa_flax.evaluation import picture_plots, plots
+from aa_flax.evaluation.files import beside, save_arrays
+from aa_flax.evaluation.flicker import Flicker, flicker
+from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
+from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.pictured import (
+    CLASS_NAMES,
+    PicturesOption,
+    check_one_process,
+    check_size_of,
+    class_namer,
+)
+from aa_flax.evaluation.row import Row
+from aa_flax.progress import progress_bar, tell
+
+
+class Clip(Measure):
+    """Flips of the top-1 class a second, lengths of runs, and a probability over time.
+
+    Each frame is seen as any image is: resized, and cropped to its middle. The numbers are those of
+    `aa_flax.evaluation.flicker.FlickerNumbers`.
+    """
+
+    options = (
+        PicturesOption("clip", "flicker on a clip: a folder of frames, or a video (PyAV)"),
+        Option(
+            "fps", "--clip: frames a second; default: the video's own, 25 of frames", None, float
+        ),
+        Option("window", "--clip: seconds of the moving average", 0.5, float),
+        CLASS_NAMES,
+    )
+    columns = (
+        Column(
+            "flips a second",
+            ("flips_per_second",),
+            unit="",
+            note="changes of the top-1 class between successive frames of the clip, a second",
+        ),
+        Column(
+            "flips a second, smoothed",
+            ("flips_per_second_smoothed",),
+            unit="",
+            note="the same of the likeliest class of probabilities averaged over time",
+        ),
+        Column(
+            "median run (s)",
+            ("run_median_seconds",),
+            unit="",
+            note="median time for which the top-1 class stays the same, in seconds",
+        ),
+    )
+    brings_images = True
+
+    def settings(self, subject: Subject) -> Result:
+        options = subject.options
+        asked = {"window_asked": options["window"], "class_names": options["class_names"]}
+        return {**_frames(subject).described(), **asked}
+
+    def check(self, subject: Subject) -> None:
+        check_one_process("clip")
+        real_number("--window", subject.options["window"], least=0)
+        if subject.output is not None:
+            plots.pyplot()
+        clip = _frames(subject)
+        clip.check()
+        size, crop = clip.first_size(), subject.settings.crop_size
+        check_size_of(clip.name, size, subject.settings, crop)
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        clip = _frames(subject)
+        classes = subject.predictor.num_classes(subject.settings.crop_size)
+        name_of = class_namer(subject, classes)
+        logits = _logits(subject, clip)
+        found = flicker(logits, fps=clip.fps, window_seconds=subject.options["window"])
+        told = {"class": name_of(found.most_frequent), "orientation_tags_ignored": clip.turned}
+        if clip.turned:
+            tell("the clip has an orientation tag, which is ignored")
+        return {**found.numbers(), **told, **_written(found, subject, name_of)}
+
+    def line(self, result: Result) -> str:
+        how = {"default": ", the default", "header": ", by its header"}.get(result["fps_from"], "")
+        return (
+            f"{'clip':12} {result['flips_per_second']:.2f} flips a second, "
+            f"{result['flips_per_second_smoothed']:.2f} averaged over {result['window']} frames   "
+            f"median run {result['run_median_seconds']:.2f} s   ({result['num_frames']} frames, "
+            f"{result['fps']:g} a second{how})"
+        )
+
+    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
+        drawn, groups = [], _by_clip(rows)
+        for number, nets in enumerate(groups, 1):
+            path = folder / ("clip.png" if len(groups) == 1 else f"clip_{number}.png")
+            found = {row.title: _loaded(row) for row in nets}
+            picture_plots.plot_flicker(path, found, plots.ALL_FORMATS)
+            drawn.append(path)
+        return drawn
+
+
+def _frames(subject: Subject) -> Frames:
+    return Frames(subject.options["clip"], subject.options["fps"])
+
+
+def _logits(subject: Subject, clip: Frames) -> Float[np.ndarray, "n classes"]:
+    """What the net says of each frame, in batches of one size: the last is filled up."""
+    settings, said = subject.settings, []
+    crops = (center_image(image, settings.resize_size, settings.crop_size) for image in clip)
+    with progress_bar(None, "clip", "frame") as bar:
+        for batch in _batches(crops, settings.batch_size):
+            missing = settings.batch_size - len(batch) if said else 0
+            images = np.stack(batch + missing * batch[-1:])
+            said.append(np.asarray(subject.predictor.logits(images))[: len(batch)])
+            bar.update(len(batch))
+    return np.concatenate(said)
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _written(found: Flicker, subject: Subject, name_of: Callable[[int], str]) -> Result:
+    """The arrays and the figure, beside the results; nothing, where these are not kept."""
+    if subject.output is None:
+        return {}
+    file, figure = (beside(subject.output, f"clip.{end}") for end in ("npz", "png"))
+    said = np.unique([*found.top1, *found.smoothed_top1])
+    names = {"class": said, "class_name": np.array([name_of(int(i)) for i in said])}
+    arrays = {key: np.asarray(value) for key, value in found._asdict().items()}
+    arrays |= names | {"run_lengths": found.run_lengths}
+    save_arrays(file, arrays)
+    picture_plots.plot_flicker(figure, {subject.name: arrays}, (".png",))
+    return {"file": file.name, "figure": figure.name}
+
+
+def _by_clip(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows whose nets saw the same frames."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        found = row.first("clip")
+        if found is not None and "file" in found:
+            place = found.get("folder") or found.get("file_of_video")
+            groups.setdefault((place, found["digest"], found["fps"]), []).append(row)
+    return list(groups.values())
+
+
+def _loaded(row: Row) -> dict[str, np.ndarray]:
+    with np.load(row.file("clip")) as arrays:
+        return dict(arrays)

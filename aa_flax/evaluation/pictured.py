@@ -1,0 +1,98 @@
+"""What measures of people's own pictures share: their options, the names of classes, batches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from aa_flax.data.classes import imagenet_class_names
+from aa_flax.data.crops import resized_size
+from aa_flax.data.pictures import Given, Pictures
+from aa_flax.disk import local_path
+from aa_flax.errors import InputError
+from aa_flax.evaluation.measure import Option, Subject
+from aa_flax.evaluation.settings import Settings
+
+
+@dataclass(frozen=True)
+class PicturesOption(Option):
+    """An option that is a path, or in Python images as they are: arrays, images of PIL."""
+
+    kind: type = Path
+    default: Any = None
+
+    def value(self, given: Any) -> Path | Given | None:
+        if given is None or isinstance(given, Given):
+            return given
+        if isinstance(given, str | Path):
+            return local_path(given, f"--{self.name}")
+        return Given(given)
+
+
+# Of all measures of pictures: one option that they share.
+CLASS_NAMES = Option(
+    "class_names",
+    "names of classes in figures and texts: imagenet, or a file with one a line",
+    None,
+    str,
+)
+
+
+def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
+    """The name of a class by its number: `class 17` where no names were given.
+
+    Raises:
+        InputError: a file that cannot be read, or has another number of names.
+    """
+    given = subject.options["class_names"]
+    if not given:
+        return lambda i: f"class {i}"
+    names = imagenet_class_names() if given == "imagenet" else _names_in(given)
+    if len(names) != num_classes:
+        raise InputError(
+            f"--class_names {given} has {len(names)} names, but {subject.name} gives {num_classes} "
+            "logits; give a file with one name a line, in the order of the logits"
+        )
+    return lambda i: names[i]
+
+
+def _names_in(given: str) -> list[str]:
+    path = local_path(given, "--class_names")
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--class_names {path} cannot be read: {error}") from error
+
+
+def few_at_once(settings: Settings, count: int) -> Settings:
+    """The settings with batches no larger than `count` images need on these devices."""
+    devices = jax.device_count()
+    most = -(-count // devices) * devices
+    return settings.replace(batch_size=min(settings.batch_size, most))
+
+
+def check_room(pictures: Pictures, settings: Settings) -> None:
+    """Raises an InputError for an image that is smaller than what is cut from it."""
+    for i in range(len(pictures)):
+        width, height = pictures.size(i)
+        check_size_of(pictures.name(i), (width, height), settings, settings.image_size)
+
+
+def check_size_of(name: str, size: tuple[int, int], settings: Settings, needed: int) -> None:
+    """Raises an InputError if a square of `needed` pixels does not fit the resized image."""
+    if min(resized_size(size, settings.resize_size)) < needed:
+        width, height = size
+        resized = f", resized to {settings.resize_size}" if settings.resize_size else ""
+        raise InputError(
+            f"{name} has {width} x {height} pixels{resized}, but a square of {needed} is cut from "
+            "it, which would have black borders; change --config.data.resize_size, image_size or "
+            "crop_size"
+        )
+
+
+def check_one_process(name: str) -> None:
+    """Raises an InputError where several hosts evaluate together."""
+    if jax.process_count() > 1:
+        raise InputError(f"--{name} runs in one process; leave out --distributed, --coordinator")

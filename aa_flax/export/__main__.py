@@ -1,0 +1,125 @@
+"""Writes a net as ONNX or StableHLO, for inference where this package is not.
+
+    python -m aa_flax.export WEIGHTS OUT.onnx [--model NAME] [--size PIXELS] [--dynamic-size]
+    python -m aa_flax.export WEIGHTS OUT.stablehlo [--preprocessing]
+
+WEIGHTS: a weights file of any kind, the folder of a training run (its best checkpoint, or --step),
+`pretrained`, `finetuned`, `scratch` or `baseline`, the net's published ones, or hf-hub:OWNER/NAME.
+The net follows from them where it can; else give --model. Batches may have any number of images;
+--dynamic-size leaves their height and width open, too. Images are normalised floats and outputs
+logits; with --preprocessing images are bytes and outputs probabilities.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax.numpy as jnp
+
+from aa_flax.commands import as_called, called
+from aa_flax.convert import option, published_or_of_a_run
+from aa_flax.errors import InputError
+from aa_flax.export.write import Exported, check_output, export
+from aa_flax.models.classifier import Classifier
+from aa_flax.weights.content import read_content
+from aa_flax.weights.convert import name_of
+from aa_flax.weights.hub import PREFIX
+from aa_flax.weights.locate import Weights, locate
+
+
+def main() -> None:
+    """The command; see the top of this file."""
+    try:
+        run(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """What the command's arguments ask for.
+
+    Raises:
+        InputError: what cannot be read, exported or written, and why.
+    """
+    args = _parser().parse_args(arguments)
+    if args.plugin:
+        from aa_flax.plugins import load_plugins
+
+        load_plugins(arguments)
+    check_output(args.output)
+    options = dict(map(option, args.option))
+    weights = _weights(args)
+    model = _loaded(weights, options)
+    exported = export(
+        model,
+        args.output,
+        size=args.size or _size_of_run(weights),
+        dynamic_size=args.dynamic_size,
+        preprocessing=args.preprocessing,
+    )
+    print(f"{model.name}: {_told(exported)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=called(),
+        description=as_called(str(__doc__), "aa_flax.export"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weights", metavar="WEIGHTS")
+    parser.add_argument("output", metavar="OUT")
+    parser.add_argument("--model", help="the net's name, e.g. resnet50_lpf4")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the net, e.g. pool_only=False; may be given several times",
+    )
+    parser.add_argument("--step", type=int, help="of a run's checkpoint; default: the best")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of the images; default: the net's"
+    )
+    parser.add_argument("--dynamic-size", action="store_true", help="images of every size")
+    parser.add_argument("--preprocessing", action="store_true", help="bytes to probabilities")
+    parser.add_argument("--plugin", help="Python files or modules that add nets, comma between")
+    return parser
+
+
+def _weights(args: argparse.Namespace) -> Weights:
+    if args.weights.startswith(PREFIX) and not args.model:
+        raise InputError(f"{args.weights}: of which net? Give --model NAME, e.g. resnetblur50")
+    if args.weights.startswith(PREFIX):
+        return locate(args.weights, model=args.model)
+    found = published_or_of_a_run(args.weights, args.model, args.step)
+    if found is not None:
+        return found
+    name = name_of(read_content(args.weights), args.model, args.weights)
+    found = locate(args.weights, model=name)
+    if found.name != name:
+        raise InputError(f"{args.weights} holds weights of {found.name}, not of {name}")
+    return found
+
+
+def _loaded(weights: Weights, options: dict) -> Classifier:
+    model = weights.load_model(dtype=jnp.float32, **options)
+    model.config = replace(model.config, **weights.config_changes())
+    return model
+
+
+def _size_of_run(weights: Weights) -> int | None:
+    """Pixels of what the net saw in training, if that is known."""
+    return weights.config["data"]["crop_size"] if weights.config else None
+
+
+def _told(exported: Exported) -> str:
+    if exported.difference is None:
+        same = "not compared with the net: pip install onnxruntime"
+    else:
+        same = f"within {exported.difference:.1e} of the net"
+    return f"written to {exported.path}, {exported.metadata['output']} {same}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""3x3 convolutions on CPU by Winograd's algorithm: 16 products where there were 36.
+
+Two outputs of three taps, `y[i] = sum_j k[j] x[i + j]`, take four products instead of six: with
+`X = (x0 - x2, x1 + x2, x2 - x1, x1 - x3)` and `K = (k0, (k0 + k1 + k2)/2, (k0 - k1 + k2)/2, k2)`,
+`y0 = XK[0] + XK[1] + XK[2]` and `y1 = XK[1] - XK[2] - XK[3]`. On both axes and over all channels
+that is 16 products of matrices, each for a quarter of the pixels (Lavin and Gray, Fast Algorithms
+for Convolutional Neural Networks, 2016: F(2x2, 3x3)). Sums are ordered otherwise: float32 results
+stray from the definition's by about 1e-6 of the largest.
+"""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from aa_flax.ops.depthwise import Window
+from aa_flax.ops.forms import Multilinear, on_one_device, static, unfused
+
+Padding = tuple[tuple[int, int], ...]
+
+
+_NUMBERS = 2**19  # of the images of one step: their parts, four times as many, stay in a cache
+
+
+def gains_by_winograd(
+    window: Window, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct
+) -> bool:
+    """Whether fewer products pay for more passes over memory (measured on ResNet's and VGG's)."""
+    batch, height, width, _ = x.shape
+    if not all(isinstance(n, int) for n in (batch, height, width)):  # export may leave them open
+        return False
+    single = {x.dtype, kernel.dtype} == {jnp.dtype("float32")}
+    dense = {*window.strides, *window.dilation} == {1} and max(map(max, window.padding)) <= 2
+    fewest, most = sorted(kernel.shape[2:])
+    pixels = batch * height * width  # kernels are transformed, too: that wants some pixels to pay,
+    # and the program takes a sixth of a second to compile, which wants some milliseconds to gain.
+    enough = pixels >= 384 and pixels * fewest * most >= 2**26 and fewest >= 32
+    cached = height * width * most <= 4 * _NUMBERS
+    large = enough and cached and on_one_device()
+    return single and dense and large and window.taps == (3, 3)
+
+
+def winograd_conv(window: Window) -> Multilinear:
+    """The convolution of an image `(N, H, W, C)` and a kernel `(3, 3, C, O)`, and its gradients."""
+    full = tuple((2 - before, 2 - after) for before, after in window.padding)
+    return Multilinear(
+        unfused(static(_conv, padding=window.padding)),
+        (
+            unfused(static(_image_gradient, padding=full)),
+            unfused(static(_kernel_gradient, padding=window.padding)),
+        ),
+    )
+
+
+def _conv(
+    x: Float[Array, "N H W C"], kernel: Array, padding: Padding, product: str = "nhwi,io->nhwo"
+) -> Array:
+    kernels = _grid(_kernel_parts, kernel, (0, 0))
+
+    def of_some(x: Array) -> Array:
+        height, width = _output_size(x, padding)
+        images = _grid(_image_parts, _tiled(x, padding), (1, 2))
+        products = [jnp.einsum(product, x, k) for x, k in zip(images, kernels, strict=True)]
+        y = _ungrid(_outputs, _interleaved, lax.optimization_barrier(products), (1, 2))
+        return y[:, :height, :width]
+
+    y = lax.map(of_some, _in_steps(x, max(kernel.shape[2:])))
+    return y.reshape(-1, *y.shape[2:])[: x.shape[0]]
+
+
+def _image_gradient(kernel: Array, g: Array, padding: Padding) -> Array:
+    """The turned kernel over the cotangent, padded to what a full convolution reads."""
+    return _conv(g, kernel[::-1, ::-1], padding, product="nhwo,io->nhwi")
+
+
+def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
+    """Each step of `_conv` transposed, in reverse."""
+
+    def add(total: list[Array], some: tuple[Array, Array]) -> tuple[list[Array], None]:
+        x, g = some
+        images = _grid(_image_parts, _tiled(x, padding), (1, 2))
+        g = jnp.pad(g, ((0, 0), *((0, n % 2) for n in g.shape[1:3]), (0, 0)))
+        cotangents = _grid(_product_cotangents, g, (1, 2))
+        pairs = zip(total, images, cotangents, strict=True)
+        return [t + jnp.einsum("nhwi,nhwo->io", x, c) for t, x, c in pairs], None
+
+    channels = x.shape[-1], g.shape[-1]
+    zeros = [jnp.zeros(channels, g.dtype)] * 16
+    most = max(channels)
+    products, _ = lax.scan(add, zeros, (_in_steps(x, most), _in_steps(g, most)))
+    return _ungrid(_kernel_cotangents, jnp.stack, products, (0, 0))
+
+
+def _in_steps(x: Array, channels: int) -> Array:
+    """`(steps, images, H, W, C)`, filled with images of zeros."""
+    batch, height, width, _ = x.shape
+    steps = ceil(batch / max(1, _NUMBERS // (height * width * channels)))
+    images = ceil(batch / steps)
+    x = jnp.pad(x, ((0, steps * images - batch), *[(0, 0)] * 3))
+    return x.reshape(steps, images, *x.shape[1:])
+
+
+def _output_size(x: Array, padding: Padding) -> tuple[int, ...]:
+    return tuple(n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], padding, strict=True))
+
+
+def _tiled(x: Array, padding: Padding) -> Array:
+    """Padded, at the end by one more where outputs would not come in pairs."""
+    odd = [n % 2 for n in _output_size(x, padding)]
+    pads = [(before, after + more) for (before, after), more in zip(padding, odd, strict=True)]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
+def _grid(parts: Callable[..., Sequence[Array]], x: Array, axes: tuple[int, int]) -> list[Array]:
+    """The 4x4 parts on two axes, row by row; written, which halves the compiler's work."""
+    rows = lax.optimization_barrier(parts(x, axes[0]))
+    return lax.optimization_barrier([part for row in rows for part in parts(row, axes[1])])
+
+
+def _ungrid(parts, join, grid: Sequence[Array], axes: tuple[int, int]) -> Array:
+    columns = [parts(*grid[column::4]) for column in range(4)]
+    return join([join(parts(*row), axes[1]) for row in zip(*columns, strict=True)], axes[0])
+
+
+def _image_parts(x: Array, axis: int) -> tuple[Array, ...]:
+    last = x.shape[axis] - 3
+    x0, x1, x2, x3 = (lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(4))
+    return x0 - x2, x1 + x2, x2 - x1, x1 - x3
+
+
+def _kernel_parts(kernel: Array, axis: int) -> tuple[Array, ...]:
+    k0, k1, k2 = (lax.index_in_dim(kernel, i, axis, keepdims=False) for i in range(3))
+    ends, middle = (k0 + k2) / 2, k1 / 2
+    return k0, ends + middle, ends - middle, k2
+
+
+def _kernel_cotangents(p0: Array, p1: Array, p2: Array, p3: Array) -> tuple[Array, ...]:
+    ends, middle = (p1 + p2) / 2, (p1 - p2) / 2
+    return p0 + ends, middle, p3 + ends
+
+
+def _outputs(p0: Array, p1: Array, p2: Array, p3: Array) -> tuple[Array, Array]:
+    return p0 + p1 + p2, p1 - p2 - p3
+
+
+def _product_cotangents(g: Array, axis: int) -> tuple[Array, ...]:
+    g0, g1 = (lax.slice_in_dim(g, i, None, 2, axis) for i in range(2))
+    return g0, g0 + g1, g0 - g1, -g1
+
+
+def _interleaved(pair: Sequence[Array], axis: int) -> Array:
+    """Of two arrays, in turn: `(..., n, ...)` to `(..., 2n, ...)`."""
+    shape = pair[0].shape
+    return jnp.stack(pair, axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])

@@ -1,0 +1,116 @@
+"""Batch statistics estimated anew, for weights whose net has become another function."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from aa_flax.errors import InputError
+from aa_flax.layers import BatchNorm, refuse_folded
+from aa_flax.sharding import replicate, replicated
+
+Module = TypeVar("Module", bound=nnx.Module)
+# Mean and variance `(C,)` of each batch norm, in the order of the net's modules.
+Statistics = list[tuple[Any, Any]]
+
+
+def recalibrate_batch_norm(
+    model: Module,
+    images: Float[Array, "N H W C"] | Iterable[Float[Array, "N H W C"]],
+    *,
+    mesh: Mesh | None = None,
+) -> Module:
+    """Estimates the running statistics of all batch norms anew, from images, in place.
+
+    For a net that computes another function than the one its statistics were gathered in: an
+    antialiased net with the weights of its baseline, say. No other variable changes.
+
+    Every batch passes through the net once, each batch norm normalising it by its own mean and
+    biased variance; all else is as in evaluation (no dropout). A running mean becomes the mean over
+    the batches of the batches' means, a running variance that of their unbiased variances (Flax's
+    `nnx.BatchNorm` keeps biased ones). Batches count alike, of whatever size. What was there before
+    has no part in it. So does torch's `BatchNorm2d` with `momentum=None`, which
+    `torch.optim.swa_utils.update_bn` uses.
+
+    Args:
+        images: normalised as for training: one batch, or several, one after another; the larger,
+            the nearer each batch norm sees what it will see in evaluation.
+        mesh: devices that share the work, where each batch lies split over them (`put_batch` of
+            `aa_flax.sharding`); statistics are those of the whole batch.
+
+    Returns:
+        The same model, in evaluation mode.
+
+    Raises:
+        InputError: no batch, a net without batch norms or one of `aa_flax.fuse`, or statistics that
+            are not finite; nothing is changed then.
+    """
+    check_batch_norms(model)
+    model.eval()
+    batches = [images] if hasattr(images, "shape") else images
+    for layer, statistics in zip(
+        _batch_norms(model), _mean_over(model, batches, mesh), strict=True
+    ):
+        for variable, value in zip((layer.mean, layer.var), statistics, strict=True):
+            variable.set_value(jax.device_put(value.astype(variable.dtype)))
+    return model
+
+
+def check_batch_norms(model: nnx.Module) -> None:
+    """Raises an InputError if a net has no batch norms to recalibrate."""
+    refuse_folded(model, to="recalibrate")
+    if not any(True for _ in _batch_norms(model)):
+        raise InputError(
+            f"{getattr(model, 'name', '') or type(model).__name__} has no batch norm, so there are "
+            "no statistics to estimate; fine-tune it instead"
+        )
+
+
+def _batch_norms(model: nnx.Module) -> Iterator[Any]:
+    layers = (layer for _, layer in nnx.iter_modules(model))
+    return (layer for layer in layers if isinstance(layer, BatchNorm | nnx.BatchNorm))
+
+
+def _mean_over(model: nnx.Module, batches: Iterable[Any], mesh: Mesh | None) -> Statistics:
+    graphdef, state = nnx.split(_measuring(model))
+    state = state if mesh is None else replicate(state, mesh)
+    total, count = None, 0
+    for batch in batches:
+        if not hasattr(batch, "shape"):
+            raise InputError(
+                f"batches are arrays of normalised images (N, H, W, 3), got a "
+                f"{type(batch).__name__}; give the images alone"
+            )
+        found = _statistics(graphdef, mesh, state, batch)
+        found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+        total = found if total is None else jax.tree.map(np.add, total, found)
+        count += 1
+    if total is None:
+        raise InputError("no images are given to estimate batch statistics from; give a batch")
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(total)):
+        raise InputError("the batch statistics of these images are not finite; nothing is changed")
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def _measuring(model: nnx.Module) -> nnx.Module:
+    """A copy of the net whose batch norms keep the statistics of the last batch, nothing else."""
+    copy: Any = nnx.clone(model)
+    for layer in _batch_norms(copy):
+        layer.use_running_average, layer.momentum = False, 0.0
+    return copy
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _statistics(
+    graphdef: nnx.GraphDef, mesh: Mesh | None, state: nnx.State, images: Array
+) -> Statistics:
+    model: Any = nnx.merge(graphdef, state, copy=True)
+    model(images)
+    found = [(layer.mean[...], layer.var[...]) for layer in _batch_norms(model)]
+    return found if mesh is None else lax.with_sharding_constraint(found, replicated(mesh))

@@ -1,0 +1,85 @@
+"""Our files of ONNX beside those that torch exports of the original, and beside eager torch.
+
+    python benchmarks/export.py [--models resnet18_lpf4 ...] [--batch 8] [--rounds 7]
+
+Both files have the same random weights and run in onnxruntime; eager torch runs the original. Each
+has a process of its own, and they have their turns one after the other, every other round in
+reverse. Prints a Markdown table of times over ours: the median over the rounds, and in brackets the
+least and the greatest; above 1 ours is faster.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from sys import executable
+
+import nets
+from nets_table import ratio
+
+VARIANTS = ("ours", "torch_onnx", "eager")
+nets.SCRIPTS["export"] = Path(__file__).with_name("export_worker.py")
+
+
+def write_files(name: str, size: int, folder: Path) -> dict[str, str]:
+    """The two files of a net, with the same weights, by variant."""
+    import torch
+
+    import aa_flax
+    from benchmarks.reference import reference_net
+
+    net = reference_net(name)
+    model = aa_flax.load_torch_state_dict(aa_flax.create_model(name), net.state_dict())
+    ours, theirs = str(folder / "ours.onnx"), str(folder / "torch.onnx")
+    aa_flax.export(model, ours, size=size)
+    torch.onnx.export(
+        net,
+        (torch.zeros(1, 3, size, size),),
+        theirs,
+        input_names=["images"],
+        dynamic_axes={"images": {0: "batch"}},
+        dynamo=False,  # the other exporter needs onnxscript
+    )
+    return {"ours": ours, "torch_onnx": theirs, "eager": ""}
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Milliseconds of a pass, round by round, of each variant."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(name, args.size, Path(folder))
+        workers = [nets.Worker("export", variant, executable) for variant in VARIANTS]
+        for worker in workers:
+            task = {"net": name, "batch": args.batch, "size": args.size}
+            worker.ask({**task, "variant": worker.variant, "file": files[worker.variant]})
+        for number in range(args.rounds):
+            for worker in workers if number % 2 == 0 else workers[::-1]:
+                worker.turn(args.turn)
+                if worker.error:
+                    raise RuntimeError(f"{name}, {worker.variant}: {worker.error}")
+    for worker in workers:
+        worker.close()
+    return {worker.variant: worker.times for worker in workers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["resnet18_lpf4", "mobilenet_v2_lpf4"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224, help="pixels, of a side")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
+    args = parser.parse_args()
+    about = nets.Worker("export", "", executable)
+    print(about.ask({"identity": True}))
+    about.close()
+    print("| net | ours, ms | torch's file / ours | eager torch / ours |\n|---|---|---|---|")
+    for name in args.models:
+        times = measure(name, args)
+        median = ratio(times["ours"], [1.0] * args.rounds)
+        others = (ratio(times[variant], times["ours"]) for variant in VARIANTS[1:])
+        print(f"| `{name}` | {median.median:.0f} | {' | '.join(map(str, others))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

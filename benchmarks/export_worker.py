@@ -1,0 +1,49 @@
+"""One way to serve a net from a CPU, for `export.py`; see `worker.py`.
+
+The variants: a file of ONNX in onnxruntime, or the original in eager torch.
+"""
+
+from typing import Any
+
+import numpy as np
+from worker import Work, device_in_words, serve, versions
+
+
+def prepare(task: dict[str, Any]) -> Work:
+    size = task["size"]
+    images = np.random.default_rng(0).standard_normal((task["batch"], size, size, 3), np.float32)
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    if task["variant"] == "eager":
+        return Work(_eager(task["net"], channels_first), lambda result: None)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others have turns
+    session = onnxruntime.InferenceSession(task["file"], options, ["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: images if task["variant"] == "ours" else channels_first}
+    return Work(lambda: session.run(None, given), lambda result: None)
+
+
+def _eager(name: str, images: np.ndarray):
+    import torch
+
+    from benchmarks.reference import reference_net
+
+    net, x = reference_net(name), torch.tensor(images)
+
+    @torch.no_grad()
+    def run() -> Any:
+        return net(x)
+
+    return run
+
+
+def identity() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+
+    return {"versions": versions(onnxruntime, onnx), "device": device_in_words("cpu")}
+
+
+if __name__ == "__main__":
+    serve(prepare, identity)

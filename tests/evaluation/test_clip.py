@@ -1,0 +1,167 @@
+"""--clip: how often a net changes its mind from frame to frame."""
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+
+import aa_flax
+from aa_flax import InputError
+from aa_flax.data.video import read_frames
+from aa_flax.evaluation.flicker import flicker, moving_average, odd_window
+from aa_flax.evaluation.report import gather, write_report
+from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write
+from tests.evaluation.tiny import CROP
+
+MARGIN, FPS = 3, 10.0
+
+
+def measured(predict, clip, **options):
+    return aa_flax.evaluate(predict, clip, ("clip",), name="flat", **SIZES, **options)
+
+
+def slow_answers(pixels):
+    crops = [image[MARGIN:, MARGIN:][:CROP, :CROP] for image in pixels]
+    return np.array([probabilities(crop) for crop in crops])
+
+
+def test_flips_and_runs_are_those_of_looking_at_each_frame_by_itself(tmp_path):
+    pixels = write(tmp_path / "clip", count=11)  # frame10 is the last, not the third
+    top = slow_answers(pixels).argmax(1)
+    runs = [len(list(run)) for _, run in groupby(top)]
+    found = measured(flat, tmp_path / "clip", fps=FPS)["clip"]
+    assert found["num_frames"] == 11
+    assert found["flips"] == len(runs) - 1
+    assert found["flips_per_second"] == pytest.approx((len(runs) - 1) / 10 * FPS)
+    assert found["runs"] == len(runs)
+    assert found["run_median"] == np.median(runs)
+    assert found["run_median_seconds"] == pytest.approx(np.median(runs) / FPS)
+    assert (found["run_shortest"], found["run_longest"]) == (min(runs), max(runs))
+    assert found["seconds"] == pytest.approx(1.1)
+
+
+def test_the_smoothed_curve_is_the_mean_of_the_frames_around(tmp_path):
+    pixels = write(tmp_path / "clip", count=9)
+    answers = slow_answers(pixels)
+    smooth = np.array([answers[max(0, i - 1) : i + 2].mean(0) for i in range(9)])
+    output = tmp_path / "r.json"
+    found = measured(on_host, tmp_path / "clip", fps=FPS, window=0.3, output=output)["clip"]
+    assert found["window"] == 3
+    with np.load(tmp_path / found["file"]) as arrays:
+        most = arrays["most_frequent"]
+        assert np.allclose(arrays["probability"], answers[:, most], atol=1e-5)
+        assert np.allclose(arrays["smoothed"], smooth[:, most], atol=1e-5)
+        assert arrays["smoothed_top1"].tolist() == smooth.argmax(1).tolist()
+        assert arrays["run_lengths"].sum() == 9
+    changes = np.count_nonzero(np.diff(smooth.argmax(1)))
+    assert found["flips_per_second_smoothed"] == pytest.approx(changes / 8 * FPS)
+
+
+@pytest.mark.parametrize(
+    ("fps", "seconds", "frames"), [(25, 0.5, 13), (25, 0, 1), (10, 0.3, 3), (30, 0.1, 3)]
+)
+def test_the_window_is_the_nearest_odd_number_of_frames(fps, seconds, frames):
+    assert odd_window(fps, seconds) == frames
+
+
+def test_a_moving_average_keeps_a_constant_and_its_window_may_exceed_the_clip():
+    assert np.allclose(moving_average(np.full((4, 2), 7.0), 3), 7)
+    assert np.allclose(moving_average(np.array([[1.0], [2.0], [6.0]]), 101), 3)
+
+
+def test_frames_in_memory_are_the_clip_and_the_rate_says_where_it_is_from(tmp_path):
+    pixels = write(tmp_path / "clip", count=5)
+    of_folder = measured(flat, tmp_path / "clip")["clip"]
+    assert (of_folder["fps"], of_folder["fps_from"]) == (25, "default")
+    for clip in (pixels, list(pixels)):
+        found = measured(flat, clip, fps=25.0)["clip"]
+        assert found["flips_per_second"] == of_folder["flips_per_second"]
+        assert found["fps_from"] == "--fps"
+
+
+def test_two_nets_stand_side_by_side_in_the_report(tmp_path):
+    write(tmp_path / "clip")
+    nets = {"plain": flat, "steady": lambda x: x.mean((1, 2))}
+    for name, predict in nets.items():
+        output = tmp_path / "runs" / f"{name}.json"
+        aa_flax.evaluate(predict, tmp_path / "clip", "clip", name=name, output=output, **SIZES)
+    rows, _ = gather([tmp_path / "runs"])
+    assert "flips a second" in write_report(rows, tmp_path / "report").read_text()
+    for suffix in (".png", ".pdf", ".svg"):
+        assert (tmp_path / "report" / f"clip{suffix}").stat().st_size > 0
+
+
+def test_what_is_no_clip_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no folder .*nowhere \(--clip\)"):
+        measured(flat, tmp_path / "nowhere")
+    write(tmp_path / "one", count=1)
+    with pytest.raises(InputError, match="one frame alone; flips need two or more"):
+        measured(flat, tmp_path / "one")
+    with pytest.raises(InputError, match=r"frame0\.png is one image; give the folder of all fram"):
+        measured(flat, tmp_path / "one" / "frame0.png")
+    with pytest.raises(InputError, match=r"holds no files; .*; folders below it are not read"):
+        measured(flat, tmp_path)
+    with pytest.raises(InputError, match="--fps is the number of frames a second, more than 0"):
+        measured(flat, np.zeros((2, 16, 16, 3), np.uint8), fps=0.0)
+
+
+def test_a_bad_frame_is_named(tmp_path):
+    write(tmp_path / "clip", count=3)
+    write(tmp_path / "other", count=4, size=(18, 16))
+    (tmp_path / "other" / "frame3.png").rename(tmp_path / "clip" / "frame3.png")
+    with pytest.raises(InputError, match=r"sizes: .*frame3\.png \(frame 3\) has 18 x 16 pixels, "):
+        measured(flat, tmp_path / "clip")
+    (tmp_path / "clip" / "frame3.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"cannot read frame .*frame3\.png: .*a clip needs all of"):
+        measured(flat, tmp_path / "clip")
+
+
+def test_small_frames_are_refused(tmp_path):
+    write(tmp_path / "clip", size=(9, 16))
+    with pytest.raises(InputError, match=r"clip has 9 x 16 pixels, but a square of 10 is cut"):
+        measured(flat, tmp_path / "clip")
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    logits = np.zeros((4, 3))
+    logits[2, 1] = np.nan
+    with pytest.raises(InputError, match=r"not finite for 1 of 4 frames, the first .* frame 2"):
+        flicker(logits, fps=25, window_seconds=0.5)
+
+
+def test_a_video_without_pyav_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    (tmp_path / "film.mp4").write_bytes(b"")
+    with pytest.raises(InputError, match=r"pip install 'aa_flax\[video\]'; or give a folder"):
+        measured(flat, tmp_path / "film.mp4")
+
+
+def film(path, count=7, rate=10, codec="ffv1"):
+    """A lossless video of random frames; their pixels."""
+    av = pytest.importorskip("av")
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "bgr0"
+        for image in pixels:
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return pixels
+
+
+def test_a_video_is_its_frames_at_the_rate_of_its_header(tmp_path):
+    pixels = film(tmp_path / "film.mkv")
+    assert [np.asarray(i).tolist() for i in read_frames(tmp_path / "film.mkv")] == pixels.tolist()
+    found = measured(flat, tmp_path / "film.mkv")["clip"]
+    assert (found["fps"], found["fps_from"]) == (10, "header")
+    assert found["flips"] == measured(flat, pixels)["clip"]["flips"]
+    assert measured(flat, tmp_path / "film.mkv", fps=5.0)["clip"]["fps"] == 5
+
+
+def test_what_is_no_video_is_refused(tmp_path):
+    pytest.importorskip("av")
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    with pytest.raises(InputError, match=r"film\.mp4 is no video that PyAV reads"):
+        measured(flat, tmp_path / "film.mp4")

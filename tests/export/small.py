@@ -1,0 +1,38 @@
+"""Small nets of every kind, with batch norms that show, for images of 40 pixels and more."""
+
+from collections.abc import Callable
+
+from flax import nnx
+
+import aa_flax
+from aa_flax.models.densenet import DenseNet
+from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
+from tests.randomised import randomised
+
+SIZE = 40
+
+
+def resnet(block=BasicBlock, **options) -> ResNet:
+    options = {"num_classes": 5, "filter_size": 4} | options
+    return ResNet(block, (1, 1, 1, 1), rngs=nnx.Rngs(0), **options)
+
+
+def densenet(**options) -> DenseNet:
+    return DenseNet(
+        (2, 1), growth_rate=8, num_init_features=8, num_classes=5, rngs=nnx.Rngs(0), **options
+    )
+
+
+NETS: dict[str, Callable[[], aa_flax.Classifier]] = {
+    "basic": resnet,
+    "bottleneck": lambda: resnet(Bottleneck, filter_size=3, groups=8),
+    "baseline": lambda: resnet(filter_size=None),
+    "densenet": lambda: densenet(filter_size=4),
+    "densenet_baseline": densenet,
+    "mobilenet": lambda: aa_flax.create_model("mobilenet_v2_lpf4", num_classes=5, width_mult=1 / 8),
+}
+
+
+def small(name: str) -> aa_flax.Classifier:
+    """A net of `NETS`, in evaluation mode."""
+    return randomised(NETS[name]())

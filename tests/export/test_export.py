@@ -1,0 +1,129 @@
+"""`aa_flax.export` and its command: both names, and the mistakes people make."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import aa_flax
+from aa_flax import InputError
+from aa_flax.export import onnx_file, write
+from aa_flax.export.__main__ import run
+from tests.export.small import SIZE, resnet, small
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "aa_flax.export(",
+        "import aa_flax.export\naa_flax.export(",
+        "from aa_flax import export\nexport(",
+        "import aa_flax.export.write\naa_flax.export(",
+        "aa_flax.export\nfrom aa_flax.export import export\nassert export\naa_flax.export(",
+    ],
+)
+def test_it_is_a_function_whatever_was_imported_first(order):
+    program = f"import aa_flax\ntry:\n    {order.replace(chr(10), chr(10) + '    ')}0, 'net.pdf')"
+    program += "\nexcept aa_flax.InputError as error:\n    print(error)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "the output net.pdf is to be .onnx or .stablehlo; call it so\n", done
+
+
+def test_this_package_loads_no_onnx():
+    program = (
+        "import aa_flax, sys; print({'onnx', 'onnxruntime', 'aa_flax.export'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("net", {}, r"the output .*net is to be \.onnx or \.stablehlo; call it so"),
+        ("net.onnx", {"size": 20}, r"images of 20x20 pixels are too small for this net, which t"),
+        ("net.onnx", {"size": 0}, r"size must be a whole number of at least 1, got 0"),
+        ("net.onnx", {"dynamic_size": 1}, r"dynamic_size must be True or False, got 1"),
+        ("net.onnx", {"preprocessing": "no"}, r"preprocessing must be True or False, got 'no'"),
+        ("folder.onnx", {}, r"the output .*folder\.onnx is a folder; give the name of a file"),
+    ],
+)
+def test_what_cannot_be_is_told_and_nothing_is_written(name, options, message, tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(InputError, match=message):
+        aa_flax.export(small("basic"), tmp_path / name, **{"size": SIZE, **options})
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
+
+
+def test_what_is_no_net_for_inference_is_refused(tmp_path):
+    training = resnet()
+    training.train()
+    backbone = aa_flax.Backbone(resnet(num_classes=0))
+    for net, message in (
+        (training, r"in training mode; call model\.eval\(\) before"),
+        (backbone, r"takes a net of aa_flax\.create_model, got a Backbone; of a backbone the w"),
+        (resnet(dtype="bfloat16"), r"compute in float32, got one that computes in bfloat16; cre"),
+    ):
+        with pytest.raises(InputError, match=message):
+            aa_flax.export(net, tmp_path / "net.onnx", size=SIZE)
+
+
+@pytest.mark.parametrize(("name", "package"), [("n.onnx", "onnx"), ("n.stablehlo", "flatbuffers")])
+def test_a_missing_extra_is_named(name, package, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "find_spec", lambda name: None)
+    message = rf"writing {name} needs {package}: pip install 'aa_flax\[export\]'"
+    with pytest.raises(InputError, match=message):
+        aa_flax.export(small("basic"), tmp_path / name)
+
+
+def test_without_a_runtime_nothing_is_compared(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(write, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    assert aa_flax.export(small("basic"), tmp_path / "net.onnx", size=SIZE).difference is None
+
+
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "net.onnx").write_text("from before")
+    right = onnx_file.run_onnx
+    wrong = write._FORMATS[".onnx"]._replace(run=lambda *given: right(*given) * 1.001)
+    monkeypatch.setitem(write._FORMATS, ".onnx", wrong)
+    with pytest.raises(InputError, match=r"differs from this net by 1\.0e-03 of its largest logi"):
+        aa_flax.export(small("basic"), tmp_path / "net.onnx", size=SIZE)
+    assert (tmp_path / "net.onnx").read_text() == "from before"
+
+
+def test_the_command_exports_a_weights_file(tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    net = aa_flax.create_model("resnet18_lpf2", num_classes=3)
+    file, output = str(tmp_path / "w.safetensors"), str(tmp_path / "net.onnx")
+    aa_flax.save_weights(net, file, licence="mine")
+    run([file, output, "--size=35", "--preprocessing"])
+    assert f"resnet18_lpf2: written to {output}, probabilities within" in capsys.readouterr().out
+    told = {fact.key: fact.value for fact in onnx.load(output).metadata_props}
+    assert (told["source"], told["licence"]) == (file, "mine")
+    x = np.zeros((1, 35, 35, 3), np.uint8)
+    np.testing.assert_allclose(onnx_file.run_onnx(output, x).sum(), 1, rtol=1e-5)
+    with pytest.raises(InputError, match=r"w\.safetensors holds weights of resnet18_lpf2, not of"):
+        run([file, output, "--model=resnet34_lpf2"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["w.pth", "net.txt"], r"the output net\.txt is to be \.onnx or \.stablehlo"),
+        (["w.pth", "net.onnx"], r"no file w\.pth"),
+        (["pretrained", "net.onnx"], r"pretrained: of which net\? Give --model NAME"),
+        (["hf-hub:a/b", "net.onnx"], r"hf-hub:a/b: of which net\? Give --model NAME"),
+        (["w.pth", "net.onnx", "--option", "x"], r"--option is NAME=VALUE"),
+        (["run", "net.onnx"], r"no run in run"),
+    ],
+)
+def test_the_command_tells_what_is_wrong(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(write, "find_spec", lambda name: name)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match=message):
+        run(arguments)
+    assert not (tmp_path / "net.onnx").exists()

@@ -1,0 +1,118 @@
+"""Files of ONNX: the same function as the original's, in the operators one expects."""
+
+import json
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+import aa_flax
+from aa_flax import InputError, create_model, list_models
+from aa_flax.data.transforms import normalise
+from tests.export.small import NETS, SIZE, resnet, small
+from tests.randomised import randomised
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from aa_flax.export.onnx_file import run_onnx  # noqa: E402
+
+CLEAN = {"Transpose", "Conv", "Relu", "Clip", "MaxPool", "Pad", "Add", "Concat", "AveragePool"}
+CLEAN |= {"BatchNormalization", "GlobalAveragePool", "Flatten", "Gemm"}
+
+
+def operators(path) -> Counter:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def of_the_original(name, size, tmp_path):
+    """Logits of the original with random weights and statistics, and those of its export."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.reference import reference_net
+
+    net = reference_net(name)
+    model = aa_flax.load_torch_state_dict(create_model(name), net.state_dict())
+    x = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
+    with torch.no_grad():
+        expected = net(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
+    path = aa_flax.export(model, tmp_path / "net.onnx", size=size).path
+    return expected, run_onnx(path, x), path
+
+
+def relative(found, expected) -> float:
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def test_logits_are_the_originals(tmp_path):
+    expected, found, path = of_the_original("resnet18_lpf4", 64, tmp_path)
+    assert relative(found, expected) <= 1e-5
+    assert operators(path) == {
+        "Transpose": 1,
+        "Conv": 20 + 7,  # the net's, and a blur for each pad
+        "Pad": 7,
+        "Relu": 17,
+        "Add": 8,
+        **dict.fromkeys(("MaxPool", "GlobalAveragePool", "Flatten", "Gemm"), 1),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models("*_lpf4"))
+def test_logits_of_every_net_are_the_originals(name, tmp_path):
+    if not aa_flax.models.registry.has_reference(name):
+        pytest.skip("not one of the original's")
+    expected, found, path = of_the_original(name, 224, tmp_path)
+    assert relative(found, expected) <= 1e-5
+    assert operators(path).keys() <= CLEAN
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_net_is_the_same_in_few_operators(name, rng, tmp_path):
+    net = small(name)
+    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
+    assert operators(path).keys() <= CLEAN
+    x = rng.standard_normal((3, SIZE, SIZE, 3), np.float32)
+    assert relative(run_onnx(path, x), jax.jit(net)(x)) <= 1e-5
+
+
+def test_height_and_width_may_be_left_open(rng, tmp_path):
+    net = small("densenet_baseline")
+    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE, dynamic_size=True).path
+    for sizes in ((1, 33, 61), (2, 40, 47), (5, 50, 35)):
+        x = rng.standard_normal((*sizes, 3), np.float32)
+        assert relative(run_onnx(path, x), net(x)) <= 1e-5
+
+
+def test_bytes_become_probabilities(rng, tmp_path):
+    net = small("basic")
+    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE, preprocessing=True).path
+    images = rng.integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    found = run_onnx(path, images)
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
+    assert relative(found, jax.nn.softmax(net(normalise(images)))) <= 1e-5
+
+
+def test_it_tells_what_it_is(tmp_path):
+    net = create_model("resnet18_lpf4", num_classes=0)
+    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
+    model = onnx.load(path)
+    told = {fact.key: fact.value for fact in model.metadata_props}
+    assert told["model"] == "resnet18_lpf4"
+    assert json.loads(told["input"]) == {"shape": ["batch", 40, 40, 3], "type": "float32"}
+    assert json.loads(told["preprocessing"])["mean"] == [0.485, 0.456, 0.406]
+    (given,), (result,) = model.graph.input, model.graph.output
+    assert given.name, result.name == ("images", "embedding")
+    assert [d.dim_param or d.dim_value for d in result.type.tensor_type.shape.dim] == ["batch", 512]
+
+
+@pytest.mark.parametrize("pool", ["average", "gaussian3", "ideal", "learned3", "aps_l2", "lps"])
+def test_every_pool_is_written_or_refused_by_name(pool, rng, tmp_path):
+    net = randomised(resnet(filter_size=None, pool=pool))
+    path = tmp_path / "net.onnx"
+    if pool.startswith(("aps", "lps")):
+        with pytest.raises(InputError, match=r"ONNX .* as \.stablehlo"):
+            aa_flax.export(net, path, size=SIZE)
+        assert not path.exists()
+    else:
+        assert aa_flax.export(net, path, size=SIZE).difference <= 1e-5

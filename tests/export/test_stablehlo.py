@@ -1,0 +1,69 @@
+"""Files of StableHLO: a process that has JAX alone computes what the net does."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+import aa_flax
+from aa_flax import InputError, create_model
+from aa_flax.export.program import Program
+from aa_flax.export.stablehlo import smallest_open_size
+from tests.export.small import SIZE, resnet, small
+from tests.randomised import randomised
+
+pytest.importorskip("flatbuffers")
+
+# What a reader's program is, where neither this package nor Flax can be imported.
+ELSEWHERE = """
+import sys
+sys.modules["aa_flax"] = sys.modules["flax"] = None
+import numpy as np
+from jax import export
+program = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+images = np.load(sys.argv[2])
+np.savez(sys.argv[3], all=program.call(images), first=program.call(images[:1, :35]))
+"""
+
+
+def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
+    net = small("basic")
+    path = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE, dynamic_size=True).path
+    images = rng.standard_normal((3, 97, 128, 3), np.float32)
+    np.save(tmp_path / "images.npy", images)
+    files = [str(tmp_path / name) for name in ("n.stablehlo", "images.npy", "logits.npz")]
+    program = ELSEWHERE.replace(":35", ":96")  # the least that this net takes when sizes are open
+    subprocess.run([sys.executable, "-I", "-c", program, *files], check=True)
+    found = np.load(files[2])
+    for key, given in (("all", images), ("first", images[:1, :96])):
+        expected = np.asarray(net(given))
+        assert np.abs(found[key] - expected).max() <= 1e-5 * np.abs(expected).max()
+    exported = jax_export.deserialize(bytearray(path.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_what_it_is_stands_beside_it(tmp_path):
+    net = randomised(resnet(num_classes=0))
+    exported = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE)
+    told = json.loads((tmp_path / "n.stablehlo.json").read_text())
+    assert told == exported.metadata
+    assert told["output"] == "embedding"
+
+
+def test_it_holds_no_operation_of_this_package(tmp_path):
+    path = aa_flax.export(small("basic"), tmp_path / "n.stablehlo", size=SIZE).path
+    text = jax_export.deserialize(bytearray(path.read_bytes())).mlir_module()
+    calls = set(re.findall(r"custom_call @(\w+)", text))
+    assert calls <= {"shape_assertion"}  # that there is an image
+
+
+@pytest.mark.parametrize("name", ["alexnet_lpf4", "vgg11"])
+def test_a_classifier_of_fixed_bins_takes_one_size(name):
+    net = aa_flax.initialisers.abstract(lambda rngs: create_model(name, rngs=rngs))
+    program = Program(net, 224, open_size=True, preprocessing=False, logits=net)
+    with pytest.raises(InputError, match=f"^{name} cannot be exported for images of every size.*"):
+        smallest_open_size(program)

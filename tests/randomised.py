@@ -1,0 +1,20 @@
+"""Nets whose batch norms show where they are left out."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import aa_flax
+from aa_flax.layers import BatchNorm
+
+
+def randomised(net: aa_flax.Classifier) -> aa_flax.Classifier:
+    """With statistics and affine parameters that show where they are left out."""
+    draw = np.random.default_rng(0)
+    for _, layer in nnx.iter_modules(net):
+        if isinstance(layer, BatchNorm):
+            for name, low in (("scale", 0.5), ("bias", -0.3), ("mean", -0.3), ("var", 0.5)):
+                shape = layer.scale.shape
+                getattr(layer, name)[...] = jnp.asarray(draw.uniform(low, 1.5, shape), jnp.float32)
+    net.eval()
+    return net

@@ -1,0 +1,6 @@
+"""The parts of a benchmark import one another as scripts do."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
