@@ -19,7 +19,7 @@ def with_spread(values: Sequence[float], unit: str = "%") -> str:
 
 
 def mean_with_spread(mean: float, deviation: float | None, unit: str = "%") -> str:
-    """As `with_spread`, of a mean and its standard deviation; None: it is one number alone."""
+    """A mean ± its standard deviation, with two of its digits; None: one number alone."""
     decimals = _decimals(deviation, 2) if deviation else _decimals_of_one(mean, unit)
     spread = "" if deviation is None else f" ± {deviation:.{decimals}f}"
     return f"{mean:.{decimals}f}{spread}"
