@@ -112,9 +112,8 @@ def _sums_over_batch_first(basis: Array, g: Array, at_once: bool) -> Array:
     """
     shape = (g.shape[0], prod(g.shape[1:-1]), g.shape[-1])
     products = [(each * g).reshape(shape) for each in basis]
-    if at_once:
-        zeros = [jnp.zeros((), g.dtype) for _ in products]
-        sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (0,))
-    else:
-        sums = [each.sum(0) for each in products]
+    if not at_once:  # image by image first: what devices send one another is a number a channel
+        return jnp.stack([each.sum(1).sum(0) for each in products])
+    zeros = [jnp.zeros((), g.dtype) for _ in products]
+    sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (0,))
     return jnp.stack([each.sum(0) for each in sums])
