@@ -37,7 +37,10 @@ def distance_of(trunk, weights=None):
 
 
 @pytest.mark.filterwarnings("ignore")  # lpips calls torchvision in a manner of the past
-@pytest.mark.parametrize(("name", "theirs"), [("alexnet", "alex"), ("vgg16", "vgg")])
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("alexnet", "alex"), pytest.param("vgg16", "vgg", marks=pytest.mark.slow)],
+)
 def test_a_plain_net_gives_the_numbers_of_lpips(name, theirs, images):
     torch = pytest.importorskip("torch")
     if find_spec("lpips") is None:
