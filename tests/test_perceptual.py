@@ -114,6 +114,7 @@ def test_antialiased_and_other_vgg_nets_have_their_five_maps(name, channels):
     assert tuple(x.shape[-1] for x in maps) == channels
 
 
+@pytest.mark.slow
 def test_a_shift_of_one_pixel_is_less_to_an_antialiased_trunk(trunk):
     rng = np.random.default_rng(0)
     image, other = rng.uniform(size=(2, 1, 66, 66, 3)).astype(np.float32)
@@ -145,6 +146,7 @@ def test_its_gradient_leads_downhill_and_is_finite_at_equal_and_at_black_images(
         assert jnp.isfinite(value_and_gradient(image)[1]).all()
 
 
+@pytest.mark.slow
 def test_channel_weights_are_parameters_to_train(trunk, images, some_weights):
     distance = distance_of(trunk, some_weights["alexnet"])
     gradients = nnx.grad(lambda d: d(*images).sum())(distance)

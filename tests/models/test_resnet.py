@@ -15,7 +15,7 @@ from benchmarks.reference import (
     state_shapes,
 )
 
-QUICK = ("resnet18", "resnet18_lpf4", "resnet50_lpf3", "wide_resnet50_2")
+QUICK = ("resnet18", "resnet18_lpf4", "resnet50_lpf3")
 FAMILY = [name for name in list_models("*resne[tx]*") if "_lpf" not in name or name[-1] in "2345"]
 OTHER_SIZES = [f"resnet18_lpf{k}" for k in (1, 6, 7)]
 
