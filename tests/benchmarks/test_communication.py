@@ -47,6 +47,7 @@ def test_the_sum_of_a_batch_over_devices_is_one_all_reduce():
 @several_devices
 def test_a_training_step_reduces_gradients_and_statistics_and_gathers_nothing():
     model = aa_flax.create_model("resnet18_lpf4", num_classes=3)
+    model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def gradients(params, rest, images):
