@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from aa_flax.arguments import real_number
-from aa_flax.data.digest import digest
+from aa_flax.data.digest import digest, file_digest
 from aa_flax.data.folder_index import EXTENSIONS
 from aa_flax.data.images import ImageError
 from aa_flax.data.pictures import Given, Pictures
@@ -67,14 +67,13 @@ class Clip:
         return str(self._path or f"{len(self._frames or ())} frames")
 
     def described(self) -> dict[str, Any]:
-        """Where it is and how fast, for a record; a hash of names or of the file's size."""
+        """Where it is and how fast, and a hash of its contents, for a record."""
         said = {"fps": self.fps, "fps_from": self.fps_from}
         if self._frames is not None:
             return self._frames.described() | said
         assert self._video is not None
-        size = self._video.stat().st_size
         where = {"file_of_video": str(self._video.absolute())}
-        return {**where, "digest": digest("video", self._video.name, str(size)), **said}
+        return {**where, "digest": digest("video", file_digest(self._video)), **said}
 
     def check(self) -> None:
         """Raises an InputError for frames of different sizes, of those that are images."""

@@ -3,6 +3,8 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +20,18 @@ def digest(*parts: str | Iterable[str] | np.ndarray) -> str:
         total.update(len(encoded).to_bytes(8, "little"))
         total.update(encoded)
     return total.hexdigest()[:32]
+
+
+def file_digest(path: Path) -> str:
+    """A hash (SHA-256) of a file's bytes, which are read again only when the file has changed."""
+    status = path.stat()
+    return _digest_of_bytes(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=2**16)
+def _digest_of_bytes(path: Path, modified: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode(part: str | Iterable[str] | np.ndarray) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from aa_flax.data.digest import digest
+from aa_flax.data.digest import digest, file_digest
 from aa_flax.data.folder_index import EXTENSIONS
 from aa_flax.data.images import Example, ImageError, decode
 from aa_flax.data.natural import natural_key
@@ -104,9 +104,10 @@ class Pictures:
         return str(item) if isinstance(item, str | Path) else f"image {index}"
 
     def described(self) -> dict[str, Any]:
-        """Where they are and a hash of which, for a record.
+        """Where they are and a hash of names and contents, for a record.
 
-        The hash is of the paths below the folder, and of the bytes of what was given as arrays.
+        Raises:
+            ImageError: a file that cannot be read.
         """
         folder = self.folder
         place = {} if folder is None else {"folder": str(folder.absolute())}
@@ -115,10 +116,14 @@ class Pictures:
     def _identity(self, item: Any) -> Any:
         if not isinstance(item, str | Path):
             return np.asarray(open_image(item))
-        path = Path(item)
-        if self.folder is None or self.folder not in path.parents:
-            return str(path)
-        return str(path.relative_to(self.folder))
+        path = Path(item).expanduser()
+        name = path
+        if self.folder is not None and self.folder in path.parents:
+            name = path.relative_to(self.folder)
+        try:
+            return str(name), file_digest(path)
+        except OSError as error:
+            raise ImageError.of(str(path), error) from error
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height, without decoding a file.

@@ -7,7 +7,8 @@ import pytest
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.video import read_frames
+from aa_flax.data.clips import Clip
+from aa_flax.data.video import Header, read_frames
 from aa_flax.evaluation.flicker import flicker, moving_average, odd_window
 from aa_flax.evaluation.report import gather, write_report
 from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write
@@ -158,6 +159,18 @@ def test_a_video_is_its_frames_at_the_rate_of_its_header(tmp_path):
     assert (found["fps"], found["fps_from"]) == (10, "header")
     assert found["flips"] == measured(flat, pixels)["clip"]["flips"]
     assert measured(flat, tmp_path / "film.mkv", fps=5.0)["clip"]["fps"] == 5
+
+
+def test_another_film_of_the_same_name_and_size_is_another_clip(tmp_path, monkeypatch):
+    film(tmp_path / "film.mkv")
+    monkeypatch.setattr("aa_flax.data.clips.read_header", lambda path: Header(10.0, (16, 16), 0))
+    before = Clip(tmp_path / "film.mkv").described()
+    content = bytearray((tmp_path / "film.mkv").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "film.mkv").write_bytes(content)
+    after = Clip(tmp_path / "film.mkv").described()
+    assert after.pop("digest") != before.pop("digest")
+    assert after == before
 
 
 def test_what_is_no_video_is_refused(tmp_path):

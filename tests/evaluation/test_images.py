@@ -1,6 +1,7 @@
 """--images: how steady a net is on images without labels."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
+from aa_flax.data.pictures import Pictures
 from aa_flax.evaluation.report import gather, write_report
 from aa_flax.evaluation.views import random_offsets
 from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write
@@ -59,6 +61,17 @@ def test_a_function_on_the_host_and_pixels_in_memory_give_the_same(tmp_path):
             assert found[key] == of_folder[key]
     assert "folder" not in found
     assert found["digest"] != of_folder["digest"]
+
+
+def test_other_pixels_under_the_same_names_are_other_images(tmp_path):
+    write(tmp_path / "photos", count=2)
+    shutil.copytree(tmp_path / "photos", tmp_path / "copy")
+    first, copied = (Pictures(tmp_path / name).described() for name in ("photos", "copy"))
+    assert first["digest"] == copied["digest"]
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "photos" / "frame1.png")
+    assert Pictures(tmp_path / "photos").described()["digest"] != first["digest"]
+    (tmp_path / "copy" / "frame1.png").rename(tmp_path / "copy" / "frame2.png")
+    assert Pictures(tmp_path / "copy").described()["digest"] != first["digest"]
 
 
 def test_the_least_stable_images_are_named_and_drawn(tmp_path):
