@@ -86,6 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="IN")
     parser.add_argument("output", metavar="OUT")
+    add_arguments_of_weights(parser)
+    direction = parser.add_mutually_exclusive_group()
+    direction.add_argument("--to-torch", action="store_true", help="write a torch file")
+    direction.add_argument("--all", action="store_true", help="a folder of released files")
+    return parser
+
+
+def add_arguments_of_weights(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which net weights are of, and where nets are defined."""
     parser.add_argument("--model", help="the net's name, e.g. resnet50_lpf4")
     parser.add_argument(
         "--option",
@@ -95,11 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the net, e.g. pool_only=False; may be given several times",
     )
     parser.add_argument("--step", type=int, help="of a run's checkpoint; default: the best")
-    direction = parser.add_mutually_exclusive_group()
-    direction.add_argument("--to-torch", action="store_true", help="write a torch file")
-    direction.add_argument("--all", action="store_true", help="a folder of released files")
     parser.add_argument("--plugin", help="Python files or modules that add nets, comma between")
-    return parser
 
 
 def option(given: str) -> tuple[str, Any]:

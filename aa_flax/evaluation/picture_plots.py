@@ -14,6 +14,11 @@ from aa_flax.evaluation.stability import worst_shift
 Arrays = Mapping[str, np.ndarray]  # what a measure stored of a net
 
 
+def class_names_in(arrays: Arrays) -> dict[int, str]:
+    """The names that were stored, of the classes that a net gave."""
+    return dict(zip(arrays["class"].tolist(), arrays["class_name"].tolist(), strict=True))
+
+
 def plot_least_stable(path: Path, nets: Mapping[str, Arrays], formats: Sequence[str]) -> None:
     """The least stable images, a row each: the picture, and for each net a map over the shifts.
 
@@ -89,12 +94,12 @@ def _draw_shifts(panel: Any, arrays: Arrays, place: int, net: str) -> None:
     panel.set_xticks(ticks, ticks, fontsize=7)
     panel.set_yticks(ticks, ticks, fontsize=7)
     worst = worst_shift(probability, same)
-    names = dict(zip(arrays["class"].tolist(), arrays["class_name"].tolist(), strict=True))
-    told = f"{names.get(int(top[0]), top[0])} {probability[0]:.0f} %, "
+    names = class_names_in(arrays)
+    told = f"{names[int(top[0])]} {probability[0]:.0f} %, "
     if same.all():
         told += f"never below {probability.min():.0f} %"
     else:
-        other = names.get(int(top[worst]), top[worst])
+        other = names[int(top[worst])]
         told += f"at worst {probability[worst]:.0f} %, {other} likelier"
     panel.set_title(f"{net}\n{fill(told, 34)}", fontsize=7)
 
@@ -135,13 +140,9 @@ def _seconds(arrays: Arrays) -> np.ndarray:
     return np.arange(len(arrays["top1"]) + 1) / float(arrays["fps"])
 
 
-def _names(arrays: Arrays) -> dict[int, str]:
-    return dict(zip(arrays["class"].tolist(), arrays["class_name"].tolist(), strict=True))
-
-
 def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
     start, window = _seconds(arrays)[:-1], int(arrays["window"])
-    of = _names(arrays)[int(arrays["most_frequent"])]
+    of = class_names_in(arrays)[int(arrays["most_frequent"])]
     seconds = window / float(arrays["fps"])
     panel.plot(start, 100 * arrays["probability"], color="#999999", linewidth=0.8, label="raw")
     label = f"mean over {window} frames ({seconds:.2f} s)"
@@ -159,7 +160,7 @@ def _draw_classes(panel: Any, arrays: Arrays) -> None:
     top = arrays["top1"]
     classes, counts = np.unique(top, return_counts=True)
     first = classes[np.argsort(-counts, kind="stable")][:5]
-    edges, names = _seconds(arrays), _names(arrays)
+    edges, names = _seconds(arrays), class_names_in(arrays)
     colours = [*PALETTE[: len(first)], "#bbbbbb"]
     for place, (label, colour) in enumerate(zip([*first, None], colours, strict=True)):
         these = ~np.isin(top, first) if label is None else top == label

@@ -1,19 +1,24 @@
-"""What measures of people's own pictures share: their options, the names of classes, batches."""
+"""What measures of people's own pictures share: options, files and figures, names of classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
+import numpy as np
 
 from aa_flax.data.classes import imagenet_class_names
 from aa_flax.data.crops import resized_size
 from aa_flax.data.pictures import Given, Pictures
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-from aa_flax.evaluation.measure import Option, Subject
+from aa_flax.evaluation import plots
+from aa_flax.evaluation.files import beside, save_arrays
+from aa_flax.evaluation.measure import Measure, Option, Result, Subject
+from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.settings import Settings
+from aa_flax.sharding import is_main_process
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,58 @@ class PicturesOption(Option):
         if isinstance(given, str | Path):
             return local_path(given, f"--{self.name}")
         return Given(given)
+
+
+class PicturesMeasure(Measure):
+    """A measure that stores arrays, and draws those of nets which saw the same side by side.
+
+    Attributes:
+        plot: draws the arrays of each net, by its name, to a path, in some formats.
+        alike: numbers and facts that nets side by side have in common, beside the pictures.
+    """
+
+    brings_images = True
+    plot: ClassVar[Callable[[Path, Mapping[str, Mapping[str, np.ndarray]], Sequence[str]], None]]
+    alike: ClassVar[tuple[str, ...]]
+
+    def check(self, subject: Subject) -> None:
+        if subject.output is not None:
+            plots.pyplot()
+
+    def store(self, subject: Subject, arrays: dict[str, np.ndarray]) -> Result:
+        """The arrays and a figure, beside the results; nothing, where these are not kept."""
+        if subject.output is None:
+            return {}
+        file, figure = (beside(subject.output, f"{self.name}.{end}") for end in ("npz", "png"))
+        if is_main_process():
+            save_arrays(file, arrays)
+            type(self).plot(figure, {subject.name: arrays}, (".png",))
+        return {"file": file.name, "figure": figure.name}
+
+    def groups(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Rows whose nets saw the same."""
+        groups: dict[Any, list[Row]] = {}
+        for row in rows:
+            found = row.first(self.name)
+            if found is not None and "file" in found:
+                facts = {**row.facts, **found}
+                key = tuple(facts[name] for name in ("digest", *self.alike))
+                groups.setdefault(key, []).append(row)
+        return list(groups.values())
+
+    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
+        drawn, groups = [], self.groups(rows)
+        for number, nets in enumerate(groups, 1):
+            name = self.name if len(groups) == 1 else f"{self.name}_{number}"
+            drawn.append(folder / f"{name}.png")
+            found = {row.title: _loaded(row.file(self.name)) for row in nets}
+            type(self).plot(drawn[-1], found, plots.ALL_FORMATS)
+        return drawn
+
+
+def _loaded(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 # Of all measures of pictures: one option that they share.

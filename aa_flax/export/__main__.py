@@ -18,7 +18,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from aa_flax.commands import as_called, called
-from aa_flax.convert import option, published_or_of_a_run
+from aa_flax.convert import add_arguments_of_weights, option, published_or_of_a_run
 from aa_flax.errors import InputError
 from aa_flax.export.write import Exported, check_output, export
 from aa_flax.models.classifier import Classifier
@@ -69,21 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("weights", metavar="WEIGHTS")
     parser.add_argument("output", metavar="OUT")
-    parser.add_argument("--model", help="the net's name, e.g. resnet50_lpf4")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the net, e.g. pool_only=False; may be given several times",
-    )
-    parser.add_argument("--step", type=int, help="of a run's checkpoint; default: the best")
+    add_arguments_of_weights(parser)
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="side of the images; default: the net's"
     )
     parser.add_argument("--dynamic-size", action="store_true", help="images of every size")
     parser.add_argument("--preprocessing", action="store_true", help="bytes to probabilities")
-    parser.add_argument("--plugin", help="Python files or modules that add nets, comma between")
     return parser
 
 

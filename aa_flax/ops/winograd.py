@@ -20,8 +20,6 @@ from aa_flax.ops.depthwise import Window
 from aa_flax.ops.forms import Multilinear, on_one_device, static, unfused
 
 Padding = tuple[tuple[int, int], ...]
-
-
 _NUMBERS = 2**19  # of the images of one step: their parts, four times as many, stay in a cache
 
 
@@ -32,15 +30,14 @@ def gains_by_winograd(
     batch, height, width, _ = x.shape
     if not all(isinstance(n, int) for n in (batch, height, width)):  # export may leave them open
         return False
-    single = {x.dtype, kernel.dtype} == {jnp.dtype("float32")}
-    dense = {*window.strides, *window.dilation} == {1} and max(map(max, window.padding)) <= 2
+    fits = window.taps == (3, 3) and {*window.strides, *window.dilation} == {1}
+    fits = fits and max(map(max, window.padding)) <= 2 and on_one_device()
+    fits = fits and {x.dtype, kernel.dtype} == {jnp.dtype("float32")}
     fewest, most = sorted(kernel.shape[2:])
     pixels = batch * height * width  # kernels are transformed, too: that wants some pixels to pay,
     # and the program takes a sixth of a second to compile, which wants some milliseconds to gain.
     enough = pixels >= 384 and pixels * fewest * most >= 2**26 and fewest >= 32
-    cached = height * width * most <= 4 * _NUMBERS
-    large = enough and cached and on_one_device()
-    return single and dense and large and window.taps == (3, 3)
+    return fits and enough and height * width * most <= 4 * _NUMBERS
 
 
 def winograd_conv(window: Window) -> Multilinear:

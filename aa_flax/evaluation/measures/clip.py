@@ -1,8 +1,7 @@
 """Flicker: how often a net changes its mind from frame to frame of a clip."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,22 @@ from jaxtyping import Float
 from aa_flax.arguments import real_number
 from aa_flax.data.clips import Clip as Frames
 from aa_flax.data.crops import center_image
-from aa_flax.evaluation import picture_plots, plots
-from aa_flax.evaluation.files import beside, save_arrays
 from aa_flax.evaluation.flicker import Flicker, flicker
-from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
+from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.picture_plots import plot_flicker
 from aa_flax.evaluation.pictured import (
     CLASS_NAMES,
+    PicturesMeasure,
     PicturesOption,
     check_one_process,
     check_size_of,
     class_namer,
 )
-from aa_flax.evaluation.row import Row
 from aa_flax.progress import progress_bar, tell
 
 
-class Clip(Measure):
+class Clip(PicturesMeasure):
     """Flips of the top-1 class a second, lengths of runs, and a probability over time.
 
     Each frame is seen as any image is: resized, and cropped to its middle. The numbers are those of
@@ -62,7 +60,8 @@ class Clip(Measure):
             note="median time for which the top-1 class stays the same, in seconds",
         ),
     )
-    brings_images = True
+    plot = staticmethod(plot_flicker)
+    alike = ("fps",)
 
     def settings(self, subject: Subject) -> Result:
         options = subject.options
@@ -72,8 +71,7 @@ class Clip(Measure):
     def check(self, subject: Subject) -> None:
         check_one_process("clip")
         real_number("--window", subject.options["window"], least=0)
-        if subject.output is not None:
-            plots.pyplot()
+        super().check(subject)
         clip = _frames(subject)
         clip.check()
         size, crop = clip.first_size(), subject.settings.crop_size
@@ -88,7 +86,7 @@ class Clip(Measure):
         told = {"class": name_of(found.most_frequent), "orientation_tags_ignored": clip.turned}
         if clip.turned:
             tell("the clip has an orientation tag, which is ignored")
-        return {**found.numbers(), **told, **_written(found, subject, name_of)}
+        return {**found.numbers(), **told, **self.store(subject, _arrays(found, name_of))}
 
     def line(self, result: Result) -> str:
         how = {"default": ", the default", "header": ", by its header"}.get(result["fps_from"], "")
@@ -98,15 +96,6 @@ class Clip(Measure):
             f"median run {result['run_median_seconds']:.2f} s   ({result['num_frames']} frames, "
             f"{result['fps']:g} a second{how})"
         )
-
-    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        drawn, groups = [], _by_clip(rows)
-        for number, nets in enumerate(groups, 1):
-            path = folder / ("clip.png" if len(groups) == 1 else f"clip_{number}.png")
-            found = {row.title: _loaded(row) for row in nets}
-            picture_plots.plot_flicker(path, found, plots.ALL_FORMATS)
-            drawn.append(path)
-        return drawn
 
 
 def _frames(subject: Subject) -> Frames:
@@ -131,31 +120,9 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _written(found: Flicker, subject: Subject, name_of: Callable[[int], str]) -> Result:
-    """The arrays and the figure, beside the results; nothing, where these are not kept."""
-    if subject.output is None:
-        return {}
-    file, figure = (beside(subject.output, f"clip.{end}") for end in ("npz", "png"))
+def _arrays(found: Flicker, name_of: Callable[[int], str]) -> dict[str, np.ndarray]:
+    """What the figure is drawn from, and every frame's answer."""
     said = np.unique([*found.top1, *found.smoothed_top1])
-    names = {"class": said, "class_name": np.array([name_of(int(i)) for i in said])}
     arrays = {key: np.asarray(value) for key, value in found._asdict().items()}
-    arrays |= names | {"run_lengths": found.run_lengths}
-    save_arrays(file, arrays)
-    picture_plots.plot_flicker(figure, {subject.name: arrays}, (".png",))
-    return {"file": file.name, "figure": figure.name}
-
-
-def _by_clip(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows whose nets saw the same frames."""
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        found = row.first("clip")
-        if found is not None and "file" in found:
-            place = found.get("folder") or found.get("file_of_video")
-            groups.setdefault((place, found["digest"], found["fps"]), []).append(row)
-    return list(groups.values())
-
-
-def _loaded(row: Row) -> dict[str, np.ndarray]:
-    with np.load(row.file("clip")) as arrays:
-        return dict(arrays)
+    arrays |= {"class": said, "class_name": np.array([name_of(int(i)) for i in said])}
+    return arrays | {"run_lengths": found.run_lengths}

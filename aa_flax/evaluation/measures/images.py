@@ -9,13 +9,13 @@ import numpy as np
 from aa_flax.arguments import whole_number
 from aa_flax.data.crops import center_image
 from aa_flax.data.pictures import Pictures
-from aa_flax.evaluation import picture_plots, plots
-from aa_flax.evaluation.files import beside, save_arrays
-from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
+from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.pairs import random_pairs
 from aa_flax.evaluation.observe import Observations, observe
+from aa_flax.evaluation.picture_plots import class_names_in, plot_least_stable
 from aa_flax.evaluation.pictured import (
     CLASS_NAMES,
+    PicturesMeasure,
     PicturesOption,
     check_room,
     class_namer,
@@ -25,10 +25,9 @@ from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.stability import least_stable_first, stability, worst_shift
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
 from aa_flax.progress import progress_bar, tell
-from aa_flax.sharding import is_main_process
 
 
-class Images(Measure):
+class Images(PicturesMeasure):
     """Consistency, change of probability and worst case of a folder of images without labels.
 
     What a net says of the unshifted centre crop stands in for the true class; see
@@ -60,7 +59,8 @@ class Images(Measure):
             note="mean change of that class's probability at those shifts, in percentage points",
         ),
     )
-    brings_images = True
+    plot = staticmethod(plot_least_stable)
+    alike = ("within", "crop")
 
     def settings(self, subject: Subject) -> Result:
         options = {name: subject.options[name] for name in ("within", "class_names")}
@@ -72,8 +72,7 @@ class Images(Measure):
     def check(self, subject: Subject) -> None:
         for name in ("within", "least_stable"):
             whole_number(f"--{name}", subject.options[name], least=1)
-        if subject.output is not None:
-            plots.pyplot()
+        super().check(subject)
         size = subject.settings.image_size
         for views in _views(subject).values():
             check_size(views, size, size)
@@ -95,7 +94,7 @@ class Images(Measure):
         result["orientation_tags_ignored"] = turned = pictures.count_turned()
         if turned:
             tell(f"{turned} of the images have an orientation tag, which is ignored")
-        return result | _written(arrays, subject)
+        return result | self.store(subject, arrays)
 
     def line(self, result: Result) -> str:
         within = result["within"]
@@ -107,18 +106,9 @@ class Images(Measure):
             f"at worst {result['probability_change_worst']:.2f} %"
         )
 
-    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        drawn = []
-        groups = _by_images(rows)
-        for number, nets in enumerate(groups, 1):
-            path = folder / ("images.png" if len(groups) == 1 else f"images_{number}.png")
-            picture_plots.plot_least_stable(path, _loaded(nets), plots.ALL_FORMATS)
-            drawn.append(path)
-        return drawn
-
     def section(self, rows: Sequence[Row]) -> str:
         parts = []
-        for nets in _by_images(rows):
+        for nets in self.groups(rows):
             found = [row.first("images") or {} for row in nets]
             where = found[0].get("folder", f"{found[0]['num_images']} images")
             heads = ["net", "least stable images", "class there", "elsewhere", "same class"]
@@ -177,7 +167,7 @@ def _arrays(
 
 def _told(arrays: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
     """An image in words and numbers: its own class, and the worst shift."""
-    names = dict(zip(arrays["class"].tolist(), arrays["class_name"].tolist(), strict=True))
+    names = class_names_in(arrays)
     top, probability = arrays["top1"][i], 100 * arrays["probability"][i]
     same = top == arrays["own_class"][i]
     worst = worst_shift(probability, same)
@@ -190,36 +180,6 @@ def _told(arrays: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
         "worst_class": names[int(top[worst])],
         "worst_probability": float(probability[worst]),
     }
-
-
-def _written(arrays: dict[str, np.ndarray], subject: Subject) -> Result:
-    """The arrays and the figure, beside the results; nothing, where these are not kept."""
-    if subject.output is None:
-        return {}
-    file, figure = (beside(subject.output, f"images.{end}") for end in ("npz", "png"))
-    if is_main_process():
-        save_arrays(file, arrays)
-        picture_plots.plot_least_stable(figure, {subject.name: arrays}, (".png",))
-    return {"file": file.name, "figure": figure.name}
-
-
-def _by_images(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows whose nets saw the same images and shifts."""
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        found = row.first("images")
-        if found is not None and "file" in found:
-            key = (found.get("folder"), found["digest"], found["within"], row.facts.get("crop"))
-            groups.setdefault(key, []).append(row)
-    return list(groups.values())
-
-
-def _loaded(nets: Sequence[Row]) -> dict[str, dict[str, np.ndarray]]:
-    found = {}
-    for row in nets:
-        with np.load(row.file("images")) as arrays:
-            found[row.title] = dict(arrays)
-    return found
 
 
 def _line(net: str, one: Mapping[str, Any]) -> str:

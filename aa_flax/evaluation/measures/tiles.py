@@ -1,8 +1,6 @@
 """One large image, tile by tile and whole."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,13 +8,11 @@ from PIL import Image
 from aa_flax.arguments import whole_number
 from aa_flax.data.pictures import Pictures
 from aa_flax.errors import InputError
-from aa_flax.evaluation import picture_plots, plots
-from aa_flax.evaluation.files import beside, save_arrays
-from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
+from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.pictured import PicturesOption, check_one_process
+from aa_flax.evaluation.picture_plots import plot_tiles
+from aa_flax.evaluation.pictured import PicturesMeasure, PicturesOption, check_one_process
 from aa_flax.evaluation.predict import Predictor, head_of, trunk_of
-from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.tiling import Compared, Grid, compare, compare_logits
 from aa_flax.models.classifier import Classifier
 from aa_flax.progress import progress_bar, tell
@@ -24,7 +20,7 @@ from aa_flax.progress import progress_bar, tell
 _SHOWN = 640  # pixels of the longer side of the picture in the figure
 
 
-class Tiles(Measure):
+class Tiles(PicturesMeasure):
     """How far the answers to tiles of an image are from the answer to the whole, and where.
 
     Of a net of this package its last feature map is compared (`forward_features`), and the class
@@ -59,7 +55,8 @@ class Tiles(Measure):
             "tile and in the whole image",
         ),
     )
-    brings_images = True
+    plot = staticmethod(plot_tiles)
+    alike = ("tile_size", "tile_overlap")
 
     def settings(self, subject: Subject) -> Result:
         tile, border = _sizes(subject)
@@ -67,6 +64,7 @@ class Tiles(Measure):
         return {**_picture(subject).described(), **sizes, "tile_overlap": _overlap(subject)}
 
     def check(self, subject: Subject) -> None:
+        super().check(subject)
         check_one_process("tiles")
         pictures = _picture(subject)
         if len(pictures) != 1:
@@ -76,8 +74,6 @@ class Tiles(Measure):
         tile, _ = _sizes(subject)
         width, height = pictures.size(0)
         Grid((height, width), tile, _overlap(subject), 1)
-        if subject.output is not None:
-            plots.pyplot()
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         pictures, (tile, border) = _picture(subject), _sizes(subject)
@@ -106,7 +102,8 @@ class Tiles(Measure):
             "stride": stride,
             "orientation_tags_ignored": turned,
         }
-        return {**facts, **numbers, **_written(subject, pixels, grid, found, numbers)}
+        stored = {} if found is None else self.store(subject, _arrays(pixels, grid, found))
+        return {**facts, **numbers, **stored}
 
     def line(self, result: Result) -> str:
         parts = [f"{'tiles':12} {result['num_tiles']} tiles of {result['tile_size']} pixels"]
@@ -123,22 +120,6 @@ class Tiles(Measure):
         if result.get("label_agreement") is not None:
             parts.append(f"same label {result['label_agreement']:.2f} %")
         return "   ".join(parts)
-
-    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        groups: dict[Any, list[Row]] = {}
-        for row in rows:
-            found = row.first("tiles")
-            if found is not None and "file" in found:
-                sizes = (found["tile_size"], found["tile_overlap"])
-                key = (found.get("folder"), found["digest"], *sizes)
-                groups.setdefault(key, []).append(row)
-        drawn = []
-        for number, nets in enumerate(groups.values(), 1):
-            path = folder / ("tiles.png" if len(groups) == 1 else f"tiles_{number}.png")
-            found = {row.title: _loaded(row) for row in nets}
-            picture_plots.plot_tiles(path, found, plots.ALL_FORMATS)
-            drawn.append(path)
-        return drawn
 
 
 def _is_net(subject: Subject) -> bool:
@@ -207,16 +188,11 @@ def _classes_of_tiles(
     return {"label_agreement": 100 * float((own.argmax(1) == cut.argmax(1)).mean())}
 
 
-def _written(
-    subject: Subject, pixels: np.ndarray, grid: Grid, found: Compared | None, numbers: Result
-) -> Result:
-    """The arrays and the figure, beside the results; nothing, where these are not kept."""
-    if subject.output is None or found is None:
-        return {}
-    file, figure = (beside(subject.output, f"tiles.{end}") for end in ("npz", "png"))
+def _arrays(pixels: np.ndarray, grid: Grid, found: Compared) -> dict[str, np.ndarray]:
+    """What the figure is drawn from."""
     shown = Image.fromarray(pixels)
     shown.thumbnail((_SHOWN, _SHOWN))
-    arrays = found.profile() | {
+    return found.profile() | {
         "picture": np.asarray(shown),
         "used": np.array(grid.used),
         "tiles": np.array(grid.tiles),
@@ -224,11 +200,3 @@ def _written(
         "difference_map": found.difference_map,
         "is_of_labels": np.array(found.difference is None),
     }
-    save_arrays(file, arrays)
-    picture_plots.plot_tiles(figure, {subject.name: arrays}, (".png",))
-    return {"file": file.name, "figure": figure.name}
-
-
-def _loaded(row: Row) -> dict[str, np.ndarray]:
-    with np.load(row.file("tiles")) as arrays:
-        return dict(arrays)

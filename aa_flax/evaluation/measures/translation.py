@@ -1,13 +1,13 @@
 """How well a function to maps commutes with translations."""
 
-from aa_flax.evaluation.dense import check_maps, psnr_of
-from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
+from aa_flax.evaluation.dense import TranslationPSNR as Numbers
+from aa_flax.evaluation.dense import psnr_of
+from aa_flax.evaluation.measure import Column, Option, Result, Subject
+from aa_flax.evaluation.measures.maps import MapsMeasure
 from aa_flax.evaluation.moved import MovedFromCentre
-from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.views import check_size
 
 
-class TranslationPSNR(Measure):
+class TranslationPSNR(MapsMeasure):
     """EQ-T of StyleGAN3 for functions of images, in decibels; see `evaluation.dense`."""
 
     options = (
@@ -23,21 +23,16 @@ class TranslationPSNR(Measure):
             note="PSNR of translation equivariance, in decibels (Karras et al. 2021, Eq. 3)",
         ),
     )
-    of_maps = True
+
+    def pairs(self, subject: Subject) -> MovedFromCentre:
+        s, fractional = subject.settings, subject.options["fractional"]
+        return MovedFromCentre(s.crop_size, s.crop_size // 8, fractional, False, s.passes, s.seed)
+
+    def compared(self, subject: Subject, batches, views) -> Numbers:
+        return psnr_of(subject.predictor, batches, views, subject.options["dynamic_range"])
 
     def settings(self, subject: Subject) -> Result:
-        return vars(_views(subject)) | {"given_range": subject.options["dynamic_range"]}
-
-    def check(self, subject: Subject) -> None:
-        settings = subject.settings
-        check_size(_views(subject), settings.image_size, settings.image_size)
-        check_maps(subject.predictor, settings.crop_size, settings.batch_size)
-
-    def result(self, seen: Observations | None, subject: Subject) -> Result:
-        settings = subject.settings
-        batches = settings.batches(subject.source, settings.image_size)
-        dynamic_range = subject.options["dynamic_range"]
-        return {**psnr_of(subject.predictor, batches, _views(subject), dynamic_range)}
+        return super().settings(subject) | {"given_range": subject.options["dynamic_range"]}
 
     def line(self, result: Result) -> str:
         name = "EQ-T_frac" if result["fractional"] else "EQ-T"
@@ -45,8 +40,3 @@ class TranslationPSNR(Measure):
             f"{name:12} {result['psnr']:6.2f} dB   (shifts of up to {result['max_shift']} pixels, "
             f"{result['passes']} passes, seed {result['seed']})"
         )
-
-
-def _views(subject: Subject) -> MovedFromCentre:
-    s, fractional = subject.settings, subject.options["fractional"]
-    return MovedFromCentre(s.crop_size, s.crop_size // 8, fractional, False, s.passes, s.seed)
