@@ -6,8 +6,9 @@ the last. The photographs come with scikit-learn.
 
     python examples/perceptual_tolerance.py [--weights alexnet.pth] [--nets alexnet alexnet_lpf4]
 
-Weights are AlexNet's, for all nets; without them they are random. The weights of the channels are
-those of the package lpips, where it is installed.
+All nets have the weights of the plain one, copied (AlexNet and VGG16 have no batch statistics that
+would not fit); without a file they are random. The weights of the channels are those of the package
+lpips, where it is installed.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
 
 import aa_flax
+from aa_flax.models.backbone import Backbone
 
 CROP, NOISE = 128, 0.05  # pixels; standard deviation of values in 0..1
 
@@ -64,6 +66,16 @@ def blurred(images: np.ndarray) -> np.ndarray:
     return gaussian_filter(images, (0, 2, 2, 0))
 
 
+def with_plain_weights(name: str, weights: str | None) -> Backbone:
+    """A trunk that has the weights of its net without antialiasing."""
+    plain = aa_flax.create_model(
+        name.partition("_lpf")[0], pretrained=weights or False, features_only=True
+    )
+    trunk = aa_flax.create_model(name, features_only=True)
+    nnx.update(trunk, nnx.state(plain))
+    return trunk
+
+
 def distances(distance: aa_flax.PerceptualDistance, count: int) -> dict[str, float]:
     """The mean distance of crops to those one pixel away, to spoilt ones, and to other crops."""
     graphdef, state = nnx.split(distance)
@@ -81,15 +93,14 @@ def distances(distance: aa_flax.PerceptualDistance, count: int) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--nets", nargs="+", default=["alexnet", "alexnet_lpf4"])
-    parser.add_argument("--weights", help="a file of weights of the plain net")
+    parser.add_argument("--nets", nargs="+", default=["alexnet", "alexnet_lpf4", "alexnet_lpf5"])
+    parser.add_argument("--weights", help="a file of weights of the plain net, or of its trunk")
     parser.add_argument("--crops", type=int, default=32)
     arguments = parser.parse_args()
     print("| net | shift | noise | JPEG | blur | other |\n" + "|---" * 6 + "|")
     for name in arguments.nets:
         distance = aa_flax.PerceptualDistance(
-            name,
-            pretrained=arguments.weights or False,
+            with_plain_weights(name, arguments.weights),
             channel_weights="lpips" if find_spec("lpips") else None,
         )
         found = distances(distance, arguments.crops)
