@@ -152,13 +152,15 @@ def _line(group: Group) -> str:
 
 
 def summary(found: Sequence[Group]) -> str:
-    """The geometric mean of the ratios, by pass, batch and precision, and the least of them."""
+    """The geometric mean of the ratios, by pass, batch, precision and kind of net, and the least."""
     kinds: dict[tuple, dict[str, float]] = {}
     for group in found:
         s = group.setting
         if one := group.ratio():
-            kinds.setdefault((s.mode, s.batch, s.precision), {})[s.net] = one.median
-    lines = ["| pass | batch | precision | nets | geometric mean | least |", "|---" * 6 + "|"]
+            of = "antialiased" if "_lpf" in s.net else "baseline"
+            kinds.setdefault((s.mode, s.batch, s.precision, of), {})[s.net] = one.median
+    heads = "| pass | batch | precision | of | nets | geometric mean | least |"
+    lines = [heads, "|---" * 7 + "|"]
     for kind, ratios in kinds.items():
         least = min(ratios, key=ratios.__getitem__)
         mean = geometric_mean(ratios.values())

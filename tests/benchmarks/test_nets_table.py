@@ -57,6 +57,13 @@ def test_other_versions_are_another_comparison():
     assert len(groups([*ROWS, *newer])) == 2
 
 
+def test_the_mean_of_antialiased_nets_is_apart_from_that_of_their_baselines():
+    plain = [one | {"net": "resnet18", "rounds_ms": "10"} for one in ROWS[:2]]
+    lines = report([*ROWS, *plain])
+    assert "| forward | 8 | float32 | antialiased | 1 | 2.00 | 2.00 (resnet18_lpf4) |" in lines
+    assert "| forward | 8 | float32 | baseline | 1 | 1.00 | 1.00 (resnet18) |" in lines
+
+
 def test_overhead_is_that_over_the_nets_own_baseline():
     plain = [
         row("aa_flax", "default", "5;10;10", net="resnet18", started="2"),
