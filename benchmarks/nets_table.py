@@ -152,7 +152,7 @@ def _line(group: Group) -> str:
 
 
 def summary(found: Sequence[Group]) -> str:
-    """The geometric mean of the ratios, by pass, batch, precision and kind of net, and the least."""
+    """The geometric mean of the ratios and the least, by pass, batch, precision and kind of net."""
     kinds: dict[tuple, dict[str, float]] = {}
     for group in found:
         s = group.setting
