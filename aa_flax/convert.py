@@ -17,6 +17,7 @@ import argparse
 import ast
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aa_flax.commands import as_called, called
@@ -147,6 +148,7 @@ def _export(weights: Weights, output: str, *, to_torch: bool) -> str:
     path = check_output(output, to_torch=to_torch)
     description = weights.description()
     net = net_of(weights.hold({}))
+    net.config = replace(net.config, **weights.config_changes())
     if to_torch:
         save_as_torch(net, path)
     else:

@@ -89,7 +89,11 @@ class PerceptualDistance(nnx.Module):
         return self.by_map(x, y).sum(-1)
 
     def by_map(self, x: Float[Array, "N H W 3"], y: Float[Array, "N H W 3"]) -> Float[Array, "N 5"]:
-        """What each map adds to the distance, fine to coarse."""
+        """What each map adds to the distance, fine to coarse.
+
+        Raises:
+            InputError: as when called.
+        """
         x, y = jnp.asarray(x), jnp.asarray(y)
         if x.shape != y.shape or x.ndim != 4 or x.dtype != y.dtype:
             raise InputError(

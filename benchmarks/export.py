@@ -23,9 +23,9 @@ nets.SCRIPTS["export"] = Path(__file__).with_name("export_worker.py")
 def write_files(name: str, size: int, folder: Path) -> dict[str, str]:
     """The two files of a net, with the same weights, by variant."""
     import torch
+    from reference import reference_net
 
     import aa_flax
-    from benchmarks.reference import reference_net
 
     net = reference_net(name)
     model = aa_flax.load_torch_state_dict(aa_flax.create_model(name), net.state_dict())

@@ -20,14 +20,15 @@ def prepare(task: dict[str, Any]) -> Work:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others have turns
     session = onnxruntime.InferenceSession(task["file"], options, ["CPUExecutionProvider"])
-    given = {session.get_inputs()[0].name: images if task["variant"] == "ours" else channels_first}
+    (taken,) = session.get_inputs()
+    kind = np.uint8 if taken.type == "tensor(uint8)" else np.float32
+    given = {taken.name: (images if task["variant"] == "ours" else channels_first).astype(kind)}
     return Work(lambda: session.run(None, given), lambda result: None)
 
 
 def _eager(name: str, images: np.ndarray):
     import torch
-
-    from benchmarks.reference import reference_net
+    from reference import reference_net
 
     net, x = reference_net(name), torch.tensor(images)
 

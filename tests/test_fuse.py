@@ -11,6 +11,7 @@ from aa_flax import InputError, create_model, fuse
 from aa_flax.layers import BatchNorm, Folded, conv2d
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
+from tests.compiled import run as logits
 from tests.randomised import randomised
 
 
@@ -35,11 +36,6 @@ NETS = {
 # stem, two or three a block, three or four shortcuts; DenseNet's stem and norm2 alone; 52 in all
 FOLDED = {"alexnet": 0, "vgg": 0, "vgg_bn": 8, "basic": 12, "bottleneck": 17, "baseline": 12}
 FOLDED |= {"densenet": 4, "mobilenet": 52}
-
-
-def logits(net, x):
-    graph, state = nnx.split(net)
-    return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
 
 
 @pytest.mark.parametrize("name", [n for n in NETS if n not in ("alexnet", "vgg")])

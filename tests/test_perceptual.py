@@ -77,6 +77,7 @@ def give(net, parameters):
         conv.bias[...] = jnp.asarray(bias.numpy())
 
 
+@pytest.mark.slow  # what `lpips` gives is not
 def test_it_equals_the_formula_of_the_paper(trunk, images, some_weights):
     x, y = images
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

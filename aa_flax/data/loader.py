@@ -34,7 +34,11 @@ _KNOWN = {
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Full batches in an epoch; the images left over rotate from epoch to epoch."""
+    """Full batches in an epoch; the images left over rotate from epoch to epoch.
+
+    Raises:
+        InputError: fewer images than a batch has.
+    """
     steps = len(source) // batch_size
     if steps == 0:
         raise InputError(

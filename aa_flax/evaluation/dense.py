@@ -158,7 +158,11 @@ def translation_psnr(
 
 
 def masks_of(predictor: Predictor, batches: Batches, views: Views) -> MaskConsistency:
-    """`mask_consistency`, of batches; each host gives its own."""
+    """`mask_consistency`, of batches; each host gives its own.
+
+    Raises:
+        InputError: maps of one channel.
+    """
     confusion, per_image = _over_hosts(_each_batch(predictor, batches, views, _confusion))
     if len(confusion) < 2:
         raise InputError(
@@ -180,7 +184,11 @@ def masks_of(predictor: Predictor, batches: Batches, views: Views) -> MaskConsis
 def psnr_of(
     predictor: Predictor, batches: Batches, views: Views, dynamic_range: float | None = None
 ) -> TranslationPSNR:
-    """`translation_psnr`, of batches; each host gives its own."""
+    """`translation_psnr`, of batches; each host gives its own.
+
+    Raises:
+        InputError: maps that are the same everywhere, or a `dynamic_range` of 0 or less.
+    """
     if dynamic_range is not None:
         dynamic_range = real_number("dynamic_range", dynamic_range, least=0)
     sums, extremes = _over_hosts(_each_batch(predictor, batches, views, _squared_error))

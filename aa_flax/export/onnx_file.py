@@ -1,6 +1,7 @@
 """A net as a file of ONNX, for a process that has neither JAX nor Python."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from aa_flax.models.images import smallest_size
 from aa_flax.ops import definitions
 
 OPSET, IR_VERSION = 19, 9  # of ONNX 1.14, 2023: what runtimes in use take
-_INPUT, _INSIDE = "images", "images_channels_first"
+INPUT, _INSIDE = "images", "images_channels_first"
 
 
 def write_onnx(program: Program, path: Path) -> None:
@@ -61,20 +62,24 @@ def smallest_open_size(program: Program) -> int:
 
 def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     """What the file gives in onnxruntime."""
+    return open_onnx(path)(images)
+
+
+def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The file as a function, in onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute, too
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (result,) = session.run(None, {_INPUT: images})
-    return np.asarray(result)
+    return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
 
 
 def _model_proto(program: Program, found: Converted) -> Any:
     from onnx import helper
 
     constants: dict[str, np.ndarray] = {}
-    nodes = [helper.make_node("Transpose", [_INPUT], [_INSIDE], name=_INSIDE, perm=[0, 3, 1, 2])]
+    nodes = [helper.make_node("Transpose", [INPUT], [_INSIDE], name=_INSIDE, perm=[0, 3, 1, 2])]
     names = {found.result: program.output}
     for node in found.graph.nodes:
         inputs = []
@@ -89,7 +94,7 @@ def _model_proto(program: Program, found: Converted) -> Any:
         )
     side = ("height", "width") if program.open_size else (program.size,) * 2
     shapes = {
-        _INPUT: (helper.np_dtype_to_tensor_dtype(program.dtype), program.images("batch", *side)),
+        INPUT: (helper.np_dtype_to_tensor_dtype(program.dtype), program.images("batch", *side)),
         program.output: (1, ("batch", *found.shape[1:])),
     }
     return _packed(program, nodes, constants, shapes)

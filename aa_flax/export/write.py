@@ -12,6 +12,7 @@ from aa_flax.arguments import switch, whole_number
 from aa_flax.disk import check_writable, local_path, replacing
 from aa_flax.errors import InputError
 from aa_flax.export import onnx_file, stablehlo
+from aa_flax.export.int8 import pictures_for_int8, quantise
 from aa_flax.export.program import Program, program_of
 from aa_flax.models.classifier import Classifier
 
@@ -24,14 +25,18 @@ class Exported(NamedTuple):
     Attributes:
         path: where it is.
         difference: the largest difference of what it gives from what the net gives, over the
-            largest value; None: it was not compared, since onnxruntime is missing.
+            largest value; None: it was not compared, since onnxruntime is missing. With `int8`
+            that of the file before it was quantised.
         metadata: what is told with the net; in a file of ONNX its `metadata_props`, beside one of
             StableHLO `PATH.json`.
+        agreement: with `int8`, the share of the images kept for comparison to which it gives the
+            class that the net gives them; else None.
     """
 
     path: Path
     difference: float | None
     metadata: dict[str, Any]
+    agreement: float | None = None
 
 
 class _Format(NamedTuple):
@@ -73,6 +78,7 @@ def export(
     size: int | None = None,
     dynamic_size: bool = False,
     preprocessing: bool = False,
+    int8: Any = None,
 ) -> Exported:
     """Writes a net as ONNX or StableHLO, for inference where this package is not.
 
@@ -89,11 +95,16 @@ def export(
             classifiers pool into a fixed number of bins.
         preprocessing: the file takes bytes (uint8), normalises them as `model.config` says, and
             gives probabilities; else it takes normalised floats and gives logits.
+        int8: images of the kind that the net will see, a folder of them or whatever
+            `aa_flax.preprocess` takes, resized and cropped as `model.config` says: a file of ONNX
+            then computes with int8, its ranges taken from every second image, and is compared on
+            the others. The input stays as told above.
 
     Raises:
         InputError: another suffix, a place that cannot be written, a missing package, no net or one
             in training mode, images that are too small, a size that cannot be left open, an
-            operation that ONNX has no operator for, or a file that computes something else.
+            operation that ONNX has no operator for, or a file that computes something else; with
+            `int8` fewer than 200 images, or a file that gives more than 1 % of them another class.
     """
     path, form = check_output(path)
     if size is not None:
@@ -104,16 +115,21 @@ def export(
         open_size=switch("dynamic_size", dynamic_size),
         preprocessing=switch("preprocessing", preprocessing),
     )
+    pictures = None if int8 is None else pictures_for_int8(int8, program, path)
+    metadata, agreement = program.metadata(), None
     try:
         with replacing(path) as temporary:
             form.write(program, temporary)
             difference = _difference(program, temporary, form)
+            if pictures is not None:
+                metadata["int8"] = quantise(program, temporary, pictures)
+                agreement = metadata["int8"]["agreement"]
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from error
     if path.suffix == ".stablehlo":
         with replacing(path.with_name(f"{path.name}.json")) as temporary:
-            temporary.write_text(json.dumps(program.metadata(), indent=2) + "\n")
-    return Exported(path, difference, program.metadata())
+            temporary.write_text(json.dumps(metadata, indent=2) + "\n")
+    return Exported(path, difference, metadata, agreement)
 
 
 def check_output(path: str | Path) -> tuple[Path, _Format]:

@@ -8,6 +8,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["bilinear", "bicubic"]
+IMAGE_FIELDS = ("input_size", "resize_size", "interpolation", "mean", "std")  # kept with weights
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ def binomial_taps(filter_size: int) -> np.ndarray:
 
     Returns:
         float64 array of shape `(filter_size,)`; for 4: `[1, 3, 3, 1] / 8`.
+
+    Raises:
+        InputError: a filter of no taps.
     """
     if filter_size < 1:
         raise InputError(f"filter_size must be at least 1, got {filter_size}")

@@ -88,7 +88,11 @@ class LearnedPhasePool(nnx.Module):
         self.deterministic = False  # `train()` and `eval()` set it
 
     def choose(self, x: Float[Array, "N H W C"]) -> Choice:
-        """In evaluation the numbers of phases, in training their weights."""
+        """In evaluation the numbers of phases, in training their weights.
+
+        Raises:
+            InputError: it was made to follow the choice of another pool.
+        """
         if self.score is None:
             raise InputError("this pool follows the choice of another, and was given none")
         phases = polyphase(x, self.stride)

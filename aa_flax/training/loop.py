@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -55,7 +56,7 @@ from aa_flax.training.workdir import (
 )
 from aa_flax.weights.files import save_weights
 from aa_flax.weights.fit import num_classes_of
-from aa_flax.weights.locate import locate
+from aa_flax.weights.locate import images_of_config, locate
 
 _REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 
@@ -100,6 +101,7 @@ def train(
     else:
         check_nothing_lost(workdir)
     model = model_of(config, sources["train"].num_classes)
+    model.config = replace(model.config, **images_of_config(config.to_dict()))
     _check_sizes(config, model)
     check_recalibration(config, model)
     if not continues and resume is not None:

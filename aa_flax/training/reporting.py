@@ -36,6 +36,11 @@ class JsonLines:
         self._file = open(path, "a")  # noqa: SIM115 (closed by close)
 
     def write(self, step: int, numbers: Numbers) -> None:
+        """Adds a line.
+
+        Raises:
+            InputError: there is no room for it.
+        """
         try:
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
             self._file.flush()

@@ -73,7 +73,11 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Work that can be done again, such as evaluation: a request ends it with `Interrupted`."""
+        """Work that can be done again, such as evaluation: a request ends it with `Interrupted`.
+
+        Raises:
+            Interrupted: there was a request, before or within.
+        """
         self._interruptible = True
         try:
             if self._received and jax.process_count() == 1:

@@ -16,6 +16,7 @@ import safetensors
 
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.models.model_config import IMAGE_FIELDS
 from aa_flax.weights.mistaken import what_it_is
 from aa_flax.weights.state_dicts import as_float32, find_state_dict
 from aa_flax.weights.torch_files import parse_torch_file
@@ -188,6 +189,20 @@ def not_whole(path: Path, error: Exception) -> InputError:
 def _is_ours(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
     """By what it says, or, where that was lost, by names that torch never gives."""
     return metadata.get("format") == "aa_flax" or any(n.endswith(".kernel") for n in arrays)
+
+
+def images_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:
+    """What metadata tell of the images a net takes, as fields of `ModelConfig`; none: nothing.
+
+    Raises:
+        InputError: they are no such fields.
+    """
+    told = metadata.get("images", "{}")
+    try:
+        fields = {k: v for k, v in json.loads(told).items() if k in IMAGE_FIELDS}
+        return fields | {k: tuple(map(float, fields[k])) for k in ("mean", "std") if k in fields}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{label}: its `images` are no fields of a ModelConfig: {told}") from error
 
 
 def options_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:

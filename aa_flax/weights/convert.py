@@ -118,7 +118,11 @@ def check_output(output: str | Path, *, to_torch: bool, source: str | Path | Non
 
 
 def write_as_safetensors(model: Classifier, output: Path, **facts: str) -> None:
-    """Writes a net's weights as `save_weights` does; a failure is an InputError."""
+    """Writes a net's weights as `save_weights` does.
+
+    Raises:
+        InputError: as there, and where the disk fails.
+    """
     try:
         save_weights(model, output, **facts)
     except (OSError, safetensors.SafetensorError) as error:
@@ -126,7 +130,11 @@ def write_as_safetensors(model: Classifier, output: Path, **facts: str) -> None:
 
 
 def save_as_torch(model: Classifier, output: str | Path) -> None:
-    """Writes a net's weights as `write_as_torch` does."""
+    """Writes a net's weights as `write_as_torch` does.
+
+    Raises:
+        InputError: as there, and where the disk fails.
+    """
     state_dict = to_torch_state_dict(model)
     antialiased = model.filter_size is not None
     content = {"state_dict": state_dict} if antialiased else state_dict

@@ -14,6 +14,7 @@ from aa_flax.disk import local_path, replacing
 from aa_flax.errors import InputError
 from aa_flax.layers import refuse_folded
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.model_config import IMAGE_FIELDS
 from aa_flax.weights.content import (
     content_of,
     is_safetensors,
@@ -40,7 +41,8 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
     Args:
         path: the `.safetensors` file.
         metadata: further facts to store, e.g. `source`, `sha256`, `licence`; the model's name,
-            options and number of classes always are. `read_weights` gives them back.
+            options, number of classes and what its `config` says of images always are.
+            `read_weights` gives them back.
 
     Raises:
         InputError: an option is a function without a name to store it by, such as a lambda; a net
@@ -52,7 +54,9 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
     }
     if isinstance(model, Classifier) and model.name:
         check_named(str(path), options := options_of(model))
+        images = {name: getattr(model.config, name) for name in IMAGE_FIELDS}
         facts = {"model": model.name, "options": json.dumps(options, sort_keys=True)}
+        facts["images"] = json.dumps(images)
         metadata = {**facts, "num_classes": str(num_classes_of(model)), **metadata}
     with replacing(local_path(path, "weights file")) as temporary:
         save_file(arrays, temporary, {"format": "aa_flax", **metadata})
@@ -120,7 +124,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file, read without its arrays; errors as `read_weights`."""
+    """The metadata of a safetensors file, read without its arrays.
+
+    Raises:
+        InputError: no such file, or not a whole safetensors file.
+    """
     path, _ = weights_path(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:

@@ -26,6 +26,7 @@ from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights.building import Held, abstract_net, complete, hold
 from aa_flax.weights.content import (
     WORDS,
+    images_in,
     is_safetensors,
     options_in,
     read_content,
@@ -192,6 +193,9 @@ class InFile(Weights):
             "sha256": self._digest,
         }
 
+    def config_changes(self) -> dict[str, Any]:
+        return {**images_in(self._metadata, self.path), **super().config_changes()}
+
     def hold(self, options: Mapping[str, Any]) -> Held:
         content = read_content(self.source)
         if self.__dict__.setdefault("_digest", content.sha256) != content.sha256:
@@ -258,6 +262,9 @@ class OfRun(Weights):
     Args:
         step: which, by its folder's name; default: the best by top-1, or the latest of a run that
             has evaluated none yet.
+
+    Raises:
+        InputError: no run there, or one without checkpoints.
     """
 
     def __init__(self, folder: str | Path, step: int | None = None):
@@ -311,6 +318,9 @@ class OfRun(Weights):
             "crc32": f"{record.checksums['model']:08x}",
         }
 
+    def config_changes(self) -> dict[str, Any]:
+        return {**images_of_config(self.config), **super().config_changes()}
+
     def sentence(self) -> str:
         """Where they come from, for people."""
         record, is_best = self._record
@@ -334,6 +344,12 @@ class OfRun(Weights):
 def _weights_in(folder: Path) -> list[str]:
     suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
     return sorted(str(path) for path in folder.iterdir() if path.suffix in suffixes)
+
+
+def images_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The images of a run's evaluation, as fields of `ModelConfig`."""
+    data = config["data"]
+    return {"input_size": data["crop_size"], "resize_size": data["resize_size"]}
 
 
 def options_of_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import runpy
+import textwrap
 
 import pytest
 import yaml
@@ -79,23 +81,61 @@ def test_every_module_is_in_the_reference_or_said_to_be_internal(name):
     assert modules - shown == set(INTERNAL[name].split())
 
 
+def entry_named(entry: str):
+    """The module, class or function of an entry."""
+    if entry == "aa_flax.export":  # the function, which the module of that name gives way to
+        return importlib.import_module(entry).export
+    owner, names = entry, []
+    while True:
+        try:
+            found = importlib.import_module(owner)
+            break
+        except ModuleNotFoundError:
+            owner, _, last = owner.rpartition(".")
+            names.insert(0, last)
+    for name in names:
+        found = getattr(found, name)
+    return found
+
+
 def test_every_entry_has_a_docstring():
     """Read from the files, as the site is."""
-    without = []
-    for entry in sorted(ENTRIES):
-        module, owner, name = None, entry, ""
-        while module is None:
-            try:
-                module = importlib.import_module(owner)
-            except ModuleNotFoundError:
-                owner, _, last = owner.rpartition(".")
-                name = f"{last}.{name}" if name else last
-        found = module
-        for part in filter(None, name.split(".")):
-            found = getattr(found, part)
-        if not (found.__doc__ or "").strip():
-            without.append(entry)
-    assert without == []
+    assert [e for e in sorted(ENTRIES) if not (entry_named(e).__doc__ or "").strip()] == []
+
+
+def functions_of(found):
+    """Public functions and methods by name, each with its docstring or that of its class."""
+    if inspect.ismodule(found):
+        members = [m for n, m in vars(found).items() if not n.startswith("_")]
+        for member in members:
+            if getattr(member, "__module__", None) == found.__name__:
+                yield from functions_of(member)
+    elif isinstance(found, type):
+        for name, member in vars(found).items():
+            called = name in ("__init__", "__call__")
+            written = inspect.isfunction(member) and member.__code__.co_filename.startswith(
+                str(ROOT)
+            )
+            if written and (called or not name.startswith("_")):
+                told = found.__doc__ if called else ""
+                documented = inspect.getdoc(getattr(found, name))  # a base's, where it has none
+                yield member, f"{documented} {told}"
+    elif inspect.isfunction(found):
+        yield found, found.__doc__ or ""
+
+
+def test_every_error_that_an_entry_raises_is_in_its_docstring():
+    """By its own `raise`; those of what it calls are for readers to see."""
+    found = [pair for entry in sorted(ENTRIES) for pair in functions_of(entry_named(entry))]
+    assert len(found) > 300
+    silent = []
+    for function, told in found:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+        raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc]
+        kinds = {ast.unparse(exc).partition("(")[0] for exc in raised} - {"NotImplementedError"}
+        if any(kind.endswith("Error") for kind in kinds) and "aises" not in told:
+            silent.append(f"{function.__module__}.{function.__qualname__}")
+    assert silent == [], silent
 
 
 def test_the_pictures_of_the_explanation_are_those_that_the_program_draws(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import aa_flax
 from aa_flax import InputError, create_model
 from aa_flax.export.program import Program
 from aa_flax.export.stablehlo import smallest_open_size
+from tests.compiled import run as logits
 from tests.export.small import SIZE, resnet, small
 from tests.randomised import randomised
 
@@ -40,10 +41,20 @@ def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
     subprocess.run([sys.executable, "-I", "-c", program, *files], check=True)
     found = np.load(files[2])
     for key, given in (("all", images), ("first", images[:1, :96])):
-        expected = np.asarray(net(given))
+        expected = np.asarray(logits(net, given))
         assert np.abs(found[key] - expected).max() <= 1e-5 * np.abs(expected).max()
     exported = jax_export.deserialize(bytearray(path.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("pool", ["aps_l2", "lps"])
+def test_pools_that_decide_by_what_they_see_are_written(pool, rng, tmp_path):
+    net = randomised(resnet(filter_size=None, pool=pool))
+    path = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE).path
+    images = rng.standard_normal((3, SIZE, SIZE, 3), np.float32)
+    found = jax_export.deserialize(bytearray(path.read_bytes())).call(images)
+    expected = np.asarray(logits(net, images))
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_what_it_is_stands_beside_it(tmp_path):

@@ -77,6 +77,7 @@ def training_step(model: DenseNet, x: np.ndarray):
     return jax.tree.leaves(results), sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(kept))
 
 
+@pytest.mark.slow  # tests/models/test_remat.py is not
 def test_remat_keeps_less_and_changes_nothing(rng):
     x = rng.standard_normal((4, 64, 64, 3), np.float32)
     plain, plain_bytes = training_step(small_net(filter_size=3), x)
@@ -101,7 +102,10 @@ def test_initial_weights_are_those_of_torch():
     assert not model.classifier.bias[...].any()
 
 
-@pytest.mark.parametrize(("name", "smallest"), [("densenet121", 29), ("densenet121_lpf4", 33)])
+@pytest.mark.parametrize(
+    ("name", "smallest"),
+    [pytest.param("densenet121", 29, marks=pytest.mark.slow), ("densenet121_lpf4", 33)],
+)
 def test_an_image_too_small_is_refused(name, smallest):
     model = abstract_model(name)
     assert logits_shape(model, smallest) == (1, 1000)

@@ -10,6 +10,7 @@ from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Downsample
 from aa_flax.ops import circular_padding
 from benchmarks.reference import abstract_model, logits_shape, state_shapes
+from tests.compiled import run
 from tests.pools.toys import LargestPhase, WeightedBox, box
 
 BASES = ("alexnet", "vgg11", "resnet18", "densenet121", "mobilenet_v2")
@@ -43,7 +44,7 @@ def test_a_pools_name_builds_the_net_of_its_filter_size(rng):
         DenseNet((1, 1), growth_rate=4, num_init_features=8, rngs=nnx.Rngs(0), **options)
         for options in ({"pool": "binomial2"}, {"filter_size": 2})
     )
-    np.testing.assert_array_equal(by_name(x), by_size(x))
+    np.testing.assert_array_equal(run(by_name, x), run(by_size, x))
     assert to_torch_state_dict(by_name).keys() == to_torch_state_dict(by_size).keys()
     by_name, by_size = abstract_model("resnet18", pool="binomial4"), abstract_model("resnet18_lpf4")
     assert by_name.options == {"pool": "binomial4"}

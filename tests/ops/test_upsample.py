@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -126,11 +127,13 @@ def test_the_layer_is_the_function_and_has_no_variables(rng):
 
 def test_every_size_that_blur_pool_takes_there_is_accepted_and_no_other():
     for stride, offset, n in itertools.product((1, 2, 3), (0, 1), range(4, 14)):
-        m = blur_pool(jnp.ones((1, n, 1)), 3, stride, pad_offset=offset).shape[1]
-        x = jnp.ones((1, m, 1))
-        assert blur_upsample(x, 3, stride, pad_offset=offset, size=n).shape[1] == n
+        options = {"filter_size": 3, "stride": stride, "pad_offset": offset}
+        x = jax.eval_shape(partial(blur_pool, **options), jnp.ones((1, n, 1)))
+        there = partial(blur_upsample, **options, size=n)
+        assert jax.eval_shape(there, x).shape[1] == n
+        m, beyond = x.shape[1], partial(blur_upsample, **options, size=n + stride)
         with pytest.raises(InputError, match=rf"\({n + stride},\) cannot be had from \({m},\)"):
-            blur_upsample(x, 3, stride, pad_offset=offset, size=n + stride)
+            jax.eval_shape(beyond, x)
 
 
 @pytest.mark.parametrize(

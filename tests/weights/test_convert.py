@@ -115,7 +115,8 @@ def test_the_net_follows_from_a_checkpoints_arch_or_a_files_name(convert, net, t
 
 def test_a_runs_checkpoints_become_weights_of_either_kind(convert, tmp_path):
     models = {step: create_model(NAME, num_classes=10, rngs=nnx.Rngs(step)) for step in (1, 2)}
-    config = {"model": NAME, "dtype": "float32"}
+    data = {"crop_size": 40, "resize_size": 0}
+    config = {"model": NAME, "dtype": "float32", "data": data}
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         for step, model in models.items():
             state = init_state(model, optax.sgd(0.1), data_mesh())
@@ -127,6 +128,7 @@ def test_a_runs_checkpoints_become_weights_of_either_kind(convert, tmp_path):
     for step, name in ((1, "best.safetensors"), (2, "second.pth")):
         found = create_model(NAME, pretrained=tmp_path / name).classifier.kernel[...]
         np.testing.assert_array_equal(found, models[step].classifier.kernel[...])
+    assert create_model(NAME, pretrained=tmp_path / "best.safetensors").config.input_size == 40
     with pytest.raises(InputError, match=r"no checkpoint of step 3 .* there are 1, 2"):
         convert(tmp_path / "run", tmp_path / "third.pth", "--step=3")
     with pytest.raises(InputError, match=f"no run in {tmp_path}"):

@@ -1,3 +1,4 @@
+import json
 import os
 
 import jax
@@ -5,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax import InputError, create_model, load_weights, save_weights
+from aa_flax import InputError, ModelConfig, create_model, load_weights, save_weights
 from aa_flax.evaluation.files import check_writable
 from aa_flax.weights.files import named_weights, read_weights
+from tests.compiled import run
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +37,31 @@ def test_weights_survive_bit_for_bit(model, path):
 def test_create_model_takes_weights_and_classes_from_a_file(model, path):
     other = create_model("mobilenet_v2_lpf4", pretrained=path)
     x = jax.random.normal(jax.random.key(0), (1, 40, 40, 3))
-    np.testing.assert_array_equal(model(x), other(x))
+    np.testing.assert_array_equal(run(model, x), run(other, x))
     other.train()  # dropout, which no file holds, works
-    assert other(jax.numpy.concatenate([x, -x])).shape == (2, 10)
+    assert run(other, jax.numpy.concatenate([x, -x])).shape == (2, 10)
+
+
+def test_what_images_a_net_takes_goes_with_its_weights(model, path):
+    options = {"num_classes": 3, "width_mult": 0.25}
+    net = create_model("mobilenet_v2_lpf4", **options)
+    halves = (0.5, 0.5, 0.5)
+    net.config = ModelConfig(40, 0, "bicubic", halves, (0.25, 0.5, 0.75))
+    save_weights(net, path)
+    found = create_model("mobilenet_v2_lpf4", pretrained=path, **options).config
+    assert found == net.config
+    for damaged in ("[1]", "40", '{"mean": 1}', "{"):
+        save_weights(net, path, images=damaged)
+        with pytest.raises(
+            InputError, match=r"w\.safetensors: its `images` are no fields of a Mod"
+        ):
+            create_model("mobilenet_v2_lpf4", pretrained=path, **options)
 
 
 def test_metadata_names_net_source_and_licence(path):
     _, metadata = read_weights(path)
+    images = json.loads(metadata.pop("images"))
+    assert ModelConfig(**images | {k: tuple(images[k]) for k in ("mean", "std")}) == ModelConfig()
     assert metadata == {
         "format": "aa_flax",
         "model": "mobilenet_v2_lpf4",

@@ -102,7 +102,8 @@ def test_a_file_is_described_by_its_hash_and_what_it_says(tmp_path):
 def test_a_run_is_a_net_with_its_best_weights(tmp_path):
     tiny.register()
     models = {step: create_model("tiny", num_classes=3, rngs=nnx.Rngs(step)) for step in (1, 2)}
-    config = {"model": "tiny", "dtype": "bfloat16"}
+    data = {"crop_size": 40, "resize_size": 0}
+    config = {"model": "tiny", "dtype": "bfloat16", "data": data}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         for step, model in models.items():
             state = init_state(model, optax.sgd(0.1), data_mesh())
@@ -122,6 +123,7 @@ def test_a_run_is_a_net_with_its_best_weights(tmp_path):
     other = create_model("tiny", pretrained=tmp_path, num_classes=5)
     assert (other.conv.kernel[...] == models[1].conv.kernel[...]).all()
     assert other.fc.kernel.shape == (4, 5)
+    assert (other.config.input_size, other.config.resize_size) == (40, 0)  # what it was tested on
     with pytest.raises(InputError, match="holds weights of tiny, not of resnet18"):
         create_model("resnet18", pretrained=tmp_path)
     second, sentence = model_from_workdir(tmp_path, 2)

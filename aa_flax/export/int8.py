@@ -1,0 +1,166 @@
+"""Files of ONNX with int8 weights and maps, calibrated on images, and what they lose by it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from aa_flax.data.crops import center_image
+from aa_flax.data.pictures import PICTURES, Given, Pictures
+from aa_flax.data.transforms import normalise
+from aa_flax.disk import local_path
+from aa_flax.errors import InputError
+from aa_flax.export.onnx_file import INPUT, open_onnx
+from aa_flax.export.program import Program
+
+LEAST_AGREEMENT = 0.99  # of the classes; a file below is not kept
+LEAST_IMAGES = 200  # so that one image in two counts 1 %
+_BATCH = 8
+_QUANTISED = ["Conv", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad", "Add", "Concat"]
+
+
+def pictures_for_int8(images: Any, program: Program, path: Path) -> Pictures:
+    """The images that a file is calibrated and compared on.
+
+    Raises:
+        InputError: too few of them, or ones that say nothing of this net; a net without classes;
+            another format than ONNX; onnxruntime is missing.
+    """
+    if path.suffix != ".onnx":
+        raise InputError(f"int8 is of ONNX, and {path.name} is not; call the output .onnx")
+    if find_spec("onnxruntime") is None:
+        raise InputError(f"writing {path.name} in int8 needs onnxruntime: pip install onnxruntime")
+    if program.model.num_classes == 0:
+        raise InputError(
+            f"int8 is judged by the classes that a net tells apart, and {program.name} has none "
+            "(num_classes=0); export it without"
+        )
+    if not isinstance(images, PICTURES):
+        raise InputError(
+            "int8 is a folder of images, or images (paths, of PIL or bytes (N, H, W, 3)); got "
+            f"{images!r:.80}"
+        )
+    given = local_path(images, "int8") if isinstance(images, str | Path) else Given(images)
+    pictures = Pictures(given, "int8")
+    if len(pictures) < LEAST_IMAGES:
+        raise InputError(
+            f"int8 needs {LEAST_IMAGES} images or more, half to calibrate on and half to compare "
+            f"on, got {len(pictures)}; take those that the net will see"
+        )
+    config = program.model.config
+    if 0 < config.resize_size < program.size:
+        raise InputError(
+            f"int8 resizes images to {config.resize_size} pixels as model.config says, fewer than "
+            f"the {program.size} to export for; change resize_size there (dataclasses.replace)"
+        )
+    return pictures
+
+
+def quantise(program: Program, path: Path, pictures: Pictures) -> dict[str, Any]:
+    """Turns a file of ONNX into one of int8, calibrated on every second image, in place.
+
+    Maps have unsigned bytes, weights signed ones of 7 bits for each channel (which no processor's
+    products of bytes saturate); the last layer stays as it is, and with it the logits' range.
+
+    Returns:
+        The share of the other images to which both files give the same class as `agreement`, how
+        many were for what, and where they are from.
+
+    Raises:
+        InputError: an agreement below `LEAST_AGREEMENT`, or an image that cannot be read.
+    """
+    calibrated, compared = range(0, len(pictures), 2), range(1, len(pictures), 2)
+    with TemporaryDirectory() as folder:
+        written = Path(folder) / "int8.onnx"
+        _quantise(path, written, _batches(program, pictures, calibrated))
+        agreement = _agreement(path, written, _batches(program, pictures, compared))
+        facts = {
+            "agreement": agreement,
+            "compared_on": len(compared),
+            "calibrated_on": len(calibrated),
+            **pictures.described(),
+        }
+        if agreement < LEAST_AGREEMENT:
+            raise InputError(
+                f"in int8 {program.name} gives only {100 * agreement:.1f} % of {len(compared)} "
+                f"images the class that it gave them before, less than "
+                f"{100 * LEAST_AGREEMENT:.0f} %, and was not kept; give more images, or ones that "
+                "look like what it was trained on, or export it without int8"
+            )
+        _finish(written, path, facts)
+    return facts
+
+
+def _batches(program: Program, pictures: Pictures, which: Sequence[int]) -> Iterator[np.ndarray]:
+    """As the file takes them, a few at a time."""
+    config = program.model.config
+    for start in range(0, len(which), _BATCH):
+        pixels = np.stack(
+            [
+                center_image(
+                    pictures[i]["image"], config.resize_size, program.size, config.interpolation
+                )
+                for i in which[start : start + _BATCH]
+            ]
+        )
+        given = (
+            pixels
+            if program.preprocessing
+            else normalise(jnp.asarray(pixels), config.mean, config.std)
+        )
+        yield np.asarray(given)
+
+
+def _quantise(path: Path, written: Path, batches: Iterator[np.ndarray]) -> None:
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> Any:
+            images = next(batches, None)
+            return images if images is None else {INPUT: images}
+
+    model = onnx.load(path)
+    # What quantize_static warns of where it is missing: shapes are known, nothing is left to fold.
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    quantization.quantize_static(
+        onnx.shape_inference.infer_shapes(model),
+        written,
+        Reader(),
+        per_channel=True,
+        reduce_range=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        op_types_to_quantize=_QUANTISED,
+        nodes_to_exclude=_kept(model.graph),
+    )
+
+
+def _kept(graph: Any) -> list[str]:
+    """Names of nodes that stay in float32: the last layer, and the normalisation of bytes."""
+    constants = {array.name for array in graph.initializer}
+    last = [node.name for node in graph.node if node.op_type == "Gemm"][-1:]
+    affine = (node for node in graph.node if node.op_type == "Add")
+    return last + [node.name for node in affine if constants.intersection(node.input)]
+
+
+def _agreement(path: Path, written: Path, batches: Iterator[np.ndarray]) -> float:
+    before, after = open_onnx(path), open_onnx(written)
+    same = [before(x).argmax(-1) == after(x).argmax(-1) for x in batches]
+    return float(np.concatenate(same).mean())
+
+
+def _finish(written: Path, path: Path, facts: dict[str, Any]) -> None:
+    """Saves the file with the facts that the one before had, and these."""
+    import onnx
+
+    told = {fact.key: fact.value for fact in onnx.load(path).metadata_props}
+    model = onnx.load(written)
+    onnx.helper.set_model_props(model, {**told, "int8": json.dumps(facts)})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)

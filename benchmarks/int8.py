@@ -1,0 +1,122 @@
+"""What nets lose and gain by int8: accuracy, consistency under shifts, size and time.
+
+    python benchmarks/int8.py runs/digits_resnet18 runs/digits_resnet18_lpf4 [--rounds 7]
+
+Runs on digits: each is exported twice, calibrated on the digits that it was trained on, and judged
+on those held out, at every shift that a crop can have. Prints a Markdown table, in percent:
+accuracy and consistency (how often two random shifts of a digit get the same class) of the file in
+float32 and of that in int8, how often both give the same class, to centred digits and to all; the
+files' sizes and the time of one over the other: the median over the rounds, the least, the
+greatest.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from sys import executable
+from typing import Any
+
+import nets
+import numpy as np
+from nets_table import Ratio, ratio
+
+import aa_flax
+from aa_flax.data.digits import Digits
+from aa_flax.export.onnx_file import open_onnx
+from aa_flax.weights.locate import OfRun
+
+nets.SCRIPTS["export"] = Path(__file__).with_name("export_worker.py")
+
+
+def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes `(n, size, size, 3)` and labels."""
+    source = Digits(split, size)
+    examples = [source[i] for i in range(len(source))]
+    return np.stack([np.asarray(e["image"]) for e in examples]), np.array(
+        [e["label"] for e in examples]
+    )
+
+
+def shifted(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """All crops, row by row: `(n, size, size, 3)` each."""
+    room = images.shape[1] - size + 1
+    for y in range(room):
+        for x in range(room):
+            yield images[:, y : y + size, x : x + size]
+
+
+def consistency(classes: np.ndarray) -> float:
+    """The chance that two shifts, drawn for each image, give it the same class.
+
+    Args:
+        classes: int `(shifts, n)`.
+    """
+    same = [(classes == label).mean(0) ** 2 for label in range(classes.max() + 1)]
+    return float(np.sum(same, axis=0).mean())
+
+
+def times(files: dict[str, Path], task: dict[str, Any], args: argparse.Namespace) -> Ratio:
+    """Of the first file over that of the second, in processes of their own that have turns."""
+    workers = [nets.Worker("export", kind, executable) for kind in files]
+    for worker in workers:
+        worker.ask({**task, "variant": "ours", "file": str(files[worker.variant])})
+    for number in range(args.rounds):
+        for worker in workers if number % 2 == 0 else workers[::-1]:
+            worker.turn(args.turn)
+            if worker.error:
+                raise RuntimeError(f"{worker.variant}: {worker.error}")
+    for worker in workers:
+        worker.close()
+    return ratio(*(worker.times for worker in workers))
+
+
+def measure(run: str, args: argparse.Namespace, folder: Path) -> str:
+    """A row of the table."""
+    weights = OfRun(run)
+    data = weights.config["data"]
+    model = aa_flax.create_model(weights.name, pretrained=run)
+    size, room = data["crop_size"], data["image_size"]
+    images, labels = digits("val", room)
+    files = {kind: folder / f"{kind}.onnx" for kind in ("float32", "int8")}
+    classes = []
+    for kind, file in files.items():
+        calibration = digits("train", size)[0] if kind == "int8" else None
+        aa_flax.export(model, file, size=size, preprocessing=True, int8=calibration)
+        logits = open_onnx(file)
+        classes.append(np.stack([logits(crops).argmax(-1) for crops in shifted(images, size)]))
+    centre = len(classes[0]) // 2
+    same = classes[0] == classes[1]
+    cells = [
+        f"`{model.name}`",
+        " → ".join(f"{100 * (found[centre] == labels).mean():.1f}" for found in classes),
+        " → ".join(f"{100 * (found == labels).mean():.1f}" for found in classes),
+        " → ".join(f"{100 * consistency(found):.1f}" for found in classes),
+        f"{100 * same[centre].mean():.1f}",
+        f"{100 * same.mean():.1f}",
+        " → ".join(f"{file.stat().st_size / 2**20:.1f}" for file in files.values()),
+        str(times(files, {"net": model.name, "batch": args.batch, "size": size}, args)),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
+    args = parser.parse_args()
+    print(
+        "| net | centred | shifted | consistency | same class, centred | shifted | MiB | "
+        "float32 / int8, time |\n|---|---|---|---|---|---|---|---|"
+    )
+    for run in args.runs:
+        with tempfile.TemporaryDirectory() as folder:
+            print(measure(run, args, Path(folder)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Files of int8: nearly the same function, judged by its classes on images it was not made with."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aa_flax
+from aa_flax import InputError
+from aa_flax.data.transforms import normalise
+from aa_flax.export import int8
+from aa_flax.export.__main__ import run
+from tests.compiled import run as logits
+from tests.export.small import SIZE, small
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from aa_flax.export.onnx_file import run_onnx  # noqa: E402
+
+
+@pytest.fixture
+def net():
+    net = small("basic")
+    net.config = aa_flax.ModelConfig(input_size=SIZE, resize_size=SIZE)
+    return net
+
+
+@pytest.fixture
+def images(rng):
+    """Colours and waves, each unlike the others: bytes `(200, 40, 40, 3)`."""
+    waves = np.sin(np.arange(SIZE) * rng.uniform(0.05, 1.5, (200, 1)))
+    waves = waves[:, :, None, None] * rng.uniform(-1, 1, (200, 1, 1, 3)) + np.zeros((SIZE, 1))
+    return (127 + 80 * waves + rng.uniform(-45, 45, (200, 1, 1, 3))).astype(np.uint8)
+
+
+@pytest.fixture
+def any_agreement(monkeypatch):
+    """Classes of random nets are a matter of chance."""
+    monkeypatch.setattr(int8, "LEAST_AGREEMENT", 0.5)
+
+
+@pytest.mark.usefixtures("any_agreement")
+def test_it_is_small_and_nearly_the_same(net, images, tmp_path):
+    before = aa_flax.export(net, tmp_path / "float.onnx").path
+    exported = aa_flax.export(net, tmp_path / "int8.onnx", int8=images)
+    model = onnx.load(exported.path)
+    names = {array.name: array for array in model.graph.initializer}
+    kinds = [names[n.input[0]].data_type for n in model.graph.node if n.input[0] in names]
+    assert kinds.count(onnx.TensorProto.INT8) == sum(
+        node.op_type == "Conv" for node in onnx.load(before).graph.node
+    )
+    (last,) = (node for node in model.graph.node if node.op_type == "Gemm")
+    assert names[last.input[1]].data_type == onnx.TensorProto.FLOAT
+    assert exported.path.stat().st_size < 0.35 * before.stat().st_size
+    x = np.asarray(normalise(images))
+    found, expected = run_onnx(exported.path, x), np.asarray(logits(net, x))
+    assert 1e-5 < np.abs(found - expected).mean() / np.abs(expected).mean() < 0.1
+    same = found.argmax(-1) == expected.argmax(-1)
+    assert exported.agreement == pytest.approx(same[1::2].mean())
+    assert exported.difference <= 1e-5  # before
+
+
+@pytest.mark.usefixtures("any_agreement")
+def test_images_of_a_folder_are_prepared_as_the_net_wants_them(net, images, tmp_path, capsys):
+    """Larger ones, whose middle is what the net is to see; bytes go in, probabilities come out."""
+    framed = np.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0)))
+    for i, image in enumerate(framed):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    net = aa_flax.create_model("resnet18_lpf2", num_classes=3)
+    net.config = aa_flax.ModelConfig(input_size=SIZE, resize_size=0)
+    aa_flax.save_weights(net, weights := tmp_path / "w.safetensors")
+    run([str(weights), str(out := tmp_path / "n.onnx"), "--preprocessing", f"--int8={tmp_path}"])
+    told = {fact.key: fact.value for fact in onnx.load(out).metadata_props}
+    facts = json.loads(told["int8"])
+    assert (facts["calibrated_on"], facts["compared_on"], told["model"]) == (
+        100,
+        100,
+        "resnet18_lpf2",
+    )
+    same = run_onnx(out, images).argmax(-1) == np.asarray(logits(net, normalise(images))).argmax(-1)
+    assert facts["agreement"] == pytest.approx(same[1::2].mean())
+    found = f"the same class for {100 * facts['agreement']:.1f} % of 100 images (calibrated on 100"
+    assert found in capsys.readouterr().out
+
+
+def test_what_loses_too_much_is_not_kept(net, images, tmp_path, monkeypatch):
+    (tmp_path / "n.onnx").write_text("from before")
+    monkeypatch.setattr(int8, "_agreement", lambda *files: 0.985)
+    message = r"gives only 98\.5 % of 100 images the class that it gave them before, less than 99 %"
+    with pytest.raises(InputError, match=message):
+        aa_flax.export(net, tmp_path / "n.onnx", int8=images)
+    assert (tmp_path / "n.onnx").read_text() == "from before"
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "options", "message"),
+    [
+        ("n.stablehlo", "images", {}, r"int8 is of ONNX, and n\.stablehlo is not; call the outp"),
+        ("n.onnx", True, {}, r"int8 is a folder of images, or images \(.*\); got True"),
+        ("n.onnx", "nowhere", {}, r"no folder .*nowhere \(int8\); give a folder of images"),
+        (
+            "n.onnx",
+            [np.zeros((40, 40, 3), np.uint8)] * 9,
+            {},
+            r"needs 200 images or more, .* got 9",
+        ),
+        ("n.onnx", "images", {"size": 41}, r"int8 resizes images to 40 pixels as model\.config "),
+    ],
+)
+def test_what_cannot_be_is_told_and_nothing_is_written(
+    path, given, options, message, net, images, tmp_path
+):
+    given = images if given == "images" else given
+    with pytest.raises(InputError, match=message):
+        aa_flax.export(net, tmp_path / path, int8=given, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_embedding_has_no_classes_to_judge_by(images, tmp_path):
+    net = aa_flax.create_model("resnet18_lpf2", num_classes=0)
+    with pytest.raises(
+        InputError, match=r"resnet18_lpf2 has none \(num_classes=0\); export it wit"
+    ):
+        aa_flax.export(net, tmp_path / "n.onnx", size=SIZE, int8=images)
