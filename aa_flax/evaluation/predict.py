@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Shaped
 from aa_flax.data.transforms import normalise
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224)
             for crops of `crop_size` pixels.
 
     Raises:
-        InputError: neither.
+        InputError: neither, or a net of images that are normalised in another way.
     """
     if isinstance(predict, Predictor):
         return predict
@@ -147,6 +148,8 @@ def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224)
             "float32 images (N, H, W, 3) to logits (N, classes)"
         )
     name = getattr(predict, "name", "") or getattr(predict, "__name__", type(predict).__name__)
+    if isinstance(predict, Classifier):
+        check_normalisation(name, predict.config)
     if isinstance(predict, nnx.Module):
         predict.eval()
         graphdef, state = nnx.split(predict)
@@ -155,6 +158,16 @@ def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224)
     if jit is None:
         jit = _can_be_traced(function, crop_size)
     return Predictor(function, on_host=not jit, name=name)
+
+
+def check_normalisation(name: str, config: ModelConfig) -> None:
+    """Raises an InputError for a net whose images are not normalised as evaluations do it."""
+    if (config.mean, config.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        raise InputError(
+            f"{name} expects images normalised by the mean {config.mean} and the standard "
+            f"deviation {config.std}, and evaluations normalise by ImageNet's {IMAGENET_MEAN} and "
+            f"{IMAGENET_STD}; give aa_flax.evaluate a function that normalises them anew"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, placed
 from aa_flax.evaluation.files import Results
 from aa_flax.evaluation.measure import Measure
 from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.predict import check_normalisation
 from aa_flax.evaluation.run import (
     evaluate_config,
     facts_of,
@@ -29,6 +30,7 @@ from aa_flax.evaluation.run import (
     wanted_measures,
 )
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import list_models, released_weights
 from aa_flax.progress import tell
 from aa_flax.weights.locate import WORDS, Weights, describe, locate
@@ -153,8 +155,11 @@ def _load_and_evaluate(
     if not isinstance(source, NoSource):  # which says how many classes there are
         shapes = found.abstract_model(source.num_classes, **options)
         check(Plan(subject_of(config, source, output, values, shapes), wanted, {}))
+    other_images = _other_images(found, config)
     model = found.load_model(dtype=config.dtype, **options)
     tell(header(model, config, source, description))
+    if other_images:
+        tell(other_images)
     return evaluate_config(
         model,
         config,
@@ -164,6 +169,28 @@ def _load_and_evaluate(
         options=values,
         source=source,
     )
+
+
+def _other_images(found: Weights, config: Config) -> str:
+    """What to say where weights know of images of other sizes than the config's; else nothing.
+
+    Raises:
+        InputError: they were trained on images that were normalised in another way.
+    """
+    told = found.config_changes()
+    statistics = {name: told[name] for name in ("mean", "std") if name in told}
+    check_normalisation(found.name, ModelConfig(**statistics))
+    here = {"resize_size": config.data.resize_size, "input_size": config.data.crop_size}
+    here["interpolation"] = "bilinear"
+    wanted = here | {name: told[name] for name in here if name in told}
+    if wanted == here:
+        return ""
+    return f"note: these weights are for {_in_words(**wanted)}; here: {_in_words(**here)}"
+
+
+def _in_words(resize_size: int, input_size: int, interpolation: str) -> str:
+    resized = f"resized to {resize_size} pixels ({interpolation})" if resize_size else "as they are"
+    return f"images {resized}, crops of {input_size}"
 
 
 def header(model: Classifier, config: Config, source: Source, weights: Mapping[str, Any]) -> str:

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax import InputError, create_model, list_models, save_weights
+import aa_flax
+from aa_flax import InputError, ModelConfig, create_model, list_models, save_weights
 from aa_flax.config import check_config
 from aa_flax.configs import digits_resnet18_lpf4, imagenet
 from aa_flax.evaluation import run as running
@@ -31,10 +33,13 @@ class Weights:
     def __init__(self, name: str, **facts):
         self.name = name
         self.facts = {"kind": "file", "file": f"{name}.safetensors", "sha256": name} | facts
-        self.loaded, self.crop = 0, CROP
+        self.loaded, self.crop, self.images = 0, CROP, {}
 
     def description(self):
         return dict(self.facts)
+
+    def config_changes(self):
+        return {"weights": self.facts["file"], **self.images}
 
     def abstract_model(self, num_classes):
         return nnx.eval_shape(self.net)
@@ -113,6 +118,30 @@ def test_what_is_asked_for_otherwise_is_measured(tmp_path, weights, capsys):
     (tmp_path / "p_vgg11.npz").unlink()
     in_turn(tmp_path, "vgg11", **asked[2])
     assert (tmp_path / "p_vgg11.npz").is_file()
+
+
+def test_images_of_another_size_than_the_weights_know_of_are_told(tmp_path, weights, capsys):
+    weights["vgg11"] = Weights("vgg11")
+    weights["vgg11"].images = {"input_size": CROP, "resize_size": 303, "interpolation": "bicubic"}
+    in_turn(tmp_path, "vgg11", "resnet18")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert told == [
+        f"note: these weights are for images resized to 303 pixels (bicubic), crops of {CROP}; "
+        f"here: images as they are, crops of {CROP}"
+    ]
+
+
+def test_images_that_would_be_normalised_otherwise_are_refused(tmp_path, weights):
+    halves = (0.5, 0.5, 0.5)
+    weights["vgg11"] = Weights("vgg11")
+    weights["vgg11"].images = {"mean": halves}
+    with pytest.raises(InputError, match="1 nets could not be evaluated: vgg11"):
+        in_turn(tmp_path, "vgg11")
+    assert weights["vgg11"].loaded == 0
+    net = weights["vgg11"].net()
+    net.config = ModelConfig(std=halves)
+    with pytest.raises(InputError, match=r"^vgg11 expects images normalised by the mean \(0\.4"):
+        aa_flax.evaluate(net, np.zeros((2, CROP, CROP, 3), np.uint8))
 
 
 def test_another_file_behind_the_same_path_is_noticed(tmp_path, weights, capsys):
