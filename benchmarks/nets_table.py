@@ -10,6 +10,7 @@ torch is taken in that of its variants with the least median.
 import argparse
 import csv
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -213,6 +214,13 @@ def _device(group: Group) -> str:
     return group.rows[0]["device"]
 
 
+def _place(group: Group) -> tuple:
+    """By pass, precision and batch; antialiased nets first, names by their numbers."""
+    s = group.setting
+    name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", s.net)]
+    return s.mode, s.precision, s.batch, "_lpf" not in s.net, name
+
+
 def report(rows: Iterable[Row]) -> str:
     """All tables, for each device and pair of versions under a line that names them."""
     places: dict[str, list[Group]] = {}
@@ -221,25 +229,34 @@ def report(rows: Iterable[Row]) -> str:
         places.setdefault(f"{_device(group)}; {'; '.join(names)}", []).append(group)
     parts = []
     for place, found in places.items():
-        found.sort(key=lambda g: (g.setting.mode, g.setting.precision, g.setting.batch))
+        found.sort(key=_place)
         parts += [place, summary(found), table(found), overheads(found), our_variants(found)]
     return "\n\n".join(part for part in parts if part)
 
 
 def figure(rows: Iterable[Row], path: Path) -> None:
-    """A point a net, at torch's time over ours, with the rounds' spread; a panel a kind of pass."""
+    """A point a net, at torch's time over ours, with the rounds' spread.
+
+    A panel a kind of pass; those of one or two nets share one.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     panels: dict[str, dict[str, Ratio]] = {}
-    for group in groups(rows):
+    for group in sorted(groups(rows), key=_place):
         s = group.setting
         if one := group.ratio():
             panels.setdefault(f"{s.mode}, batch {s.batch}, {s.precision}", {})[s.net] = one
     if not panels:
         return
+    few = {title: ratios for title, ratios in panels.items() if len(ratios) < 3}
+    if len(few) > 1:
+        panels = {title: ratios for title, ratios in panels.items() if title not in few}
+        panels["others"] = {
+            f"{net}\n{title}": one for title, ratios in few.items() for net, one in ratios.items()
+        }
     longest = max(map(len, panels.values()))
     size = (4.5 * len(panels) + 1, 0.24 * longest + 1.2)
     drawing, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")

@@ -19,6 +19,7 @@ _NO_MEASURES = ("weights", "data", "config", "options")
 # Facts of an evaluation; nets that differ in one of them are not comparable.
 CONDITIONS = ("data", "path", "images", "crop", "shift_range")
 _MEASURED_BY = (*CONDITIONS, "image_size", "resize_size", "passes", "images_per_draw", "dtype")
+_KNOWN = (*_MEASURED_BY, "options", "weights")  # of any results, not of a run's alone
 # Of a run's config: what changes nothing, what is no part of the training, and what is told by
 # other facts.
 _NO_FACTS = (
@@ -183,15 +184,30 @@ def _is_same(one: Results, other: Results) -> bool:
 
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
-    """Conditions that differ in the report, and whatever tells it from rows of the same net."""
+    """Conditions that differ in the report, and whatever tells it from rows of the same net.
+
+    How a run was trained tells it from other runs; from a file, of which that is not known, it is
+    told by being a run.
+    """
     alike = [other for other in rows if other.model == row.model]
+    weights = row.facts.get("weights")
+    runs = [other for other in alike if other.facts.get("weights") == weights == "run"]
     told = {
         name: value
         for name, value in row.facts.items()
-        if any(other.facts.get(name) != value for other in alike)
+        if any(other.facts.get(name) != value for other in (alike if name in _KNOWN else runs))
         or (name in _MEASURED_BY and any(other.facts.get(name) != value for other in rows))
     }
+    if "weights" in told:
+        told["weights"] = _tail(weights, {str(other.facts.get("weights")) for other in alike})
     return ", ".join(_told(name, value) for name, value in told.items())
+
+
+def _tail(path: Any, among: set[str]) -> str:
+    """As much of the end of a path as no other of these has."""
+    parts = str(path).split("/")
+    tails = ("/".join(parts[-count:]) for count in range(1, len(parts)))
+    return next((t for t in tails if sum(f"/{o}".endswith(f"/{t}") for o in among) == 1), str(path))
 
 
 def _told(name: str, value: Any) -> str:

@@ -180,7 +180,8 @@ def _other_images(found: Weights, config: Config) -> str:
     told = found.config_changes()
     statistics = {name: told[name] for name in ("mean", "std") if name in told}
     check_normalisation(found.name, ModelConfig(**statistics))
-    here = {"resize_size": config.data.resize_size, "input_size": config.data.crop_size}
+    data = config.data
+    here: dict[str, Any] = {"resize_size": data.resize_size, "input_size": data.crop_size}
     here["interpolation"] = "bilinear"
     wanted = here | {name: told[name] for name in here if name in told}
     if wanted == here:

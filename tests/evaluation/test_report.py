@@ -194,6 +194,18 @@ def test_other_experiments_are_rows_of_their_own(files, change, labels):
     assert f"resnet18** ({labels[0]}) | 70.00" in report.table(rows)
 
 
+def test_a_run_is_told_from_files_of_weights_without_the_whole_of_its_training(files):
+    file = {"weights": {"kind": "file", "file": "/a/b/w.safetensors"}}
+    other = {"weights": {"kind": "file", "file": "/a/c/w.safetensors"}}
+    rows = report.read_rows(files(of_run(70), of_run(60, **file), of_run(50, **other)))
+    assert [row.label for row in rows] == [
+        "run weights",
+        "b/w.safetensors weights",
+        "c/w.safetensors weights",
+    ]
+    assert rows_module._tail("w", {"w", "a/w"}) == "w"  # nothing shorter tells them apart
+
+
 def test_only_what_was_measured_alike_is_judged(files):
     rows = report.read_rows(files(of_run(70), of_run(30, crop=64), of_run(60, epochs=3)))
     assert report.pareto_front(rows) == {rows[0].title, rows[1].title}
