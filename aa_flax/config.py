@@ -371,3 +371,15 @@ def _check_batches(config: Config) -> None:
                 f"batch_size {config.batch_size} does not divide into {what}; change "
                 "--config.batch_size, optimizer.accumulation_steps or batch_stat_groups"
             )
+
+
+def images_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The images of a run's evaluation, as fields of `ModelConfig`."""
+    data = config["data"]
+    return {"input_size": data["crop_size"], "resize_size": data["resize_size"]}
+
+
+def options_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run's config gives its net."""
+    options = dict(config.get("model_options") or {})
+    return {**options, "pool": config["pool"]} if config.get("pool") else options

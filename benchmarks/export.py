@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 from sys import executable
+from typing import Any
 
 import nets
 from nets_table import ratio
@@ -42,22 +43,28 @@ def write_files(name: str, size: int, folder: Path) -> dict[str, str]:
     return {"ours": ours, "torch_onnx": theirs, "eager": ""}
 
 
-def measure(name: str, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Milliseconds of a pass, round by round, of each variant."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_files(name, args.size, Path(folder))
-        workers = [nets.Worker("export", variant, executable) for variant in VARIANTS]
-        for worker in workers:
-            task = {"net": name, "batch": args.batch, "size": args.size}
-            worker.ask({**task, "variant": worker.variant, "file": files[worker.variant]})
-        for number in range(args.rounds):
-            for worker in workers if number % 2 == 0 else workers[::-1]:
-                worker.turn(args.turn)
-                if worker.error:
-                    raise RuntimeError(f"{name}, {worker.variant}: {worker.error}")
+def in_turns(tasks: dict[str, dict[str, Any]], rounds: int, turn: float) -> list[list[float]]:
+    """Milliseconds of a pass, round by round, of each task: in processes of their own."""
+    workers = [nets.Worker("export", label, executable) for label in tasks]
+    for worker in workers:
+        worker.ask(tasks[worker.variant])
+    for number in range(rounds):
+        for worker in workers if number % 2 == 0 else workers[::-1]:
+            worker.turn(turn)
+            if worker.error:
+                raise RuntimeError(f"{worker.variant}: {worker.error}")
     for worker in workers:
         worker.close()
-    return {worker.variant: worker.times for worker in workers}
+    return [worker.times for worker in workers]
+
+
+def measure(name: str, args: argparse.Namespace) -> list[list[float]]:
+    """Of each variant."""
+    task = {"net": name, "batch": args.batch, "size": args.size}
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(name, args.size, Path(folder))
+        tasks = {v: {**task, "variant": v, "file": files[v]} for v in VARIANTS}
+        return in_turns(tasks, args.rounds, args.turn)
 
 
 def main() -> None:
@@ -75,10 +82,10 @@ def main() -> None:
     about.close()
     print("| net | ours, ms | torch's file / ours | eager torch / ours |\n|---|---|---|---|")
     for name in args.models:
-        times = measure(name, args)
-        median = ratio(times["ours"], [1.0] * args.rounds)
-        others = (ratio(times[variant], times["ours"]) for variant in VARIANTS[1:])
-        print(f"| `{name}` | {median.median:.0f} | {' | '.join(map(str, others))} |", flush=True)
+        ours, *others = measure(name, args)
+        median = ratio(ours, [1.0] * args.rounds).median
+        ratios = (str(ratio(theirs, ours)) for theirs in others)
+        print(f"| `{name}` | {median:.0f} | {' | '.join(ratios)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,15 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from sys import executable
-from typing import Any
 
-import nets
 import numpy as np
-from nets_table import Ratio, ratio
+from export import in_turns
+from nets_table import ratio
 
 import aa_flax
 from aa_flax.data.digits import Digits
 from aa_flax.export.onnx_file import open_onnx
 from aa_flax.weights.locate import OfRun
-
-nets.SCRIPTS["export"] = Path(__file__).with_name("export_worker.py")
 
 
 def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,21 +52,6 @@ def consistency(classes: np.ndarray) -> float:
     return float(np.sum(same, axis=0).mean())
 
 
-def times(files: dict[str, Path], task: dict[str, Any], args: argparse.Namespace) -> Ratio:
-    """Of the first file over that of the second, in processes of their own that have turns."""
-    workers = [nets.Worker("export", kind, executable) for kind in files]
-    for worker in workers:
-        worker.ask({**task, "variant": "ours", "file": str(files[worker.variant])})
-    for number in range(args.rounds):
-        for worker in workers if number % 2 == 0 else workers[::-1]:
-            worker.turn(args.turn)
-            if worker.error:
-                raise RuntimeError(f"{worker.variant}: {worker.error}")
-    for worker in workers:
-        worker.close()
-    return ratio(*(worker.times for worker in workers))
-
-
 def measure(run: str, args: argparse.Namespace, folder: Path) -> str:
     """A row of the table."""
     weights = OfRun(run)
@@ -87,6 +68,8 @@ def measure(run: str, args: argparse.Namespace, folder: Path) -> str:
         classes.append(np.stack([logits(crops).argmax(-1) for crops in shifted(images, size)]))
     centre = len(classes[0]) // 2
     same = classes[0] == classes[1]
+    task = {"net": model.name, "batch": args.batch, "size": size, "variant": "ours"}
+    tasks = {kind: {**task, "file": str(file)} for kind, file in files.items()}
     cells = [
         f"`{model.name}`",
         " → ".join(f"{100 * (found[centre] == labels).mean():.1f}" for found in classes),
@@ -95,7 +78,7 @@ def measure(run: str, args: argparse.Namespace, folder: Path) -> str:
         f"{100 * same[centre].mean():.1f}",
         f"{100 * same.mean():.1f}",
         " → ".join(f"{file.stat().st_size / 2**20:.1f}" for file in files.values()),
-        str(times(files, {"net": model.name, "batch": args.batch, "size": size}, args)),
+        str(ratio(*in_turns(tasks, args.rounds, args.turn))),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from aa_flax.config import Config
+from aa_flax.config import Config, options_of_config
 from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, make_source
 from aa_flax.errors import InputError
@@ -30,7 +30,6 @@ from aa_flax.evaluation.views import Center
 from aa_flax.models.classifier import Classifier
 from aa_flax.progress import progress_bar, tell
 from aa_flax.sharding import data_mesh
-from aa_flax.weights.locate import options_of_config
 
 
 def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> Accuracy:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flax import nnx
 
-from aa_flax.config import Config
+from aa_flax.config import Config, options_of_config
 from aa_flax.create import create_model
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
@@ -12,7 +12,7 @@ from aa_flax.models.registry import parse_name
 from aa_flax.progress import tell
 from aa_flax.weights.building import Held
 from aa_flax.weights.fit import last_layer, named_weights, options_of, set_weights
-from aa_flax.weights.locate import OfRun, locate, options_of_config
+from aa_flax.weights.locate import OfRun, locate
 
 
 def model_of(config: Config, num_classes: int) -> Classifier:

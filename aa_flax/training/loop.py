@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from aa_flax.config import Config, check_config, check_training
+from aa_flax.config import Config, check_config, check_training, images_of_config
 from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
 from aa_flax.data.sources import Source, make_source
 from aa_flax.data.transforms import preprocess
@@ -56,7 +56,7 @@ from aa_flax.training.workdir import (
 )
 from aa_flax.weights.files import save_weights
 from aa_flax.weights.fit import num_classes_of
-from aa_flax.weights.locate import images_of_config, locate
+from aa_flax.weights.locate import locate
 
 _REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from aa_flax.config import images_of_config, options_of_config
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.models import registry
@@ -344,18 +345,6 @@ class OfRun(Weights):
 def _weights_in(folder: Path) -> list[str]:
     suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
     return sorted(str(path) for path in folder.iterdir() if path.suffix in suffixes)
-
-
-def images_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The images of a run's evaluation, as fields of `ModelConfig`."""
-    data = config["data"]
-    return {"input_size": data["crop_size"], "resize_size": data["resize_size"]}
-
-
-def options_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a run's config gives its net."""
-    options = dict(config.get("model_options") or {})
-    return {**options, "pool": config["pool"]} if config.get("pool") else options
 
 
 def locate(source: bool | str | Path, *, model: str) -> Weights:
