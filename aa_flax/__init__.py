@@ -7,6 +7,7 @@ from aa_flax.create import create_model
 from aa_flax.data.sources import register_source
 from aa_flax.errors import InputError
 from aa_flax.fuse import fuse
+from aa_flax.memory import keep_memory
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.levels import FeatureLevel
@@ -49,6 +50,7 @@ __all__ = [
     "export",
     "fuse",
     "imagenet_class_names",
+    "keep_memory",
     "list_models",
     "list_pools",
     "load_torch_state_dict",

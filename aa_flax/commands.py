@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from aa_flax.config import Config, check_config, config_fields, unknown_field
 from aa_flax.disk import cache_folder, local_path
 from aa_flax.errors import InputError
+from aa_flax.memory import keep_memory
 from aa_flax.plugins import load_plugins
 from aa_flax.recipes import recipe_file, recipe_names
 from aa_flax.sharding import start_distributed
@@ -92,6 +93,8 @@ def run(main: Callable[[], None], text: str, *, interrupted: str = "stopped") ->
             raise InputError(f"unknown argument {argv[1]!r}; options begin with --, see --help")
         logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
         _keep_compiled_programs()
+        with suppress(InputError):  # not in a process that has computed
+            keep_memory()
         _join_processes()
         main()
 

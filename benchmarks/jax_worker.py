@@ -1,5 +1,7 @@
 """This project's nets for `nets.py`; see `worker.py`."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -9,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from worker import Work, device_in_words, serve, versions
+from worker import KEEPS_MEMORY, Work, device_in_words, serve, versions
 
-from aa_flax import create_model
+from aa_flax import create_model, keep_memory
 from aa_flax.data.transforms import normalise
 from aa_flax.evaluation.consistency import consistency
 from aa_flax.evaluation.observe import observe
@@ -131,4 +133,6 @@ def identity() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    if KEEPS_MEMORY in os.environ and not keep_memory():
+        sys.exit("memory can be kept with glibc only")
     serve(prepare, identity)

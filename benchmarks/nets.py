@@ -13,6 +13,7 @@ left out of the others. Where two do not fit on a device together, each has its 
 A setting's rows are added to the CSV file as soon as it is measured. Run again, the command goes on
 with what is not there yet (for these versions, on this device), and at the end prints the tables
 of `nets_table.py`. `--seconds` begins no other setting after that time; what is left is told.
+`--keep_memory` has both sides keep the memory of a pass for the next (`aa_flax.keep_memory`).
 """
 
 import argparse
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from nets_table import OURS, THEIRS, Setting, append, figure, groups, read, report
+from worker import KEEPS_MEMORY
 
 HERE = Path(__file__).parent
 SCRIPTS = {OURS: HERE / "jax_worker.py", THEIRS: HERE / "torch_worker.py"}
@@ -39,21 +41,24 @@ UNFINISHED = 75  # the exit code where settings are left
 # Idle threads of the side that waits sleep; what is compiled was not compiled before; a GPU's
 # memory is taken as needed, so that both sides find room.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# What `aa_flax.keep_memory` does, said to glibc from outside; and to `jax_worker.py`, to call it.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", KEEPS_MEMORY: "1"}
 
 
 class Worker:
     """A process that computes when asked to; see `worker.py`."""
 
-    def __init__(self, framework: str, variant: str, python: str):
+    def __init__(self, framework: str, variant: str, python: str, keeps_memory: bool = False):
         self.framework, self.variant = framework, variant
         self.error = ""
         self.times: list[float] = []
         self.facts: dict[str, Any] = {}
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        environment |= ENVIRONMENT | (KEPT if keeps_memory else {})
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
             [python, str(SCRIPTS[framework])],
-            env=environment | ENVIRONMENT,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
@@ -121,14 +126,15 @@ def measure(setting: Setting, args: argparse.Namespace, pythons: dict[str, str])
     wanted = [(OURS, v) for v in our_variants(args, setting)]
     wanted += [(THEIRS, v) for v in their_variants(args, setting)]
     started, together = time.strftime("%Y-%m-%dT%H:%M:%S"), True
-    workers = [Worker(framework, v, pythons[framework]) for framework, v in wanted]
+    kept = args.keep_memory
+    workers = [Worker(framework, v, pythons[framework], kept) for framework, v in wanted]
     measure_together(workers, setting, args.rounds, args.turn)
     for worker in workers:
         worker.close()
     if any("out of memory" in w.error.lower() or "EXHAUSTED" in w.error for w in workers):
         together, workers = False, []
         for framework, variant in wanted:
-            workers.append(Worker(framework, variant, pythons[framework]))
+            workers.append(Worker(framework, variant, pythons[framework], kept))
             measure_together(workers[-1:], setting, args.rounds, args.turn)
             workers[-1].close()
     return [
@@ -166,11 +172,11 @@ def settings(args: argparse.Namespace) -> list[Setting]:
     return [Setting(net, *others) for others in rest for net in nets]
 
 
-def identities(pythons: dict[str, str]) -> dict[str, dict[str, str]]:
+def identities(pythons: dict[str, str], keeps_memory: bool) -> dict[str, dict[str, str]]:
     """Versions and device of both sides."""
     found = {}
     for framework, python in pythons.items():
-        worker = Worker(framework, "", python)
+        worker = Worker(framework, "", python, keeps_memory)
         found[framework] = worker.ask({"identity": True})
         if worker.error:
             sys.exit(f"error: {python} cannot run {SCRIPTS[framework].name}: {worker.error}")
@@ -195,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures what is not in the file yet; the number of settings that are left."""
     began = time.monotonic()
     pythons = {OURS: sys.executable, THEIRS: args.torch_python}
-    identity = identities(pythons)
+    identity = identities(pythons, args.keep_memory)
     todo = [s for s in settings(args) if not is_measured(s, args, identity)]
     for number, setting in enumerate(todo):
         if args.seconds and time.monotonic() - began > args.seconds:
@@ -233,6 +239,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
+    parser.add_argument("--keep_memory", action="store_true", help="both keep it from pass to pass")
     parser.add_argument("--seconds", type=float, help="begin no setting after that time")
     parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. nets.png")
     return parser.parse_args()

@@ -4,7 +4,7 @@
 
 A shape is images, pixels of a side, channels in and out. Each cell is the time of XLA's own over
 Winograd's, the median and the quartiles of the repeats' ratios, and the largest difference of the
-results over the largest value. Float32, padding 1.
+results over the largest value. Float32, padding 1; memory is kept, else its pages cost as much.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from aa_flax import keep_memory
 from aa_flax.ops.dense import with_unfused_transposes
 from aa_flax.ops.depthwise import Window
 from aa_flax.ops.forms import Multilinear, apply, static
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     args = parser.parse_args()
+    keep_memory()
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}\n")
     print("| images, pixels, channels | forward | image's gradient | kernel's gradient |")
     print("|---|---|---|---|")

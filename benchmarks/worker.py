@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+KEEPS_MEMORY = "NETS_KEEP_MEMORY"  # a variable of the environment
+
 
 @dataclass(frozen=True)
 class Work:
@@ -65,9 +67,10 @@ def device_in_words(device: str) -> str:
 
 
 def versions(*modules: Any) -> str:
-    """Of the interpreter and of libraries, in one line."""
+    """Of the interpreter and of libraries, in one line, and whether memory is kept."""
     names = [f"{module.__name__} {module.__version__}" for module in modules]
-    return ", ".join([*names, f"Python {platform.python_version()}"])
+    kept = ["memory kept"] if KEEPS_MEMORY in os.environ else []
+    return ", ".join([*names, f"Python {platform.python_version()}", *kept])
 
 
 def serve(

@@ -161,14 +161,19 @@ def _gather(x: Array, geometry: Geometry) -> Array:
     y = x.astype(_accumulator(x.dtype))
     for i, axis in enumerate(geometry):
         y = _sparse_rows_dot(y, _forward_rows(axis), axis=1 + i)
-    return y.astype(x.dtype)
+    return _rounded(y, x.dtype)
 
 
 def _gather_gradient(g: Array, geometry: Geometry) -> Array:
     x = g.astype(_accumulator(g.dtype))
     for i, axis in reversed(list(enumerate(geometry))):
         x = _sparse_rows_dot(x, _backward_rows(axis), axis=1 + i)
-    return x.astype(g.dtype)
+    return _rounded(x, g.dtype)
+
+
+def _rounded(x: Array, dtype: DTypeLike) -> Array:
+    """As `dtype`; if that is narrower, written: XLA would have every reader of it look up anew."""
+    return x if x.dtype == dtype else lax.optimization_barrier(x.astype(dtype))
 
 
 def _accumulator(dtype: DTypeLike) -> DTypeLike:

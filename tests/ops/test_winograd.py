@@ -88,14 +88,34 @@ def test_gradients_of_each_image_and_their_derivatives():
     assert_agree(fast(*arrays), slow(*arrays))
 
 
-def test_convolutions_that_are_large_enough_take_it(monkeypatch):
+def test_bfloat16_is_computed_in_float32_and_rounded_once():
+    fast, _ = both(derivatives, ONE)
+    halves = [x.astype(jnp.bfloat16) for x in operands((2, 6, 5, 16), 8)]
+    (value, tangent), gradients = fast(*halves)
+    wide = [x.astype(jnp.float32) for x in halves]
+    tangents = [jnp.cos(x).astype(jnp.float32) for x in halves]
+    expected, expected_tangent = jax.jvp(definition(ONE), wide, tangents)
+    cotangent = jnp.cos(value).astype(jnp.float32)  # as the net hands it on, rounded
+    expected_gradients = jax.vjp(definition(ONE), *wide)[1](cotangent)
+    pairs = zip((value, *gradients), (expected, *expected_gradients), strict=True)
+    for result, reference in pairs:
+        assert result.dtype == jnp.bfloat16
+        # Half a unit in the last place of each, and float32's rounding.
+        bound = 2**-8 * jnp.abs(reference) + 1e-5 * jnp.abs(reference).max()
+        assert (jnp.abs(result.astype(jnp.float32) - reference) <= bound).all()
+    assert_agree(tangent.astype(jnp.float32), expected_tangent, 2**-7)  # a sum of two
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_convolutions_that_are_large_enough_take_it(monkeypatch, dtype):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    x, kernel = operands((4, 28, 28, 160), 160)
+    x, kernel = (a.astype(dtype) for a in operands((4, 28, 28, 160), 160))
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel)]
     form = dense_conv(definition(ONE), window(ONE), *shapes)
     assert form == winograd.winograd_conv(window(ONE))
     conv = partial(ops.conv_general_dilated, strides=(1, 1), padding=ONE)
-    assert_agree(conv(x, kernel), definition(ONE)(x, kernel))
+    results = (f(x, kernel).astype(jnp.float32) for f in (conv, definition(ONE)))
+    assert_agree(*results, 1e-5 if dtype == jnp.float32 else 2**-8)
 
 
 @pytest.mark.slow
@@ -133,7 +153,7 @@ def test_a_batch_that_may_lie_on_several_devices_does_not(monkeypatch):
         ((4, 28, 28, 160), 160, {"dilation": (2, 2)}),
         ((4, 28, 28, 160), 160, {"padding": ((3, 3), (3, 3))}),
         ((4, 28, 28, 160), 160, {"taps": (5, 5)}),
-        ((4, 28, 28, 160), 160, {"dtype": jnp.bfloat16}),
+        ((4, 28, 28, 160), 160, {"dtype": jnp.float16}),
     ],
 )
 def test_others_do_not(image, outputs, options, monkeypatch):

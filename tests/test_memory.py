@@ -1,0 +1,84 @@
+"""Memory that is kept from one pass to the next, in processes of their own."""
+
+import platform
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import aa_flax
+
+PAGES = """
+import resource, statistics
+import jax, jax.numpy as jnp
+import aa_flax
+if {keep}:
+    assert aa_flax.keep_memory()
+    assert aa_flax.keep_memory()  # again: as before
+x = jnp.ones((2**20, 16))  # 64 MiB
+
+@jax.jit
+def f(x):
+    y = jax.lax.optimization_barrier(jnp.sin(x))  # an intermediate array as large
+    return (y[::-1] * y).sum()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+counts = [faults()]
+for _ in range(11):
+    value = f(x).block_until_ready()
+    counts.append(faults())
+print(statistics.median(b - a for a, b in zip(counts, counts[1:])), value)
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do as they do")
+def test_a_pass_finds_its_memory_where_the_last_one_left_it():
+    returned, kept = (run(PAGES.format(keep=keep)).split() for keep in (False, True))
+    assert int(kept[0]) * 4 < int(returned[0])  # pages that the system cleared and mapped
+    assert kept[1] == returned[1]
+
+
+def test_several_devices_compute_as_before():
+    code = (
+        "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
+        "import aa_flax, numpy as np; aa_flax.keep_memory()\n"
+        "from aa_flax.sharding import data_mesh, put_batch\n"
+        "x = put_batch({'x': np.arange(8.0, dtype=np.float32)}, data_mesh())['x']\n"
+        "f = jax.jit(lambda x: (x - x.mean()).sum() + x.sum())\n"
+        "print([float(f(x + i)) for i in range(3)], len(x.devices()))"
+    )
+    assert run(code).strip() == "[28.0, 36.0, 44.0] 2"
+
+
+def test_too_late_is_an_error():
+    jnp.zeros(1)
+    with pytest.raises(aa_flax.InputError, match="call it first"):
+        aa_flax.keep_memory()
+
+
+def test_without_glibc_nothing_changes(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    before = dict(jax.config.values)
+    assert not aa_flax.keep_memory()
+    assert dict(jax.config.values) == before
+
+
+def test_commands_keep_theirs():
+    code = (
+        "import sys; sys.argv = ['x']\n"
+        "import jax; from aa_flax import commands\n"
+        "commands.define_flags()\n"
+        "commands.run(lambda: print(jax.config.values['jax_cpu_enable_async_dispatch']), '')"
+    )
+    kept = platform.libc_ver()[0] == "glibc"
+    assert run(code).split()[-1] == str(not kept)
