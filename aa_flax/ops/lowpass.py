@@ -172,7 +172,10 @@ def _gather_gradient(g: Array, geometry: Geometry) -> Array:
 
 
 def _rounded(x: Array, dtype: DTypeLike) -> Array:
-    """As `dtype`; if that is narrower, written: XLA would have every reader of it look up anew."""
+    """As `dtype`; if that is narrower, written: XLA would have every reader of it look up anew.
+
+    (So it does still with JAX 0.10.)
+    """
     return x if x.dtype == dtype else lax.optimization_barrier(x.astype(dtype))
 
 

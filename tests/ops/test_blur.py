@@ -10,7 +10,6 @@ import torch
 from flax import nnx
 
 from aa_flax import BlurPool, InputError, MaxBlurPool, blur_pool
-from aa_flax.ops import max_pool
 from aa_flax.ops.blur import binomial_taps
 
 REFERENCE_PADDING = {"reflect": "reflect", "replicate": "repl", "zero": "zero"}
@@ -51,17 +50,6 @@ def test_pad_offset_equals_the_original(k, rng):
     expected = reference_blur(x, k, 2, "reflect", pad_offset=1)
     y = blur_pool(jnp.asarray(x), k, pad_offset=1)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
-
-
-def test_readers_of_a_narrow_blur_do_not_look_up_anew():
-    x = jnp.ones((1, 16, 16, 8), jnp.bfloat16)
-
-    def lookups(function) -> int:
-        return jax.jit(function).lower(x).compile().as_text().count(" gather(")
-
-    alone = lookups(lambda x: blur_pool(x, 4))
-    assert alone > 0
-    assert lookups(lambda x: max_pool(blur_pool(x, 4), 3, stride=1)) == alone
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
