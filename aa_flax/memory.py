@@ -22,8 +22,7 @@ def keep_memory() -> bool:
     every page is cleared and mapped again at every call: a sixth of ResNet-18's time. Behind this
     call freed memory stays with the process, which goes on holding the most that it has held, and
     programs run in the thread that calls them (`jax_cpu_enable_async_dispatch=False`), the one
-    whose memory glibc can keep. What compiling has left, which can be as much as a training step
-    needs, is given back.
+    whose memory glibc can keep. What compiling has left is given back.
 
     For programs on CPU whose one thread calls the net; computation elsewhere is as before. The
     commands of this package call it. PyTorch gains by the same when it is started with

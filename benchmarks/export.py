@@ -48,13 +48,11 @@ def in_turns(tasks: dict[str, dict[str, Any]], rounds: int, turn: float) -> list
     workers = [nets.Worker("export", label, executable) for label in tasks]
     for worker in workers:
         worker.ask(tasks[worker.variant])
-    for number in range(rounds):
-        for worker in workers if number % 2 == 0 else workers[::-1]:
-            worker.turn(turn)
-            if worker.error:
-                raise RuntimeError(f"{worker.variant}: {worker.error}")
+    nets.take_turns(workers, rounds, turn)
     for worker in workers:
         worker.close()
+        if worker.error:
+            raise RuntimeError(f"{worker.variant}: {worker.error}")
     return [worker.times for worker in workers]
 
 

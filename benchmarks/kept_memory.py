@@ -13,7 +13,7 @@ import itertools
 import statistics
 import sys
 
-from nets import Worker
+from nets import Worker, take_turns
 from nets_table import OURS, THEIRS, Setting, ratio
 
 SIDES = ((OURS, "default"), (THEIRS, "eager_channels_last"), (THEIRS, "compile_channels_last"))
@@ -25,9 +25,7 @@ def measure(setting: Setting, side: tuple[str, str], args: argparse.Namespace) -
     workers = [Worker(*side, python, keeps_memory) for keeps_memory in (False, True)]
     for worker in workers:
         worker.prepare(setting)
-    for number in range(args.rounds):
-        for worker in workers if number % 2 == 0 else workers[::-1]:
-            worker.turn(args.turn)
+    take_turns(workers, args.rounds, args.turn)
     for worker in workers:
         worker.close()
     name = f"| {setting.net} | {setting.mode} | {setting.batch} | {' '.join(side)} |"

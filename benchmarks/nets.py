@@ -113,6 +113,15 @@ def measure_together(workers: Sequence[Worker], setting: Setting, rounds: int, t
             worker.turn(turn)
 
 
+def take_turns(workers: Sequence[Worker], rounds: int, turn: float) -> None:
+    """Each computes once a round, every other round in reverse; ends at the first error."""
+    for number in range(rounds):
+        for worker in workers if number % 2 == 0 else workers[::-1]:
+            worker.turn(turn)
+            if worker.error:
+                return
+
+
 def is_too_slow(worker: Worker, others: Iterable[Worker]) -> bool:
     """Whether a variant of torch cannot be its best."""
     if worker.framework == OURS:

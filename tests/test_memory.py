@@ -34,18 +34,50 @@ for _ in range(11):
 print(statistics.median(b - a for a, b in zip(counts, counts[1:])), value)
 """
 
+LEFT = """
+import jax, numpy as np, resource
+import aa_flax
+aa_flax.keep_memory()
+told = []
+jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: told.append(event))
+jax.jit(lambda x: x + 1)(1.0)
+compiled = "/jax/core/compile/backend_compile_duration"
+assert compiled in told
+
+def resident():  # MiB
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * resource.getpagesize() // 2**20
+
+before = resident()
+np.ones(2**25)  # 256 MiB, free at once
+print(resident() - before)
+for seconds in 0.1, 1.0:
+    jax.monitoring.record_event_duration_secs(compiled, seconds)
+    print(resident() - before)
+"""
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others do as they do")
+
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do as they do")
+@glibc
 def test_a_pass_finds_its_memory_where_the_last_one_left_it():
     returned, kept = (run(PAGES.format(keep=keep)).split() for keep in (False, True))
     assert int(kept[0]) * 4 < int(returned[0])  # pages that the system cleared and mapped
     assert kept[1] == returned[1]
+
+
+@glibc
+def test_what_a_long_compilation_has_left_is_given_back():
+    kept, after_a_short_one, after_a_long_one = map(int, run(LEFT).split())
+    assert kept > 200
+    assert after_a_short_one > 200
+    assert after_a_long_one < 50
 
 
 def test_several_devices_compute_as_before():

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
 
 from aa_flax.errors import InputError
 from aa_flax.initialisers import abstract, initial_values
@@ -43,6 +44,17 @@ class Held(NamedTuple):
     num_classes: int | None
     arrays: Mapping[str, Any]
     head: Sequence[str]
+
+
+def build_net(
+    name: str,
+    options: Mapping[str, Any],
+    dtype: DTypeLike | None,
+    num_classes: int,
+    rngs: nnx.Rngs,
+) -> Classifier:
+    """A net with random weights; with all but the last two bound, a `Build`."""
+    return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
 
 
 def abstract_net(name: str, num_classes: int, **options: Any) -> Classifier:

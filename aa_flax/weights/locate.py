@@ -24,7 +24,7 @@ from aa_flax.errors import InputError
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import ReleasedWeights
-from aa_flax.weights.building import Held, abstract_net, complete, hold
+from aa_flax.weights.building import Held, abstract_net, build_net, complete, hold
 from aa_flax.weights.content import (
     WORDS,
     images_in,
@@ -126,22 +126,12 @@ class Weights:
         """
         held = self.hold(options)
         build = partial(
-            _build,
+            build_net,
             held.model,
             {**(held.options or {}), **options},
             self.dtype if dtype is None else dtype,
         )
         return complete(held, build, num_classes, nnx.Rngs(0) if rngs is None else rngs)
-
-
-def _build(
-    name: str,
-    options: Mapping[str, Any],
-    dtype: DTypeLike | None,
-    num_classes: int,
-    rngs: nnx.Rngs,
-) -> Classifier:
-    return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
 
 
 class Published(Weights):
@@ -331,7 +321,7 @@ class OfRun(Weights):
     def hold(self, options: Mapping[str, Any]) -> Held:
         record, _ = self._record
         options = options_of_config(record.config)
-        build = partial(_build, self.name, options, None)
+        build = partial(build_net, self.name, options, None)
         like = abstract_net(self.name, record.num_classes, **options)
         zeros = {name: np.zeros(v.shape, v.dtype) for name, v in named_weights(like).items()}
         empty = Held(str(self.folder), self.name, None, record.num_classes, zeros, ())
