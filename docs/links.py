@@ -45,7 +45,9 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     if uri.startswith("project/"):
         origin = ROOT / uri.removeprefix("project/")
         if origin.suffix == ".md" and not origin.exists():
-            return markdown  # a listing
+            origin = origin.with_suffix("")
+            if origin.suffix != ".ipynb":
+                return markdown  # a listing
     return _rewritten(markdown, origin, uri)
 
 
