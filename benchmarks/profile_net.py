@@ -6,7 +6,8 @@ Traces three steps and prints two Markdown tables: time by kind of operation, an
 operations beside the bytes that each must move (its operands and its result, once each) and the
 time which these take at the bandwidth of a copy, measured first. An operation far above that time
 computes much, or computes badly; one of pure elementwise work should be near it. Times add up over
-the devices' streams. `backward` is what JAX transposed.
+the devices' streams. `backward` is what JAX transposed. Memory is kept from step to step, as in the
+commands: else the pages of large results are counted to whatever writes them.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import optax
 from flax import nnx
 from timing import median_ms
 
-from aa_flax import create_model
+from aa_flax import create_model, keep_memory
 from aa_flax.data.transforms import normalise
 from aa_flax.sharding import data_mesh, put_batch
 from aa_flax.training.state import init_state, make_train_step
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--rows", type=int, default=20, help="of the dearest operations")
     args = parser.parse_args()
+    keep_memory()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
     batch = {"image": images, "label": rng.integers(0, 1000, args.batch).astype(np.int32)}

@@ -11,6 +11,7 @@ rounded at the end, as XLA's own does.
 
 from collections.abc import Callable, Sequence
 from math import ceil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def gains_by_winograd(
     pixels = batch * height * width  # kernels are transformed, too: that wants some pixels to pay,
     # and the program takes a sixth of a second to compile, which wants some milliseconds to gain.
     enough = pixels >= 384 and pixels * fewest * most >= 2**26 and fewest >= 32
-    return fits and enough and height * width * most <= 4 * _NUMBERS
+    return fits and enough and _strips(x, window.padding, most) is not None
 
 
 def winograd_conv(window: Window) -> Multilinear:
@@ -57,16 +58,23 @@ def _conv(
     x: Float[Array, "N H W C"], kernel: Array, padding: Padding, product: str = "nhwi,io->nhwo"
 ) -> Array:
     kernels = _grid(_kernel_parts, kernel.astype(jnp.float32), (0, 0))
+    most = max(kernel.shape[2:])
+    strips, steps = _strips(x, padding, most) or 1, _in_steps(x, most)
+    height, width = _output_size(x, padding)
+    rows = height // strips
 
-    def of_some(some: Array) -> Array:
-        height, width = _output_size(some, padding)
-        images = _grid(_image_parts, _tiled(some.astype(jnp.float32), padding), (1, 2))
+    def of_some(step: Array) -> Array:
+        some, pads = steps[step // strips], padding
+        if strips > 1:
+            some = _rows_with_zeros(some, step % strips * rows - pads[0][0], rows + 2)
+            pads = (0, 0), pads[1]
+        images = _grid(_image_parts, _tiled(some.astype(jnp.float32), pads), (1, 2))
         products = [jnp.einsum(product, x, k) for x, k in zip(images, kernels, strict=True)]
         y = _ungrid(_outputs, _interleaved, lax.optimization_barrier(products), (1, 2))
-        return y[:, :height, :width].astype(x.dtype)
+        return y[:, :rows, :width].astype(x.dtype)
 
-    y = lax.map(of_some, _in_steps(x, max(kernel.shape[2:])))
-    return y.reshape(-1, *y.shape[2:])[: x.shape[0]]
+    y = lax.map(of_some, jnp.arange(len(steps) * strips))
+    return y.reshape(-1, height, *y.shape[3:])[: x.shape[0]]
 
 
 def _image_gradient(kernel: Array, g: Array, padding: Padding) -> Array:
@@ -90,6 +98,20 @@ def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
     most = max(channels)
     products, _ = lax.scan(add, zeros, (_in_steps(x, most), _in_steps(g, most)))
     return _ungrid(_kernel_cotangents, jnp.stack, products, (0, 0)).astype(g.dtype)
+
+
+def _strips(x: Any, padding: Padding, channels: int) -> int | None:
+    """The fewest equal strips of an image's result that stay in a cache, eight at most."""
+    height, width = _output_size(x, padding)
+    most = 4 * _NUMBERS // (width * channels)  # rows
+    return next((n for n in range(1, 9) if height % n == 0 and height // n <= most), None)
+
+
+def _rows_with_zeros(x: Array, first: Array, count: int) -> Array:
+    """`count` rows from `first` on, which may lie up to two outside of the image."""
+    inside = jnp.clip(first, 0, x.shape[1] - count)
+    rows = jnp.pad(lax.dynamic_slice_in_dim(x, inside, count, 1), ((0, 0), (2, 2), *[(0, 0)] * 2))
+    return lax.dynamic_slice_in_dim(rows, 2 + first - inside, count, 1)
 
 
 def _in_steps(x: Array, channels: int) -> Array:

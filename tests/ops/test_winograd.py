@@ -78,6 +78,17 @@ def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
     assert_agree(fast(*arrays), slow(*arrays))
 
 
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize(("numbers", "rows"), [(7, 1), (13, 2)])
+def test_large_images_are_taken_in_strips(monkeypatch, numbers, rows, before):
+    monkeypatch.setattr(winograd, "_NUMBERS", numbers)
+    x, kernel = operands((2, 6, 5, 5))
+    padding = ((before, 2 - before), (1, 1))
+    assert winograd._strips(x, padding, channels=5) == 6 // rows
+    fast, slow = both(derivatives, padding)
+    assert_agree(fast(x, kernel), slow(x, kernel))
+
+
 def test_gradients_of_each_image_and_their_derivatives():
     def gradients(conv, x, kernel):
         each = jax.vmap(jax.grad(lambda k, x: jnp.sin(conv(x, k)).sum()), (None, 0))
@@ -143,12 +154,19 @@ def test_a_batch_that_may_lie_on_several_devices_does_not(monkeypatch):
     assert not winograd.gains_by_winograd(window(ONE), *arrays)
 
 
+def test_what_fits_into_a_cache_whole_is_not_cut():
+    wanted = {(56, 64): 1, (224, 64): 2, (448, 64): 7, (223, 64): None}
+    for (size, channels), strips in wanted.items():
+        image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+        assert winograd._strips(image, ONE, channels) == strips
+
+
 @pytest.mark.parametrize(
     ("image", "outputs", "options"),
     [
         ((4, 28, 28, 160), 31, {}),
         ((1, 14, 14, 640), 640, {}),
-        ((1, 224, 224, 64), 64, {}),
+        ((1, 223, 223, 64), 64, {}),
         ((4, 28, 28, 160), 160, {"strides": (2, 2)}),
         ((4, 28, 28, 160), 160, {"dilation": (2, 2)}),
         ((4, 28, 28, 160), 160, {"padding": ((3, 3), (3, 3))}),
