@@ -13,7 +13,8 @@ left out of the others. Where two do not fit on a device together, each has its 
 A setting's rows are added to the CSV file as soon as it is measured. Run again, the command goes on
 with what is not there yet (for these versions, on this device), and at the end prints the tables
 of `nets_table.py`. `--seconds` begins no other setting after that time; what is left is told.
-`--keep_memory` has both sides keep the memory of a pass for the next (`aa_flax.keep_memory`).
+`--keep_memory` has both sides keep the memory of a pass for the next (`aa_flax.keep_memory`);
+`--keep_memory ours` only our side, which is how this package's commands and torch's programs run.
 """
 
 import argparse
@@ -135,15 +136,17 @@ def measure(setting: Setting, args: argparse.Namespace, pythons: dict[str, str])
     wanted = [(OURS, v) for v in our_variants(args, setting)]
     wanted += [(THEIRS, v) for v in their_variants(args, setting)]
     started, together = time.strftime("%Y-%m-%dT%H:%M:%S"), True
-    kept = args.keep_memory
-    workers = [Worker(framework, v, pythons[framework], kept) for framework, v in wanted]
+    kept = kept_by(args)
+    workers = [
+        Worker(framework, v, pythons[framework], framework in kept) for framework, v in wanted
+    ]
     measure_together(workers, setting, args.rounds, args.turn)
     for worker in workers:
         worker.close()
     if any("out of memory" in w.error.lower() or "EXHAUSTED" in w.error for w in workers):
         together, workers = False, []
         for framework, variant in wanted:
-            workers.append(Worker(framework, variant, pythons[framework], kept))
+            workers.append(Worker(framework, variant, pythons[framework], framework in kept))
             measure_together(workers[-1:], setting, args.rounds, args.turn)
             workers[-1].close()
     return [
@@ -181,11 +184,16 @@ def settings(args: argparse.Namespace) -> list[Setting]:
     return [Setting(net, *others) for others in rest for net in nets]
 
 
-def identities(pythons: dict[str, str], keeps_memory: bool) -> dict[str, dict[str, str]]:
+def kept_by(args: argparse.Namespace) -> tuple[str, ...]:
+    """The sides that keep their memory."""
+    return {None: (), "ours": (OURS,), "both": (OURS, THEIRS)}[args.keep_memory]
+
+
+def identities(pythons: dict[str, str], kept: Sequence[str]) -> dict[str, dict[str, str]]:
     """Versions and device of both sides."""
     found = {}
     for framework, python in pythons.items():
-        worker = Worker(framework, "", python, keeps_memory)
+        worker = Worker(framework, "", python, framework in kept)
         found[framework] = worker.ask({"identity": True})
         if worker.error:
             sys.exit(f"error: {python} cannot run {SCRIPTS[framework].name}: {worker.error}")
@@ -210,7 +218,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures what is not in the file yet; the number of settings that are left."""
     began = time.monotonic()
     pythons = {OURS: sys.executable, THEIRS: args.torch_python}
-    identity = identities(pythons, args.keep_memory)
+    identity = identities(pythons, kept_by(args))
     todo = [s for s in settings(args) if not is_measured(s, args, identity)]
     for number, setting in enumerate(todo):
         if args.seconds and time.monotonic() - began > args.seconds:
@@ -248,7 +256,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
-    parser.add_argument("--keep_memory", action="store_true", help="both keep it from pass to pass")
+    parser.add_argument(
+        "--keep_memory", nargs="?", const="both", choices=("both", "ours"), help="from pass to pass"
+    )
     parser.add_argument("--seconds", type=float, help="begin no setting after that time")
     parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. nets.png")
     return parser.parse_args()
