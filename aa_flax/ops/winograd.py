@@ -103,8 +103,9 @@ def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
 def _strips(x: Any, padding: Padding, channels: int) -> int | None:
     """The fewest equal strips of an image's result that stay in a cache, eight at most."""
     height, width = _output_size(x, padding)
-    most = 4 * _NUMBERS // (width * channels)  # rows
-    return next((n for n in range(1, 9) if height % n == 0 and height // n <= most), None)
+    most = 4 * _NUMBERS // (width * channels)  # rows of a strip, which reads two more
+    equal = [n for n in range(1, 9) if height % n == 0 and height // n <= most]
+    return next((n for n in equal if n == 1 or height // n + 2 <= x.shape[1]), None)
 
 
 def _rows_with_zeros(x: Array, first: Array, count: int) -> Array:

@@ -159,6 +159,8 @@ def test_what_fits_into_a_cache_whole_is_not_cut():
     for (size, channels), strips in wanted.items():
         image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
         assert winograd._strips(image, ONE, channels) == strips
+    low = jax.ShapeDtypeStruct((1, 2, 20_000, 64), jnp.float32)  # a strip would read three rows
+    assert winograd._strips(low, ONE, 64) is None
 
 
 @pytest.mark.parametrize(
