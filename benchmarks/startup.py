@@ -1,10 +1,11 @@
 """What a start costs: imports, a net with random weights, first logits, compiling a training step.
 
-python benchmarks/startup.py [--torch_python PYTHON] [--training_step] [--repeats 5]
+python benchmarks/startup.py [--nets NET ...] [--torch_python PYTHON] [--training_step]
+    [--repeats 5]
 
 Each time is a fresh process's: the median, the smallest and the largest. `--torch_python` is an
 interpreter with torch and the original package, for the same of theirs; `--training_step` compiles
-densenet121_lpf4's, which takes long.
+densenet121_lpf4's, which takes long. First logits are those of the first net.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -53,39 +55,42 @@ def seconds(python: str, setup: str, timed: str, cache: Path | None = None) -> f
     return float(done.stdout.splitlines()[-1])
 
 
-def ours(training_step: bool, cache: Path) -> dict[str, tuple[str, str, Path | None]]:
+def ours(
+    nets: Sequence[str], training_step: bool, cache: Path
+) -> dict[str, tuple[str, str, Path | None]]:
     """What is timed here: setup, code, folder of compiled programs."""
     create, first = (
-        OURS + CREATE.format(net=NETS[0]),
+        OURS + CREATE.format(net=nets[0]),
         "graphdef, state = nnx.split(model)\n" + LOGITS,
     )
     tasks: dict[str, tuple[str, str, Path | None]] = {
         "import jax, flax.nnx": ("", "import jax, flax.nnx", None),
         "import aa_flax": ("", "import aa_flax", None),
     }
-    for net in NETS:
+    for net in nets:
         tasks[f"create_model {net}"] = (OURS, CREATE.format(net=net), None)
-    tasks[f"first logits of {NETS[0]}"] = (create, first, None)
-    tasks[f"first logits of {NETS[0]}, compiled before"] = (create, first, cache)
+    tasks[f"first logits of {nets[0]}"] = (create, first, None)
+    tasks[f"first logits of {nets[0]}, compiled before"] = (create, first, cache)
     if training_step:
         tasks["compile densenet121_lpf4's training step"] = (OURS + STEP, "lowered.compile()", None)
     return tasks
 
 
-def theirs() -> dict[str, tuple[str, str, None]]:
+def theirs(nets: Sequence[str]) -> dict[str, tuple[str, str, None]]:
     imports = "import torch, benchmarks.reference; import antialiased_cnns"
     tasks = {"torch: import torch": ("", "import torch", None)}
-    for net in NETS:
+    for net in nets:
         tasks[f"torch: {net}"] = (imports, TORCH_NET.format(net=net[:-5]), None)
-    model = f"{imports}; model = {TORCH_NET.format(net=NETS[0][:-5])}.eval()"
+    model = f"{imports}; model = {TORCH_NET.format(net=nets[0][:-5])}.eval()"
     logits = "with torch.no_grad(): model(torch.zeros(1, 3, 224, 224))"
-    return tasks | {f"torch: first logits of {NETS[0]}": (model, logits, None)}
+    return tasks | {f"torch: first logits of {nets[0]}": (model, logits, None)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--nets", nargs="+", default=NETS, help="names with _lpf4")
     parser.add_argument("--torch_python", help="an interpreter with torch and antialiased-cnns")
     parser.add_argument("--training_step", action="store_true", help="compile one, too")
     parser.add_argument("--repeats", type=int, default=5)
@@ -93,12 +98,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         tasks = [
             (name, partial(seconds, sys.executable, *task))
-            for name, task in ours(options.training_step, Path(cache)).items()
+            for name, task in ours(options.nets, options.training_step, Path(cache)).items()
         ]
         if options.torch_python:
             tasks += [
                 (name, partial(seconds, options.torch_python, *task))
-                for name, task in theirs().items()
+                for name, task in theirs(options.nets).items()
             ]
         print("| | median, s | smallest | largest |\n|---|---|---|---|")
         for name, run in tasks:
