@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from aa_flax import list_models
+
 NETS = ("resnet50_lpf4", "densenet201_lpf4")
 OURS = "import time, jax, aa_flax; from flax import nnx; "
 CREATE = "model = aa_flax.create_model({net!r}); jax.block_until_ready(nnx.state(model))"
@@ -90,11 +92,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--nets", nargs="+", default=NETS, help="names with _lpf4")
+    parser.add_argument("--nets", nargs="+", default=NETS, help="names that end in _lpf4")
     parser.add_argument("--torch_python", help="an interpreter with torch and antialiased-cnns")
     parser.add_argument("--training_step", action="store_true", help="compile one, too")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    known = list_models("*_lpf4")
+    if unknown := [net for net in options.nets if net not in known]:
+        parser.error(f"no such nets: {', '.join(unknown)}; there are {', '.join(known)}")
     with tempfile.TemporaryDirectory() as cache:
         tasks = [
             (name, partial(seconds, sys.executable, *task))
