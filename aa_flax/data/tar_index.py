@@ -1,6 +1,5 @@
 """Where each image of WebDataset's tar files lies: listed in parallel, and kept in a cache."""
 
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from aa_flax.data.folder_index import EXTENSIONS
 from aa_flax.data.index_cache import dates_tell, read_arrays, write_arrays
+from aa_flax.disk import parse_json
 from aa_flax.errors import InputError
 from aa_flax.progress import progress_bar
 
@@ -137,7 +137,7 @@ def _label(shard: Path, key: str, parts: dict[str, tuple[int, int, bytes]]) -> i
     try:
         if "cls" in parts:
             return _class_number(int(parts["cls"][2]))
-        return _class_number(json.loads(parts["json"][2])["label"])
+        return _class_number(parse_json(parts["json"][2])["label"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{shard}: the sample {key} (.{', .'.join(parts)}) has no label; give it a class "

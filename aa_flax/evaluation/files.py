@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.disk import replacing
+from aa_flax.disk import parse_json, replacing
 from aa_flax.errors import InputError
 
 Results = dict[str, Any]
@@ -63,7 +63,7 @@ def read_results(output: Path) -> Results:
     """
     try:
         text = output.read_text() if output.is_file() else ""
-        results = json.loads(text) if text.strip() else {}
+        results = parse_json(text) if text.strip() else {}
     except OSError as error:
         raise InputError(f"{output} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aa_flax.config import Config
-from aa_flax.disk import replacing
+from aa_flax.disk import parse_json, replacing
 from aa_flax.errors import InputError
 from aa_flax.progress import progress_bar
 from aa_flax.sharding import is_main_process
@@ -59,7 +59,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):

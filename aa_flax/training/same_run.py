@@ -1,6 +1,5 @@
 """Whether a folder's run is the one that was asked for: its config, its data, and its end."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from aa_flax.config import Config
 from aa_flax.data.sources import Source
+from aa_flax.disk import parse_json
 from aa_flax.errors import InputError
 from aa_flax.progress import tell
 from aa_flax.training.checkpoints import Record
@@ -193,8 +193,8 @@ def finished_results(
     if latest is None or best is None or latest.top1 is None or latest.epoch < config.num_epochs:
         return None
     try:
-        stored = json.loads(results.read_text())
-        changed_data = data != json.loads((workdir / "data.json").read_text())
+        stored = parse_json(results.read_text())
+        changed_data = data != parse_json((workdir / "data.json").read_text())
         top1 = read_metadata(weights)["top1"]
         late = results.stat().st_mtime_ns >= weights.stat().st_mtime_ns
         changed = _differences(stored["config"], config.to_dict())
@@ -218,7 +218,7 @@ def _flat(config: dict) -> dict[str, Any]:
 
 def _read(path: Path, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is not the {what} of a run ({error}); give another --workdir"

@@ -1,7 +1,6 @@
 """What a weights file holds, whatever kind it is: told apart by content, read and hashed once."""
 
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from aa_flax.disk import local_path
+from aa_flax.disk import local_path, parse_json
 from aa_flax.errors import InputError
 from aa_flax.models.model_config import IMAGE_FIELDS
 from aa_flax.weights.mistaken import what_it_is
@@ -158,7 +157,7 @@ def parse_safetensors(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], d
         tensors = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise not_whole(path, error) from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return {name: _array(name, t, path) for name, t in tensors}, header.get("__metadata__", {})
 
 
@@ -199,7 +198,7 @@ def images_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:
     """
     told = metadata.get("images", "{}")
     try:
-        fields = {k: v for k, v in json.loads(told).items() if k in IMAGE_FIELDS}
+        fields = {k: v for k, v in parse_json(told).items() if k in IMAGE_FIELDS}
         return fields | {k: tuple(map(float, fields[k])) for k in ("mean", "std") if k in fields}
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{label}: its `images` are no fields of a ModelConfig: {told}") from error
@@ -208,7 +207,7 @@ def images_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:
 def options_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:
     """The net's options as a file of ours says them; older files are of nets without any."""
     try:
-        options = json.loads(metadata.get("options", "{}"))
+        options = parse_json(metadata.get("options", "{}"))
     except ValueError as error:
         raise InputError(f"{label}: its options are not JSON: {metadata['options']}") from error
     if not isinstance(options, dict):

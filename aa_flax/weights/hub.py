@@ -1,11 +1,11 @@
 """Weights in a repository on the Hugging Face hub, as `hf-hub:OWNER/NAME@REVISION#sha256=HEX`."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aa_flax.disk import parse_json
 from aa_flax.errors import InputError
 
 PREFIX = "hf-hub:"
@@ -102,7 +102,7 @@ def _commit(path: Path) -> str:
 def _facts(name: HubName) -> Mapping[str, Any]:
     """What timm keeps beside weights: the images they expect, and their licence."""
     try:
-        content = json.loads(_download(name, "config.json").read_text())
+        content = parse_json(_download(name, "config.json").read_text())
     except (_hub().errors.EntryNotFoundError, ValueError):
         return {}
     facts = content.get("pretrained_cfg") if isinstance(content, dict) else None
