@@ -17,7 +17,7 @@ from aa_flax.models.registry import parse_name
 from aa_flax.pools import pool_factory
 from aa_flax.tables import unknown
 
-_MOST = 2**31 - 1  # of any whole number
+MOST = 2**31 - 1  # of any integer
 _BOUNDS = {
     "at least": operator.ge,
     "at most": operator.le,
@@ -36,7 +36,7 @@ def _number(
 ) -> Any:
     """A field whose value has to lie within bounds."""
     if isinstance(default, int) and at_most is None:
-        at_most = _MOST
+        at_most = MOST
     bounds = dict(zip(_BOUNDS, (at_least, at_most, above, below), strict=True))
     return field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
 
@@ -61,22 +61,31 @@ class _Group:
 class OptimizerConfig(_Group):
     """SGD with momentum, and its learning rate."""
 
+    # Of the learning rate over the epochs: in steps, along a cosine, or up and down once.
     schedule: str = _one_of("step", "cosine", "one_cycle")
+    # The highest of the schedule.
     learning_rate: float = _number(0.1, at_least=0)
+    # Of SGD.
     momentum: float = _number(0.9, at_least=0, below=1)
+    # Of every parameter, unless decay_norm_and_bias says otherwise.
     weight_decay: float = _number(1e-4, at_least=0)
-    # Schedule "step": times step_factor every step_epochs.
+    # Schedule "step": epochs between two steps.
     step_epochs: int = _number(30, at_least=1)
+    # Schedule "step": each step multiplies the learning rate by this.
     step_factor: float = _number(0.1, above=0)
-    # Schedule "cosine": True: the rate moves with each step, not with each epoch.
+    # Schedule "cosine": changes the learning rate at each step, not at each epoch.
     per_step: bool = False
+    # Epochs in which the learning rate rises linearly from 0.
     warmup_epochs: int = _number(0, at_least=0)
+    # False: weight decay leaves out batch norms and biases.
     decay_norm_and_bias: bool = True
-    # True: learning_rate is for 256 images, and scales with them.
+    # Multiplies the learning rate by batch_size / 256.
     scale_lr: bool = False
+    # The probability that is spread over all classes.
     label_smoothing: float = _number(0.0, at_least=0, below=1)
+    # Micro-batches whose gradients make one update.
     accumulation_steps: int = _number(1, at_least=1)
-    # Of gradients; "sum" as the original does.
+    # Over micro-batches; "sum" as the original does.
     accumulate: str = _one_of("mean", "sum")
 
 
@@ -84,53 +93,60 @@ class OptimizerConfig(_Group):
 class DataConfig(_Group):
     """Where images come from, and what becomes of them: docs/data.md."""
 
-    # What stands before ":" is a source, e.g. folder, digits, tfds:<data set>[:<version>].
+    # The source: folder, digits, tfds:NAME[:VERSION], hfds:NAME, wds:PATTERN, or a registered one.
     name: str = "folder"
-    # The folder that holds train/ and val/; TFDS: its data_dir.
+    # Its folder: with train/ and val/, or the data_dir of TFDS.
     path: str = ""
-    # Pixels of the shorter side, before cropping; 0: no resizing.
+    # Pixels of the shorter side before cropping; 0: not resized.
     resize_size: int = _number(256, at_least=0, at_most=65535)
-    # The centre that shifted crops are cut from.
+    # Pixels of the centre that shifted crops are cut from.
     image_size: int = _number(256, at_least=1, at_most=65535)
-    # What the net sees.
+    # Pixels that the model sees.
     crop_size: int = _number(224, at_least=1, at_most=65535)
+    # Of training images.
     augmentation: str = _one_of("random_resized_crop", "center_crop", "random_shift")
-    # Training images are mirrored half of the time.
+    # Mirrors every second training image at random.
     flip: bool = True
-    # "skip": go on without images that cannot be read.
+    # At an image that cannot be read; "skip" leaves it out.
     on_error: str = _one_of("stop", "skip")
-    # Or "imagenet", "sorted", a file: aa_flax/data/classes.py.
+    # Which class is which logit: "imagenet", "sorted" or a file of names; "": see docs/data.md.
     class_order: str = ""
-    # Threads or processes that read; 0: one a CPU core.
+    # Threads or processes that read images; 0: one per CPU core.
     num_workers: int = _number(0, at_least=0, at_most=4096)
+    # Of those that read.
     worker_type: str = _one_of("thread", "process")
 
 
 @dataclass
 class EvalConfig(_Group):
-    """How a net is evaluated."""
+    """Evaluation, during training and by `eval`."""
 
+    # Images per batch, over all devices.
     batch_size: int = _number(256, at_least=1)
-    # Crops at offsets 0..31 on each axis.
+    # Shifted crops have offsets from 0 to shift_range - 1 on each axis.
     shift_range: int = _number(32, at_least=1, at_most=65535)
-    # Pairs of crops for each image.
+    # Pairs of shifted crops per image.
     passes: int = _number(5, at_least=1)
+    # Of the random offsets.
     seed: int = _number(0, at_least=0)
 
 
 @dataclass
 class LogConfig(_Group):
-    """Where numbers go, beside `metrics.jsonl`."""
+    """Metrics besides `metrics.jsonl`."""
 
+    # Event files for TensorBoard (extra `tensorboard`).
     tensorboard: bool = False
+    # Weights & Biases (extra `wandb`).
     wandb: bool = False
 
 
 @dataclass
 class CheckpointConfig(_Group):
-    """Which checkpoints stay for good."""
+    """Checkpoints besides the two latest and the best."""
 
-    keep_every: int = _number(10, at_least=1)  # epochs
+    # Epochs between two that are kept.
+    keep_every: int = _number(10, at_least=1)
 
 
 @dataclass
@@ -141,28 +157,33 @@ class Config(_Group):
     `check_config` makes this of it.
     """
 
-    # The run's folder is runs/<name>, unless --workdir is given.
+    # The run's folder is runs/NAME, unless --workdir is given.
     name: str = "imagenet"
+    # A name of `aa_flax.list_models()`.
     model: str = "resnet50_lpf4"
-    # How strides are subsampled: a registered pool; "": as the net's name says.
+    # Subsampling by a registered pool; "": as the model's name says.
     pool: str = ""
-    # Further arguments of the net, e.g. {"pool_only": False}.
+    # Further arguments of the model, e.g. {"pool_only": False}.
     model_options: dict[str, Any] = field(default_factory=dict)
+    # Of initial values, the order of images and augmentation.
     seed: int = _number(0, at_least=0)
-    # Of the computation; parameters and statistics are float32.
+    # Of the computation; parameters and batch statistics are float32.
     dtype: str = _one_of("float32", "bfloat16", "float16")
+    # Passes over the training images.
     num_epochs: int = _number(90, at_least=1)
-    # Over all devices of all hosts.
+    # Images per update, over all devices of all hosts.
     batch_size: int = _number(256, at_least=1)
-    max_steps_per_epoch: int = _number(0, at_least=0)  # 0: all
-    # "": random; "pretrained"; "baseline": the published weights of the net without antialiasing;
-    # a file; or the folder of a run.
+    # Ends each epoch early, for a trial; 0: all steps.
+    max_steps_per_epoch: int = _number(0, at_least=0)
+    # Initial weights: "" (random), "pretrained", "baseline" (the published weights of the model
+    # without antialiasing), a file, or the folder of a run.
     init_from: str = ""
-    # Batches of training images from which batch statistics are estimated anew before each
-    # evaluation; 0: they run along with training.
+    # Batches of training images from which batch statistics are re-estimated before each
+    # evaluation; 0: the running statistics of training.
     recalibrate_batches: int = _number(0, at_least=0)
-    # True: less memory, more time.
+    # Recomputes activations in the backward pass: less memory, more time.
     remat: bool = False
+    # Traces a few steps into the run's folder, for TensorBoard or Perfetto.
     profile: bool = False
     # Parts of a batch that are normalised each by its own statistics.
     batch_stat_groups: int = _number(1, at_least=1)

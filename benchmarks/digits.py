@@ -1,50 +1,94 @@
-"""The table of the README: baseline against antialiased ResNet-18 on the digits, several seeds.
+"""README's tables: baseline against antialiased ResNet-18 on the digits, several seeds.
 
-    python benchmarks/digits.py [--seeds 3] [--random_shift] [--folder runs/digits_table]
+    python benchmarks/digits.py [--seeds 10] [--random_shift] [--output docs/measured/digits.csv]
 
-Each run is `train.py` with `--config.seed=S`; runs that are already done are read, not repeated.
-Prints a Markdown table of means ± standard deviations over the seeds, in percent.
+Each run is `train.py` with `--config.seed=S`, by the Python that runs this; finished runs are read,
+not repeated. Their numbers replace those of the same setting in the CSV file, a row per run. Prints
+the table of this setting; `python docs/tables.py` writes it into the pages.
 """
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-NETS = ("resnet18", "resnet18_lpf4")
+MODELS = ("resnet18", "resnet18_lpf4")
 COLUMNS = {"top1": "centred", "top1_shifted": "shifted", "consistency": "consistency"}
+SETTING = ("augmentation", "jax")
+Row = dict[str, str]
 
 
-def run(net: str, seed: int, random_shift: bool, folder: Path) -> dict:
-    workdir = folder / f"{net}_{'random_shift_' if random_shift else ''}seed{seed}"
+def run(model: str, seed: int, augmentation: str, folder: Path) -> Row:
+    """Trains one model, unless that was done, and returns its row."""
+    workdir = folder / f"{model}_{augmentation}_seed{seed}"
     if not (workdir / "results.json").exists():
-        command = [sys.executable, "train.py", f"--config=configs/digits_{net}.py"]
-        augmentation = "random_shift" if random_shift else "center_crop"
+        command = [sys.executable, "train.py", f"--config=configs/digits_{model}.py"]
         command += [f"--config.seed={seed}", f"--config.data.augmentation={augmentation}"]
         subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, check=True)
     results = json.loads((workdir / "results.json").read_text())
-    return {**results, **results.get("shift", {})}
+    versions = json.loads((workdir / "versions.json").read_text())
+    numbers = {**results, **results["shift"]}
+    facts = {"augmentation": augmentation, "jax": versions["jax"], "model": model, "seed": seed}
+    return {**{k: str(v) for k, v in facts.items()}, **{k: f"{numbers[k]:.2f}" for k in COLUMNS}}
+
+
+def read(path: Path) -> list[Row]:
+    """Returns the rows of a results file; none without a file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Writes the rows of one setting, keeping those of the others."""
+    setting = [rows[0][key] for key in SETTING]
+    others = [row for row in read(path) if [row[key] for key in SETTING] != setting]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted([*others, *rows], key=lambda row: [row[key] for key in SETTING]))
+
+
+def table(rows: Sequence[Row], augmentation: str, version: str) -> str:
+    """Returns means ± standard deviations over the seeds and the range, of one setting."""
+    lines = [f"| model | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for model in MODELS:
+        runs = [
+            r
+            for r in rows
+            if (r["augmentation"], r["jax"], r["model"]) == (augmentation, version, model)
+        ]
+        cells = [_cell([float(run[key]) for run in runs]) for key in COLUMNS]
+        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread} ({min(values):.1f} to {max(values):.1f})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--random_shift", action="store_true", help="train on shifted crops, too")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/digits_table")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/measured/digits.csv")
     args = parser.parse_args()
-    rows = []
-    for net in NETS:
-        runs = [run(net, seed, args.random_shift, args.folder) for seed in range(args.seeds)]
-        values = [[r[key] for r in runs] for key in COLUMNS]
-        cells = [f"{np.mean(v):.1f} ± {np.std(v, ddof=1):.1f}" for v in values]
-        rows.append(f"| `{net}` | " + " | ".join(cells) + " |")
-    print(f"| net | {' | '.join(COLUMNS.values())} |")
-    print("|---" * (len(COLUMNS) + 1) + "|")
-    print("\n".join(rows))
+    augmentation = "random_shift" if args.random_shift else "center_crop"
+    seeds = range(args.seeds)
+    write(args.output, [run(m, s, augmentation, args.folder) for m in MODELS for s in seeds])
+    print(table(read(args.output), augmentation, jax.__version__))
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def _device(group: Group) -> str:
     return group.rows[0]["device"]
 
 
-def _place(group: Group) -> tuple:
+def order(group: Group) -> tuple:
     """By pass, precision and batch; antialiased nets first, names by their numbers."""
     s = group.setting
     name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", s.net)]
@@ -229,7 +229,7 @@ def report(rows: Iterable[Row]) -> str:
         places.setdefault(f"{_device(group)}; {'; '.join(names)}", []).append(group)
     parts = []
     for place, found in places.items():
-        found.sort(key=_place)
+        found.sort(key=order)
         parts += [place, summary(found), table(found), overheads(found), our_variants(found)]
     return "\n\n".join(part for part in parts if part)
 
@@ -245,7 +245,7 @@ def figure(rows: Iterable[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     panels: dict[str, dict[str, Ratio]] = {}
-    for group in sorted(groups(rows), key=_place):
+    for group in sorted(groups(rows), key=order):
         s = group.setting
         if one := group.ratio():
             panels.setdefault(f"{s.mode}, batch {s.batch}, {s.precision}", {})[s.net] = one

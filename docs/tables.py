@@ -1,0 +1,98 @@
+"""Writes the tables of README and docs: from the result files of benchmarks, and from the config.
+
+    python docs/tables.py
+
+A page has a line `<!-- table: SOURCE [PART] -->`, the table, and `<!-- end -->`. SOURCE is
+
+- a text file in `docs/`: what a benchmark printed, inserted as it is;
+- a CSV file of `benchmarks/nets.py` in `docs/`: PART is one of the tables of nets_table.py;
+- `measured/digits.csv`: PART is the augmentation and the version of jax;
+- `config`: PART is a class of `aa_flax/config.py`.
+
+A test compares every page with these sources: a number is changed in its result file, by the
+command above its table.
+"""
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from aa_flax import config  # noqa: E402
+from benchmarks import digits, nets_table  # noqa: E402
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+_BLOCK = re.compile(r"(<!-- table: (\S+)([ \w.]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_OF_NETS: Mapping[str, Callable[[list[nets_table.Group]], str]] = {
+    "summary": nets_table.summary,
+    "table": nets_table.table,
+    "overheads": nets_table.overheads,
+}
+
+
+def filled(page: str) -> str:
+    """Returns the text of a page with every table as its source has it."""
+    return _BLOCK.sub(lambda m: f"{m[1]}\n{_table(m[2], *m[3].split())}\n\n{m[5]}", page)
+
+
+def sources(page: str) -> list[str]:
+    """Returns the sources of a page's tables."""
+    return [source for _, source, _, _, _ in _BLOCK.findall(page)]
+
+
+def _table(source: str, *part: str) -> str:
+    if source == "config":
+        return _config_table(getattr(config, *part))
+    path = ROOT / "docs" / source
+    if path.suffix == ".txt":
+        return path.read_text().strip()
+    if source == "measured/digits.csv":
+        return digits.table(digits.read(path), *part)
+    found = sorted(nets_table.groups(nets_table.read(path)), key=nets_table.order)
+    return _OF_NETS[part[0]](found)
+
+
+def _config_table(group: type) -> str:
+    """Returns the values of a group of the config, explained by the comments above them."""
+    lines = ["| value | default | accepted | |", "|---" * 4 + "|"]
+    for field, comment in zip(_values(group), _comments(group), strict=True):
+        bounds = {**field.metadata}
+        known = ", ".join(f"`{word}`" for word in bounds.pop("known", ()))
+        limits = ", ".join(
+            f"{bound.replace('_', ' ')} {limit:g}"
+            for bound, limit in bounds.items()
+            if limit != config.MOST
+        )
+        kind = getattr(field.type, "__name__", str(field.type)).partition("[")[0]
+        default = {} if callable(field.default_factory) else field.default
+        accepted = known or ", ".join(part for part in (kind, limits) if part)
+        lines.append(f"| `{field.name}` | `{default!r}` | {accepted} | {comment} |")
+    return "\n".join(lines)
+
+
+def _values(group: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(group) if not dataclasses.is_dataclass(f.type)]
+
+
+def _comments(group: type) -> Iterator[str]:
+    """Yields the comment above each value."""
+    comment = []
+    for line in inspect.getsource(group).splitlines():
+        if line.strip().startswith("#"):
+            comment.append(line.strip(" #"))
+        elif comment:
+            yield " ".join(comment)
+            comment = []
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        text = page.read_text()
+        if filled(text) != text:
+            page.write_text(filled(text))
+            print(f"written: {page.relative_to(ROOT)}")
