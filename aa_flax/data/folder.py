@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aa_flax.data.classes import classes_in_order
+from aa_flax.data.classes import check_classes_agree, classes_in_order
 from aa_flax.data.digest import digest
 from aa_flax.data.folder_index import EXTENSIONS, class_folders, load_index
 from aa_flax.data.images import Example, ImageError, decode
@@ -89,12 +89,6 @@ def _split_folder(path: str, split: str) -> Path:
 
 
 def _check_other_split(root: Path, classes: list[str]) -> None:
-    """A label has to mean one class in training and in evaluation."""
     for other in (root.parent / split for split in _SPLITS if split != root.name):
-        if other.is_dir() and class_folders(other) != classes:
-            odd = sorted(set(class_folders(other)) ^ set(classes))
-            raise InputError(
-                f"{root} and {other} have different class folders: {', '.join(odd[:5])} only in "
-                "one of them; make them the same, or give --config.data.class_order, a file of "
-                "class folders in the order of the logits"
-            )
+        if other.is_dir():
+            check_classes_agree({str(root): classes, str(other): class_folders(other)})

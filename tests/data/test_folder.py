@@ -204,7 +204,7 @@ def test_without_a_place_for_the_cache_there_is_none(make_tree, monkeypatch):
     [
         (["val/a/1.png"], "train", r"no folder train/ in .*has to hold train/, val/"),
         (["val/1.png"], "val", r"val has no class folders.*aa_flax\.data\.imagenet_val"),
-        (["val/a/1.png", "train/b/1.png"], "val", "different class folders: a, b only in one"),
+        (["val/a/1.png", "train/b/1.png"], "val", "different classes: a, b only in one"),
         (
             ["val/a/1.png", "val/b/1.gif"],
             "val",
@@ -261,7 +261,10 @@ def test_a_class_order_places_classes_and_allows_gaps(make_tree, tmp_path):
     with pytest.raises(InputError, match=r"val has 1 classes \(ant\) that .*order\.txt does not"):
         ImageFolder(str(root), "val", str(order))
     order.write_text("dog\ncat\ndog\n")
-    with pytest.raises(InputError, match="names a class twice"):
+    with pytest.raises(InputError, match="the class dog twice, in lines 1 and 3"):
+        ImageFolder(str(root), "val", str(order))
+    order.write_text("dog\n\ncat\nant\n")
+    with pytest.raises(InputError, match=r"order\.txt: line 2 is empty"):
         ImageFolder(str(root), "val", str(order))
     with pytest.raises(InputError, match=r"no file none\.txt for config\.data\.class_order"):
         ImageFolder(str(root), "val", "none.txt")

@@ -107,6 +107,24 @@ def test_class_names_are_those_of_a_list_beside_the_shards(shards, tmp_path):
         source(shards)
 
 
+def test_a_class_list_that_names_a_class_twice_is_refused(shards):
+    (shards / "classes.txt").write_text("crane\nbee\ncrane\ndog\nelk\n")
+    with pytest.raises(
+        InputError, match=r"classes\.txt names the class crane twice, in lines 1 an"
+    ):
+        source(shards)
+
+
+def test_class_lists_of_the_splits_must_agree(shards):
+    names = ["ant", "bee", "cat", "dog", "elk"]
+    for split in ("train", "val"):
+        (shards / split / "classes.txt").write_text("\n".join(names))
+    assert source(shards, "val").class_names == names
+    (shards / "val/classes.txt").write_text("\n".join(reversed(names)))
+    with pytest.raises(InputError, match="classes differently: 0 is ant in one and elk in the oth"):
+        source(shards, "val")
+
+
 def test_the_index_is_kept_until_a_shard_changes(shards, monkeypatch, odd_files):
     files = sorted(shards.rglob("*.tar"))
     age(*files)
@@ -158,7 +176,7 @@ JPG = ("1.jpg", b"bytes")
         ([JPG, ("1.png", b""), ("1.cls", b"1")], "the sample 1 has 2 images"),
         ([JPG, JPG, ("1.cls", b"1")], r"train\.tar holds 1\.jpg twice"),
         ([JPG, ("1.cls", b"1"), ("2.jpg", b""), ("2.cls", b"1"), JPG], "the sample 1 twice"),
-        ([], "holds no images"),
+        ([], "has no images"),
     ],
 )
 def test_samples_that_are_none_are_refused(tmp_path, members, message):
