@@ -9,7 +9,7 @@ from aa_flax.data.classes import check_classes_agree, classes_in_order
 from aa_flax.data.digest import digest
 from aa_flax.data.folder_index import EXTENSIONS, class_folders, load_index
 from aa_flax.data.images import Example, ImageError, decode
-from aa_flax.disk import local_path
+from aa_flax.disk import local_path, read_file
 from aa_flax.errors import InputError
 
 _SPLITS = ("train", "val")
@@ -68,7 +68,7 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Example:
         path = self.name(index)
         try:
-            encoded = Path(path).read_bytes()
+            encoded = read_file(path)
         except OSError as error:
             raise ImageError.of(path, error) from error
         return {"image": decode(encoded, path), "label": int(self._labels[index])}

@@ -19,7 +19,7 @@ from aa_flax.data.classes import (
 from aa_flax.data.digest import digest
 from aa_flax.data.images import Example, ImageError, decode
 from aa_flax.data.splits import parse_name, part_of
-from aa_flax.disk import local_path
+from aa_flax.disk import local_path, read_file
 from aa_flax.errors import InputError, first_line
 
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a folder
@@ -74,9 +74,7 @@ class HFDS:
     def __getitem__(self, index: int) -> Example:
         (file,) = self._images[self._part[index]].values()
         try:
-            encoded = (
-                file["bytes"] if file["bytes"] is not None else Path(file["path"]).read_bytes()
-            )
+            encoded = file["bytes"] if file["bytes"] is not None else read_file(file["path"])
         except (OSError, TypeError) as error:  # TypeError: neither bytes nor a path
             raise ImageError.of(self.name(index), error) from error
         return {"image": decode(encoded, self.name(index)), "label": int(self._labels[index])}

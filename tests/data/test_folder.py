@@ -1,5 +1,6 @@
 import os
 import shutil
+import socket
 import time
 
 import numpy as np
@@ -248,6 +249,23 @@ def test_a_file_that_cannot_be_read_is_named(make_tree):
     (root / "val/a/1.png").unlink()
     with pytest.raises(ImageError, match=r"val/a/1\.png: .*No such file"):
         source[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_is_no_file_is_named_without_waiting_for_it(make_tree, kind):
+    root = make_tree("val/a/1.png")
+    path = str(root / "val/a/0.png")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        os.symlink("/dev/zero", path)
+    else:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path)
+    source = ImageFolder(str(root), "val")
+    with pytest.raises(ImageError, match=r"cannot read image .*val/a/0\.png: it is a pipe, a dev"):
+        source[0]
+    assert source[1]["label"] == 0
 
 
 def test_a_class_order_places_classes_and_allows_gaps(make_tree, tmp_path):
