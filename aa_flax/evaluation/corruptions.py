@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from aa_flax.data.classes import read_names
+from aa_flax.data.classes import check_classes_agree, imagenet_classes, read_names
 from aa_flax.data.digest import digest, file_digest
 from aa_flax.data.folder_index import class_folders, load_index
 from aa_flax.errors import InputError
@@ -110,18 +110,22 @@ def check_same_classes(folder: Path, class_names: Sequence[str], class_order: st
     Args:
         class_order: `config.data.class_order`; with one, some classes may be left out.
     """
-    found, known = class_folders(folder), set(class_names)
-    unknown = [name for name in found if name not in known]
-    if 0 < len(unknown) < len(found):
+    found, known = class_folders(folder), list(map(str, class_names))
+    unknown = sorted(set(found) - set(known))
+    if unknown and found != imagenet_classes():  # whose order is known, whatever they are called
         raise InputError(
             f"{folder} has classes that the data does not have: {', '.join(unknown[:5])}; remove "
             "or rename them"
         )
-    if len(found) != len(class_names) and class_order in ("", "sorted"):
+    if class_order not in ("", "sorted"):
+        return
+    if len(found) != len(known):
         raise InputError(
-            f"{folder} has {len(found)} classes, the net {len(class_names)}; give "
+            f"{folder} has {len(found)} classes, the net {len(known)}; give "
             "--config.data.class_order if some are left out"
         )
+    if not unknown:
+        check_classes_agree({str(folder): found, "the data": known})
 
 
 def digest_of_folders(folders: Mapping[str, Path]) -> str:

@@ -234,6 +234,19 @@ def test_a_class_that_the_data_lacks_is_named(tmp_path, rng):
         measured("corruptions", tmp_path)
 
 
+def test_classes_of_the_tree_in_another_order_than_the_datas_are_refused(tmp_path, rng):
+    write_classes(tmp_path, rng, folder="fog/1", names=Data.class_names)
+    source = Data()
+    source.class_names = Data.class_names[::-1]
+    with pytest.raises(
+        InputError, match="classes differently: 0 is class0 in one and class5 in the"
+    ):
+        measured("corruptions", tmp_path, source=source)
+    source.class_names = tuple("abcdef")
+    with pytest.raises(InputError, match="has classes that the data does not have: class0, class1"):
+        measured("corruptions", tmp_path, source=source)
+
+
 @pytest.mark.parametrize("digits", ["{}", "{:02}"])
 def test_frames_are_in_their_natural_order(tmp_path, rng, digits):
     images = [write(tmp_path / "one.png", rng) for _ in range(12)]
