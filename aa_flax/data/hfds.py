@@ -200,7 +200,13 @@ def _labels(
     # What the classes are has to be the same for training and validation.
     every = {key: _column(part, column, f"{name}/{key}") for key, part in splits.items()}
     given = every[split]
-    if given.dtype.kind in "iu":
+    integers = [key for key, labels in every.items() if labels.dtype.kind in "iu"]
+    if 0 < len(integers) < len(every):
+        raise InputError(
+            f"column {column} of {where} has integers in {', '.join(integers)} and texts in other "
+            "splits; give all of them the same labels"
+        )
+    if integers:
         count = max(int(labels.max(initial=0)) for labels in every.values()) + 1
         return numbered_classes(count, class_order, where), given
     found = sorted(set().union(*(labels.tolist() for labels in every.values())))

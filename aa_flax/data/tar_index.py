@@ -185,6 +185,8 @@ def _archive(shard: Path, file: Any) -> Generator[Member, None, int]:
         tar: Any = archive
         while member := tar.next():
             tar.members.clear()  # which it would keep
+            if member.size < 0:  # after which it would read this one again, without end
+                raise tarfile.ReadError(f"{member.name} has a negative size")
             if member.islnk() or member.issym():
                 raise InputError(f"{shard} holds a link, {member.name}; store the file")
             if member.issparse():  # its bytes are not those of the file

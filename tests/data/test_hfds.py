@@ -133,6 +133,14 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, odd_files, labels, lab
         source(path, "train", tmp_path)
 
 
+def test_integers_in_one_split_and_texts_in_another_are_refused(tmp_path, odd_files):
+    parts = {"train": table(odd_files, [0, 1], datasets.Value("int64"), count=2)}
+    parts["validation"] = table(odd_files, ["0", "1"], datasets.Value("string"), count=2)
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(InputError, match="has integers in train and texts in other splits"):
+        source(tmp_path / "set", "train", tmp_path)
+
+
 def test_parquet_files_of_bytes_and_numbers_will_do(tmp_path, odd_files):
     import pyarrow as pa
     from pyarrow import parquet

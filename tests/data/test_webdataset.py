@@ -246,6 +246,20 @@ def test_a_shard_with_a_damaged_header_is_named(tmp_path):
         source(tmp_path, name="wds:train.tar")
 
 
+def test_a_negative_size_in_a_shard_ends_the_reading(tmp_path):
+    path = tmp_path / "train.tar"
+    write_tar(path, ("1.jpg", b"bytes"), ("1.txt", b"a"), ("1.cls", b"1"))
+    header = bytearray(path.read_bytes())
+    text = slice(1024, 1536)
+    size, checksum = slice(1024 + 124, 1024 + 136), slice(1024 + 148, 1024 + 156)
+    header[size] = (-512).to_bytes(12, "big", signed=True)
+    header[checksum] = b" " * 8
+    header[checksum] = b"%06o\0 " % sum(header[text])
+    path.write_bytes(header)
+    with pytest.raises(InputError, match=r"train\.tar: 1\.txt has a negative size"):
+        source(tmp_path, name="wds:train.tar")
+
+
 @pytest.mark.parametrize("method", ["gz", "bz2", "xz"])
 def test_a_compressed_shard_is_refused(tmp_path, method):
     with tarfile.open(tmp_path / f"train.tar.{method}", f"w:{method}"):
