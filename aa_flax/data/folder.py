@@ -25,16 +25,15 @@ class ImageFolder:
 
     Raises:
         InputError: a folder that is missing, empty or unreadable, or classes that differ between
-            `train` and `val` (unless `class_order` says what they are).
+            `train` and `val` (unless `class_order` is a file or `imagenet`).
     """
 
     def __init__(self, path: str, split: str, class_order: str = ""):
         self._root = _split_folder(path, split)
         self._index = load_index(self._root)
         found = self._index.classes
-        if not class_order:
-            _check_other_split(self._root, found)
         if class_order in ("", "sorted"):
+            _check_other_split(self._root, found)
             self._check_none_empty()
         self.class_names = classes_in_order(class_order, found, str(self._root))
         self.num_classes = len(self.class_names)

@@ -84,15 +84,16 @@ def _wordnet_ids(meta: Path) -> dict[str, str]:
     """The WordNet id of each number; ids become folders, so nothing else will do."""
     try:
         synsets: Any = loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
-        numbers, ids = synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist()
+        numbers, ids = map(int, synsets["ILSVRC2012_ID"].tolist()), synsets["WNID"].tolist()
+        wnids = dict(zip(map(str, numbers), map(str, ids), strict=True))
     except Exception as error:  # of many types, from SciPy and NumPy
         raise InputError(
             f"cannot read the synsets of {meta} ({first_line(error)}); unpack the devkit again"
         ) from error
-    for wnid in ids:
-        if not re.fullmatch(r"n[0-9]{8}", str(wnid)):
+    for wnid in wnids.values():
+        if not re.fullmatch(r"n[0-9]{8}", wnid):
             raise InputError(f"{meta}: {wnid!r:.99} is no WordNet id; unpack the devkit again")
-    return dict(zip(map(str, numbers), ids, strict=True))
+    return wnids
 
 
 def _check_images(val: Path, targets: dict[str, str]) -> None:

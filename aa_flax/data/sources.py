@@ -24,7 +24,7 @@ class Source(Protocol):
 
     Attributes:
         num_classes: labels are `0 .. num_classes - 1`.
-        class_names: of every class, e.g. its folder's.
+        class_names: of every class, e.g. its folder's; each once, the same for both splits.
     """
 
     num_classes: int

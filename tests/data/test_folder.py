@@ -220,6 +220,17 @@ def test_a_tree_that_does_not_fit_is_refused(make_tree, names, split, message):
         ImageFolder(str(make_tree(*names)), split)
 
 
+@pytest.mark.parametrize("class_order", ["", "sorted"])
+def test_class_folders_of_either_split_must_be_the_same(make_tree, class_order):
+    root = make_tree("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png")
+    for split in ("train", "val"):
+        with pytest.raises(InputError, match="different classes: b, c only in one of them; make"):
+            ImageFolder(str(root), split, class_order)
+    (root / "order.txt").write_text("a\nb\nc\n")
+    val = ImageFolder(str(root), "val", str(root / "order.txt"))
+    assert [val[i]["label"] for i in range(2)] == [0, 2]
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     data = ConfigDict({"name": "folder", "path": "", "class_order": ""})
     with pytest.raises(InputError, match=r"give --config\.data\.path"):
