@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,6 +65,18 @@ def local_path(path: str | Path, what: str) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{what} {text!r:.99}: {reason}; give another path") from error
     return path
+
+
+def read_file(path: str | Path) -> bytes:
+    """Returns the bytes of a regular file.
+
+    Raises:
+        OSError: it cannot be read; or it is a pipe or a device, which might be waited for forever.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is a pipe, a device or a folder, not a file")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def check_writable(path: Path) -> None:

@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     Commands print it as one line instead of a traceback.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or its type where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,7 +3,7 @@
 import codecs
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ def imagenet_class_names() -> list[str]:
 
     The names are torchvision's (BSD 3-Clause, beside the file).
     """
-    return (Path(__file__).parent / "imagenet_class_names.txt").read_text().splitlines()
+    return read_names(Path(__file__).parent / "imagenet_class_names.txt")
 
 
 def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list[str]:
@@ -137,10 +137,64 @@ def _read_order(class_order: str) -> list[str]:
             f"no file {path} for config.data.class_order; give a text file with one class a line, "
             "or imagenet, or sorted"
         )
-    order = read_names(path)
-    if len(set(order)) != len(order) or not all(order):
-        raise InputError(f"{path} names a class twice or has an empty line; give each class once")
-    return order
+    return read_classes(path)
+
+
+def read_classes(path: Path) -> list[str]:
+    """Reads a text file of classes, one a line: see `read_names`.
+
+    Raises:
+        InputError: a line that is empty, or that another repeats; or see `read_names`.
+    """
+    names = read_names(path)
+    if "" in names:
+        raise InputError(f"{path}: line {names.index('') + 1} is empty; name a class in each line")
+    if repeated := named_twice(names):
+        name, first, second = repeated
+        raise InputError(
+            f"{path} names the class {name} twice, in lines {first + 1} and {second + 1}; give "
+            "each class its own name"
+        )
+    return names
+
+
+def named_twice(names: Sequence[object]) -> tuple[str, int, int] | None:
+    """Returns the first name that is repeated and its two positions; None: all names differ."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(map(str, names)):
+        if (first := places.setdefault(name, place)) != place:
+            return name, first, place
+    return None
+
+
+def check_classes_agree(
+    classes: Mapping[str, Sequence[str]],
+    advice: str = "make them the same, or give --config.data.class_order, a file of class names "
+    "in the order of the logits",
+) -> None:
+    """Checks that a label means one class everywhere, in training and in evaluation say.
+
+    Args:
+        classes: names by number, by where they are from.
+        advice: for the error.
+
+    Raises:
+        InputError: other classes, or the same in another order.
+    """
+    (where, expected), *others = ((key, list(map(str, names))) for key, names in classes.items())
+    for other, found in others:
+        odd = sorted(set(expected) ^ set(found))
+        if odd:
+            raise InputError(
+                f"{where} and {other} have different classes: {', '.join(odd[:5])} only in one of "
+                f"them; {advice}"
+            )
+        for number, (one, two) in enumerate(zip(expected, found, strict=True)):
+            if one != two:
+                raise InputError(
+                    f"{where} and {other} number their classes differently: {number} is {one} in "
+                    f"one and {two} in the other; {advice}"
+                )
 
 
 def read_names(path: Path) -> list[str]:

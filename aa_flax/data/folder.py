@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from aa_flax.data.classes import classes_in_order
+from aa_flax.data.classes import check_classes_agree, classes_in_order
 from aa_flax.data.digest import digest
 from aa_flax.data.folder_index import EXTENSIONS, class_folders, load_index
 from aa_flax.data.images import Example, ImageError, decode
-from aa_flax.disk import local_path
+from aa_flax.disk import local_path, read_file
 from aa_flax.errors import InputError
 
 _SPLITS = ("train", "val")
@@ -25,16 +25,15 @@ class ImageFolder:
 
     Raises:
         InputError: a folder that is missing, empty or unreadable, or classes that differ between
-            `train` and `val` (unless `class_order` says what they are).
+            `train` and `val` (unless `class_order` is a file or `imagenet`).
     """
 
     def __init__(self, path: str, split: str, class_order: str = ""):
         self._root = _split_folder(path, split)
         self._index = load_index(self._root)
         found = self._index.classes
-        if not class_order:
-            _check_other_split(self._root, found)
         if class_order in ("", "sorted"):
+            _check_other_split(self._root, found)
             self._check_none_empty()
         self.class_names = classes_in_order(class_order, found, str(self._root))
         self.num_classes = len(self.class_names)
@@ -68,7 +67,7 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Example:
         path = self.name(index)
         try:
-            encoded = Path(path).read_bytes()
+            encoded = read_file(path)
         except OSError as error:
             raise ImageError.of(path, error) from error
         return {"image": decode(encoded, path), "label": int(self._labels[index])}
@@ -89,12 +88,6 @@ def _split_folder(path: str, split: str) -> Path:
 
 
 def _check_other_split(root: Path, classes: list[str]) -> None:
-    """A label has to mean one class in training and in evaluation."""
     for other in (root.parent / split for split in _SPLITS if split != root.name):
-        if other.is_dir() and class_folders(other) != classes:
-            odd = sorted(set(class_folders(other)) ^ set(classes))
-            raise InputError(
-                f"{root} and {other} have different class folders: {', '.join(odd[:5])} only in "
-                "one of them; make them the same, or give --config.data.class_order, a file of "
-                "class folders in the order of the logits"
-            )
+        if other.is_dir():
+            check_classes_agree({str(root): classes, str(other): class_folders(other)})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from aa_flax.data.classes import (
+    check_classes_agree,
     check_labels,
     classes_in_order,
     declared_classes,
@@ -18,8 +19,8 @@ from aa_flax.data.classes import (
 from aa_flax.data.digest import digest
 from aa_flax.data.images import Example, ImageError, decode
 from aa_flax.data.splits import parse_name, part_of
-from aa_flax.disk import local_path
-from aa_flax.errors import InputError
+from aa_flax.disk import local_path, read_file
+from aa_flax.errors import InputError, first_line
 
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a folder
 
@@ -73,9 +74,7 @@ class HFDS:
     def __getitem__(self, index: int) -> Example:
         (file,) = self._images[self._part[index]].values()
         try:
-            encoded = (
-                file["bytes"] if file["bytes"] is not None else Path(file["path"]).read_bytes()
-            )
+            encoded = file["bytes"] if file["bytes"] is not None else read_file(file["path"])
         except (OSError, TypeError) as error:  # TypeError: neither bytes nor a path
             raise ImageError.of(self.name(index), error) from error
         return {"image": decode(encoded, self.name(index)), "label": int(self._labels[index])}
@@ -93,6 +92,7 @@ def _load(name: str, cache_dir: str) -> Mapping[str, Any]:
     cache = str(local_path(cache_dir, "config.data.path")) if cache_dir else None
     if not os.path.isdir(folder) and name.startswith((".", "/", "~")):
         raise InputError(f"no folder {folder} (config.data.name=hfds:{name})")
+    _check_files(folder)
     try:
         with _quiet_in_logs():
             if any(os.path.isfile(folder / name) for name in _SAVED):
@@ -103,12 +103,33 @@ def _load(name: str, cache_dir: str) -> Mapping[str, Any]:
                 hub, _, configuration = name.partition(":")
                 found = datasets.load_dataset(hub, configuration or None, cache_dir=cache)
     except Exception as error:  # of many types, from datasets, pyarrow and the network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"datasets cannot load {name}: {reason}; give a folder that holds it, or a name on the "
-            "Hub and a way to it (hf auth login where it is gated)"
+            f"datasets cannot load {name}: {first_line(error)}; give a folder that contains it, or "
+            "a name on the Hub and a way to it (hf auth login where it is gated)"
         ) from error
     return found if isinstance(found, Mapping) else {str(found.split or "train"): found}
+
+
+def _check_files(folder: Path) -> None:
+    """`datasets` takes the names of classes from one parquet file, and trusts them for all."""
+    found = {path: _features(path) for path in sorted(folder.rglob("*.parquet"))}
+    for column in {name for features in found.values() for name in features}:
+        declared = {str(path): _declared(features, column) for path, features in found.items()}
+        named = {path: names for path, names in declared.items() if names}
+        if named:
+            check_classes_agree(named, "write the files with the same ClassLabel (cast_column)")
+
+
+def _features(path: Path) -> Mapping[str, Any]:
+    import datasets
+    from pyarrow.parquet import read_schema
+
+    try:
+        return datasets.Features.from_arrow_schema(read_schema(path))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is no whole parquet file ({first_line(error)}); replace it"
+        ) from error
 
 
 @contextmanager
@@ -167,22 +188,36 @@ def _labels(
     splits: Mapping[str, Any], split: str, column: str, class_order: str, name: str
 ) -> tuple[list[str], np.ndarray]:
     """The classes in order, and the labels of a split."""
-    feature, where = splits[split].features[column], f"{name} (datasets)"
-    if getattr(feature, "names", None):
+    names = {key: _declared(part.features, column) for key, part in splits.items()}
+    declared, where = names[split], f"{name} (datasets)"
+    if class_order in ("", "sorted"):
+        check_classes_agree({f"{name}/{key}": names[key] for key in (split, *names)})
+    if declared:
         given = _column(splits[split], column, f"{name}/{split}")
-        check_labels(given, len(feature.names), lambda i: f"{name}/{split}[{i}]")
-        order, label_of = declared_classes(feature.names, class_order, where)
+        check_labels(given, len(declared), lambda i: f"{name}/{split}[{i}]")
+        order, label_of = declared_classes(declared, class_order, where)
         return order, label_of[given]
     # What the classes are has to be the same for training and validation.
     every = {key: _column(part, column, f"{name}/{key}") for key, part in splits.items()}
     given = every[split]
-    if given.dtype.kind in "iu":
+    integers = [key for key, labels in every.items() if labels.dtype.kind in "iu"]
+    if 0 < len(integers) < len(every):
+        raise InputError(
+            f"column {column} of {where} has integers in {', '.join(integers)} and texts in other "
+            "splits; give all of them the same labels"
+        )
+    if integers:
         count = max(int(labels.max(initial=0)) for labels in every.values()) + 1
         return numbered_classes(count, class_order, where), given
     found = sorted(set().union(*(labels.tolist() for labels in every.values())))
     order = classes_in_order(class_order, found, where)
     place = {key: i for i, key in enumerate(order)}
     return order, np.array([place[key] for key in given.tolist()], np.int32)
+
+
+def _declared(features: Any, column: str) -> list[str]:
+    """The names of a ClassLabel's classes; of another column none."""
+    return list(getattr(features.get(column), "names", None) or [])
 
 
 def _column(data: Any, column: str, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ is not possible linked symbolically, or copied; VAL stays as it is.
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from typing import Any
 
 from scipy.io import loadmat
 
+from aa_flax.data.classes import read_names
 from aa_flax.disk import local_path
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, first_line
 from aa_flax.progress import progress_bar
 
 
@@ -68,13 +70,30 @@ def _targets(devkit: Path) -> dict[str, str]:
             raise InputError(
                 f"no file {path}; DEVKIT is the folder unpacked from ILSVRC2012_devkit_t12.tar.gz"
             )
-    synsets: Any = loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
-    wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
+    wnids = _wordnet_ids(meta)
     targets = {}
-    for i, line in enumerate(truth.read_text().split(), 1):
+    for i, line in enumerate(read_names(truth), 1):
         name = f"ILSVRC2012_val_{i:08}.JPEG"
-        targets[name] = f"{wnids[int(line)]}/{name}"
+        if line not in wnids:
+            raise InputError(f"{truth}: line {i}, {line!r:.99}, is no class of {meta}; unpack both")
+        targets[name] = f"{wnids[line]}/{name}"
     return targets
+
+
+def _wordnet_ids(meta: Path) -> dict[str, str]:
+    """The WordNet id of each number; ids become folders, so nothing else will do."""
+    try:
+        synsets: Any = loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
+        numbers, ids = map(int, synsets["ILSVRC2012_ID"].tolist()), synsets["WNID"].tolist()
+        wnids = dict(zip(map(str, numbers), map(str, ids), strict=True))
+    except Exception as error:  # of many types, from SciPy and NumPy
+        raise InputError(
+            f"cannot read the synsets of {meta} ({first_line(error)}); unpack the devkit again"
+        ) from error
+    for wnid in wnids.values():
+        if not re.fullmatch(r"n[0-9]{8}", wnid):
+            raise InputError(f"{meta}: {wnid!r:.99} is no WordNet id; unpack the devkit again")
+    return wnids
 
 
 def _check_images(val: Path, targets: dict[str, str]) -> None:

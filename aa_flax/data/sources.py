@@ -1,9 +1,10 @@
 """Where images come from: random access, one image a call; and the open table of such sources."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from aa_flax.config import DataConfig
+from aa_flax.data.classes import check_classes_agree, named_twice
 from aa_flax.data.digits import Digits
 from aa_flax.data.folder import ImageFolder
 from aa_flax.data.hfds import HFDS
@@ -23,7 +24,7 @@ class Source(Protocol):
 
     Attributes:
         num_classes: labels are `0 .. num_classes - 1`.
-        class_names: of every class, e.g. its folder's.
+        class_names: of every class, e.g. its folder's; each once, the same for both splits.
     """
 
     num_classes: int
@@ -86,26 +87,49 @@ def make_source(data: DataConfig, split: str) -> Source:
         raise InputError(f"the splits of a data set are train and val, got {split!r}")
     kind, _, _ = data.name.partition(":")
     source = _SOURCES[kind](data, split)
-    _check(source, data.name)
+    check_source(source, f"the source of config.data.name {data.name!r}")
     return source
 
 
-def _check(source: Source, name: str) -> None:
-    """What a source of anyone's has to be; its images are checked as they are read."""
+def make_sources(data: DataConfig) -> dict[str, Source]:
+    """Makes the sources for `train` and `val`, in which a label means the same class.
+
+    Raises:
+        InputError: see `make_source`; or the two name or order their classes differently.
+    """
+    sources = {split: make_source(data, split) for split in ("train", "val")}
+    names = {f"{split} of {data.name}": source.class_names for split, source in sources.items()}
+    check_classes_agree(names)
+    return sources
+
+
+def check_source(source: Any, what: str) -> None:
+    """Checks a source that anyone may have written; its images are checked as they are read.
+
+    Args:
+        what: names the source, for the error.
+
+    Raises:
+        InputError: it lacks members or images, or its classes are not as many as their names, or
+            two have one name.
+    """
     needed = ("num_classes", "class_names", "name", "__len__", "__getitem__")
     missing = [one for one in needed if not hasattr(source, one)]
     if missing:
-        raise InputError(
-            f"the source of config.data.name {name!r} has no {', '.join(missing)}; see "
-            "aa_flax.data.sources.Source"
-        )
+        raise InputError(f"{what} has no {', '.join(missing)}; see aa_flax.data.sources.Source")
     if len(source.class_names) != source.num_classes:
         raise InputError(
-            f"the source of config.data.name {name!r} has num_classes {source.num_classes}, but "
-            f"{len(source.class_names)} class_names"
+            f"{what} has num_classes {source.num_classes}, but {len(source.class_names)} "
+            "class_names; give each class a name"
+        )
+    if repeated := named_twice(source.class_names):
+        name, first, second = repeated
+        raise InputError(
+            f"{what} calls both class {first} and class {second} {name}; give each class its own "
+            "name"
         )
     if not len(source):
-        raise InputError(f"the source of config.data.name {name!r} holds no images")
+        raise InputError(f"{what} has no images")
 
 
 def _after_colon(data: DataConfig, what: str) -> str:

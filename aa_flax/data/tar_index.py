@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,14 @@ from aa_flax.disk import parse_json
 from aa_flax.errors import InputError
 from aa_flax.progress import progress_bar
 
-_CACHE = "shards_1"  # the number is that of the format
+_CACHE = "shards_2"  # the number is that of the format
 _THREADS = 16
+_AT_ONCE = 2**20  # bytes
 _IMAGES = tuple(extension[1:] for extension in EXTENSIONS)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+# A file in a tar file: name, offset, size, and of small ones with labels the bytes.
+Member = tuple[str, tuple[int, int, bytes]]
 
 
 class ShardIndex(NamedTuple):
@@ -43,8 +47,8 @@ def load_shard_index(shards: Sequence[Path]) -> ShardIndex:
     """The index of tar files: from the cache if none has changed since, else made anew.
 
     Raises:
-        InputError: a file that is compressed, truncated or no tar file; or a sample without one
-            image and one label, or with a key that another of its file has.
+        InputError: a file that is compressed, truncated or no tar file, or contains a sparse file;
+            or a sample without one image and one label, or with a key that another of its file has.
     """
     key = os.fsencode("\0".join(os.fspath(shard.resolve()) for shard in shards))
     status = [os.stat(shard) for shard in shards]
@@ -151,33 +155,58 @@ def _class_number(value: Any) -> int:
     return value
 
 
-def _members(shard: Path) -> Iterator[tuple[str, tuple[int, int, bytes]]]:
-    """The regular files of a tar file: name, offset, size, and of small ones with labels the bytes.
+def _members(shard: Path) -> Iterator[Member]:
+    """The regular files of a shard, which may be several tar files, one after the other.
 
     A tar file ends in a block of zeros, or else a part of it is missing.
     """
     try:
+        if not shard.is_file():
+            raise OSError("it is a pipe, a device or a folder")
         with shard.open("rb") as file:
             _check_uncompressed(shard, file.read(8))
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                tar: Any = archive
-                while member := tar.next():
-                    tar.members.clear()  # which it would keep
-                    if member.islnk() or member.issym():
-                        raise InputError(f"{shard} holds a link, {member.name}; store the file")
-                    if member.isreg():
-                        content = b""
-                        if member.name.lower().endswith((".cls", ".json")):
-                            content = _read(file, member)
-                        yield member.name, (member.offset_data, member.size, content)
-                file.seek(tar.offset)
+            start: int | None = 0
+            while start is not None:
+                file.seek(start)
+                end = yield from _archive(shard, file)
+                file.seek(end)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("its end is missing")
+                start = _next_block(file)
     except (OSError, tarfile.TarError) as error:
         raise InputError(
             f"cannot read the shard {shard}: {error}; it is truncated or no tar file, replace it"
         ) from error
+
+
+def _archive(shard: Path, file: Any) -> Generator[Member, None, int]:
+    """Yields the regular files of one tar file; returns where it ends."""
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        tar: Any = archive
+        while member := tar.next():
+            tar.members.clear()  # which it would keep
+            if member.size < 0:  # after which it would read this one again, without end
+                raise tarfile.ReadError(f"{member.name} has a negative size")
+            if member.islnk() or member.issym():
+                raise InputError(f"{shard} holds a link, {member.name}; store the file")
+            if member.issparse():  # its bytes are not those of the file
+                raise InputError(
+                    f"{shard} has a sparse file, {member.name}; write it with tar without --sparse"
+                )
+            if member.isreg():
+                content = b""
+                if member.name.lower().endswith((".cls", ".json")):
+                    content = _read(file, member)
+                yield member.name, (member.offset_data, member.size, content)
+        return tar.offset
+
+
+def _next_block(file: Any) -> int | None:
+    """Returns where the next block begins that is not of zeros; None: there is none."""
+    while read := file.read(_AT_ONCE):
+        if rest := read.lstrip(b"\0"):
+            return (file.tell() - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+    return None
 
 
 def _read(file: Any, member: tarfile.TarInfo) -> bytes:

@@ -6,10 +6,10 @@ import numpy as np
 
 from aa_flax.data.classes import check_labels, declared_classes
 from aa_flax.data.digest import digest
-from aa_flax.data.images import Example, decode
+from aa_flax.data.images import Example, ImageError, decode
 from aa_flax.data.splits import parse_name, part_of
 from aa_flax.disk import local_path
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, first_line
 
 
 class TFDS:
@@ -39,6 +39,7 @@ class TFDS:
             )
         lengths = {key: part.num_examples for key, part in builder.info.splits.items()}
         self._split, self._part = part_of(split, expressions, lengths, self._name)
+        self._shards = builder.info.splits[self._split]
         self._source = _data_source(builder, self._name, self._split)
         self._version = builder.info.full_name
         where = f"{self._name} (TFDS)"
@@ -59,11 +60,20 @@ class TFDS:
         return len(self._part)
 
     def __getitem__(self, index: int) -> Example:
-        example = self._source[self._part[index]]
-        label = int(example["label"])
+        try:
+            example = self._source[self._part[index]]
+            encoded, label = example["image"], int(example["label"])
+        except Exception as error:  # of many types, from array_record and TFDS
+            where = f"its record in {self._file(index)} is missing or damaged"
+            reason = ValueError(f"{where} ({first_line(error)})")
+            raise ImageError.of(self.name(index), reason) from error
         check_labels(np.array([label]), len(self._label_of), lambda _: self.name(index))
-        image = decode(example["image"], self.name(index))
+        image = decode(encoded, self.name(index))
         return {"image": image, "label": int(self._label_of[label])}
+
+    def _file(self, index: int) -> str:
+        ends = np.cumsum(self._shards.shard_lengths)
+        return str(self._shards.filepaths[np.searchsorted(ends, self._part[index], "right")])
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -80,6 +90,12 @@ def _builder(name: str, data_dir: str) -> Any:
     except tfds.core.DatasetNotFoundError as error:
         where = data_dir or "TFDS's default folder"
         raise InputError(f"TFDS knows no data set {name!r}, nor is it in {where}") from error
+    except Exception as error:  # of many types, from JSON, protobuf and TFDS
+        where = data_dir or "TFDS's default folder"
+        raise InputError(
+            f"TFDS cannot read {name} in {where}: {first_line(error)}; prepare it again: "
+            f"{_prepare(name, data_dir)}"
+        ) from error
     if not builder.info.splits:
         raise InputError(
             f"{name} is not prepared in {builder.data_path}; give its --config.data.path, or "

@@ -1,11 +1,18 @@
 """Images in WebDataset's tar files, read at random."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from aa_flax.data.classes import check_labels, declared_classes, numbered_classes, read_names
+from aa_flax.data.classes import (
+    check_classes_agree,
+    check_labels,
+    declared_classes,
+    numbered_classes,
+    read_classes,
+)
 from aa_flax.data.digest import digest
 from aa_flax.data.images import Example, ImageError, decode
 from aa_flax.data.shard_names import find_shards
@@ -20,8 +27,8 @@ class WebDataset:
     """The samples of tar shards, in order: `KEY.jpg` (or another image) and its class number.
 
     The number is the text in `KEY.cls`, or `label` in `KEY.json`. Class names are the lines of
-    `classes.txt` in the folder that holds the shards or their folders; without it classes are
-    numbers, up to the largest in the shards for training and validation.
+    `classes.txt` in the folder that holds the shards or their folders, or of equal ones in several
+    of these; without it classes are numbers, up to the largest in the shards of both splits.
 
     Args:
         pattern: see `find_shards`.
@@ -48,9 +55,8 @@ class WebDataset:
         self._base = os.path.commonpath(folders)
         self._index = load_shard_index(shards[split])
         labels, where = self._index.label, os.fspath(root / pattern)
-        names = Path(self._base, _NAMES)
-        if names.is_file():
-            own = read_names(names)
+        own = _class_names(Path(self._base), map(Path, folders))
+        if own:
             check_labels(labels, len(own), self.name)
             self.class_names, label_of = declared_classes(own, class_order, where)
             labels = label_of[labels]
@@ -85,3 +91,13 @@ class WebDataset:
         except OSError as error:
             raise ImageError.of(self.name(index), error) from error
         return {"image": decode(encoded, self.name(index)), "label": int(self._labels[index])}
+
+
+def _class_names(base: Path, folders: Iterable[Path]) -> list[str]:
+    """The lines of the `classes.txt` in these folders and up to `base`; none without one."""
+    every = {above for folder in folders for above in (folder, *folder.parents)}
+    files = [above / _NAMES for above in sorted(every) if above.is_relative_to(base)]
+    found = {str(file): read_classes(file) for file in files if file.is_file()}
+    if found:
+        check_classes_agree(found, f"leave one {_NAMES}, beside the folders of the shards")
+    return next(iter(found.values()), [])

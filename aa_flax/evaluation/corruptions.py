@@ -5,14 +5,16 @@ Perturbations", ICLR 2019. The trees hold images that are cut to size already, s
 resized nor, at the published 224 pixels, cropped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from aa_flax.data.folder_index import class_folders
+from aa_flax.data.classes import check_classes_agree, imagenet_classes, read_names
+from aa_flax.data.digest import digest, file_digest
+from aa_flax.data.folder_index import class_folders, load_index
 from aa_flax.errors import InputError
 
 # AlexNet's top-1 error in percent on each corruption of ImageNet-C, mean over the five severities:
@@ -35,6 +37,7 @@ ALEXNET_ERRORS: Mapping[str, float] = {
     "jpeg_compression": 60.6500,
 }
 SEVERITIES = ("1", "2", "3", "4", "5")
+_SAMPLED = 16  # images of a folder whose bytes are compared
 
 
 def corruption_folders(root: Path) -> dict[str, dict[str, Path]]:
@@ -107,32 +110,64 @@ def check_same_classes(folder: Path, class_names: Sequence[str], class_order: st
     Args:
         class_order: `config.data.class_order`; with one, some classes may be left out.
     """
-    found, known = class_folders(folder), set(class_names)
-    unknown = [name for name in found if name not in known]
-    if 0 < len(unknown) < len(found):
+    found, known = class_folders(folder), list(map(str, class_names))
+    unknown = sorted(set(found) - set(known))
+    if unknown and found != imagenet_classes():  # whose order is known, whatever they are called
         raise InputError(
             f"{folder} has classes that the data does not have: {', '.join(unknown[:5])}; remove "
             "or rename them"
         )
-    if len(found) != len(class_names) and class_order in ("", "sorted"):
+    if class_order not in ("", "sorted"):
+        return
+    if len(found) != len(known):
         raise InputError(
-            f"{folder} has {len(found)} classes, the net {len(class_names)}; give "
+            f"{folder} has {len(found)} classes, the net {len(known)}; give "
             "--config.data.class_order if some are left out"
         )
+    if not unknown:
+        check_classes_agree({str(folder): found, "the data": known})
+
+
+def digest_of_folders(folders: Mapping[str, Path]) -> str:
+    """Returns a hash of the images in folders of class folders, wherever these are.
+
+    It covers the names of all images, and the bytes of 16 in each folder: to read millions would
+    take as long as to measure them.
+
+    Args:
+        folders: by what they are called in the results.
+    """
+    parts = []
+    for name, folder in folders.items():
+        index = load_index(folder)
+        count = len(index.ends)
+        some = range(0, count, -(-count // _SAMPLED) or 1)
+        images = [_digest_of_image(folder / index.path(i)) for i in some]
+        parts += [[name, *index.classes], index.class_of, index.paths, images]
+    return digest(*parts)
+
+
+def _digest_of_image(path: Path) -> str:
+    """Nothing of what cannot be read: whoever measures it says so, or skips it."""
+    try:
+        return file_digest(path) if path.is_file() else ""
+    except OSError:
+        return ""
 
 
 def corruption_summary(
     per_severity: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """Numbers of each corruption, and the mCE where all fifteen are complete.
+    """Summarises corruptions: those of the benchmark, where all fifteen are complete, and others.
 
     Args:
         per_severity: results with `top1` in percent by corruption and severity.
 
     Returns:
-        `mean_top1`; by corruption its `severities`, `error` (mean over them, in percent) and, with
-        all five of a known corruption, `ce`: the error as a percentage of AlexNet's; and `mce`, the
-        mean of those over the fifteen, or None.
+        `mean_top1` over the fifteen and `mean_top1_extra` over the others, or None; without all of
+        the fifteen, `mean_top1` over all there are. By corruption its `severities`, `error` (mean
+        over them, in percent) and, with all five of a known corruption, `ce`: the error as a
+        percentage of AlexNet's; and `mce`, the mean of those over the fifteen, or None.
     """
     found: dict[str, Any] = {}
     for name, severities in per_severity.items():
@@ -141,9 +176,12 @@ def corruption_summary(
         if name in ALEXNET_ERRORS and set(severities) == set(SEVERITIES):
             found[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]
     complete = [found[name]["ce"] for name in ALEXNET_ERRORS if "ce" in found.get(name, {})]
+    whole = len(complete) == len(ALEXNET_ERRORS)
+    extra = [name for name in found if whole and name not in ALEXNET_ERRORS]
     return {
-        "mean_top1": 100 - float(np.mean([one["error"] for one in found.values()])),
-        "mce": float(np.mean(complete)) if len(complete) == len(ALEXNET_ERRORS) else None,
+        "mean_top1": _mean(100 - found[name]["error"] for name in found if name not in extra),
+        "mean_top1_extra": _mean(100 - found[name]["error"] for name in extra) if extra else None,
+        "mce": _mean(complete) if whole else None,
         "by_corruption": found,
     }
 
@@ -188,7 +226,7 @@ def perturbation_summary(
     return result
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
@@ -201,12 +239,17 @@ def read_flip_rates(path: Path) -> dict[str, float]:
     if not path.is_file():
         raise InputError(f"no file {path}; give lines of perturbation<tab>flip rate in percent")
     rates = {}
-    for line in path.read_text().splitlines():
+    for line in read_names(path):
         name, _, rate = line.partition("\t")
         try:
-            rates[name] = float(rate)
-        except ValueError as error:
-            raise InputError(f"{path}: not perturbation<tab>percent: {line!r}") from error
+            value = float(rate)
+        except ValueError:
+            value = 0.0
+        if name in rates or not 0 < value <= 100:
+            raise InputError(
+                f"{path}: {line!r:.99} is not perturbation<tab>percent, above 0, each once"
+            )
+        rates[name] = value
     return rates
 
 

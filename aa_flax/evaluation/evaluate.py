@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.data.pictures import PICTURES, NoSource
-from aa_flax.data.sources import Source
+from aa_flax.data.sources import Source, check_source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluator import Plan, check, placed, run
@@ -143,19 +143,5 @@ def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
                     "make_source(...); pictures without labels are for images, clip and tiles"
                 )
         return NoSource()
-    _check_source(source)
+    check_source(source, f"the source {type(source).__name__}")
     return source
-
-
-def _check_source(source: Any) -> None:
-    missing = [
-        name
-        for name in ("__len__", "__getitem__", "num_classes", "class_names", "name")
-        if not hasattr(source, name)
-    ]
-    if missing or not len(source):
-        what = f"lacks {', '.join(missing)}" if missing else "is empty"
-        raise InputError(
-            f"{type(source).__name__} is no source of images: it {what}; give make_source(...), or "
-            "see aa_flax.data.sources.Source"
-        )

@@ -137,7 +137,8 @@ def has_measured(
         return False
     if any(found.get(key) != value for key, value in as_json(settings).items()):
         return None
-    return "file" not in found or (folder / found["file"]).is_file()
+    file = found.get("file")  # or a class of that name, whose numbers are a dict
+    return not isinstance(file, str) or (folder / file).is_file()
 
 
 def candidates(output: Path) -> Iterator[Path]:

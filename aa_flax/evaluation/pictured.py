@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from aa_flax.data.classes import imagenet_class_names
+from aa_flax.data.classes import imagenet_class_names, read_names
 from aa_flax.data.crops import resized_size
 from aa_flax.data.pictures import Given, Pictures
 from aa_flax.disk import local_path
@@ -106,21 +106,14 @@ def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
     given = subject.options["class_names"]
     if not given:
         return lambda i: f"class {i}"
-    names = imagenet_class_names() if given == "imagenet" else _names_in(given)
+    file = local_path(given, "--class_names")
+    names = imagenet_class_names() if given == "imagenet" else read_names(file)
     if len(names) != num_classes:
         raise InputError(
             f"--class_names {given} has {len(names)} names, but {subject.name} gives {num_classes} "
             "logits; give a file with one name a line, in the order of the logits"
         )
     return lambda i: names[i]
-
-
-def _names_in(given: str) -> list[str]:
-    path = local_path(given, "--class_names")
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class_names {path} cannot be read: {error}") from error
 
 
 def few_at_once(settings: Settings, count: int) -> Settings:

@@ -101,7 +101,7 @@ def _opened(file: Path, left_out: list[str]) -> Results:
             continue
         if name not in MEASURES:
             left_out.append(f"{file}: {name}, which is no measure known here; give its --plugin")
-        elif "file" in found:
+        elif isinstance(found.get("file"), str):  # and no class of that name
             arrays = file.parent / found["file"]
             if arrays.is_file():
                 results[name] = found | {"file": str(arrays)}

@@ -12,9 +12,10 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from aa_flax.config import Config, check_config
+from aa_flax.data.classes import check_classes_agree
 from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source
-from aa_flax.disk import local_path
+from aa_flax.disk import local_path, parse_json
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, placed
 from aa_flax.evaluation.files import Results
@@ -62,6 +63,7 @@ def evaluate_one(
     config = _as_trained(config, found)
     source = source_for(config, wanted)
     _check_classes(weights, source)
+    _check_class_order(found, source)
     path = local_path(output, "--output") if output else default_output(found)
     plan = Plan(subject_of(config, source, path, values), wanted, _facts(config, found, source))
     placed(plan)  # a damaged file shows now
@@ -121,6 +123,7 @@ def _take_turn(
     name = config.model
     values = _of_net(name, values)
     found = locate(with_name(weights, name), model=name)
+    _check_class_order(found, source)
     config = _as_trained(config, found)
     path = folder / f"{name}.json"
     subject = subject_of(config, source, path, values)
@@ -274,6 +277,21 @@ def _check_classes(weights: str, source: Source) -> None:
             f"{source.num_classes}; give --config imagenet and --config.data.path, the "
             "folder that holds ImageNet, or other --weights"
         )
+
+
+def _check_class_order(found: Weights, source: Source) -> None:
+    """A run's logits have the order of its own data; in another they would be other classes'."""
+    description = found.description()
+    path = Path(description.get("file", ""), "data.json")
+    if description["kind"] != "run" or not path.is_file():
+        return
+    try:
+        trained = parse_json(path.read_text())["train"]["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the data of a run ({error}); remove it") from error
+    if set(trained) == set(map(str, source.class_names)):
+        advice = "give the --config.data.class_order of the run"
+        check_classes_agree({str(path): trained, "the data": source.class_names}, advice)
 
 
 def _of_net(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

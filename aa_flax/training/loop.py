@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from aa_flax.config import Config, check_config, check_training, images_of_config
 from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
-from aa_flax.data.sources import Source, make_source
+from aa_flax.data.sources import Source, make_sources
 from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
 from aa_flax.evaluation.run import accuracy_on, evaluate_config
@@ -91,7 +91,7 @@ def train(
     check_training(config)
     check_writers(config)
     check_writable(workdir)
-    sources = {split: make_source(config.data, split) for split in ("train", "val")}
+    sources = make_sources(config.data)
     data = describe_data(sources, _steps_per_epoch(config, sources["train"]))
     continues, torch_run = has_checkpoint(workdir), None
     if continues:

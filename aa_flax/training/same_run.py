@@ -74,7 +74,10 @@ def describe_data(sources: Mapping[str, Source], steps_per_epoch: int) -> dict[s
     """What a run depends on of its data, for `data.json`."""
     described: dict[str, Any] = {"steps_per_epoch": steps_per_epoch}
     for split, source in sources.items():
-        described[split] = {"images": len(source), "classes": list(source.class_names)}
+        described[split] = {
+            "images": len(source),
+            "classes": [str(name) for name in source.class_names],
+        }
         if (digest := getattr(source, "digest", None)) is not None:
             described[split]["digest"] = digest()
     return described

@@ -1,5 +1,6 @@
 import os
 import shutil
+import socket
 import time
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_without_a_place_for_the_cache_there_is_none(make_tree, monkeypatch):
     [
         (["val/a/1.png"], "train", r"no folder train/ in .*has to hold train/, val/"),
         (["val/1.png"], "val", r"val has no class folders.*aa_flax\.data\.imagenet_val"),
-        (["val/a/1.png", "train/b/1.png"], "val", "different class folders: a, b only in one"),
+        (["val/a/1.png", "train/b/1.png"], "val", "different classes: a, b only in one"),
         (
             ["val/a/1.png", "val/b/1.gif"],
             "val",
@@ -217,6 +218,17 @@ def test_without_a_place_for_the_cache_there_is_none(make_tree, monkeypatch):
 def test_a_tree_that_does_not_fit_is_refused(make_tree, names, split, message):
     with pytest.raises(InputError, match=message):
         ImageFolder(str(make_tree(*names)), split)
+
+
+@pytest.mark.parametrize("class_order", ["", "sorted"])
+def test_class_folders_of_either_split_must_be_the_same(make_tree, class_order):
+    root = make_tree("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png")
+    for split in ("train", "val"):
+        with pytest.raises(InputError, match="different classes: b, c only in one of them; make"):
+            ImageFolder(str(root), split, class_order)
+    (root / "order.txt").write_text("a\nb\nc\n")
+    val = ImageFolder(str(root), "val", str(root / "order.txt"))
+    assert [val[i]["label"] for i in range(2)] == [0, 2]
 
 
 def test_a_missing_folder_is_refused(tmp_path):
@@ -250,6 +262,23 @@ def test_a_file_that_cannot_be_read_is_named(make_tree):
         source[0]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_is_no_file_is_named_without_waiting_for_it(make_tree, kind):
+    root = make_tree("val/a/1.png")
+    path = str(root / "val/a/0.png")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        os.symlink("/dev/zero", path)
+    else:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path)
+    source = ImageFolder(str(root), "val")
+    with pytest.raises(ImageError, match=r"cannot read image .*val/a/0\.png: it is a pipe, a dev"):
+        source[0]
+    assert source[1]["label"] == 0
+
+
 def test_a_class_order_places_classes_and_allows_gaps(make_tree, tmp_path):
     root = make_tree("val/cat/1.png", "val/ant/2.png", "val/dog/readme.gif", "train/ant/3.png")
     order = tmp_path / "order.txt"
@@ -261,7 +290,10 @@ def test_a_class_order_places_classes_and_allows_gaps(make_tree, tmp_path):
     with pytest.raises(InputError, match=r"val has 1 classes \(ant\) that .*order\.txt does not"):
         ImageFolder(str(root), "val", str(order))
     order.write_text("dog\ncat\ndog\n")
-    with pytest.raises(InputError, match="names a class twice"):
+    with pytest.raises(InputError, match="the class dog twice, in lines 1 and 3"):
+        ImageFolder(str(root), "val", str(order))
+    order.write_text("dog\n\ncat\nant\n")
+    with pytest.raises(InputError, match=r"order\.txt: line 2 is empty"):
         ImageFolder(str(root), "val", str(order))
     with pytest.raises(InputError, match=r"no file none\.txt for config\.data\.class_order"):
         ImageFolder(str(root), "val", "none.txt")

@@ -71,6 +71,36 @@ def test_a_part_of_the_training_images_is_set_aside_for_validation(folder, tmp_p
     assert len(digests) == 3
 
 
+@pytest.mark.parametrize("kind", ["parquet", "disk"])
+def test_splits_that_number_their_classes_differently_are_refused(tmp_path, odd_files, kind):
+    other = datasets.ClassLabel(names=["newt", "tabby", "goldfish"])
+    parts = {"train": table(odd_files, [0, 1], count=2)}
+    parts["validation"] = table(odd_files, [1, 2], other, count=2)
+    path = tmp_path / "set"
+    if kind == "disk":
+        datasets.DatasetDict(parts).save_to_disk(str(path))
+    else:  # of which `datasets` takes the names in the first file for all
+        path.mkdir()
+        for name, part in parts.items():
+            part.to_parquet(str(path / f"{name}.parquet"))
+    differently = "number their classes differently: 0 is tabby in one and newt in the other"
+    reverse = differently.replace("tabby", "-").replace("newt", "tabby").replace("-", "newt")
+    for split, message in (("train", differently), ("val", f"({differently}|{reverse})")):
+        with pytest.raises(InputError, match=message):
+            source(path, split, tmp_path)
+    if kind == "disk":  # where names place the labels
+        (tmp_path / "order.txt").write_text("goldfish\nnewt\ntabby\n")
+        val = source(path, "val", tmp_path, class_order=str(tmp_path / "order.txt"))
+        assert [val[i]["label"] for i in range(2)] == [2, 0]
+
+
+def test_a_damaged_parquet_file_is_named(folder, tmp_path):
+    for path in folder.glob("validation*.parquet"):
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(InputError, match=r"validation-.*parquet is no whole parquet file"):
+            source(folder, "train", tmp_path)
+
+
 def saved(tmp_path, odd_files, labels, label):
     path = tmp_path / "saved"
     table(odd_files, labels, label, count=len(labels)).save_to_disk(str(path))
@@ -101,6 +131,14 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, odd_files, labels, lab
     path = saved(tmp_path, odd_files, labels, label)
     with pytest.raises(InputError, match=message):
         source(path, "train", tmp_path)
+
+
+def test_integers_in_one_split_and_texts_in_another_are_refused(tmp_path, odd_files):
+    parts = {"train": table(odd_files, [0, 1], datasets.Value("int64"), count=2)}
+    parts["validation"] = table(odd_files, ["0", "1"], datasets.Value("string"), count=2)
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(InputError, match="has integers in train and texts in other splits"):
+        source(tmp_path / "set", "train", tmp_path)
 
 
 def test_parquet_files_of_bytes_and_numbers_will_do(tmp_path, odd_files):

@@ -99,6 +99,34 @@ def test_a_folder_that_is_something_else_is_left_alone(val, devkit, tmp_path):
     assert len(list(val.iterdir())) == 4
 
 
+@pytest.mark.parametrize("wnid", ["../../outside", "/outside", "n0211978", "n02119789/..", "N1"])
+def test_only_wordnet_ids_become_folders(val, devkit, tmp_path, wnid):
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O")]
+    rows = [(number, wnid if number == 1 else "n02110185") for number in WNIDS]
+    savemat(devkit / "data/meta.mat", {"synsets": np.array(rows, fields)})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"meta\.mat: .* is no WordNet id; unpack"):
+        sort_validation(val, devkit, tmp_path / "a/b/val")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("truth", ["1\n2\n3\n4\n", "1\n\n3\n2\n", "one\n"])
+def test_a_truth_of_unknown_classes_is_named(val, devkit, tmp_path, truth):
+    (devkit / "data/ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+    with pytest.raises(InputError, match=r"ground_truth\.txt: line \d, '.*', is no class of"):
+        sort_validation(val, devkit, tmp_path / "val")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[:300], lambda _: b"", lambda _: b"nonsense"]
+)
+def test_a_damaged_devkit_is_named(val, devkit, tmp_path, damage):
+    meta = devkit / "data/meta.mat"
+    meta.write_bytes(damage(meta.read_bytes()))
+    with pytest.raises(InputError, match=r"cannot read the synsets of .*meta\.mat \(.*; unpack"):
+        sort_validation(val, devkit, tmp_path / "val")
+
+
 def test_the_command_names_what_is_missing(val, tmp_path):
     command = [sys.executable, "-m", imagenet_val.__name__, val, tmp_path, tmp_path / "val"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -84,13 +84,35 @@ def test_a_registered_source_is_made_by_its_name(table):
     ("attribute", "value", "message"),
     [
         ("class_names", ("dark",), "'mine:5' has num_classes 2, but 1 class_names"),
-        ("__len__", lambda self: 0, "'mine:5' holds no images"),
+        ("__len__", lambda self: 0, "'mine:5' has no images"),
+        ("class_names", ("dark", "dark"), "calls both class 0 and class 1 dark; give each class"),
+        ("class_names", (1, "1"), "calls both class 0 and class 1 1; give"),
     ],
 )
 def test_a_source_that_is_none_is_refused(table, attribute, value, message):
     sources.register_source("mine", type("Mine", (Squares,), {attribute: value}))
     with pytest.raises(InputError, match=message):
         make_source(ConfigDict({"name": "mine:5"}), "val")
+
+
+@pytest.mark.parametrize(
+    ("val", "message"),
+    [
+        (("light", "dark"), "number their classes differently: 0 is dark in one and light in the"),
+        (("dark", "grey"), "have different classes: grey, light only in one of them"),
+    ],
+)
+def test_a_label_means_one_class_in_training_and_in_validation(table, val, message):
+    class Mine(Squares):
+        def __init__(self, data, split):
+            super().__init__(data, split)
+            self.class_names = np.array(val) if split == "val" else ("dark", "light")
+
+    sources.register_source("mine", Mine)
+    with pytest.raises(InputError, match=f"^train of mine:5 and val of mine:5 {message}"):
+        sources.make_sources(ConfigDict({"name": "mine:5"}))
+    val = np.array(("dark", "light"))
+    assert set(sources.make_sources(ConfigDict({"name": "mine:5"}))) == {"train", "val"}
 
 
 def test_what_a_source_lacks_is_listed(table):

@@ -1,8 +1,10 @@
 """On a real data set that TFDS prepares here, as it can without TensorFlow from encoded images."""
 
 import io
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from aa_flax import InputError
+from aa_flax.config import DataConfig
 from aa_flax.data.classes import imagenet_classes
+from aa_flax.data.examples import evaluation_example
+from aa_flax.data.images import ImageError
 from aa_flax.data.sources import make_source
 
 pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")
@@ -116,6 +121,37 @@ def test_an_image_without_a_label_is_an_error(data_dir):
         InputError, match=r"^tiny/unlabelled\[1\] has label -1, but labels are 0 to 1"
     ):
         val[1]
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", None])
+def test_a_damaged_file_of_images_is_named_and_can_be_skipped(data_dir, tmp_path, damage):
+    shutil.copytree(Path(data_dir, "tiny"), tmp_path / "tiny")
+    (file,) = tmp_path.rglob("*train.array_record*")
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    train = source(str(tmp_path), "train")
+    with pytest.raises(
+        ImageError, match=rf"^cannot read image tiny/train\[1\]: its record in {file} is miss"
+    ):
+        train[1]
+    skipping = DataConfig(on_error="skip")
+    assert not evaluation_example(train, skipping, 224, 1)["mask"]
+    assert len(source(str(tmp_path), "val")[0]) == 2
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff{}"])
+def test_metadata_that_are_none_are_one_line(data_dir, tmp_path, name, content):
+    shutil.copytree(Path(data_dir, "tiny"), tmp_path / "tiny")
+    (file,) = tmp_path.rglob(name)
+    file.write_bytes(content)
+    message = (
+        rf"^TFDS cannot read tiny in {tmp_path}: .*; prepare it again: tfds build tiny --file.*$"
+    )
+    with pytest.raises(InputError, match=message):
+        source(str(tmp_path), "train")
 
 
 class Builder:

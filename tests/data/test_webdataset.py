@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import subprocess
 import tarfile
 import time
 
@@ -107,6 +108,24 @@ def test_class_names_are_those_of_a_list_beside_the_shards(shards, tmp_path):
         source(shards)
 
 
+def test_a_class_list_that_names_a_class_twice_is_refused(shards):
+    (shards / "classes.txt").write_text("crane\nbee\ncrane\ndog\nelk\n")
+    with pytest.raises(
+        InputError, match=r"classes\.txt names the class crane twice, in lines 1 an"
+    ):
+        source(shards)
+
+
+def test_class_lists_of_the_splits_must_agree(shards):
+    names = ["ant", "bee", "cat", "dog", "elk"]
+    for split in ("train", "val"):
+        (shards / split / "classes.txt").write_text("\n".join(names))
+    assert source(shards, "val").class_names == names
+    (shards / "val/classes.txt").write_text("\n".join(reversed(names)))
+    with pytest.raises(InputError, match="classes differently: 0 is ant in one and elk in the oth"):
+        source(shards, "val")
+
+
 def test_the_index_is_kept_until_a_shard_changes(shards, monkeypatch, odd_files):
     files = sorted(shards.rglob("*.tar"))
     age(*files)
@@ -152,19 +171,57 @@ JPG = ("1.jpg", b"bytes")
         ([JPG, ("1.cls", b"9" * 30)], "the sample 1 .* has no label"),
         ([JPG, ("1.json", b'{"label": "cat"}')], "the sample 1 .* has no label"),
         ([JPG, ("1.json", b"{")], "the sample 1 .* has no label"),
+        ([JPG, ("1.json", b"[" * 100_000)], "the sample 1 .* has no label"),
         ([JPG, ("1.cls", b"-1")], r"train\.tar/1 has label -1"),
         ([JPG, ("1.cls", b"9999999")], "has a label 9999999; number its classes from 0 on"),
         ([("1.cls", b"1"), ("1.txt", b"a")], r"the sample 1 has 0 images \(\.cls, \.txt\)"),
         ([JPG, ("1.png", b""), ("1.cls", b"1")], "the sample 1 has 2 images"),
         ([JPG, JPG, ("1.cls", b"1")], r"train\.tar holds 1\.jpg twice"),
         ([JPG, ("1.cls", b"1"), ("2.jpg", b""), ("2.cls", b"1"), JPG], "the sample 1 twice"),
-        ([], "holds no images"),
+        ([], "has no images"),
     ],
 )
 def test_samples_that_are_none_are_refused(tmp_path, members, message):
     write_tar(tmp_path / "train.tar", *members)
     with pytest.raises(InputError, match=message):
         source(tmp_path, name="wds:train.tar")
+
+
+@pytest.mark.parametrize("padding", [512, 1024, 10240])
+def test_tar_files_one_after_the_other_are_one_shard(tmp_path, odd_files, padding):
+    path, whole, names = tmp_path / "train.tar", b"", ["420.jpg", "grey.jpg", "rgba.png"]
+    for i, name in enumerate(names):
+        write_tar(path, (name, odd_files[name]), (f"{name[:-3]}cls", str(i).encode()))
+        whole += path.read_bytes().rstrip(b"\0")
+        whole += bytes(-len(whole) % 512 + padding)
+    path.write_bytes(whole)
+    found = source(tmp_path, name="wds:train.tar")
+    assert [found[i]["label"] for i in range(len(found))] == [0, 1, 2]
+    for i, name in enumerate(names):
+        np.testing.assert_array_equal(found[i]["image"], decode(odd_files[name], name))
+    path.write_bytes(whole + b"more")
+    with pytest.raises(InputError, match=r"cannot read the shard .*train\.tar: .*truncated"):
+        source(tmp_path, name="wds:train.tar")
+
+
+@pytest.mark.parametrize("format", ["gnu", "pax"])
+def test_sparse_files_in_a_shard_are_refused(tmp_path, format):
+    with (tmp_path / "1.png").open("wb") as file:
+        file.truncate(2**20)
+        file.seek(2**19)
+        file.write(b"bytes")
+    (tmp_path / "1.cls").write_text("0")
+    tar = ["tar", "--create", "--sparse", f"--format={format}", "--file=train.tar"]
+    subprocess.run([*tar, "1.cls", "1.png"], cwd=tmp_path, check=True)
+    with pytest.raises(InputError, match=r"train\.tar has a sparse file, 1\.png; write it"):
+        source(tmp_path, name="wds:train.tar")
+
+
+@pytest.mark.parametrize("name", ["wds:*.tar", "wds:."])
+def test_a_pipe_among_the_shards_is_named(tmp_path, name):
+    os.mkfifo(tmp_path / "train.tar")
+    with pytest.raises(InputError, match=r"cannot read the shard .*train\.tar: it is a pipe"):
+        source(tmp_path, name=name)
 
 
 @pytest.mark.parametrize("kept", [0, 700, 1024, 1200, 1536, 2048, 2500, 3072])
@@ -186,6 +243,20 @@ def test_a_shard_with_a_damaged_header_is_named(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:1540] + b"\xff\xfe" + whole[1542:])
     with pytest.raises(InputError, match=r"cannot read the shard .*train\.tar"):
+        source(tmp_path, name="wds:train.tar")
+
+
+def test_a_negative_size_in_a_shard_ends_the_reading(tmp_path):
+    path = tmp_path / "train.tar"
+    write_tar(path, ("1.jpg", b"bytes"), ("1.txt", b"a"), ("1.cls", b"1"))
+    header = bytearray(path.read_bytes())
+    text = slice(1024, 1536)
+    size, checksum = slice(1024 + 124, 1024 + 136), slice(1024 + 148, 1024 + 156)
+    header[size] = (-512).to_bytes(12, "big", signed=True)
+    header[checksum] = b" " * 8
+    header[checksum] = b"%06o\0 " % sum(header[text])
+    path.write_bytes(header)
+    with pytest.raises(InputError, match=r"train\.tar: 1\.txt has a negative size"):
         source(tmp_path, name="wds:train.tar")
 
 

@@ -310,3 +310,18 @@ def test_the_command_measures_a_file_and_goes_on(tmp_path):
 
 def test_the_default_run_and_several_nets_have_folders_of_their_own():
     assert Path(f"runs/{imagenet.get_config().name}") != turns.FOLDER
+
+
+@pytest.mark.parametrize("names", ["bacdef", "abcdef", "uvwxyz"])
+def test_a_run_is_evaluated_on_its_classes_in_their_order(tmp_path, weights, capsys, names):
+    run_folder = {"kind": "run", "file": str(tmp_path)}
+    weights["vgg11"] = Weights("vgg11", **run_folder)
+    (tmp_path / "data.json").write_text(json.dumps({"train": {"classes": list(names)}}))
+    if names == "bacdef":
+        with pytest.raises(InputError, match="1 nets could not be evaluated: vgg11"):
+            in_turn(tmp_path / "out", "vgg11")
+        told = "and the data number their classes differently: 0 is b in one and a in the other"
+        assert told in capsys.readouterr().out
+    else:
+        in_turn(tmp_path / "out", "vgg11")
+        assert weights["vgg11"].loaded == 1

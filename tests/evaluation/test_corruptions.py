@@ -1,5 +1,6 @@
 """ImageNet-C and ImageNet-P trees, small: figures against their definitions."""
 
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from aa_flax.evaluation.corruptions import (
     read_flip_rates,
 )
 from aa_flax.evaluation.evaluate import evaluate
+from aa_flax.evaluation.measures.corruptions import Corruptions
 from aa_flax.evaluation.measures.perturbations import _place
 from tests.evaluation.tiny import CLASSES, CROP, Flat, Noise
 
@@ -81,6 +83,44 @@ def test_the_mce_is_the_mean_error_relative_to_alexnets():
     assert found["mce"] == pytest.approx((1400 + 300 / ALEXNET_ERRORS["fog"]) / 15)
     del alexnet["fog"]["5"]
     assert corruption_summary(alexnet)["mce"] is None
+
+
+def test_the_mean_is_over_the_fifteen_and_others_are_kept_apart():
+    found = {name: {s: {"top1": 50.0} for s in SEVERITIES} for name in ALEXNET_ERRORS}
+    found |= {name: {"1": {"top1": 90.0}} for name in ("saturate", "spatter")}
+    summary = corruption_summary(found)
+    assert (summary["mean_top1"], summary["mean_top1_extra"]) == (50, 90)
+    mce = 5000 * np.mean([1 / error for error in ALEXNET_ERRORS.values()])
+    line = f"top-1  50.00 % on average of 15 (90.00 % of 2 others), mCE {mce:.2f} %"
+    assert Corruptions().line(summary).endswith(line)
+    del found["fog"]
+    summary = corruption_summary(found)
+    assert summary["mean_top1"] == pytest.approx((14 * 50 + 2 * 90) / 16)
+    assert Corruptions().line(summary).endswith("% on average of 16")
+
+
+@pytest.mark.parametrize("name", ["corruptions", "perturbations"])
+def test_a_tree_is_known_by_its_images_wherever_it_is(tmp_path, rng, name):
+    first, second = tmp_path / "first", tmp_path / "second"
+    folders = {"corruptions": ("snow/1", "fog/2"), "perturbations": ("tilt/class0", "tilt/class1")}
+    names = {"corruptions": Data.class_names, "perturbations": ("a", "b")}[name]
+    for folder in folders[name]:
+        write_classes(first, rng, folder=folder, names=names, images=2)
+    calls, output = [], tmp_path / "results.json"
+
+    def measure(root):
+        found = measured(name, root, output=output, weights={"sha256": "1"})
+        calls.append(found["digest"])
+        return len(list(tmp_path.glob("results*.json")))
+
+    assert measure(first) == 1
+    shutil.copytree(first, second)
+    assert measure(second) == 1  # it has moved
+    write(next(first.rglob("1.png")), rng)
+    assert measure(first) == 2  # another image of the same name
+    next(second.rglob("1.png")).rename(next(second.rglob("1.png")).with_name("2.png"))
+    assert measure(second) == 3
+    assert len(set(calls)) == 3
 
 
 def test_alexnets_errors_are_the_published_means():
@@ -145,9 +185,12 @@ def test_a_table_must_list_every_perturbation(tmp_path):
 def test_a_table_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match="no file"):
         read_flip_rates(tmp_path / "none.tsv")
-    (tmp_path / "rates.tsv").write_text("tilt five\n")
-    with pytest.raises(InputError, match="'tilt five'"):
-        read_flip_rates(tmp_path / "rates.tsv")
+    for line in ("tilt five", "tilt\t0", "tilt\tnan", "tilt\t-1", "tilt\t5\ntilt\t6"):
+        (tmp_path / "rates.tsv").write_text(f"{line}\n")
+        with pytest.raises(
+            InputError, match=r"rates\.tsv: 'tilt.* is not perturbation<tab>percent"
+        ):
+            read_flip_rates(tmp_path / "rates.tsv")
 
 
 def test_films_and_missing_folders_are_named(tmp_path):
@@ -189,6 +232,19 @@ def test_a_class_that_the_data_lacks_is_named(tmp_path, rng):
     write_classes(tmp_path, rng, folder="fog/1", names=names)
     with pytest.raises(InputError, match=r"fog/1 has classes that the data does not have: klass"):
         measured("corruptions", tmp_path)
+
+
+def test_classes_of_the_tree_in_another_order_than_the_datas_are_refused(tmp_path, rng):
+    write_classes(tmp_path, rng, folder="fog/1", names=Data.class_names)
+    source = Data()
+    source.class_names = Data.class_names[::-1]
+    with pytest.raises(
+        InputError, match="classes differently: 0 is class0 in one and class5 in the"
+    ):
+        measured("corruptions", tmp_path, source=source)
+    source.class_names = tuple("abcdef")
+    with pytest.raises(InputError, match="has classes that the data does not have: class0, class1"):
+        measured("corruptions", tmp_path, source=source)
 
 
 @pytest.mark.parametrize("digits", ["{}", "{:02}"])

@@ -16,10 +16,11 @@ from aa_flax import InputError
 from aa_flax.evaluation import evaluator
 from aa_flax.evaluation.files import read_results, same_weights
 from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.rows import gather
 from aa_flax.evaluation.run import evaluate_config
 from aa_flax.evaluation.timing import time_forward
 from benchmarks.reference import abstract_model
-from tests.evaluation.tiny import COUNT, CROP, Flat, Noise, Small, noise_config
+from tests.evaluation.tiny import CLASSES, COUNT, CROP, Flat, Noise, Small, noise_config
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = {"kind": "file", "file": "a.safetensors", "sha256": "1"}
@@ -92,6 +93,18 @@ def test_everything_is_written_with_its_settings(tmp_path, capsys):
     assert f"consistency {written['consistency']:6.2f} ±" in printed
     top1 = [found["top1"] for found in written["per_class"].values() if isinstance(found, dict)]
     assert f"top-1 from {min(top1):.2f} %" in printed
+
+
+@pytest.mark.parametrize("names", [["file", "top1", "num_images", "a", "b", "c"], np.arange(6)])
+def test_results_of_each_class_are_kept_whatever_it_is_called(tmp_path, names):
+    output, source = tmp_path / "results.json", Noise()
+    source.class_names = names
+    for _ in range(2):
+        run(output, "per_class", source=source)
+    kept = {name for name in map(str, names) if read(output)["per_class"][name]["num_images"]}
+    assert len(kept) == CLASSES
+    rows, left_out = gather([output])
+    assert (len(rows), left_out) == (1, [])
 
 
 def test_an_image_is_read_once_for_all_that_is_shown_of_it(tmp_path):

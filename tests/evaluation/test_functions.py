@@ -142,5 +142,5 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_what_is_no_source_is_named():
-    with pytest.raises(InputError, match="set is no source of images: it lacks __getitem__, num"):
+    with pytest.raises(InputError, match=r"the source set has no num_classes, .*see aa_flax"):
         evaluate(Flat(), {1}, **SETTINGS)  # pyright: ignore[reportArgumentType]

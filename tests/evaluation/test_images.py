@@ -118,13 +118,25 @@ def test_two_nets_stand_side_by_side_in_the_report(tmp_path):
         assert (tmp_path / "report" / f"images{suffix}").stat().st_size > 0
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_names_of_classes_are_read_as_an_editor_writes_them(tmp_path, encoding):
+    write(tmp_path / "photos")
+    names = tmp_path / "names.txt"
+    names.write_bytes("".join(f"{name}\r\n" for name in [*"äbcdef", ""]).encode(encoding))
+    found = measured(flat, tmp_path / "photos", class_names=str(names))
+    assert {image["class"] for image in found["images"]["least_stable"]} <= set("äbcdef")
+    names.write_bytes("äbcdef".encode("latin-1"))
+    with pytest.raises(InputError, match=r"names\.txt is not in UTF-8 .*; save it as UTF-8"):
+        measured(flat, tmp_path / "photos", class_names=str(names))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"within": 3}, r"images of 16x16 pixels are too small .*they need 17"),
         ({"within": 0}, r"--within must be a whole number of at least 1, got 0"),
         ({"image_size": 17}, r"frame0\.png has 16 x 16 pixels, but a square of 17 is cut from it"),
-        ({"class_names": "names.txt"}, r"--class_names names\.txt cannot be read"),
+        ({"class_names": "names.txt"}, r"cannot read names\.txt: No such file"),
         ({"class_names": "imagenet"}, r"imagenet has 1000 names, but flat gives 6 logits"),
         ({"fps": 3.0}, r"--fps belongs to --clip"),
     ],

@@ -8,10 +8,12 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.accuracy import accuracy
 from aa_flax.evaluation.consistency import consistency
 from aa_flax.evaluation.corruptions import (
+    ALEXNET_ERRORS,
     check_is_no_perturbations,
     check_same_classes,
     corruption_folders,
     corruption_summary,
+    digest_of_folders,
 )
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations, observe
@@ -34,33 +36,43 @@ class Corruptions(Measure):
     def settings(self, subject: Subject) -> Result:
         some = subject.settings
         return {
-            "folder": str(subject.options["corruptions"].absolute()),
+            "digest": digest_of_folders(_folders(subject)),
             "shift_range": some.shift_range,
             "passes": some.passes,
             "seed": some.seed,
         }
 
     def check(self, subject: Subject) -> None:
-        root, names = subject.options["corruptions"], subject.source.class_names
-        check_is_no_perturbations(root, names)
-        for severities in corruption_folders(root).values():
-            for folder in severities.values():
-                check_same_classes(folder, names, subject.settings.class_order)
+        for folder in _folders(subject).values():
+            check_same_classes(folder, subject.source.class_names, subject.settings.class_order)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         found: dict[str, dict[str, Any]] = {}
-        for name, severities in corruption_folders(subject.options["corruptions"]).items():
-            found[name] = {}
-            for severity, folder in severities.items():
-                found[name][severity] = _at_severity(subject, folder, f"{name} {severity}")
-        return corruption_summary(found)
+        for title, folder in _folders(subject).items():
+            name, _, severity = title.rpartition(" ")
+            found.setdefault(name, {})[severity] = _at_severity(subject, folder, title)
+        root = str(subject.options["corruptions"].absolute())
+        return {"folder": root, **corruption_summary(found)}
 
     def line(self, result: Result) -> str:
-        mce = "" if result["mce"] is None else f", mCE {result['mce']:.2f} %"
-        return (
-            f"{'corruptions':12} top-1 {result['mean_top1']:6.2f} % on average of "
-            f"{len(result['by_corruption'])}{mce}"
-        )
+        count = len(result["by_corruption"])
+        line = f"{'corruptions':12} top-1 {result['mean_top1']:6.2f} % on average of "
+        if result["mce"] is None:
+            return f"{line}{count}"
+        others, extra = count - len(ALEXNET_ERRORS), result.get("mean_top1_extra")
+        apart = "" if extra is None else f" ({extra:.2f} % of {others} others)"
+        return f"{line}{len(ALEXNET_ERRORS)}{apart}, mCE {result['mce']:.2f} %"
+
+
+def _folders(subject: Subject) -> dict[str, Path]:
+    """The folders of classes by corruption and severity: `fog 1`."""
+    root = subject.options["corruptions"]
+    check_is_no_perturbations(root, subject.source.class_names)
+    return {
+        f"{name} {severity}": folder
+        for name, severities in corruption_folders(root).items()
+        for severity, folder in severities.items()
+    }
 
 
 def _at_severity(subject: Subject, folder: Path, title: str) -> dict[str, Any]:

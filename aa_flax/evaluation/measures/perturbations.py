@@ -8,6 +8,7 @@ import numpy as np
 from aa_flax.data.folder import ImageFolder
 from aa_flax.evaluation.corruptions import (
     check_is_no_corruptions,
+    digest_of_folders,
     flip_rate,
     perturbation_folders,
     perturbation_summary,
@@ -28,31 +29,27 @@ class Perturbations(Measure):
     )
 
     def settings(self, subject: Subject) -> Result:
-        reference = subject.options["flip_rates"]
-        return {
-            "folder": str(subject.options["perturbations"].absolute()),
-            "reference": None if reference is None else str(reference.absolute()),
-        }
+        return {"digest": digest_of_folders(_folders(subject)), "reference": _reference(subject)}
 
     def check(self, subject: Subject) -> None:
-        root = subject.options["perturbations"]
-        folders = perturbation_folders(root)
-        check_is_no_corruptions(root, subject.source.class_names)
         reference = _reference(subject)
-        if reference is not None:
-            perturbation_summary({folder.name: 0.0 for folder in folders}, reference)
+        perturbation_summary(dict.fromkeys(_folders(subject), 0.0), reference)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         root = subject.options["perturbations"]
-        rates = {
-            folder.name: _flip_rate(subject, root, folder.name)
-            for folder in perturbation_folders(root)
-        }
-        return perturbation_summary(rates, _reference(subject))
+        rates = {name: _flip_rate(subject, root, name) for name in _folders(subject)}
+        return {"folder": str(root.absolute()), **perturbation_summary(rates, _reference(subject))}
 
     def line(self, result: Result) -> str:
         mfr = f", mFR {result['mfr']:.2f} %" if "mfr" in result else ""
         return f"{'perturbed':12} flips {result['mean_flip_rate']:6.2f} %{mfr}"
+
+
+def _folders(subject: Subject) -> dict[str, Path]:
+    root = subject.options["perturbations"]
+    found = {folder.name: folder for folder in perturbation_folders(root)}
+    check_is_no_corruptions(root, subject.source.class_names)
+    return found
 
 
 def _reference(subject: Subject) -> dict[str, float] | None:
