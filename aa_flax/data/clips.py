@@ -129,7 +129,7 @@ class Clip:
                 try:
                     size = self._frames.size(i)
                 except ImageError as error:
-                    raise _unreadable(self._frames.name(i), error) from error
+                    raise InputError(f"{error}; a clip needs all of its frames") from error
                 self._check_size(i, self._frames.name(i), size, self._frames.size(0))
 
     def first_size(self) -> tuple[int, int]:
@@ -160,7 +160,7 @@ class Clip:
             try:
                 yield self._frames.name(i), None, self._frames[i]["image"]
             except ImageError as error:
-                raise _unreadable(self._frames.name(i), error) from error
+                raise InputError(f"{error}; a clip needs all of its frames") from error
 
     def _check_size(self, i: int, name: str, size: tuple[int, int], first: tuple[int, int]) -> None:
         if size != first:
@@ -169,14 +169,11 @@ class Clip:
                 f"the first one {first[0]} x {first[1]}; a clip has one size"
             )
 
-    @property
-    def turned(self) -> int:
-        """Frames with an orientation tag, or 1 for a video with one; they are ignored."""
+    def tell_lost(self) -> dict[str, int]:
+        """Tells what frames lose as RGB, and returns it for the results: see `given.lost`."""
         if self._frames is not None:
-            return self._frames.count_turned()
-        return int(bool(self._header and self._header.rotation))
-
-
-def _unreadable(name: str, error: Exception) -> InputError:
-    reason = error.__cause__ or error
-    return InputError(f"cannot read frame {name}: {reason}; a clip needs all of its frames")
+            return self._frames.tell_lost()
+        if self._header is None or not self._header.rotation:
+            return {}
+        tell("the video is to be turned when it is played, which is ignored")
+        return {"orientation tag ignored": 1}

@@ -115,7 +115,7 @@ def test_a_bad_frame_is_named(tmp_path):
     with pytest.raises(InputError, match=r"sizes: .*frame3\.png \(frame 3\) has 18 x 16 pixels, "):
         measured(flat, tmp_path / "clip")
     (tmp_path / "clip" / "frame3.png").write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"cannot read frame .*frame3\.png: .*a clip needs all of"):
+    with pytest.raises(InputError, match=r"cannot read image .*frame3\.png: .*a clip needs all of"):
         measured(flat, tmp_path / "clip")
 
 

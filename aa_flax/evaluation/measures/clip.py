@@ -22,7 +22,7 @@ from aa_flax.evaluation.pictured import (
     check_size_of,
     class_namer,
 )
-from aa_flax.progress import progress_bar, tell
+from aa_flax.progress import progress_bar
 
 
 class Clip(PicturesMeasure):
@@ -84,15 +84,9 @@ class Clip(PicturesMeasure):
         logits, times = _logits(subject, clip)
         window = subject.options["window"]
         found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
-        told = {"class": name_of(found.most_frequent), "orientation_tags_ignored": clip.turned}
-        if clip.turned:
-            tell("the clip has an orientation tag, which is ignored")
-        return {
-            **found.numbers(),
-            **clip.differences(times),
-            **told,
-            **self.store(subject, _arrays(found, name_of)),
-        }
+        told: Result = {"class": name_of(found.most_frequent), "lost": clip.tell_lost()}
+        told |= clip.differences(times)
+        return {**found.numbers(), **told, **self.store(subject, _arrays(found, name_of))}
 
     def line(self, result: Result) -> str:
         how = {"default": ", the default", "times": ", by their times"}.get(result["fps_from"], "")
