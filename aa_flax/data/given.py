@@ -53,7 +53,7 @@ def _pixels(given: Any) -> np.ndarray:
     if array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size:
         return array
     first = array.ndim in (3, 4) and array.shape[-3] == 3
-    hint = "; its channels come first: move them to the last axis" if first else ""
+    hint = "; if its channels come first, move them to the last axis" if first else ""
     raise InputError(f"{_EXPECTED}; got {_described(given)}{hint}")
 
 
@@ -89,7 +89,7 @@ def open_image(given: Any, name: str) -> Image.Image:
 def opened(given: Any, name: str) -> Iterator[Image.Image]:
     """An image as PIL opens it, of a file without decoding it; see `open_image`."""
     if isinstance(given, Image.Image):
-        _check_range(given, name)
+        _check(given, name)
         yield given
     elif not isinstance(given, str | Path):
         if not _is_array(given):
@@ -104,11 +104,13 @@ def opened(given: Any, name: str) -> Iterator[Image.Image]:
                 raise ValueError("empty")
             image = Image.open(path)
         with image:
-            _check_range(image, name)
+            _check(image, name)
             yield image
 
 
-def _check_range(image: Image.Image, name: str) -> None:
+def _check(image: Image.Image, name: str) -> None:
+    if not all(image.size):
+        raise ImageError.of(name, ValueError("it has no pixels"))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         raise ImageError.of(
             name,

@@ -141,7 +141,9 @@ def image_paths(place: Path, what: str, *, below: bool = True) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise InputError(f"no folder {place} ({what}); give a folder of images")
+        raise InputError(
+            f"no folder or file {place} ({what}); give a folder of images, or an image"
+        )
     files = [path for path in place.glob("**/*" if below else "*") if not path.is_dir()]
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     if not images:

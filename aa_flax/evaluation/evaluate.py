@@ -97,7 +97,7 @@ def evaluate(
         on_error=on_error,
     )
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
-    pictures = source if source is None or is_pictures(source) else None
+    pictures = None if hasattr(source, "num_classes") else source
     values = option_values(_with_pictures(pictures, measures, options))
     wanted = chosen_measures(measures, values)
     if not wanted:

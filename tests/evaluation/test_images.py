@@ -152,6 +152,8 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path):
         measured(flat, [])
     with pytest.raises(InputError, match=r"images are paths .* got int"):
         aa_flax.evaluate(flat, None, ("images",), images=3, **SIZES)
+    with pytest.raises(InputError, match=r"images are paths .* got generator"):
+        aa_flax.evaluate(flat, (path for path in [tmp_path]), ("images",), **SIZES)
     with pytest.raises(InputError, match="the measure accuracy needs labelled images"):
         aa_flax.evaluate(flat, tmp_path / "empty", **SIZES)
 

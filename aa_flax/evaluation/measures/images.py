@@ -92,8 +92,8 @@ class Images(PicturesMeasure):
         arrays = _arrays(found["around"], pictures, subject, name_of)
         result["least_stable"] = [_told(arrays, i) for i in arrays["shown"]]
         result["lost"] = pictures.tell_lost()
-        seen = set(own.index.tolist())
-        result["skipped"] = [pictures.name(i) for i in range(len(pictures)) if i not in seen]
+        skipped = np.setdiff1d(np.arange(len(pictures)), own.index)
+        result["skipped"] = [pictures.name(int(i)) for i in skipped]
         return result | self.store(subject, arrays)
 
     def line(self, result: Result) -> str:
