@@ -146,6 +146,6 @@ def test_channels_first_is_one_error(kind):
             lambda given: aa_flax.preprocess(given, alexnet()),
         ):
             with pytest.raises(
-                InputError, match=r"\(N, H, W, 3\); .*if its channels come firstmove"
+                InputError, match=r"\(N, H, W, 3\); .*if its channels come first, move"
             ):
                 use(given)
