@@ -1,9 +1,11 @@
 """Frames in the order of time: a folder of images, a video, or arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from aa_flax.arguments import real_number
@@ -13,6 +15,7 @@ from aa_flax.data.images import ImageError
 from aa_flax.data.pictures import Given, Pictures
 from aa_flax.data.video import read_frames, read_header
 from aa_flax.errors import InputError
+from aa_flax.progress import tell
 
 DEFAULT_FPS = 25.0  # of frames that nothing is known of
 
@@ -23,14 +26,15 @@ class Clip:
     Args:
         given: a folder of frames, in the natural order of their names (`frame2` before `frame10`);
             a video that PyAV reads; or `Given`.
-        fps: frames a second; None: what the video's header says, or `DEFAULT_FPS` for frames.
+        fps: frames a second; None: of a video by the times of its frames, of frames `DEFAULT_FPS`.
 
     Attributes:
-        fps: frames a second. fps_from: `--fps`, `header` or `default`.
+        fps: frames a second; None: the video's frames have times of their own.
+        fps_from: `--fps`, `times` or `default`.
 
     Raises:
-        InputError: no such folder or file, one without frames, PyAV is not installed, a header
-            without a rate.
+        InputError: no such folder or file, one without frames, PyAV is not installed, frames of a
+            video without times.
     """
 
     def __init__(self, given: Path | Given, fps: float | None = None):
@@ -47,7 +51,7 @@ class Clip:
             raise InputError(f"--clip {self.name}: one frame alone; flips need two or more")
         self.fps, self.fps_from = self._rate(fps)
 
-    def _rate(self, fps: float | None) -> tuple[float, str]:
+    def _rate(self, fps: float | None) -> tuple[float | None, str]:
         if fps is not None:
             rate = real_number("--fps", fps, least=0)
             if not rate:
@@ -55,11 +59,53 @@ class Clip:
             return rate, "--fps"
         if self._header is None:
             return DEFAULT_FPS, "default"
-        if not self._header.fps:
+        if not self._header.is_timed:
+            raise InputError(f"the frames of {self._video} have no times; give --fps")
+        return None, "times"
+
+    def seconds(self, own: Sequence[float | None]) -> Float[np.ndarray, " n"]:
+        """When each frame is shown.
+
+        Args:
+            own: the times that iterating gave.
+
+        Raises:
+            InputError: a frame of a video that has no time after that of the frame before.
+        """
+        if self.fps is not None:
+            return np.arange(len(own)) / self.fps
+        times = np.array(own, np.float64)  # None becomes NaN
+        odd = np.flatnonzero(~(np.diff(times) > 0))
+        if len(odd):
             raise InputError(
-                f"{self._video} does not say how many frames it has a second; give --fps"
+                f"frame {odd[0] + 1} of {self._video} has no time after that of the frame before; "
+                "give --fps"
             )
-        return self._header.fps, "header"
+        return times
+
+    def differences(self, own: Sequence[float | None]) -> dict[str, float | None]:
+        """Tells where a video's header and its frames disagree, and returns it for the results.
+
+        Args:
+            own: the times that iterating gave.
+        """
+        header, times = self._header, [time for time in own if time is not None]
+        if header is None or len(times) < 2:
+            return {}
+        fps = (len(times) - 1) / (times[-1] - times[0])
+        missing = 0.0 if header.end is None else header.end - times[-1] - 1 / fps
+        missing = missing if missing > 1.5 / fps else 0.0  # beyond what rounding explains
+        if missing:
+            tell(
+                f"{self._video} may be cut off: its frames end {missing:.2f} s before its header "
+                "says they do"
+            )
+        if header.fps and abs(header.fps / fps - 1) * (len(times) - 1) > 1.5:
+            tell(
+                f"the header of {self._video} says {header.fps:g} frames a second, the times of "
+                f"its frames say {fps:g} on average"
+            )
+        return {"header_fps": header.fps, "seconds_missing": missing}
 
     @property
     def name(self) -> str:
@@ -68,7 +114,8 @@ class Clip:
 
     def described(self) -> dict[str, Any]:
         """Where it is and how fast, and a hash of its contents, for a record."""
-        said = {"fps": self.fps, "fps_from": self.fps_from}
+        rate = {} if self.fps is None else {"fps": self.fps}
+        said = {**rate, "fps_from": self.fps_from}
         if self._frames is not None:
             return self._frames.described() | said
         assert self._video is not None
@@ -82,7 +129,7 @@ class Clip:
                 try:
                     size = self._frames.size(i)
                 except ImageError as error:
-                    raise _unreadable(self._frames.name(i), error) from error
+                    raise InputError(f"{error}; a clip needs all of its frames") from error
                 self._check_size(i, self._frames.name(i), size, self._frames.size(0))
 
     def first_size(self) -> tuple[int, int]:
@@ -92,28 +139,28 @@ class Clip:
         assert self._header is not None
         return self._header.size
 
-    def __iter__(self) -> Iterator[Image.Image]:
-        """The frames in mode RGB, one at a time.
+    def __iter__(self) -> Iterator[tuple[float | None, Image.Image]]:
+        """The frames in mode RGB, one at a time, each with its own time in seconds or None.
 
         Raises:
             InputError: a frame that cannot be read, or of another size than the first.
         """
         first = self.first_size()
-        for i, (name, image) in enumerate(self._named_frames()):
+        for i, (name, time, image) in enumerate(self._named_frames()):
             self._check_size(i, name, image.size, first)
-            yield image
+            yield time, image
 
-    def _named_frames(self) -> Iterator[tuple[str, Image.Image]]:
+    def _named_frames(self) -> Iterator[tuple[str, float | None, Image.Image]]:
         if self._frames is None:
             assert self._video is not None
-            for i, image in enumerate(read_frames(self._video)):
-                yield f"frame {i} of {self._video}", image
+            for i, (time, image) in enumerate(read_frames(self._video)):
+                yield f"frame {i} of {self._video}", time, image
             return
         for i in range(len(self._frames)):
             try:
-                yield self._frames.name(i), self._frames[i]["image"]
+                yield self._frames.name(i), None, self._frames[i]["image"]
             except ImageError as error:
-                raise _unreadable(self._frames.name(i), error) from error
+                raise InputError(f"{error}; a clip needs all of its frames") from error
 
     def _check_size(self, i: int, name: str, size: tuple[int, int], first: tuple[int, int]) -> None:
         if size != first:
@@ -122,14 +169,11 @@ class Clip:
                 f"the first one {first[0]} x {first[1]}; a clip has one size"
             )
 
-    @property
-    def turned(self) -> int:
-        """Frames with an orientation tag, or 1 for a video with one; they are ignored."""
+    def tell_lost(self) -> dict[str, int]:
+        """Tells what frames lose as RGB, and returns it for the results: see `given.lost`."""
         if self._frames is not None:
-            return self._frames.count_turned()
-        return int(bool(self._header and self._header.rotation))
-
-
-def _unreadable(name: str, error: Exception) -> InputError:
-    reason = error.__cause__ or error
-    return InputError(f"cannot read frame {name}: {reason}; a clip needs all of its frames")
+            return self._frames.tell_lost()
+        if self._header is None or not self._header.rotation:
+            return {}
+        tell("the video is to be turned when it is played, which is ignored")
+        return {"orientation tag ignored": 1}

@@ -60,9 +60,9 @@ def evaluation_example(source: Source, data: DataConfig, crop: int, index: int) 
     index = min(index, len(source) - 1)
     try:
         (pixels, center), label = _cropped(source, index, look)
-    except ImageError:
+    except ImageError as error:
         if data.on_error == "stop":
-            raise
+            raise error.skippable() from error
         skipped = index if mask else -1
         pixels, center = np.zeros((crop, crop, 3), np.uint8), np.zeros(2, np.int32)
         label, mask = 0, False
@@ -82,9 +82,9 @@ def _read(source: Source, data: DataConfig, index: int, crop: Crop) -> tuple[np.
         try:
             pixels, label = _cropped(source, (index + step) % len(source), crop)
             return pixels, label, index if step else -1
-        except ImageError:
+        except ImageError as error:
             if data.on_error == "stop":
-                raise
+                raise error.skippable() from error
     raise ImageError(
         f"{_REPLACEMENTS} images in a row cannot be read, from {source.name(index)} on; "
         "something is wrong with all of them"

@@ -1,6 +1,8 @@
 """One labelled image, and how its bytes become pixels: those of torchvision's `ImageFolder`."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import simplejpeg
@@ -20,10 +22,34 @@ class ImageError(InputError):
 
     @classmethod
     def of(cls, name: str, reason: Exception) -> "ImageError":
-        return cls(
-            f"cannot read image {name}: {reason}; replace it, or go on without such images: "
-            "--config.data.on_error=skip"
+        return cls(f"cannot read image {name}: {getattr(reason, 'strerror', None) or reason}")
+
+    def skippable(self) -> "ImageError":
+        """The same, with the advice of what has `on_error`."""
+        return ImageError(
+            f"{self}; replace it, or go on without such images: --config.data.on_error=skip, in "
+            'aa_flax.evaluate on_error="skip"'
         )
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns whatever PIL raises of a broken image into an `ImageError` that names it."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:  # whose message names a place in memory
+        reason = ValueError("not an image, or its beginning is broken")
+        raise ImageError.of(name, reason) from error
+    except Image.DecompressionBombError as error:
+        reason = ValueError(
+            f"{str(error).partition(',')[0]}; to take one that large, set "
+            "PIL.Image.MAX_IMAGE_PIXELS to its number of pixels, in Python or in a file of --plugin"
+        )
+        raise ImageError.of(name, reason) from error
+    except Exception as error:
+        raise ImageError.of(name, error) from error
 
 
 def decode(encoded: bytes, name: str) -> Image.Image:
@@ -39,13 +65,10 @@ def decode(encoded: bytes, name: str) -> Image.Image:
         ImageError: not an image, a broken one, or one of more than twice PIL's
             `Image.MAX_IMAGE_PIXELS`, which is seen before decoding.
     """
-    try:
+    with reading(name):
+        if not encoded:
+            raise ValueError("empty")
         return _decode_plain_jpeg(encoded) or Image.open(io.BytesIO(encoded)).convert("RGB")
-    except UnidentifiedImageError as error:  # whose message names a place in memory
-        reason = ValueError("empty" if not encoded else "not an image, or its beginning is broken")
-        raise ImageError.of(name, reason) from error
-    except Exception as error:  # PIL raises whatever a broken file leads it into
-        raise ImageError.of(name, error) from error
 
 
 def _decode_plain_jpeg(encoded: bytes) -> Image.Image | None:

@@ -6,17 +6,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from PIL import Image
 
 from aa_flax.data.digest import digest, file_digest
 from aa_flax.data.folder_index import EXTENSIONS
-from aa_flax.data.images import Example, ImageError, decode
+from aa_flax.data.given import in_words, listed, lost, name_of, open_image, opened
+from aa_flax.data.images import Example, ImageError
 from aa_flax.data.natural import natural_key
-from aa_flax.data.preprocessing import open_image
+from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-
-PICTURES = (str, Path, Image.Image, np.ndarray, list, tuple)  # what images may be given as
-_ORIENTATION = 0x0112  # the tag of EXIF; 1: upright
+from aa_flax.progress import tell
 
 
 class NoSource:
@@ -39,33 +37,21 @@ class Given:
     """Images that were handed over as they are, not as a path: equal to themselves alone.
 
     Attributes:
-        images: paths, images of PIL or arrays of bytes `(H, W, 3)`; a single one counts as a list
-            of one, bytes `(N, H, W, 3)` as N.
+        images: see `aa_flax.data.given.listed`.
     """
 
     def __init__(self, images: Any):
-        self.images: Sequence[Any] = _listed(images)
+        self.images: Sequence[Any] = listed(images)
 
     def __repr__(self) -> str:
         return f"{len(self.images)} images"
 
 
-def _listed(images: Any) -> Sequence[Any]:
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4):
-        return [images]
-    if isinstance(images, list | tuple | np.ndarray):
-        return images  # pyright: ignore[reportReturnType]
-    raise InputError(
-        "images are a folder, or a list of paths, images of PIL or arrays of bytes (H, W, 3); got "
-        f"{type(images).__name__}"
-    )
-
-
 class Pictures:
     """Images without labels, in the natural order of their paths.
 
-    As a `Source` each has the label that it was given, 0 at first. Orientation tags are ignored, as
-    everywhere in this package (`aa_flax.data.images.decode`); `count_turned` counts them.
+    As a `Source` each has the label that it was given, 0 at first. `tell_lost`
+    counts what they lose as RGB.
 
     Args:
         given: a folder, whose images and those of the folders below it are taken; the file of one
@@ -85,8 +71,6 @@ class Pictures:
         self._items: Sequence[Any] = (
             given.images if isinstance(given, Given) else image_paths(given, what, below=below)
         )
-        if not len(self._items):
-            raise InputError(f"{what}: no images were given")
         self.num_classes = 1
         self.labels: Int[np.ndarray, " n"] = np.zeros(len(self._items), np.int64)
 
@@ -100,57 +84,47 @@ class Pictures:
 
     def name(self, index: int) -> str:
         """The path of an image, or its number."""
-        item = self._items[index]
-        return str(item) if isinstance(item, str | Path) else f"image {index}"
+        return name_of(self._items[index], index)
 
     def described(self) -> dict[str, Any]:
-        """Where they are and a hash of names and contents, for a record.
-
-        Raises:
-            ImageError: a file that cannot be read.
-        """
+        """Where they are and a hash of names and contents, for a record."""
         folder = self.folder
         place = {} if folder is None else {"folder": str(folder.absolute())}
-        return {**place, "digest": digest("pictures", *map(self._identity, self._items))}
+        return {**place, "digest": digest("pictures", *map(self._identity, range(len(self))))}
 
-    def _identity(self, item: Any) -> Any:
-        if not isinstance(item, str | Path):
-            return np.asarray(open_image(item))
-        path = Path(item).expanduser()
-        name = path
-        if self.folder is not None and self.folder in path.parents:
-            name = path.relative_to(self.folder)
+    def _identity(self, index: int) -> Any:
+        item = self._items[index]
         try:
-            return str(name), file_digest(path)
-        except OSError as error:
-            raise ImageError.of(str(path), error) from error
+            if not isinstance(item, str | Path):
+                return np.asarray(open_image(item, self.name(index)))
+            path = name = local_path(item, "the image")
+            if self.folder is not None and self.folder in path.parents:
+                name = path.relative_to(self.folder)
+            return str(name), file_digest(path) if path.is_file() else ""
+        except (OSError, ImageError):  # which shows when it is read
+            return self.name(index)
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height, without decoding a file.
 
         Raises:
-            ImageError: a file that is no image.
+            ImageError: a file that is no image, or values of more than 8 bits.
         """
-        item = self._items[index]
-        if not isinstance(item, str | Path):
-            return open_image(item).size
-        try:
-            with Image.open(item) as image:
-                return image.size
-        except Exception as error:  # PIL raises whatever a broken file leads it into
-            _decoded(Path(item))  # which says it better, if it does not read it either
-            raise ImageError.of(str(item), error) from error
+        with opened(self._items[index], self.name(index)) as image:
+            return image.size
 
-    def count_turned(self) -> int:
-        """How many files have an orientation tag that asks for turning or mirroring."""
-        return sum(isinstance(item, str | Path) and _is_turned(Path(item)) for item in self._items)
+    def tell_lost(self) -> dict[str, int]:
+        """Tells what images lose as RGB, and returns it for the results: see `given.lost`."""
+        found = lost(self._items)
+        if found:
+            tell(in_words(found, len(self)))
+        return found
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Example:
-        item = self._items[index]
-        image = _decoded(Path(item)) if isinstance(item, str | Path) else open_image(item)
+        image = open_image(self._items[index], self.name(index))
         return {"image": image, "label": int(self.labels[index])}
 
 
@@ -167,8 +141,10 @@ def image_paths(place: Path, what: str, *, below: bool = True) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise InputError(f"no folder {place} ({what}); give a folder of images")
-    files = [path for path in place.glob("**/*" if below else "*") if path.is_file()]
+        raise InputError(
+            f"no folder or file {place} ({what}); give a folder of images, or an image"
+        )
+    files = [path for path in place.glob("**/*" if below else "*") if not path.is_dir()]
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     if not images:
         there = f"{len(files)} files, none of which is an image" if files else "no files"
@@ -177,19 +153,3 @@ def image_paths(place: Path, what: str, *, below: bool = True) -> list[Path]:
             f"{place} ({what}) holds {there}; images end in {', '.join(EXTENSIONS)}{hint}"
         )
     return sorted(images, key=lambda path: natural_key(str(path.relative_to(place))))
-
-
-def _decoded(path: Path) -> Image.Image:
-    try:
-        encoded = path.expanduser().read_bytes()
-    except OSError as error:
-        raise ImageError.of(str(path), error) from error
-    return decode(encoded, str(path))
-
-
-def _is_turned(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-    except Exception:  # that it cannot be read shows when it is
-        return False

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aa_flax.data.pictures import PICTURES, NoSource
+from aa_flax.data.given import is_pictures
+from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, check_source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
@@ -38,6 +39,7 @@ def evaluate(
     passes: int = 5,
     seed: int = 0,
     num_workers: int = 0,
+    on_error: str = "stop",
     jit: bool | None = None,
     output: str | Path | None = None,
     name: str | None = None,
@@ -66,6 +68,7 @@ def evaluate(
         shift_range: shifted crops are at offsets 0..shift_range-1 on each axis.
         passes: random pairs for each image. seed: of what is random.
         num_workers: threads that read images; 0: one a CPU core.
+        on_error: of an image that cannot be read; "skip": it is named and left out.
         jit: whether the function is one of JAX's. None: it is, if JAX can trace it.
         output: a results file to write, with arrays and figures beside it. None: nothing is
             written. What it holds of another net, of other weights or settings stays; the results
@@ -91,9 +94,10 @@ def evaluate(
         passes=passes,
         seed=seed,
         num_workers=num_workers,
+        on_error=on_error,
     )
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
-    pictures = source if source is None or isinstance(source, PICTURES) else None
+    pictures = None if hasattr(source, "num_classes") else source
     values = option_values(_with_pictures(pictures, measures, options))
     wanted = chosen_measures(measures, values)
     if not wanted:
@@ -135,7 +139,7 @@ def _with_pictures(
 
 
 def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
-    if source is None or isinstance(source, PICTURES):
+    if source is None or is_pictures(source):
         for measure in measures:
             if not measure.brings_images:
                 raise InputError(

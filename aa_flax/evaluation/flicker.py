@@ -15,18 +15,21 @@ class FlickerNumbers(TypedDict):
     of the clip and count as they are.
 
     Attributes:
+        fps: frames a second, the mean from the first frame to the last.
         seconds: `num_frames / fps`.
         flips: changes of the top-1 class between successive frames.
-        flips_per_second: `flips / (num_frames - 1) * fps`.
-        window: frames that the moving average is over; `window_seconds` is that many frames' time.
+        flips_per_second: `flips` by the seconds from the first frame to the last.
+        window: frames that the moving average is over at this rate; `window_seconds` is their time.
         flips_per_second_smoothed: the same rate of the likeliest class of the averaged
             probabilities.
         runs: how many runs there are; `run_median`, `run_shortest` and `run_longest` are their
-            lengths in frames, `run_median_seconds` in seconds.
+            lengths in frames, `run_median_seconds` that of their times, the last frame's being
+            `1 / fps`.
         class_share: percent of the frames whose top-1 class is the most frequent one.
     """
 
     num_frames: int
+    fps: float
     seconds: float
     flips: int
     flips_per_second: float
@@ -49,6 +52,7 @@ class Flicker(NamedTuple):
         most_frequent: the class that most frames have (the first of equals).
         probability: of the most frequent class, in 0..1; `smoothed`: its moving average.
         window: frames of that average, odd.
+        seconds: when each frame is shown, ascending.
     """
 
     top1: Int[np.ndarray, " n"]
@@ -57,26 +61,32 @@ class Flicker(NamedTuple):
     probability: Float[np.ndarray, " n"]
     smoothed: Float[np.ndarray, " n"]
     window: int
-    fps: float
+    seconds: Float[np.ndarray, " n"]
 
     @property
     def run_lengths(self) -> Int[np.ndarray, " runs"]:
         return run_lengths(self.top1)
 
+    @property
+    def run_seconds(self) -> Float[np.ndarray, " runs"]:
+        edges = np.append(self.seconds, self.seconds[-1] + 1 / mean_fps(self.seconds))
+        return np.diff(edges[np.append(0, np.cumsum(self.run_lengths))])
+
     def numbers(self) -> FlickerNumbers:
         """Rates of flips, lengths of runs."""
-        runs, count = self.run_lengths, len(self.top1)
+        runs, count, fps = self.run_lengths, len(self.top1), mean_fps(self.seconds)
         return {
             "num_frames": count,
-            "seconds": count / self.fps,
+            "fps": fps,
+            "seconds": count / fps,
             "flips": len(runs) - 1,
-            "flips_per_second": flips_per_second(self.top1, self.fps),
+            "flips_per_second": flips_per_second(self.top1, fps),
             "window": self.window,
-            "window_seconds": self.window / self.fps,
-            "flips_per_second_smoothed": flips_per_second(self.smoothed_top1, self.fps),
+            "window_seconds": self.window / fps,
+            "flips_per_second_smoothed": flips_per_second(self.smoothed_top1, fps),
             "runs": len(runs),
             "run_median": float(np.median(runs)),
-            "run_median_seconds": float(np.median(runs) / self.fps),
+            "run_median_seconds": float(np.median(self.run_seconds)),
             "run_shortest": int(runs.min()),
             "run_longest": int(runs.max()),
             "class_share": 100 * float((self.top1 == self.most_frequent).mean()),
@@ -84,12 +94,18 @@ class Flicker(NamedTuple):
 
 
 def flicker(
-    logits: Float[np.ndarray, "n classes"], *, fps: float, window_seconds: float
+    logits: Float[np.ndarray, "n classes"],
+    *,
+    seconds: Float[np.ndarray, " n"],
+    window_seconds: float,
 ) -> Flicker:
     """The answers of a net to the frames of a clip, as they are and smoothed.
 
-    The smoothed ones are a centred moving average of the probabilities over the odd number of
-    frames nearest to `window_seconds`; at the ends of the clip, over those frames that are there.
+    The smoothed ones are a centred moving average of the probabilities over the time of the odd
+    number of frames nearest to `window_seconds`; at the ends, over those frames that are there.
+
+    Args:
+        seconds: when each frame is shown, ascending.
 
     Raises:
         InputError: fewer than two frames, or outputs that are not finite.
@@ -104,8 +120,11 @@ def flicker(
         )
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
+    fps = mean_fps(seconds)
     window = odd_window(fps, window_seconds)
-    averaged = moving_average(probabilities, window)
+    averaged = (
+        probabilities if window == 1 else moving_average(probabilities, seconds * fps, window)
+    )
     top1 = logits.argmax(1)
     most_frequent = int(np.bincount(top1).argmax())
     return Flicker(
@@ -115,8 +134,13 @@ def flicker(
         probabilities[:, most_frequent],
         averaged[:, most_frequent],
         window,
-        fps,
+        seconds,
     )
+
+
+def mean_fps(seconds: Float[np.ndarray, " n"]) -> float:
+    """Frames a second from the first to the last."""
+    return float((len(seconds) - 1) / (seconds[-1] - seconds[0]))
 
 
 def odd_window(fps: float, seconds: float) -> int:
@@ -124,11 +148,12 @@ def odd_window(fps: float, seconds: float) -> int:
     return 2 * max(0, round((fps * seconds - 1) / 2)) + 1
 
 
-def moving_average(values: Float[np.ndarray, "n k"], window: int) -> Float[np.ndarray, "n k"]:
-    """The mean over `window` rows around each; at the ends over those that are there."""
+def moving_average(
+    values: Float[np.ndarray, "n k"], place: Float[np.ndarray, " n"], window: int
+) -> Float[np.ndarray, "n k"]:
+    """The mean over the rows within `window / 2` of each one's place; places ascend."""
     total = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, 0)])
-    place, half = np.arange(len(values)), window // 2
-    first, end = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    first, end = (np.searchsorted(place, place + side * window / 2) for side in (-1, 1))
     return (total[end] - total[first]) / (end - first)[:, None]
 
 

@@ -137,7 +137,8 @@ def plot_flicker(path: Path, nets: Mapping[str, Arrays], formats: Sequence[str])
 
 def _seconds(arrays: Arrays) -> np.ndarray:
     """When each frame begins, and the last one ends."""
-    return np.arange(len(arrays["top1"]) + 1) / float(arrays["fps"])
+    start = arrays["seconds"] - arrays["seconds"][0]
+    return np.append(start, start[-1] + 1 / float(arrays["fps"]))
 
 
 def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
@@ -177,7 +178,7 @@ def _draw_classes(panel: Any, arrays: Arrays) -> None:
 def _draw_runs(panel: Any, nets: Mapping[str, Arrays]) -> None:
     """The share of runs that are at most so long."""
     for i, (name, arrays) in enumerate(nets.items()):
-        runs = np.sort(arrays["run_lengths"]) / float(arrays["fps"])
+        runs = np.sort(arrays["run_seconds"])
         share = 100 * np.arange(1, len(runs) + 1) / len(runs)
         runs_told = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
         label = f"{name}: {runs_told}, median {np.median(runs):.2f} s"

@@ -10,6 +10,7 @@ import numpy as np
 
 from aa_flax.data.classes import imagenet_class_names, read_names
 from aa_flax.data.crops import resized_size
+from aa_flax.data.images import ImageError
 from aa_flax.data.pictures import Given, Pictures
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
@@ -124,10 +125,18 @@ def few_at_once(settings: Settings, count: int) -> Settings:
 
 
 def check_room(pictures: Pictures, settings: Settings) -> None:
-    """Raises an InputError for an image that is smaller than what is cut from it."""
+    """Raises an InputError for an image that is smaller than what is cut from it.
+
+    One that cannot be read is an error, too, unless such images are skipped.
+    """
     for i in range(len(pictures)):
-        width, height = pictures.size(i)
-        check_size_of(pictures.name(i), (width, height), settings, settings.image_size)
+        try:
+            size = pictures.size(i)
+        except ImageError as error:
+            if settings.on_error == "skip":
+                continue
+            raise error.skippable() from error
+        check_size_of(pictures.name(i), size, settings, settings.image_size)
 
 
 def check_size_of(name: str, size: tuple[int, int], settings: Settings, needed: int) -> None:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from aa_flax.data.crops import center_image
-from aa_flax.data.pictures import PICTURES, Given, Pictures
+from aa_flax.data.given import is_pictures
+from aa_flax.data.pictures import Given, Pictures
 from aa_flax.data.transforms import normalise
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
@@ -40,7 +41,7 @@ def pictures_for_int8(images: Any, program: Program, path: Path) -> Pictures:
             f"int8 is judged by the classes that a net tells apart, and {program.name} has none "
             "(num_classes=0); export it without"
         )
-    if not isinstance(images, PICTURES):
+    if not is_pictures(images):
         raise InputError(
             "int8 is a folder of images, or images (paths, of PIL or bytes (N, H, W, 3)); got "
             f"{images!r:.80}"
@@ -84,6 +85,7 @@ def quantise(program: Program, path: Path, pictures: Pictures) -> dict[str, Any]
             "compared_on": len(compared),
             "calibrated_on": len(calibrated),
             **pictures.described(),
+            "lost": pictures.tell_lost(),
         }
         if agreement < LEAST_AGREEMENT:
             raise InputError(

@@ -30,12 +30,12 @@ def test_plain_jpegs_are_decoded_by_the_faster_decoder(odd_files, monkeypatch):
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
 def test_a_truncated_file_is_named(odd_files, name, share):
     encoded = odd_files[name][: int(share * len(odd_files[name]))]
-    with pytest.raises(ImageError, match=f"cannot read image some/{name}: .*on_error=skip"):
+    with pytest.raises(ImageError, match=f"cannot read image some/{name}: "):
         decode(encoded, f"some/{name}")
 
 
 def test_an_empty_file_and_a_text_are_named_for_what_they_are():
-    with pytest.raises(ImageError, match=r"a\.jpg: empty;"):
+    with pytest.raises(ImageError, match=r"a\.jpg: empty"):
         decode(b"", "a.jpg")
     with pytest.raises(ImageError, match=r"a\.jpg: not an image"):
         decode(b"<html>", "a.jpg")
@@ -67,7 +67,9 @@ def test_pils_limit_of_pixels_holds_before_decoding(monkeypatch, format):
         assert decode(buffer.getvalue(), "as large as may be").size == (30, 20)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
     monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
-    with pytest.raises(ImageError, match=r"bomb: Image size \(600 pixels\) exceeds limit of 598"):
+    with pytest.raises(
+        ImageError, match=r"bomb: Image size \(600 pixels\) exceeds limit of 598 pixels; to"
+    ):
         decode(buffer.getvalue(), "bomb")
 
 

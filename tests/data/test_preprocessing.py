@@ -83,10 +83,10 @@ def test_modes_that_are_not_rgb_are_converted(model, pixels):
     [
         (
             np.zeros((2, 8, 8, 3), np.float32),
-            r"\(uint8\) \(H, W, 3\); got an array .*float32",
+            r"\(uint8\) \(H, W, 3\) or \(N, H, W, 3\); got an array .*float32",
         ),
         (np.zeros((8, 8), np.uint8), r"got an array \(8, 8\) of uint8"),
-        (np.zeros((0, 8, 8, 3), np.uint8), "one or several; got an array"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"got an array \(0, 8, 8, 3\)"),
         ([], r"one or several; got \[\]"),
         (3, "one or several; got int"),
         ([None], "got NoneType"),

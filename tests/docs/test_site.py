@@ -26,8 +26,8 @@ ENTRIES = {
 NAMED = {entry.removeprefix("aa_flax.") for entry in ENTRIES}  # those of `aa_flax` itself
 # Modules that serve others of this package alone, and may change without notice.
 INTERNAL = {
-    "data": "clips digest examples folder_index index_cache natural pictures shard_names splits "
-    "tar_index video",
+    "data": "clips digest examples folder_index given index_cache natural pictures shard_names "
+    "splits tar_index video",
     "evaluation": "evaluator files judging labels picture_plots pictured points predict published "
     "rounding run settings summary turns",
     "training": "profiling same_run workdir",

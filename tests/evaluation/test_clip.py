@@ -1,5 +1,7 @@
 """--clip: how often a net changes its mind from frame to frame."""
 
+import re
+from fractions import Fraction
 from itertools import groupby
 
 import numpy as np
@@ -66,8 +68,8 @@ def test_the_window_is_the_nearest_odd_number_of_frames(fps, seconds, frames):
 
 
 def test_a_moving_average_keeps_a_constant_and_its_window_may_exceed_the_clip():
-    assert np.allclose(moving_average(np.full((4, 2), 7.0), 3), 7)
-    assert np.allclose(moving_average(np.array([[1.0], [2.0], [6.0]]), 101), 3)
+    assert np.allclose(moving_average(np.full((4, 2), 7.0), np.arange(4), 3), 7)
+    assert np.allclose(moving_average(np.array([[1.0], [2.0], [6.0]]), np.arange(3), 101), 3)
 
 
 def test_frames_in_memory_are_the_clip_and_the_rate_says_where_it_is_from(tmp_path):
@@ -113,7 +115,7 @@ def test_a_bad_frame_is_named(tmp_path):
     with pytest.raises(InputError, match=r"sizes: .*frame3\.png \(frame 3\) has 18 x 16 pixels, "):
         measured(flat, tmp_path / "clip")
     (tmp_path / "clip" / "frame3.png").write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"cannot read frame .*frame3\.png: .*a clip needs all of"):
+    with pytest.raises(InputError, match=r"cannot read image .*frame3\.png: .*a clip needs all of"):
         measured(flat, tmp_path / "clip")
 
 
@@ -127,7 +129,7 @@ def test_outputs_that_are_not_finite_are_refused():
     logits = np.zeros((4, 3))
     logits[2, 1] = np.nan
     with pytest.raises(InputError, match=r"not finite for 1 of 4 frames, the first .* frame 2"):
-        flicker(logits, fps=25, window_seconds=0.5)
+        flicker(logits, seconds=np.arange(4.0), window_seconds=0.5)
 
 
 def test_a_video_without_pyav_says_what_to_install(tmp_path, monkeypatch):
@@ -137,33 +139,42 @@ def test_a_video_without_pyav_says_what_to_install(tmp_path, monkeypatch):
         measured(flat, tmp_path / "film.mp4")
 
 
-def film(path, count=7, rate=10, codec="ffv1"):
-    """A lossless video of random frames; their pixels."""
+def film(path, count=7, codec="ffv1", pixel="bgr0", times=None, **options):
+    """A video of random frames, lossless by default, 10 a second or at `times` (ms)."""
     av = pytest.importorskip("av")
     pixels = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=10)
         stream.width = stream.height = 16
-        stream.pix_fmt = "bgr0"
-        for image in pixels:
+        stream.pix_fmt = pixel
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, image in enumerate(pixels):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[i], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return pixels
 
 
-def test_a_video_is_its_frames_at_the_rate_of_its_header(tmp_path):
+def test_a_video_is_its_frames_at_the_rate_of_their_times(tmp_path):
     pixels = film(tmp_path / "film.mkv")
-    assert [np.asarray(i).tolist() for i in read_frames(tmp_path / "film.mkv")] == pixels.tolist()
+    assert [
+        np.asarray(i).tolist() for _, i in read_frames(tmp_path / "film.mkv")
+    ] == pixels.tolist()
     found = measured(flat, tmp_path / "film.mkv")["clip"]
-    assert (found["fps"], found["fps_from"]) == (10, "header")
+    assert (found["fps"], found["fps_from"]) == (pytest.approx(10), "times")
+    assert (found["header_fps"], found["seconds_missing"]) == (10, 0)
     assert found["flips"] == measured(flat, pixels)["clip"]["flips"]
     assert measured(flat, tmp_path / "film.mkv", fps=5.0)["clip"]["fps"] == 5
 
 
 def test_another_film_of_the_same_name_and_size_is_another_clip(tmp_path, monkeypatch):
     film(tmp_path / "film.mkv")
-    monkeypatch.setattr("aa_flax.data.clips.read_header", lambda path: Header(10.0, (16, 16), 0))
+    monkeypatch.setattr(
+        "aa_flax.data.clips.read_header", lambda _: Header(10.0, 0.7, True, (16, 16), 0)
+    )
     before = Clip(tmp_path / "film.mkv").described()
     content = bytearray((tmp_path / "film.mkv").read_bytes())
     content[-1] ^= 1
@@ -178,3 +189,78 @@ def test_what_is_no_video_is_refused(tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"no film")
     with pytest.raises(InputError, match=r"film\.mp4 is no video that PyAV reads"):
         measured(flat, tmp_path / "film.mp4")
+
+
+def test_seconds_are_those_of_the_frames_own_times(tmp_path, capsys):
+    times = [700, 733, 766, 800, 1000, 1200, 1300, 1800, 2000]
+    pixels = film(tmp_path / "screen.mkv", count=9, times=times)
+    top = slow_answers(pixels).argmax(1)
+    begins = [i for i in range(9) if i == 0 or top[i] != top[i - 1]]
+    ends = [*(times[i] for i in begins[1:]), 2000 + 1300 / 8]
+    found = measured(flat, tmp_path / "screen.mkv", window=0)["clip"]
+    assert found["flips_per_second"] == pytest.approx((len(begins) - 1) / 1.3)
+    assert found["seconds"] == pytest.approx(1.3 * 9 / 8)
+    lengths = [end - times[i] for i, end in zip(begins, ends, strict=True)]
+    assert found["run_median_seconds"] == pytest.approx(np.median(lengths) / 1000)
+    assert found["flips_per_second_smoothed"] == pytest.approx(found["flips_per_second"])
+    assert "says 10 frames a second, the times of its frames say 6.1538" in capsys.readouterr().out
+
+
+def test_the_moving_average_is_over_times_not_over_frames():
+    found = moving_average(np.array([[1.0], [2.0], [6.0]]), np.array([0.0, 1.0, 3.0]), 3)
+    assert found.ravel().tolist() == [1.5, 1.5, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel", "message"),
+    [
+        ("film.mkv", "ffv1", "bgr0", None),  # reported
+        ("film.webm", "libvpx", "yuv420p", None),
+        (
+            "film.mp4",
+            "mpeg4",
+            "yuv420p",
+            r"film\.mp4: it is damaged, or the file was cut off there",
+        ),
+        ("film.flv", "flv", "yuv420p", r"cannot read frame \d+ of .*film\.flv"),
+        ("film.gif", "gif", "rgb8", r"film\.gif was cut off: its end is missing"),
+    ],
+)
+def test_a_video_that_was_cut_off_is_refused_or_reported(tmp_path, name, codec, pixel, message):
+    path = tmp_path / name
+    film(path, 20, codec, pixel, **({"movflags": "faststart"} if name == "film.mp4" else {}))
+    whole = measured(flat, path)["clip"]
+    assert (whole["num_frames"], whole["seconds_missing"]) == (20, 0)
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    if message:
+        with pytest.raises(InputError, match=message):
+            measured(flat, path)
+    else:
+        found = measured(flat, path, fps=5.0)["clip"]
+        assert found["num_frames"] < 20
+        assert found["seconds_missing"] == pytest.approx(2 - found["num_frames"] / 10, abs=0.01)
+
+
+def test_an_avi_cut_off_between_two_frames_is_reported(tmp_path):
+    film(tmp_path / "film.avi", 20, "mpeg4", "yuv420p")
+    content = (tmp_path / "film.avi").read_bytes()
+    frames = [match.start() for match in re.finditer(b"00dc", content[content.index(b"movi") :])]
+    (tmp_path / "film.avi").write_bytes(content[: content.index(b"movi") + frames[10]])
+    assert measured(flat, tmp_path / "film.avi")["clip"]["seconds_missing"] == pytest.approx(1)
+
+
+def test_frames_without_times_need_a_rate(tmp_path):
+    path = tmp_path / "film.h264"
+    film(path, 7, "libx264", "yuv420p")
+    with pytest.raises(InputError, match=r"the frames of .*film\.h264 have no times; give --fps"):
+        measured(flat, path)
+    assert measured(flat, path, fps=10.0)["clip"]["seconds"] == pytest.approx(0.7)
+
+
+def test_times_that_do_not_ascend_need_a_rate(tmp_path):
+    film(tmp_path / "film.mkv")
+    clip = Clip(tmp_path / "film.mkv")
+    for times in ([0, 0.1, 0.1], [0, 0.1, None], [0, 0.1, -0.1]):
+        with pytest.raises(InputError, match=r"frame 2 of .* has no time after that of th"):
+            clip.seconds(times)
+    assert clip.seconds([-0.2, -0.1, 0]).tolist() == [-0.2, -0.1, 0]

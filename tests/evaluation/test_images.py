@@ -1,6 +1,7 @@
 """--images: how steady a net is on images without labels."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -159,10 +160,12 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path):
     (tmp_path / "empty" / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"cannot read image .*broken\.png: not an image"):
         measured(flat, tmp_path / "empty")
-    with pytest.raises(InputError, match="no images were given"):
+    with pytest.raises(InputError, match=r"one or several; got \[\]"):
         measured(flat, [])
-    with pytest.raises(InputError, match=r"images are a folder, or a list .* got int"):
+    with pytest.raises(InputError, match=r"images are paths .* got int"):
         aa_flax.evaluate(flat, None, ("images",), images=3, **SIZES)
+    with pytest.raises(InputError, match=r"images are paths .* got generator"):
+        aa_flax.evaluate(flat, (path for path in [tmp_path]), ("images",), **SIZES)
     with pytest.raises(InputError, match="the measure accuracy needs labelled images"):
         aa_flax.evaluate(flat, tmp_path / "empty", **SIZES)
 
@@ -173,8 +176,8 @@ def test_orientation_tags_are_ignored_and_counted(tmp_path, capsys):
     tag[0x0112] = 6
     Image.fromarray(upright[0]).save(tmp_path / "photos" / "frame0.png", exif=tag)
     found = measured(flat, tmp_path / "photos")["images"]
-    assert found["orientation_tags_ignored"] == 1
-    assert "1 of the images have an orientation tag" in capsys.readouterr().out
+    assert found["lost"] == {"orientation tag ignored": 1}
+    assert "of 2 images: orientation tag ignored (1)" in capsys.readouterr().out
     assert found["same_class"] == measured(flat, upright)["images"]["same_class"]
 
 
@@ -183,3 +186,20 @@ def test_a_function_that_answers_at_random_is_found_out():
     images = rng.integers(0, 256, (6, 16, 16, 3), np.uint8)
     with pytest.raises(InputError, match=r"another class when it saw them again; is it in train"):
         measured(lambda x: rng.standard_normal((len(x), 6)), images, jit=False)
+
+
+def test_images_that_cannot_be_read_are_skipped_and_named_where_that_is_asked_for(tmp_path, capsys):
+    write(tmp_path / "photos", count=3)
+    expected = measured(flat, tmp_path / "photos")["images"]
+    (tmp_path / "photos" / "x_empty.jpg").touch()
+    (tmp_path / "photos" / "x_missing.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "photos" / "x_pipe.jpg")
+    Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / "photos" / "x_16.png")
+    with pytest.raises(InputError, match=r'x_16\.png: its .*; replace it, or .* on_error="skip"$'):
+        measured(flat, tmp_path / "photos")
+    found = measured(flat, tmp_path / "photos", on_error="skip")["images"]
+    names = [f"x_{name}" for name in ("16.png", "empty.jpg", "missing.jpg", "pipe.jpg")]
+    assert found["skipped"] == [str(tmp_path / "photos" / name) for name in names]
+    assert all(name in capsys.readouterr().out for name in names[:1])
+    for key in ("num_images", "consistency", "same_class", "probability_change"):
+        assert found[key] == expected[key]

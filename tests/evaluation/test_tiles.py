@@ -157,3 +157,13 @@ def test_a_map_that_is_another_of_the_whole_is_refused(image):
 
     with pytest.raises(InputError, match=r"the whole image of 24 x 18 pixels has a map of 6 x 5 p"):
         measured(odd, image)
+
+
+def test_an_image_beyond_pils_limit_is_refused_with_how_to_take_it(image, tmp_path, monkeypatch):
+    Image.fromarray(image).save(tmp_path / "map.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 18 * 24 // 2 - 1)
+    with pytest.raises(InputError, match=r"limit of 430 pixels; to .*MAX_IMAGE_PIXELS") as error:
+        measured(strided, tmp_path / "map.png")
+    assert "on_error" not in str(error.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 18 * 24)
+    assert measured(strided, tmp_path / "map.png")["num_tiles"] == 6

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from aa_flax.arguments import real_number
 from aa_flax.data.clips import Clip as Frames
 from aa_flax.data.crops import center_image
-from aa_flax.evaluation.flicker import Flicker, flicker
+from aa_flax.evaluation.flicker import Flicker, flicker, mean_fps
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.picture_plots import plot_flicker
@@ -22,7 +22,7 @@ from aa_flax.evaluation.pictured import (
     check_size_of,
     class_namer,
 )
-from aa_flax.progress import progress_bar, tell
+from aa_flax.progress import progress_bar
 
 
 class Clip(PicturesMeasure):
@@ -35,7 +35,7 @@ class Clip(PicturesMeasure):
     options = (
         PicturesOption("clip", "flicker on a clip: a folder of frames, or a video (PyAV)"),
         Option(
-            "fps", "--clip: frames a second; default: the video's own, 25 of frames", None, float
+            "fps", "--clip: frames a second; default: by a video's times, 25 of frames", None, float
         ),
         Option("window", "--clip: seconds of the moving average", 0.5, float),
         CLASS_NAMES,
@@ -81,20 +81,21 @@ class Clip(PicturesMeasure):
         clip = _frames(subject)
         classes = subject.predictor.num_classes(subject.settings.crop_size)
         name_of = class_namer(subject, classes)
-        logits = _logits(subject, clip)
-        found = flicker(logits, fps=clip.fps, window_seconds=subject.options["window"])
-        told = {"class": name_of(found.most_frequent), "orientation_tags_ignored": clip.turned}
-        if clip.turned:
-            tell("the clip has an orientation tag, which is ignored")
+        logits, times = _logits(subject, clip)
+        window = subject.options["window"]
+        found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
+        told: Result = {"class": name_of(found.most_frequent), "lost": clip.tell_lost()}
+        told |= clip.differences(times)
         return {**found.numbers(), **told, **self.store(subject, _arrays(found, name_of))}
 
     def line(self, result: Result) -> str:
-        how = {"default": ", the default", "header": ", by its header"}.get(result["fps_from"], "")
+        how = {"default": ", the default", "times": ", by their times"}.get(result["fps_from"], "")
+        missing = result.get("seconds_missing")
         return (
             f"{'clip':12} {result['flips_per_second']:.2f} flips a second, "
             f"{result['flips_per_second_smoothed']:.2f} averaged over {result['window']} frames   "
             f"median run {result['run_median_seconds']:.2f} s   ({result['num_frames']} frames, "
-            f"{result['fps']:g} a second{how})"
+            f"{result['fps']:g} a second{how}{f', {missing:.2f} s missing' if missing else ''})"
         )
 
 
@@ -102,17 +103,20 @@ def _frames(subject: Subject) -> Frames:
     return Frames(subject.options["clip"], subject.options["fps"])
 
 
-def _logits(subject: Subject, clip: Frames) -> Float[np.ndarray, "n classes"]:
-    """What the net says of each frame, in batches of one size: the last is filled up."""
-    settings, said = subject.settings, []
-    crops = (center_image(image, settings.resize_size, settings.crop_size) for image in clip)
+def _logits(
+    subject: Subject, clip: Frames
+) -> tuple[Float[np.ndarray, "n classes"], list[float | None]]:
+    """What the net says of each frame, in batches of one size, the last filled up; their times."""
+    settings, said, times = subject.settings, [], []
     with progress_bar(None, "clip", "frame") as bar:
-        for batch in _batches(crops, settings.batch_size):
+        for batch in _batches(iter(clip), settings.batch_size):
             missing = settings.batch_size - len(batch) if said else 0
-            images = np.stack(batch + missing * batch[-1:])
+            crops = [center_image(f, settings.resize_size, settings.crop_size) for _, f in batch]
+            images = np.stack(crops + missing * crops[-1:])
             said.append(np.asarray(subject.predictor.logits(images))[: len(batch)])
+            times += [time for time, _ in batch]
             bar.update(len(batch))
-    return np.concatenate(said)
+    return np.concatenate(said), times
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -125,4 +129,5 @@ def _arrays(found: Flicker, name_of: Callable[[int], str]) -> dict[str, np.ndarr
     said = np.unique([*found.top1, *found.smoothed_top1])
     arrays = {key: np.asarray(value) for key, value in found._asdict().items()}
     arrays |= {"class": said, "class_name": np.array([name_of(int(i)) for i in said])}
-    return arrays | {"run_lengths": found.run_lengths}
+    runs = {"run_lengths": found.run_lengths, "run_seconds": found.run_seconds}
+    return arrays | runs | {"fps": np.asarray(mean_fps(found.seconds))}

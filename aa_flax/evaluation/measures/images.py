@@ -24,7 +24,7 @@ from aa_flax.evaluation.pictured import (
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.stability import least_stable_first, stability, worst_shift
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
-from aa_flax.progress import progress_bar, tell
+from aa_flax.progress import progress_bar
 
 
 class Images(PicturesMeasure):
@@ -91,9 +91,9 @@ class Images(PicturesMeasure):
         result: Result = {**stability(found["pairs"], found["around"])}
         arrays = _arrays(found["around"], pictures, subject, name_of)
         result["least_stable"] = [_told(arrays, i) for i in arrays["shown"]]
-        result["orientation_tags_ignored"] = turned = pictures.count_turned()
-        if turned:
-            tell(f"{turned} of the images have an orientation tag, which is ignored")
+        result["lost"] = pictures.tell_lost()
+        skipped = np.setdiff1d(np.arange(len(pictures)), own.index)
+        result["skipped"] = [pictures.name(int(i)) for i in skipped]
         return result | self.store(subject, arrays)
 
     def line(self, result: Result) -> str:

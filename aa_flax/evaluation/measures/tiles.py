@@ -15,7 +15,7 @@ from aa_flax.evaluation.pictured import PicturesMeasure, PicturesOption, check_o
 from aa_flax.evaluation.predict import Predictor, head_of, trunk_of
 from aa_flax.evaluation.tiling import Compared, Grid, compare, compare_logits
 from aa_flax.models.classifier import Classifier
-from aa_flax.progress import progress_bar, tell
+from aa_flax.progress import progress_bar
 
 _SHOWN = 640  # pixels of the longer side of the picture in the figure
 
@@ -92,15 +92,12 @@ class Tiles(PicturesMeasure):
             numbers = found.numbers(border)
         if _is_net(subject):
             numbers |= _classes_of_tiles(subject, grid, whole, tiles)
-        turned = pictures.count_turned()
-        if turned:
-            tell("the image has an orientation tag, which is ignored")
         facts = {
-            "size": list(np.asarray(pictures[0]["image"]).shape[:2]),
+            "size": list(pictures.size(0)[::-1]),
             "used": list(grid.used),
             "num_tiles": len(grid.tiles),
             "stride": stride,
-            "orientation_tags_ignored": turned,
+            "lost": pictures.tell_lost(),
         }
         stored = {} if found is None else self.store(subject, _arrays(pixels, grid, found))
         return {**facts, **numbers, **stored}
