@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.disk import replacing
+from aa_flax.disk import not_written, replacing
 from aa_flax.errors import InputError
 
 
@@ -72,11 +72,21 @@ def _reason(error: Exception) -> str:
     return reason
 
 
-def write_torch_file(content: Mapping[str, Any], path: str | Path) -> None:
-    """Writes names and arrays, or names and such mappings, as tensors; atomically."""
+def write_torch_file(content: Mapping[str, Any], path: Path) -> None:
+    """Writes names and arrays, or names and such mappings, as tensors; atomically.
+
+    Raises:
+        InputError: no torch, or a path that cannot be written.
+    """
     torch = _torch(f"writing {path}")
-    with replacing(Path(path)) as temporary:
-        torch.save(_to_tensors(content, torch), temporary)
+    tensors = _to_tensors(content, torch)
+    try:
+        # Given a path, torch stores its name in the file and hides why writing failed.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(tensors, file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise not_written(path, cause) from error
 
 
 def _to_tensors(content: Any, torch: Any) -> Any:

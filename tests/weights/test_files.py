@@ -1,13 +1,17 @@
 import json
 import os
+import resource
+from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
+import safetensors
 from flax import nnx
 
 from aa_flax import InputError, ModelConfig, create_model, load_weights, save_weights
 from aa_flax.evaluation.files import check_writable
+from aa_flax.weights.convert import save_as_torch
 from aa_flax.weights.files import named_weights, read_weights
 from tests.compiled import run
 
@@ -15,6 +19,17 @@ from tests.compiled import run
 @pytest.fixture(scope="module")
 def model():
     return create_model("mobilenet_v2_lpf4", num_classes=10)
+
+
+@contextmanager
+def full_disk(size):
+    """No file grows beyond a size, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -72,6 +87,33 @@ def test_metadata_names_net_source_and_licence(path):
     }
 
 
+def test_equal_weights_are_files_of_equal_bytes_that_others_read(model, path):
+    facts = {
+        "source": 'ä "b"\\\n\x7f\u2028😀',
+        "licence": "none",
+        "a": "",
+        "Z": "1",
+        "training": "x",
+    }
+    files = [path.with_name(f"{i}.safetensors") for i in range(4)]
+    for file in files:
+        save_weights(model, file, **facts)
+    assert len({file.read_bytes() for file in files}) == 1
+    with safetensors.safe_open(files[0], "pt") as file:
+        assert facts.items() <= file.metadata().items()
+        kernel = file.get_tensor("classifier.kernel").numpy()
+    np.testing.assert_array_equal(kernel, model.classifier.kernel[...])
+
+
+def test_a_number_alone_is_a_weight_like_any_other(tmp_path):
+    class Scale(nnx.Module):
+        def __init__(self, value):
+            self.scale = nnx.Param(jax.numpy.array(value))
+
+    save_weights(Scale(2.0), tmp_path / "w.safetensors")
+    assert load_weights(Scale(1.0), tmp_path / "w.safetensors").scale[...] == 2
+
+
 def test_weights_of_another_net_are_refused_by_name(path):
     other = create_model("mobilenet_v2_lpf3", num_classes=10)
     with pytest.raises(InputError, match=r"holds weights of mobilenet_v2_lpf4, not of .*_lpf3"):
@@ -102,6 +144,37 @@ def test_a_device_or_pipe_is_not_replaced_by_a_file(model, tmp_path):
     with pytest.raises(InputError, match="pipe cannot be written: it is a device or a pipe"):
         check_writable(tmp_path / "pipe")
     assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("target", "cause"),
+    [("file/w.safetensors", "(File exists|Not a directory)"), ("folder", "Is a directory")],
+)
+def test_a_path_that_cannot_be_written_is_one_line_that_names_it(target, cause, model, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=rf"^\S*/{target} cannot be written: {cause}; [^\n]*$"):
+        save_weights(model, tmp_path / target)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_what_is_no_text_in_metadata_is_refused(model, path):
+    before = path.read_bytes()
+    for odd in (3, None, "\udcff"):
+        with pytest.raises(InputError, match=r"w\.safetensors cannot be written: "):
+            save_weights(model, path, source=odd)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("write", [save_weights, save_as_torch])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(write, model, tmp_path):
+    (tmp_path / "w").write_bytes(b"old")
+    with (
+        full_disk(1_000_000),
+        pytest.raises(InputError, match=r"/w cannot be written: .*too large"),
+    ):
+        write(model, tmp_path / "w")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
 def test_a_failed_write_leaves_the_old_file(model, path, monkeypatch):
