@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 from contextlib import contextmanager
 
@@ -11,8 +12,10 @@ from flax import nnx
 
 from aa_flax import InputError, ModelConfig, create_model, load_weights, save_weights
 from aa_flax.evaluation.files import check_writable
+from aa_flax.weights.content import images_in
 from aa_flax.weights.convert import save_as_torch
 from aa_flax.weights.files import named_weights, read_weights
+from aa_flax.weights.locate import locate
 from tests.compiled import run
 
 
@@ -65,12 +68,47 @@ def test_what_images_a_net_takes_goes_with_its_weights(model, path):
     save_weights(net, path)
     found = create_model("mobilenet_v2_lpf4", pretrained=path, **options).config
     assert found == net.config
-    for damaged in ("[1]", "40", '{"mean": 1}', "{"):
+    for damaged in ("[1]", "40", '{"mean": 1}', "{", "[" * 100_000, '{"std": [0, 1, 1]}'):
         save_weights(net, path, images=damaged)
-        with pytest.raises(
-            InputError, match=r"w\.safetensors: its `images` are no fields of a Mod"
-        ):
-            create_model("mobilenet_v2_lpf4", pretrained=path, **options)
+        with pytest.raises(InputError, match=r"w\.safetensors: images: .*(got|not JSON)"):
+            locate(path, model="mobilenet_v2_lpf4").config_changes()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("input_size", 0, "a whole number of at least 1"),
+        ("input_size", -5, "a whole number of at least 1"),
+        ("input_size", 1e400, "a whole number of at least 1"),
+        ("input_size", 10**9, "a number from 1 to 16384"),
+        ("input_size", 10**400, "a number from 1 to 16384"),
+        ("resize_size", "224", "a whole number of at least 0"),
+        ("interpolation", ["bicubic"], "bilinear or bicubic"),
+        ("mean", [float("nan")] * 3, "a number from -10000.0 to 10000.0"),
+        ("mean", "abc", "a number from -10000.0 to 10000.0"),
+        ("mean", {}, "three numbers, one a channel"),
+        ("std", [1, 1, -1], "a number from 0.0001 to 10000.0"),
+        ("std", [1, 1], "three numbers, one a channel"),
+    ],
+)
+def test_images_that_make_no_sense_are_refused_by_file_field_and_value(field, value, accepted):
+    message = rf"^w\.safetensors: images: .*{field} must be {re.escape(accepted)}, got [^\n]+$"
+    with pytest.raises(InputError, match=message):
+        images_in({"images": json.dumps({field: value})}, "w.safetensors")
+
+
+@pytest.mark.parametrize("odd", ["{", "[" * 100_000, "5", '{"width_mult": "x"}', '{"rngs": 5}'])
+def test_options_that_make_no_sense_are_refused_by_file(odd, model, path):
+    save_weights(model, path, options=odd)
+    with pytest.raises(InputError, match=r"w\.safetensors: [^\n]*$"):
+        create_model("mobilenet_v2_lpf4", pretrained=path)
+
+
+def test_numbers_in_metadata_that_are_none_say_nothing(model, path):
+    save_weights(model, path, epoch="\u00b2", step="9" * 5000, num_classes="\u00b2")
+    weights = locate(path, model="mobilenet_v2_lpf4")
+    assert weights.description().keys() == {"kind", "model", "file", "sha256"}
+    assert weights.load_model().num_classes == 10
 
 
 def test_metadata_names_net_source_and_licence(path):
@@ -171,7 +209,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(write, model, tmp_path)
     (tmp_path / "w").write_bytes(b"old")
     with (
         full_disk(1_000_000),
-        pytest.raises(InputError, match=r"/w cannot be written: .*too large"),
+        pytest.raises(InputError, match=r"/w cannot be written: .*File too l"),
     ):
         write(model, tmp_path / "w")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
