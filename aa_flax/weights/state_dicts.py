@@ -180,7 +180,7 @@ def match_names(given: Mapping[str, T], expected: Collection[str], label: object
     prefixes = ["", *common_prefixes(spellings)]
     prefix = max(prefixes, key=lambda p: sum(name[len(p) :] in own for name in spellings))
     bare = {name.removeprefix(prefix): spelt for name, (spelt,) in spellings.items()}
-    return {own.get(name, spelt): given[spelt] for name, spelt in bare.items()}
+    return {str(own.get(name, spelt)): given[spelt] for name, spelt in bare.items()}
 
 
 def todays_name(name: str) -> str:
