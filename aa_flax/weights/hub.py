@@ -98,7 +98,7 @@ def _not_had(name: HubName, error: Exception) -> InputError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+    return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
 
 
 def _commit(path: Path) -> str:
