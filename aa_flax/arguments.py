@@ -40,7 +40,10 @@ def real_number(name: str, value: object, *, least: float = -inf, most: float = 
     Raises:
         InputError: another type, not a number or outside the bounds.
     """
-    number = float(value) if isinstance(value, int | float | np.number) else nan
+    try:
+        number = float(value) if isinstance(value, int | float | np.number) else nan
+    except OverflowError:  # an integer beyond any float
+        number = inf
     if not isinstance(value, bool) and least <= number <= most and abs(number) != inf:
         return number
     bounds = f"of at least {least}" if most == inf else f"from {least} to {most}"

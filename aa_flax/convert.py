@@ -28,9 +28,9 @@ from aa_flax.weights.convert import (
     convert_torch_file,
     net_of,
     save_as_torch,
-    write_as_safetensors,
     write_as_torch,
 )
+from aa_flax.weights.files import save_weights
 from aa_flax.weights.locate import WORDS, OfRun, Weights, describe, locate
 from aa_flax.weights.released import convert_folder, table_of
 
@@ -157,7 +157,7 @@ def _export(weights: Weights, output: str, *, to_torch: bool) -> str:
             for key in ("training", "licence", "epoch", "step")
             if key in description
         }
-        write_as_safetensors(net, path, source=describe(description), **told)
+        save_weights(net, path, source=describe(description), **told)
     return f"{net.name} of {describe(description)}"
 
 

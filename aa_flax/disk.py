@@ -116,6 +116,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def not_written(path: Path, error: Exception) -> InputError:
+    """The error of a file that cannot be written, with its cause."""
+    cause = getattr(error, "strerror", None) or error
+    return InputError(f"{path} cannot be written: {cause}; make room there or give another path")
+
+
 def parse_json(text: str | bytes) -> Any:
     """Returns `json.loads(text)`, with one kind of error for all that is no JSON.
 

@@ -13,7 +13,7 @@ from aa_flax.initialisers import abstract, initial_values
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.checks import check_names_and_shapes
-from aa_flax.weights.content import Content
+from aa_flax.weights.content import Content, count_in, naming
 from aa_flax.weights.fit import (
     check_same_net,
     fit,
@@ -76,9 +76,10 @@ def hold(content: Content, name: str, options: Mapping[str, Any]) -> Held:
     """
     name = content.metadata.get("model", name) if content.ours else name
     options = {**(content.options or {}), **options}
-    said = content.metadata.get("num_classes", "") if content.ours else ""
+    said = count_in(content.metadata, "num_classes") if content.ours else None
     try:
-        net = abstract_net(name, int(said) if said.isdigit() else 1000, **options)
+        with naming(content.label):
+            net = abstract_net(name, 1000 if said is None else said, **options)
     except TypeError as error:
         raise InputError(f"{content.label}: {name} cannot be built with {options}") from error
     arrays = fit(net, content, any_head=True)

@@ -1,11 +1,13 @@
 """What a weights file holds, whatever kind it is: told apart by content, read and hashed once."""
 
 import hashlib
+import re
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ import safetensors
 
 from aa_flax.disk import local_path, parse_json
 from aa_flax.errors import InputError
-from aa_flax.models.model_config import IMAGE_FIELDS
+from aa_flax.models.model_config import IMAGE_FIELDS, ModelConfig
 from aa_flax.weights.mistaken import what_it_is
 from aa_flax.weights.state_dicts import as_float32, find_state_dict
 from aa_flax.weights.torch_files import parse_torch_file
@@ -49,7 +51,7 @@ class Content(NamedTuple):
     @property
     def options(self) -> dict[str, Any] | None:
         """Options of the net these weights are of; None: it is not said."""
-        return options_in(self.metadata, self.label) if self.ours else None
+        return mapping_in(self.metadata, "options", self.label) if self.ours else None
 
 
 def weights_path(source: str | Path) -> tuple[Path, bool]:
@@ -87,9 +89,8 @@ def read_content(source: str | Path) -> Content:
         raise InputError(f"{path} is {said}")
     if not _is_safetensors(data[:9], path):
         checkpoint = parse_torch_file(data, path)
-        return content_of(checkpoint, path, ema=ema)._replace(
-            checkpoint=checkpoint, sha256=digest, label=str(source)
-        )
+        content = content_of(checkpoint, path, ema=ema, most=len(data))
+        return content._replace(checkpoint=checkpoint, sha256=digest, label=str(source))
     arrays, metadata = parse_safetensors(data, path)
     if not _is_ours(arrays, metadata):
         content = content_of(arrays, path, ema=ema)
@@ -99,9 +100,17 @@ def read_content(source: str | Path) -> Content:
     return Content(str(path), as_float32(arrays, path), True, metadata, None, digest)
 
 
-def content_of(checkpoint: Any, label: object, *, ema: bool = False) -> Content:
-    """The state dict in what a torch file holds, or a mapping in memory; see `find_state_dict`."""
+def content_of(
+    checkpoint: Any, label: object, *, ema: bool = False, most: int | None = None
+) -> Content:
+    """The state dict in what a torch file holds, or a mapping in memory; see `find_state_dict`.
+
+    Args:
+        most: the bytes of the file, which are as many as its tensors may have; None: no file.
+    """
     tensors, averaged = find_state_dict(checkpoint, label, ema=ema)
+    if most is not None:
+        _check_size(tensors, most, label)
     if averaged:
         way = f"give {label}{EMA}" if isinstance(label, Path) else "give that entry alone"
         warnings.warn(
@@ -110,6 +119,16 @@ def content_of(checkpoint: Any, label: object, *, ema: bool = False) -> Content:
             stacklevel=2,
         )
     return Content(str(label), as_float32(tensors, label), averaged=averaged)
+
+
+def _check_size(tensors: Mapping[str, Any], most: int, label: object) -> None:
+    """Refuses tensors that are larger than their file, before anything of their size is made."""
+    size = sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+    if size > most:
+        raise InputError(
+            f"{label} holds tensors of {size:,} bytes in {most:,}: some are expanded or share "
+            "memory; save a clone() of each"
+        )
 
 
 def sha256(path: Path) -> str:
@@ -158,7 +177,7 @@ def parse_safetensors(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], d
     except safetensors.SafetensorError as error:
         raise not_whole(path, error) from error
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return {name: _array(name, t, path) for name, t in tensors}, header.get("__metadata__", {})
+    return {name: _array(name, t, path) for name, t in tensors}, header.get("__metadata__") or {}
 
 
 _DTYPES = {
@@ -196,20 +215,43 @@ def images_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:
     Raises:
         InputError: they are no such fields.
     """
-    told = metadata.get("images", "{}")
-    try:
-        fields = {k: v for k, v in parse_json(told).items() if k in IMAGE_FIELDS}
-        return fields | {k: tuple(map(float, fields[k])) for k in ("mean", "std") if k in fields}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{label}: its `images` are no fields of a ModelConfig: {told}") from error
+    fields = mapping_in(metadata, "images", label)
+    with naming(f"{label}: images"):
+        return checked_images({k: v for k, v in fields.items() if k in IMAGE_FIELDS})
 
 
-def options_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:
-    """The net's options as a file of ours says them; older files are of nets without any."""
+def checked_images(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `ModelConfig`, once they make sense."""
+    config = ModelConfig(**fields)
+    return {name: getattr(config, name) for name in fields}
+
+
+def mapping_in(metadata: Mapping[str, str], key: str, label: object) -> dict[str, Any]:
+    """A mapping that metadata hold as JSON; empty where they do not.
+
+    Raises:
+        InputError: it is something else.
+    """
+    told = metadata.get(key, "{}")
     try:
-        options = parse_json(metadata.get("options", "{}"))
+        found = parse_json(told)
     except ValueError as error:
-        raise InputError(f"{label}: its options are not JSON: {metadata['options']}") from error
-    if not isinstance(options, dict):
-        raise InputError(f"{label}: its options are no mapping: {metadata['options']}")
-    return options
+        raise InputError(f"{label}: {key}: not JSON ({error}): {told:.99}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{label}: {key}: must be a mapping, got {told:.99}")
+    return found
+
+
+def count_in(metadata: Mapping[str, str], key: str) -> int | None:
+    """A number that metadata hold as text; None: they do not."""
+    told = metadata.get(key, "")
+    return int(told) if re.fullmatch("[0-9]{1,9}", told) else None
+
+
+@contextmanager
+def naming(label: object) -> Iterator[None]:
+    """Adds to an InputError what it is of."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from error

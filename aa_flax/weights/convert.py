@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from flax import nnx
 
 from aa_flax.disk import check_writable, local_path
@@ -59,7 +58,7 @@ def convert_torch_file(
         raise InputError(
             f"{source} has {num_parameters(net)} parameters, {released.parameters} were published"
         )
-    write_as_safetensors(net, output, **_provenance(content, released, source))
+    save_weights(net, output, **_provenance(content, released, source))
     return net.name
 
 
@@ -117,31 +116,15 @@ def check_output(output: str | Path, *, to_torch: bool, source: str | Path | Non
     return path
 
 
-def write_as_safetensors(model: Classifier, output: Path, **facts: str) -> None:
-    """Writes a net's weights as `save_weights` does.
-
-    Raises:
-        InputError: as there, and where the disk fails.
-    """
-    try:
-        save_weights(model, output, **facts)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{output} cannot be written: {error}") from error
-
-
-def save_as_torch(model: Classifier, output: str | Path) -> None:
+def save_as_torch(model: Classifier, output: Path) -> None:
     """Writes a net's weights as `write_as_torch` does.
 
     Raises:
-        InputError: as there, and where the disk fails.
+        InputError: the output cannot be written.
     """
     state_dict = to_torch_state_dict(model)
     antialiased = model.filter_size is not None
-    content = {"state_dict": state_dict} if antialiased else state_dict
-    try:
-        write_torch_file(content, output)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error}") from error
+    write_torch_file({"state_dict": state_dict} if antialiased else state_dict, output)
 
 
 def net_of(held: Held, **options: Any) -> Classifier:

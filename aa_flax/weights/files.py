@@ -10,7 +10,7 @@ import safetensors
 from flax import nnx
 from safetensors.numpy import save_file
 
-from aa_flax.disk import local_path, replacing
+from aa_flax.disk import local_path, not_written, parse_json, replacing
 from aa_flax.errors import InputError
 from aa_flax.layers import refuse_folded
 from aa_flax.models.classifier import Classifier
@@ -36,7 +36,7 @@ Model = TypeVar("Model", bound=Classifier)
 
 
 def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
-    """Writes a model's parameters and batch statistics, atomically.
+    """Writes a model's parameters and batch statistics, atomically; equal ones give equal bytes.
 
     Args:
         path: the `.safetensors` file.
@@ -49,8 +49,10 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
             of `aa_flax.fuse`; or a path that cannot be written.
     """
     refuse_folded(model, to="save")
+    path = local_path(path, "weights file")
     arrays = {
-        name: np.ascontiguousarray(variable[...]) for name, variable in named_weights(model).items()
+        name: np.asarray(variable[...], order="C")
+        for name, variable in named_weights(model).items()
     }
     if isinstance(model, Classifier) and model.name:
         check_named(str(path), options := options_of(model))
@@ -58,8 +60,25 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
         facts = {"model": model.name, "options": json.dumps(options, sort_keys=True)}
         facts["images"] = json.dumps(images)
         metadata = {**facts, "num_classes": str(num_classes_of(model)), **metadata}
-    with replacing(local_path(path, "weights file")) as temporary:
-        save_file(arrays, temporary, {"format": "aa_flax", **metadata})
+    try:
+        with replacing(path) as temporary:
+            save_file(arrays, temporary, {"format": "aa_flax", **metadata})
+            _sort_header(temporary)
+    except (OSError, safetensors.SafetensorError, TypeError, UnicodeError) as error:
+        raise not_written(path, error) from error
+
+
+def _sort_header(path: Path) -> None:
+    """Rewrites the header with its keys sorted: safetensors writes metadata in a random order."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(size))
+        # As compact as safetensors writes it, so that it has the same length.
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+        data = text.encode().ljust(size)
+        assert len(data) == size
+        file.seek(8)
+        file.write(data)
 
 
 def load_weights(model: Model, path: str | Path) -> Model:

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aa_flax.disk import parse_json
+from aa_flax.arguments import real_number
 from aa_flax.errors import InputError
+from aa_flax.weights.content import checked_images, mapping_in, naming
 
 PREFIX = "hf-hub:"
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _FORM = re.compile(
-    r"hf-hub:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^@#\s]+))?(#sha256=(?P<sha256>\w+))?"
+    r"hf-hub:(?!.*\.\.)(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^@#\s]+))?(#sha256=(?P<sha256>\w+))?"
 )
 
 
@@ -24,11 +25,16 @@ class HubName(NamedTuple):
 
 
 class HubFile(NamedTuple):
-    """A downloaded file of weights; `revision` is the commit, `facts` its `pretrained_cfg`."""
+    """A downloaded file of weights of the commit `revision`.
+
+    Attributes:
+        images: what it says of them, as fields of `ModelConfig`.
+    """
 
     path: Path
     revision: str
-    facts: Mapping[str, Any]
+    images: Mapping[str, Any]
+    licence: str | None
 
 
 def parse_hub_name(name: str) -> HubName:
@@ -63,7 +69,7 @@ def hub_file(name: HubName) -> HubFile:
         except _hub().errors.EntryNotFoundError as error:
             errors.append(error)
             continue
-        return HubFile(path, _commit(path) or name.revision or "main", _facts(name))
+        return HubFile(path, _commit(path) or name.revision or "main", *_facts(name))
     raise InputError(
         f"{PREFIX}{name.repository} holds none of {', '.join(_FILES)}"
         + (f" at {name.revision}" if name.revision else "")
@@ -77,13 +83,14 @@ def _download(name: HubName, filename: str) -> Path:
         return Path(hub.hf_hub_download(name.repository, filename, revision=name.revision))
     except hub.errors.EntryNotFoundError as error:
         if isinstance(error, hub.errors.LocalEntryNotFoundError):  # no connection, says the hub
-            raise _not_had(name, error) from error
+            raise _not_had(name, error) from None
         raise
     except Exception as error:  # of the hub, of HTTP and of the file system
-        raise _not_had(name, error) from error
+        raise _not_had(name, error) from None
 
 
 def _not_had(name: HubName, error: Exception) -> InputError:
+    """The cause in one line; raised without the hub's chain of errors, which would come first."""
     return InputError(
         f"{PREFIX}{name.repository} could not be had: {_first_line(error)}. Download its file of "
         "weights by other means and give its path"
@@ -91,7 +98,7 @@ def _not_had(name: HubName, error: Exception) -> InputError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+    return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
 
 
 def _commit(path: Path) -> str:
@@ -99,32 +106,48 @@ def _commit(path: Path) -> str:
     return path.parent.name if path.parent.parent.name == "snapshots" else ""
 
 
-def _facts(name: HubName) -> Mapping[str, Any]:
+def _facts(name: HubName) -> tuple[dict[str, Any], str | None]:
     """What timm keeps beside weights: the images they expect, and their licence."""
+    label, file = f"{PREFIX}{name.repository}", "config.json"
     try:
-        content = parse_json(_download(name, "config.json").read_text())
-    except (_hub().errors.EntryNotFoundError, ValueError):
-        return {}
-    facts = content.get("pretrained_cfg") if isinstance(content, dict) else None
-    return facts if isinstance(facts, dict) else {}
+        text = _download(name, file).read_text(errors="replace")
+    except _hub().errors.EntryNotFoundError:
+        return {}, None
+    facts = mapping_in({file: text}, file, label).get("pretrained_cfg") or {}
+    with naming(f"{label}: {file}: pretrained_cfg"):
+        if not isinstance(facts, dict):
+            raise InputError(f"must be a mapping, got {facts!r:.99}")
+        licence = facts.get("license")
+        if not isinstance(licence, str | None):
+            raise InputError(f"license must be a text, got {licence!r:.99}")
+        return image_config(facts), licence
 
 
 def image_config(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What `pretrained_cfg` says of images, as fields of `ModelConfig`; nothing where it is silent.
 
     Sizes are those of the test, where there are any.
+
+    Raises:
+        InputError: it says what makes no sense.
     """
-    found: dict[str, Any] = {}
-    for key in ("mean", "std"):
-        if len(facts.get(key) or ()) == 3:
-            found[key] = tuple(float(value) for value in facts[key])
+    found = {key: facts[key] for key in ("mean", "std") if facts.get(key) is not None}
     if facts.get("interpolation") in ("bilinear", "bicubic"):
         found["interpolation"] = facts["interpolation"]
     size = facts.get("test_input_size") or facts.get("input_size")
     share = facts.get("test_crop_pct") or facts.get("crop_pct")
     if size and share:
-        found |= {"input_size": int(size[-1]), "resize_size": int(size[-1] / share)}
-    return found
+        side = _side(size)
+        share = real_number("crop_pct", share, least=0.01, most=1)
+        found |= {"input_size": side, "resize_size": int(side / share)}
+    return checked_images(found)
+
+
+def _side(size: Any) -> int:
+    """The side of the square in `[channels, height, width]`."""
+    if not isinstance(size, list | tuple) or len(size) != 3 or size[1] != size[2]:
+        raise InputError(f"input_size must be [3, SIDE, SIDE], got {size!r:.99}")
+    return checked_images({"input_size": size[-1]})["input_size"]
 
 
 def _hub() -> Any:

@@ -27,9 +27,10 @@ from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights.building import Held, abstract_net, build_net, complete, hold
 from aa_flax.weights.content import (
     WORDS,
+    count_in,
     images_in,
     is_safetensors,
-    options_in,
+    mapping_in,
     read_content,
     sha256,
     weights_path,
@@ -37,7 +38,7 @@ from aa_flax.weights.content import (
 from aa_flax.weights.convert import licence_of
 from aa_flax.weights.files import read_metadata
 from aa_flax.weights.fit import last_layer, named_weights, options_of
-from aa_flax.weights.hub import PREFIX, HubFile, hub_file, image_config, parse_hub_name
+from aa_flax.weights.hub import PREFIX, HubFile, hub_file, parse_hub_name
 from aa_flax.weights.pretrained import check_is_released, choose, pretrained_file
 
 
@@ -172,14 +173,14 @@ class InFile(Weights):
 
     def description(self) -> dict[str, Any]:
         said = self._metadata
-        facts = {"options": options_in(said, self.path)}
+        facts = {"options": mapping_in(said, "options", self.path)}
         facts |= {key: said.get(key) for key in ("training", "licence")}
-        facts |= {key: int(said[key]) for key in ("epoch", "step") if said.get(key, "").isdigit()}
+        facts |= {key: count_in(said, key) for key in ("epoch", "step")}
         file = f"{self.path}#ema" if self.ema else str(self.path)
         return {
             "kind": "file",
             "model": self.name,
-            **{key: value for key, value in facts.items() if value},
+            **{key: value for key, value in facts.items() if value not in (None, "", {})},
             "file": file,
             "sha256": self._digest,
         }
@@ -221,13 +222,13 @@ class OnHub(Weights):
 
     def description(self) -> dict[str, Any]:
         said = self._in_file.description()
-        licence = said.get("licence") or self._downloaded.facts.get("license")
+        licence = said.get("licence") or self._downloaded.licence
         file = f"{PREFIX}{self.source.repository}@{self._downloaded.revision}"
         known = {**said, "kind": "hub", "file": file, "licence": licence}
         return {key: value for key, value in known.items() if value}
 
     def config_changes(self) -> dict[str, Any]:
-        return {**image_config(self._downloaded.facts), **super().config_changes()}
+        return {**self._downloaded.images, **super().config_changes()}
 
     def hold(self, options: Mapping[str, Any]) -> Held:
         self._check_hash()

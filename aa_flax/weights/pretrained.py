@@ -21,6 +21,7 @@ from aa_flax.models.registry import ReleasedWeights
 from aa_flax.progress import progress_bar
 from aa_flax.weights.content import Content
 from aa_flax.weights.convert import check_hash, convert_torch_file
+from aa_flax.weights.torch_files import import_torch
 
 # Where the originals' files and torchvision's stand.
 ADDRESSES = {
@@ -153,6 +154,7 @@ def check_is_released(released: ReleasedWeights, content: Content) -> None:
 
 
 def _download_and_convert(released: ReleasedWeights, cached: Path) -> None:
+    import_torch(f"converting {released.filename}")  # before anything is downloaded
     downloaded = cached.parent / released.filename
     try:
         download(released, downloaded)
@@ -182,11 +184,13 @@ def download(released: ReleasedWeights, path: Path) -> None:
         ):
             check_hash(released, _copy(response, temporary, released.filename), path)
     except (urllib.error.URLError, HTTPException, OSError, InputError) as error:
+        reason = getattr(error, "reason", None)
+        cause = f"no connection ({reason})" if isinstance(reason, OSError) else error
         raise InputError(
-            f"{address} could not be downloaded: {error}. Download it by other means, put it in a "
+            f"{cause}: {address} could not be downloaded. Download it by other means, put it in a "
             f"folder, and give that folder: AA_FLAX_WEIGHTS=FOLDER (converted weights are kept in "
             f"{path.parent})"
-        ) from error
+        ) from None  # a chain of urllib's errors would stand before the cause
 
 
 def _copy(response, path: Path, title: str) -> str:

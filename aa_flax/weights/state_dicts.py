@@ -165,7 +165,7 @@ def match_names(given: Mapping[str, T], expected: Collection[str], label: object
     """Gives tensors the names a net expects, as far as spelling alone sets them apart.
 
     `module.` and `_orig_mod.` go wherever they stand, old DenseNet names become today's, and a
-    prefix that all names have goes if they fit better without it.
+    prefix that all names have goes if they fit better without it. Unexpected names stay as spelt.
 
     Raises:
         InputError: one name in two spellings.
@@ -180,7 +180,7 @@ def match_names(given: Mapping[str, T], expected: Collection[str], label: object
     prefixes = ["", *common_prefixes(spellings)]
     prefix = max(prefixes, key=lambda p: sum(name[len(p) :] in own for name in spellings))
     bare = {name.removeprefix(prefix): spelt for name, (spelt,) in spellings.items()}
-    return {str(own.get(name, name)): given[spelt] for name, spelt in bare.items()}
+    return {str(own.get(name, spelt)): given[spelt] for name, spelt in bare.items()}
 
 
 def todays_name(name: str) -> str:

@@ -5,6 +5,7 @@ import io
 import pathlib
 import re
 import warnings
+import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.disk import replacing
+from aa_flax.disk import not_written, replacing
 from aa_flax.errors import InputError
 
 
@@ -26,19 +27,35 @@ def parse_torch_file(data: bytes, path: str | Path) -> Any:
         path: where the bytes come from, for errors.
 
     Raises:
-        InputError: not a torch file or a damaged one, one that carries code, or no torch to read
-            it with.
+        InputError: not a torch file or a damaged one, one that carries code or would grow, or no
+            torch to read it with.
     """
-    torch = _torch(f"reading {path}")
+    torch = import_torch(f"reading {path}")
     try:
+        _check_stored(data, path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless(torch)):
             warnings.simplefilter("ignore")  # of torch, about how the file was pickled
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # torch raises many types for damaged files
         raise InputError(
             f"{path} cannot be read as torch weights: it is damaged, or holds more than tensors "
             f"(nothing in it was run). torch says: {_reason(error)}"
         ) from error
+
+
+def _check_stored(data: bytes, path: str | Path) -> None:
+    """Refuses an archive that takes more memory than it has bytes, before it is unpacked."""
+    if not data.startswith(b"PK"):
+        return
+    members = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    size = sum(member.file_size for member in members)
+    if size > len(data) or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise InputError(
+            f"{path} is compressed ({size:,} bytes in {len(data):,}), which torch's files are not; "
+            "if you trust it, write it again: torch.save(torch.load(FILE), FILE)"
+        )
 
 
 def _harmless(torch: Any) -> list[Any]:
@@ -72,11 +89,21 @@ def _reason(error: Exception) -> str:
     return reason
 
 
-def write_torch_file(content: Mapping[str, Any], path: str | Path) -> None:
-    """Writes names and arrays, or names and such mappings, as tensors; atomically."""
-    torch = _torch(f"writing {path}")
-    with replacing(Path(path)) as temporary:
-        torch.save(_to_tensors(content, torch), temporary)
+def write_torch_file(content: Mapping[str, Any], path: Path) -> None:
+    """Writes names and arrays, or names and such mappings, as tensors; atomically.
+
+    Raises:
+        InputError: no torch, or a path that cannot be written.
+    """
+    torch = import_torch(f"writing {path}")
+    tensors = _to_tensors(content, torch)
+    try:
+        # Given a path, torch stores its name in the file and hides why writing failed.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(tensors, file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise not_written(path, cause) from error
 
 
 def _to_tensors(content: Any, torch: Any) -> Any:
@@ -85,9 +112,17 @@ def _to_tensors(content: Any, torch: Any) -> Any:
     return torch.tensor(content)
 
 
-def _torch(purpose: str) -> Any:
+def import_torch(purpose: str) -> Any:
+    """Imports torch, which is an extra.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import torch
     except ImportError as error:
-        raise InputError(f"{purpose} needs torch: pip install 'aa_flax[torch]'") from error
+        raise InputError(
+            f"{purpose} needs torch; its CPU build is enough: pip install torch --index-url "
+            "https://download.pytorch.org/whl/cpu (without --index-url, CUDA's 3 GB come with it)"
+        ) from error
     return torch

@@ -88,6 +88,39 @@ def test_a_file_is_read_once_for_its_hash_and_its_weights(tmp_path, monkeypatch)
     assert reads == [path]
 
 
+def test_metadata_that_are_null_are_none(tmp_path):
+    header = b'{"__metadata__":null,"a.kernel":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    data = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "w.safetensors").write_bytes(data)
+    assert read_content(tmp_path / "w.safetensors").metadata == {}
+
+
+def test_a_compressed_torch_file_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+        packed.writestr("plain/data/9", bytes(10**7))
+    assert torch.load(tmp_path / "w.pth", weights_only=True).keys() == WEIGHTS.keys()
+    message = r"^\S*w\.pth is compressed \(10,.* bytes in .*write it again[^\n]*$"
+    with pytest.raises(InputError, match=message):
+        read_content(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_larger_than_their_file_are_refused(zipped, tmp_path):
+    large = torch.zeros(1).expand(10**12)
+    shared = torch.zeros(1000)
+    odd = ({"fc.bias": large}, {f"{i}.weight": shared.view(1000) for i in range(100)})
+    for tensors in odd:
+        torch.save(tensors, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match=r"w\.pth holds tensors of .* bytes in .* expanded"):
+            read_content(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("content", [b"\xfe", b"\xff" * 8 + b"{", b"\x10\0\0\0\0\0\0\0{}"])
 def test_what_is_no_whole_safetensors_file_is_named(content, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(content)

@@ -1,20 +1,38 @@
 import json
 import os
+import re
+import resource
+from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
+import safetensors
 from flax import nnx
 
 from aa_flax import InputError, ModelConfig, create_model, load_weights, save_weights
 from aa_flax.evaluation.files import check_writable
+from aa_flax.weights.content import images_in
+from aa_flax.weights.convert import save_as_torch
 from aa_flax.weights.files import named_weights, read_weights
+from aa_flax.weights.locate import locate
 from tests.compiled import run
 
 
 @pytest.fixture(scope="module")
 def model():
     return create_model("mobilenet_v2_lpf4", num_classes=10)
+
+
+@contextmanager
+def full_disk(size):
+    """No file grows beyond a size, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -50,12 +68,47 @@ def test_what_images_a_net_takes_goes_with_its_weights(model, path):
     save_weights(net, path)
     found = create_model("mobilenet_v2_lpf4", pretrained=path, **options).config
     assert found == net.config
-    for damaged in ("[1]", "40", '{"mean": 1}', "{"):
+    for damaged in ("[1]", "40", '{"mean": 1}', "{", "[" * 100_000, '{"std": [0, 1, 1]}'):
         save_weights(net, path, images=damaged)
-        with pytest.raises(
-            InputError, match=r"w\.safetensors: its `images` are no fields of a Mod"
-        ):
-            create_model("mobilenet_v2_lpf4", pretrained=path, **options)
+        with pytest.raises(InputError, match=r"w\.safetensors: images: .*(got|not JSON)"):
+            locate(path, model="mobilenet_v2_lpf4").config_changes()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("input_size", 0, "a whole number of at least 1"),
+        ("input_size", -5, "a whole number of at least 1"),
+        ("input_size", 1e400, "a whole number of at least 1"),
+        ("input_size", 10**9, "a number from 1 to 16384"),
+        ("input_size", 10**400, "a number from 1 to 16384"),
+        ("resize_size", "224", "a whole number of at least 0"),
+        ("interpolation", ["bicubic"], "bilinear or bicubic"),
+        ("mean", [float("nan")] * 3, "a number from -10000.0 to 10000.0"),
+        ("mean", "abc", "a number from -10000.0 to 10000.0"),
+        ("mean", {}, "three numbers, one a channel"),
+        ("std", [1, 1, -1], "a number from 0.0001 to 10000.0"),
+        ("std", [1, 1], "three numbers, one a channel"),
+    ],
+)
+def test_images_that_make_no_sense_are_refused_by_file_field_and_value(field, value, accepted):
+    message = rf"^w\.safetensors: images: .*{field} must be {re.escape(accepted)}, got [^\n]+$"
+    with pytest.raises(InputError, match=message):
+        images_in({"images": json.dumps({field: value})}, "w.safetensors")
+
+
+@pytest.mark.parametrize("odd", ["{", "[" * 100_000, "5", '{"width_mult": "x"}', '{"rngs": 5}'])
+def test_options_that_make_no_sense_are_refused_by_file(odd, model, path):
+    save_weights(model, path, options=odd)
+    with pytest.raises(InputError, match=r"w\.safetensors: [^\n]*$"):
+        create_model("mobilenet_v2_lpf4", pretrained=path)
+
+
+def test_numbers_in_metadata_that_are_none_say_nothing(model, path):
+    save_weights(model, path, epoch="\u00b2", step="9" * 5000, num_classes="\u00b2")
+    weights = locate(path, model="mobilenet_v2_lpf4")
+    assert weights.description().keys() == {"kind", "model", "file", "sha256"}
+    assert weights.load_model().num_classes == 10
 
 
 def test_metadata_names_net_source_and_licence(path):
@@ -70,6 +123,33 @@ def test_metadata_names_net_source_and_licence(path):
         "source": "a test",
         "licence": "none",
     }
+
+
+def test_equal_weights_are_files_of_equal_bytes_that_others_read(model, path):
+    facts = {
+        "source": 'ä "b"\\\n\x7f\u2028😀',
+        "licence": "none",
+        "a": "",
+        "Z": "1",
+        "training": "x",
+    }
+    files = [path.with_name(f"{i}.safetensors") for i in range(4)]
+    for file in files:
+        save_weights(model, file, **facts)
+    assert len({file.read_bytes() for file in files}) == 1
+    with safetensors.safe_open(files[0], "pt") as file:
+        assert facts.items() <= file.metadata().items()
+        kernel = file.get_tensor("classifier.kernel").numpy()
+    np.testing.assert_array_equal(kernel, model.classifier.kernel[...])
+
+
+def test_a_number_alone_is_a_weight_like_any_other(tmp_path):
+    class Scale(nnx.Module):
+        def __init__(self, value):
+            self.scale = nnx.Param(jax.numpy.array(value))
+
+    save_weights(Scale(2.0), tmp_path / "w.safetensors")
+    assert load_weights(Scale(1.0), tmp_path / "w.safetensors").scale[...] == 2
 
 
 def test_weights_of_another_net_are_refused_by_name(path):
@@ -102,6 +182,37 @@ def test_a_device_or_pipe_is_not_replaced_by_a_file(model, tmp_path):
     with pytest.raises(InputError, match="pipe cannot be written: it is a device or a pipe"):
         check_writable(tmp_path / "pipe")
     assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("target", "cause"),
+    [("file/w.safetensors", "(File exists|Not a directory)"), ("folder", "Is a directory")],
+)
+def test_a_path_that_cannot_be_written_is_one_line_that_names_it(target, cause, model, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=rf"^\S*/{target} cannot be written: {cause}; [^\n]*$"):
+        save_weights(model, tmp_path / target)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_what_is_no_text_in_metadata_is_refused(model, path):
+    before = path.read_bytes()
+    for odd in (3, None, "\udcff"):
+        with pytest.raises(InputError, match=r"w\.safetensors cannot be written: "):
+            save_weights(model, path, source=odd)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("write", [save_weights, save_as_torch])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(write, model, tmp_path):
+    (tmp_path / "w").write_bytes(b"old")
+    with (
+        full_disk(1_000_000),
+        pytest.raises(InputError, match=r"/w cannot be written: .*File too l"),
+    ):
+        write(model, tmp_path / "w")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
 def test_a_failed_write_leaves_the_old_file(model, path, monkeypatch):

@@ -117,9 +117,7 @@ def test_torchs_file_is_taken_where_there_is_no_other(files):
     files["pytorch_model.bin"] = b"weights"
     found = hub.hub_file(hub.parse_hub_name(f"hf-hub:me/net@{COMMIT}"))
     assert found.path.read_bytes() == b"weights"
-    assert (found.revision, found.facts) == (COMMIT, {})
-    files["config.json"] = b"no JSON"
-    assert hub.hub_file(hub.parse_hub_name("hf-hub:me/net")).facts == {}
+    assert (found.revision, found.images, found.licence) == (COMMIT, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +126,8 @@ def test_torchs_file_is_taken_where_there_is_no_other(files):
         ("hf-hub:me/net", "hf-hub:me/net holds none of model.safetensors, pytorch_model.bin"),
         ("hf-hub:you/net", "hf-hub:you/net could not be had: .* by other means and give its path"),
         ("hf-hub:net", "weights on the hub are hf-hub:OWNER/NAME, with @REVISION and #sha256=HEX"),
+        ("hf-hub:../net", "weights on the hub are hf-hub:OWNER/NAME"),
+        ("hf-hub:me/net@../../v1", "weights on the hub are hf-hub:OWNER/NAME"),
         ("hf-hub:me/net#sha256=12", r"8 to 64 digits\) behind it .*; got hf-hub:me/net#sha256=12"),
     ],
 )
@@ -145,6 +145,42 @@ def test_no_connection_is_told(files, monkeypatch):
 def test_published_weights_of_timms_nets_are_those_of_the_hub():
     weights = locate(True, model="resnetblur50")
     assert weights.source == hub.HubName("timm/resnetblur50.bt_in1k", None, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b"no JSON", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", r"must be a mapping, got \[1\]"),
+        (b'{"pretrained_cfg": 5}', "pretrained_cfg: must be a mapping, got 5"),
+        (b'{"pretrained_cfg": {"license": [1]}}', r"license must be a text, got \[1\]"),
+        (b'{"pretrained_cfg": {"std": [0, 0, 0]}}', "std must be a number from .*, got 0"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_by_file_field_and_value(
+    config, message, stored, files
+):
+    files["config.json"] = config
+    with pytest.raises(InputError, match=rf"^hf-hub:me/net: config\.json: .*{message}"):
+        locate("hf-hub:me/net", model=NET).description()
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"mean": ["a", "b", "c"]}, "mean must be a number .*, got 'a'"),
+        ({"mean": [0.5]}, r"mean must be three numbers, one a channel, got \[0\.5\]"),
+        ({"input_size": 5, "crop_pct": 0.9}, r"input_size must be \[3, SIDE, SIDE\], got 5"),
+        ({"input_size": [3, 224, 160], "crop_pct": 0.9}, "input_size must be"),
+        ({"input_size": [3, 1e400, 1e400], "crop_pct": 1}, "input_size must be .*, got inf"),
+        ({"input_size": [3, -5, -5], "crop_pct": 1}, "input_size must be .*, got -5"),
+        ({"input_size": [3, 9, 9], "crop_pct": "x"}, "crop_pct must be .*, got 'x'"),
+    ],
+)
+def test_facts_that_make_no_sense_are_refused(facts, message):
+    with pytest.raises(InputError, match=message):
+        hub.image_config(facts)
 
 
 def test_facts_that_say_nothing_change_nothing():

@@ -100,8 +100,18 @@ def test_a_broken_download_names_address_and_folder_and_leaves_nothing(
 def test_without_a_network_the_address_is_named(released, monkeypatch):
     closed = "http://127.0.0.1:1/"
     monkeypatch.setattr(pretrained, "ADDRESSES", dict.fromkeys(pretrained.ADDRESSES, closed))
-    with pytest.raises(InputError, match=f"{closed}{released.filename} could not be downloaded"):
+    what = f"{closed}{released.filename} could not be downloaded. Download it"
+    with pytest.raises(InputError, match=rf"^no connection \(.*refused\): {what}") as error:
         create_model(NAME, pretrained=True)
+    assert error.value.__suppress_context__  # what urllib raised is not printed before
+
+
+def test_without_torch_nothing_is_downloaded(released, serve, monkeypatch):
+    requests = serve()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"needs torch; .* --index-url https://download\.pytorch"):
+        create_model(NAME, pretrained=True)
+    assert requests == []
 
 
 def test_a_local_folder_that_is_none_is_named(released, monkeypatch):

@@ -96,6 +96,12 @@ def test_a_prefix_that_all_names_have_goes(prefix):
     assert match_names(given, expected, "x") == {name: name for name in given.values()}
 
 
+def test_a_name_that_is_not_expected_is_given_as_spelt():
+    given = {"model.fc.weight": 1, "model.module.loss.weight": 2}
+    expected = {"fc.weight": 1, "model.module.loss.weight": 2}
+    assert match_names(given, ["fc.weight", "fc.bias"], "x") == expected
+
+
 def test_a_prefix_that_is_a_part_of_the_net_stays():
     trunk = {"features.0.weight": 1, "features.3.module.weight": 2}
     found = match_names(trunk, ["features.0.weight", "features.3.weight", "fc.weight"], "x")
