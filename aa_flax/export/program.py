@@ -124,10 +124,12 @@ def program_of(model: Any, size: int | None, *, open_size: bool, preprocessing: 
         )
     size = model.config.input_size if size is None else size
     fused = fuse(model, image_size=size)
+    fused.remat = False  # which is of the backward pass alone
     graph, state = nnx.split(fused)
 
     def logits(images: Any) -> jax.Array:
-        return _logits(nnx.merge(graph, state), images)
+        # Variables of this trace: a block in `nnx.remat` takes no others.
+        return _logits(nnx.merge(graph, state, copy=True), images)
 
     return Program(model, size, open_size, preprocessing, logits)
 
