@@ -24,7 +24,7 @@ _EXPERIMENT = ("model", "options", "dtype", "data")
 # Keys that the numbers of `shift` also have at the top, where they alone once stood.
 _OF_SHIFT = (
     "consistency",
-    "consistency_ci95",
+    "consistency_interval",
     "consistent_and_correct",
     "probability_change",
     "top1_shifted",

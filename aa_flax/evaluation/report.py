@@ -29,7 +29,6 @@ from aa_flax.evaluation.judging import (
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.page import plotly_js, write_page
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
-from aa_flax.evaluation.rounding import with_spread
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.rows import conditions, gather
 from aa_flax.plugins import load_plugins
@@ -49,7 +48,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         mark = "**" if row.title in front else "*" if row.title in dominated else ""
         name = f"{mark}{row.model}{mark}" + (f" ({row.label})" if row.label else "")
-        cells = [with_spread(row.values(path), column.unit) for column, path in shown]
+        cells = [row.text(path, column.unit, column.interval) for column, path in shown]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

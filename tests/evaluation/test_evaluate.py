@@ -332,7 +332,8 @@ def test_old_results_without_a_key_for_shift_stay_readable(tmp_path):
 def test_the_time_is_of_a_compiled_pass():
     found = time_forward(Flat(), 10, batch_size=4, repeats=3)
     assert found["batch_size"] == 4
-    assert 0 < found["milliseconds"] < 1000
+    low, high = found["milliseconds_quartiles"]
+    assert 0 < low <= found["milliseconds"] <= high < 1000
     assert found["device"] == jax.devices()[0].device_kind
 
 
@@ -360,7 +361,7 @@ def test_two_hosts_find_what_one_finds(tmp_path):
     measures = ("shift", "worst_case", "equivariance", "per_class")
     alone = run(tmp_path / "alone/r.json", *measures, model=Small())
     together = read(outputs[0])
-    for key in ("top1", "top5", "consistency", "consistency_ci95", "per_class", "worst_case"):
+    for key in ("top1", "top5", "consistency", "consistency_interval", "per_class", "worst_case"):
         assert together[key] == json.loads(json.dumps(alone[key])), key
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     ours = alone["equivariance"]["mean_distance"]

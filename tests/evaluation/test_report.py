@@ -13,7 +13,7 @@ from aa_flax.weights.pretrained import choose
 
 
 def result(model, top1, consistency=None, **more):
-    pair = {} if consistency is None else {"consistency": consistency, "consistency_ci95": 1.0}
+    pair = {} if consistency is None else {"consistency": consistency}
     return {
         "model": model,
         "weights": "somewhere",
@@ -75,6 +75,16 @@ def test_options_are_told_once_and_a_runs_other_files_are_no_results(files):
     assert rows[0].label.count("box") == 1
 
 
+def test_one_result_has_its_interval_and_several_their_deviation(files):
+    shift = {"consistency": 88.2, "consistency_interval": [86.4, 89.7]}
+    time = {"milliseconds": 5.0, "milliseconds_quartiles": [4.9, 5.25]}
+    one = result("resnet18", 70, shift=shift, time=time)
+    table = report.table(report.read_rows(files(one)))
+    assert "| 70.00 | 88.2 (86.4 to 89.7) | 5.00 (4.90 to 5.25) |" in table
+    several = report.table(report.read_rows(files(one, one | {"top1": 72, "loss": 1})))
+    assert "| 71.0 ± 1.4 | 88.20 ± 0.00 |" in several
+
+
 def test_equal_nets_are_both_on_the_front(files):
     rows = report.read_rows(files(result("resnet18", 70, 80), result("resnet34", 70, 80)))
     assert report.pareto_front(rows) == {"resnet18", "resnet34"}
@@ -83,7 +93,11 @@ def test_equal_nets_are_both_on_the_front(files):
 def test_released_weights_are_compared_with_what_was_published():
     found = result("resnet18_lpf4", 71.67, 88.0)
     released = choose("resnet18_lpf4").filename
-    found |= {"weights": f"folder/{released}", "num_images": 50000, "consistency_ci95": 0.2}
+    found |= {
+        "weights": f"folder/{released}",
+        "num_images": 50000,
+        "consistency_interval": [87.8, 88.2],
+    }
     assert published_for(found).training == "finetuned"
     compared = comparisons(found)
     assert compared["accuracy"].difference == pytest.approx(0)

@@ -21,6 +21,7 @@ from aa_flax.evaluation.pictured import (
     class_namer,
     few_at_once,
 )
+from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.stability import least_stable_first, stability, worst_shift
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
@@ -44,6 +45,7 @@ class Images(PicturesMeasure):
         Column(
             "own images: consistency",
             ("consistency",),
+            interval="consistency_interval",
             note="share of pairs of crops of the unlabelled images, at two random offsets, that "
             "get the same class",
         ),
@@ -99,8 +101,8 @@ class Images(PicturesMeasure):
     def line(self, result: Result) -> str:
         within = result["within"]
         return (
-            f"{'own images':12} consistency {result['consistency']:6.2f} ± "
-            f"{result['consistency_ci95']:.2f} %   within {within} pixels: same class at "
+            f"{'own images':12} consistency "
+            f"{with_interval(result['consistency'], result['consistency_interval'])}   within {within} pixels: same class at "
             f"{result['same_class']:.2f} % of shifts, at all of them {result['worst_case']:.2f} % "
             f"of {result['num_images']} images, change of P {result['probability_change']:.2f} %, "
             f"at worst {result['probability_change_worst']:.2f} %"

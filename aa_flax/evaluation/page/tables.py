@@ -12,8 +12,8 @@ from aa_flax.evaluation.judging import (
     pareto_front,
     shown_columns,
 )
+from aa_flax.evaluation.measure import Column
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
-from aa_flax.evaluation.rounding import with_spread
 from aa_flax.evaluation.row import Row
 
 
@@ -32,7 +32,7 @@ def results_table(rows: Sequence[Row]) -> str:
     for row in rows:
         mark = "front" if row.title in front else "beaten" if row.title in beaten else ""
         name = f'<th scope="row" class="{mark}">{breakable(row.title)}</th>'
-        cells = [_cell(row.values(path), column.unit) for column, path in columns]
+        cells = [_cell(row, column, path) for column, path in columns]
         lines.append(f"<tr>{name}{''.join(cells)}</tr>")
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="table of all nets">'
@@ -46,10 +46,12 @@ def breakable(name: str) -> str:
     return escape(name).replace("_", "<wbr>_")
 
 
-def _cell(values: list[float], unit: str) -> str:
+def _cell(row: Row, column: Column, path: tuple[str, ...]) -> str:
+    values = row.values(path)
     if not values:
         return "<td></td>"
-    return f'<td data-value="{np.mean(values):.9g}">{with_spread(values, unit)}</td>'
+    text = row.text(path, column.unit, column.interval)
+    return f'<td data-value="{np.mean(values):.9g}">{text}</td>'
 
 
 def _legend(told: dict[str, str]) -> str:
