@@ -40,8 +40,9 @@ class Accuracy(Measure):
         return {**found, "top1_interval": interval}
 
     def line(self, result: Result) -> str:
+        top1 = with_interval(result["top1"], result["top1_interval"])
         return (
-            f"{'accuracy':12} top-1 {with_interval(result['top1'], result['top1_interval'])}   top-5 {result['top5']:6.2f} %   "
+            f"{'accuracy':12} top-1 {top1}   top-5 {result['top5']:6.2f} %   "
             f"loss {result['loss']:.4f}"
         )
 

@@ -102,7 +102,8 @@ class Images(PicturesMeasure):
         within = result["within"]
         return (
             f"{'own images':12} consistency "
-            f"{with_interval(result['consistency'], result['consistency_interval'])}   within {within} pixels: same class at "
+            f"{with_interval(result['consistency'], result['consistency_interval'])}   "
+            f"within {within} pixels: same class at "
             f"{result['same_class']:.2f} % of shifts, at all of them {result['worst_case']:.2f} % "
             f"of {result['num_images']} images, change of P {result['probability_change']:.2f} %, "
             f"at worst {result['probability_change_worst']:.2f} %"
