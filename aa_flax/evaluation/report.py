@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
@@ -26,6 +27,7 @@ from aa_flax.evaluation.judging import (
     pareto_front,
     shown_columns,
 )
+from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.page import plotly_js, write_page
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
@@ -47,7 +49,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| net | {' | '.join(titles)} |", "|---" * (len(shown) + 1) + "|"]
     for row in rows:
         mark = "**" if row.title in front else "*" if row.title in dominated else ""
-        name = f"{mark}{row.model}{mark}" + (f" ({row.label})" if row.label else "")
+        label = f" ({markdown(row.label)})" if row.label else ""
+        name = f"{mark}{markdown(row.model)}{mark}{label}"
         cells = [row.text(path, column.unit, column.interval) for column, path in shown]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -59,7 +62,7 @@ def published_table(rows: Sequence[Row]) -> str:
     if not cells:
         return ""
     lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
+    return "\n".join([*lines, *(f"| {' | '.join(map(markdown, row))} |" for row in cells)])
 
 
 def write_report(
@@ -102,7 +105,7 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
         "\n".join(f"- `{title}`: {told}." for title, told in explained_columns(rows).items()),
     ]
     if common := conditions(rows):
-        parts.insert(2, f"Of all rows: {common}.")
+        parts.insert(2, f"Of all rows: {markdown(common)}.")
     if published := published_table(rows):
         parts += [
             "## Beside what was published",
@@ -112,15 +115,16 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
     parts += [section for m in MEASURES.values() if (section := m.section(rows))]
     parts += [_figure(path) for path in figures]
     if left_out:
-        parts += ["## Left out", "\n".join(f"- {line}" for line in left_out)]
+        parts += ["## Left out", "\n".join(f"- {markdown(line)}" for line in left_out)]
     return parts
 
 
 def _figure(path: Path) -> str:
     """The picture, and links to the same drawn as lines, for a paper."""
     others = [path.with_suffix(suffix) for suffix in (".pdf", ".svg")]
-    links = [f"[{other.suffix[1:].upper()}]({other.name})" for other in others if other.is_file()]
-    return "\n\n".join([f"![{path.stem}]({path.name})", *([", ".join(links)] if links else [])])
+    shown = f"![{markdown(path.stem)}]({quote(path.name)})"
+    links = [f"[{o.suffix[1:].upper()}]({quote(o.name)})" for o in others if o.is_file()]
+    return "\n\n".join([shown, *([", ".join(links)] if links else [])])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,6 @@
+import html
 import json
+import re
 import sys
 
 import numpy as np
@@ -287,6 +289,27 @@ def test_published_figures_are_of_crops_of_224_pixels():
     found["weights"] = {"kind": "released", "training": "finetuned", "file": released}
     assert published_for(found).accuracy == 71.67
     assert published_for(found | {"data": {"crop_size": 64}}) is None
+
+
+ODD = "a|b\n# c <i>`d`</i> [e](https://f.g) *h* _i_ www.j.k $l$ ../m"
+
+
+def test_odd_names_are_shown_as_they_are(files, tmp_path):
+    markdown_it = pytest.importorskip("markdown_it")
+    rows = report.read_rows(files(*NETS, result(ODD, 50, 60), result(f"{ODD}_lpf2", 51, 62)))
+    text = report.write_report(rows, tmp_path / "report", [ODD]).read_text()
+    page = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    told = html.unescape(re.sub("<[^>]*>", "", page))
+    assert told.count(" ".join(ODD.split())) == 3
+    assert page.count("<i>") == page.count("<code>d") == page.count("<a href=\"https") == 0
+    assert len({line.count("|") for line in report.table(rows).splitlines()}) == 1
+
+
+def test_a_figure_of_an_odd_name_stays_in_its_folder(files, tmp_path):
+    (folder,) = files(result("../../a", 70, diagonal={"file": "d.npz", "images": [0]}))
+    np.savez(folder / "d.npz", diag_probs=np.full((1, 5), 0.5))
+    report.write_report(report.read_rows([folder]), tmp_path / "b/c/report")
+    assert (tmp_path / "b/c/report/diagonal_..%2F..%2Fa.png").is_file()
 
 
 def test_without_matplotlib_a_figure_says_what_to_install(files, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 from aa_flax.arguments import whole_number
 from aa_flax.data.crops import center_image
 from aa_flax.data.pictures import Pictures
+from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.pairs import random_pairs
 from aa_flax.evaluation.observe import Observations, observe
@@ -118,7 +119,7 @@ class Images(PicturesMeasure):
             lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
             for row, result in zip(nets, found, strict=True):
                 lines += [_line(row.title, one) for one in result["least_stable"]]
-            about = f"Of {where}, with shifts within {found[0]['within']} pixels on each axis."
+            about = f"Of {markdown(where)}, with shifts within {found[0]['within']} pixels on each axis."
             parts += ["## Own images", about, "\n".join(lines)]
         return "\n\n".join(parts)
 
@@ -195,4 +196,4 @@ def _line(net: str, one: Mapping[str, Any]) -> str:
         f"({down}, {right})",
         f"{one['same_class']:.0f} %",
     ]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(markdown, cells))} |"

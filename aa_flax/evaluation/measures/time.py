@@ -7,6 +7,7 @@ from statistics import fmean
 import jax
 
 from aa_flax.evaluation import plots
+from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.points import TimesByFilter, fastest, points, time_label
@@ -62,7 +63,7 @@ class Time(Measure):
         heads = ["net", *("baseline" if k is None else f"lpf{k}" for k in sizes)]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         lines += [
-            f"| {name} | {' | '.join(_cell(family, k) for k in sizes)} |"
+            f"| {markdown(name)} | {' | '.join(_cell(family, k) for k in sizes)} |"
             for name, family in sorted(families.items(), key=lambda item: fastest(item[1]))
         ]
         return "\n\n".join(["## Run time", _EXPLAINED, "\n".join(lines)])

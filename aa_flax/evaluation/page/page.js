@@ -58,7 +58,7 @@ function walk(groups) {
     image = group.images[at("image").value];
     showPicture();
     const traces = image.nets.map((net) => ({
-      type: "scatter", mode: "lines+markers", name: net.name, y: net.probability,
+      type: "scatter", mode: "lines+markers", name: net.label, y: net.probability,
       line: { color: net.colour }, marker: { size: 6, symbol: image.nets.indexOf(net) % 5 },
       hovertemplate: "shift %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
     }));
