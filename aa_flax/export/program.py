@@ -75,13 +75,14 @@ class Program:
 
     def metadata(self) -> dict[str, Any]:
         """Facts about the net, its weights and what it expects, as JSON knows them."""
-        config = self.model.config
+        config, names = self.model.config, self.model.config.class_names
         sides = ["height", "width"] if self.open_size else [self.size] * 2
         return {
             "producer": "aa_flax",
             "model": self.model.name,
             "options": self.model.options,
             "num_classes": self.model.num_classes,
+            "class_names": list(names) if len(names) == self.model.num_classes else [],
             "source": config.weights or "unknown: weights that no file was named for",
             "sha256": config.sha256,
             "licence": config.licence or "unknown",

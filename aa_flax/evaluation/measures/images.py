@@ -119,7 +119,10 @@ class Images(PicturesMeasure):
             lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
             for row, result in zip(nets, found, strict=True):
                 lines += [_line(row.title, one) for one in result["least_stable"]]
-            about = f"Of {markdown(where)}, with shifts within {found[0]['within']} pixels on each axis."
+            about = (
+                f"Of {markdown(where)}, with shifts within {found[0]['within']} pixels on each "
+                "axis."
+            )
             parts += ["## Own images", about, "\n".join(lines)]
         return "\n\n".join(parts)
 

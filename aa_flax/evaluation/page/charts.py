@@ -56,7 +56,11 @@ def _markers(family: str, members: Sequence[Point], colour: str, labels: tuple[s
         "textfont": {"color": colour, "size": 11},
         "cliponaxis": False,
         "customdata": [
-            [plotly(net.name), _told(net.x, net.x_error, labels[0]), _told(net.y, net.y_error, labels[1])]
+            [
+                plotly(net.name),
+                _told(net.x, net.x_error, labels[0]),
+                _told(net.y, net.y_error, labels[1]),
+            ]
             for net in members
         ],
         "hovertemplate": (

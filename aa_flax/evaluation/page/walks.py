@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.evaluation.markup import plotly
 from aa_flax.evaluation.page.charts import layout
 from aa_flax.evaluation.page.maps import data_uri
-from aa_flax.evaluation.markup import plotly
 from aa_flax.evaluation.points import PALETTE
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.rows import by_conditions
