@@ -199,7 +199,9 @@ def write_results(output: Path, results: Results, *, replace: bool = False) -> R
             raise
         before = {}
     if same_experiment(before, results):
+        measured = before.get("measured", {}) | results.get("measured", {})
         results = before | {key: value for key, value in results.items() if key != "config"}
+        results |= {"measured": measured} if measured else {}
     results = with_aliases(results)
     if "config" in results:  # at the end
         results["config"] = results.pop("config")

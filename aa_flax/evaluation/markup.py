@@ -2,6 +2,7 @@
 
 import re
 from html import escape
+from textwrap import wrap
 from urllib.parse import quote
 
 # What Markdown reads within a line; `_` only at the ends of a word, and `:` before an address.
@@ -19,12 +20,15 @@ def markdown(text: str) -> str:
 
 
 def plotly(text: str) -> str:
-    """A text that plotly shows as it is: of its own it takes `<a href=...>` for a link.
+    """A text that plotly shows as it is, in lines that fit a phone.
+
+    Of its own it takes `<a href=...>` for a link.
 
     >>> plotly("<b>net</b>")
     '&lt;b&gt;net&lt;/b&gt;'
     """
-    return escape(text, quote=False).replace("{", "&#123;")  # `%{...}` is of its templates
+    lines = (escape(line, quote=False) for line in wrap(text, 40))
+    return "<br>".join(lines).replace("{", "&#123;")  # `%{...}` is of its templates
 
 
 def file_name(text: str) -> str:

@@ -30,10 +30,12 @@ from aa_flax.evaluation.judging import (
 from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.page import plotly_js, write_page
+from aa_flax.evaluation.plots import pyplot
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
 from aa_flax.evaluation.row import Row
-from aa_flax.evaluation.rows import conditions, gather
+from aa_flax.evaluation.rows import circumstances, conditions, gather, weights_of
 from aa_flax.plugins import load_plugins
+from aa_flax.progress import tell
 
 
 def read_rows(paths: Iterable[str | Path]) -> list[Row]:
@@ -78,13 +80,15 @@ def write_report(
         The path of what was written last: `report.md`, or `report.html`.
 
     Raises:
-        InputError: the folder cannot be made or written to, or a package is missing.
+        InputError: the folder cannot be made or written to, or plotly is missing. (Without
+            matplotlib there are no figures, which is printed.)
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
         if html:
             plotly_js()  # if it is missing, that is told before anything is drawn
-        drawn = {m.name: m.figures(output, rows) for m in MEASURES.values()}
+        drawn, missing = _figures(output, rows)
+        left_out = [*left_out, *missing]
         figures = [path for paths in drawn.values() for path in paths]
         report = output / "report.md"
         report.write_text("\n\n".join(_parts(rows, figures, left_out)) + "\n")
@@ -95,15 +99,28 @@ def write_report(
     return report
 
 
+def _figures(output: Path, rows: Sequence[Row]) -> tuple[dict[str, list[Path]], list[str]]:
+    """The figures of each measure, or why there are none."""
+    try:
+        pyplot()
+    except InputError as error:
+        tell(f"left out: {error}")
+        return {}, [str(error)]
+    return {m.name: m.figures(output, rows) for m in MEASURES.values()}, []
+
+
 def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]) -> list[str]:
     parts = [
         "# Report",
         "Percentages; results that differ in their seed alone are given as mean ± standard "
-        f"deviation. **Bold**: no net of the table is better in {judged_by()} without being worse "
-        "in the other; *italic*: another version of the same net is.",
+        "deviation, a single one with its 95 % confidence interval (times: with the quartiles of "
+        f"its passes). **Bold**: no net of the table is better in {judged_by()} without being "
+        "worse in the other; *italic*: another version of the same net is.",
         table(rows),
         "\n".join(f"- `{title}`: {told}." for title, told in explained_columns(rows).items()),
     ]
+    if measured := circumstances(rows):
+        parts.insert(2, f"Measured {markdown(measured)}.")
     if common := conditions(rows):
         parts.insert(2, f"Of all rows: {markdown(common)}.")
     if published := published_table(rows):
@@ -114,6 +131,8 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
         ]
     parts += [section for m in MEASURES.values() if (section := m.section(rows))]
     parts += [_figure(path) for path in figures]
+    if told := [f"- {markdown(r.title)}: {markdown(w)}" for r in rows if (w := weights_of(r))]:
+        parts += ["## Weights", "\n".join(told)]
     if left_out:
         parts += ["## Left out", "\n".join(f"- {markdown(line)}" for line in left_out)]
     return parts

@@ -312,7 +312,25 @@ def test_a_figure_of_an_odd_name_stays_in_its_folder(files, tmp_path):
     assert (tmp_path / "b/c/report/diagonal_..%2F..%2Fa.png").is_file()
 
 
-def test_without_matplotlib_a_figure_says_what_to_install(files, tmp_path, monkeypatch):
+def test_without_matplotlib_the_report_has_all_but_figures(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'aa_flax\[plots\]'"):
-        report.write_report(report.read_rows(files(*NETS)), tmp_path)
+    rows = report.read_rows(files(*NETS))
+    text = report.write_report(rows, tmp_path / "out").read_text()
+    assert report.table(rows) in text
+    assert (
+        "left out: figures need matplotlib: pip install 'aa_flax[plots]'" in capsys.readouterr().out
+    )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.md"]
+
+
+def test_date_versions_device_and_weights_are_told_where_results_have_them(files, tmp_path):
+    facts = {"date": "2026-11-30", "aa_flax": "0.1.0", "jax": "0.10.2", "Python": "3.11.7"}
+    measured = {"accuracy": facts | {"device": "cpu"}, "time": facts | {"date": "2026-12-02"}}
+    rows = report.read_rows(files(result("resnet18", 70, measured=measured), *NETS[1:]))
+    text = report.write_report(rows, tmp_path).read_text()
+    told = (
+        "Measured 2026-11-30 to 2026-12-02 on cpu, with aa_flax 0.1.0, jax 0.10.2, Python 3.11.7."
+    )
+    assert told in text
+    assert "- resnet18: somewhere\n" in text
+    assert "Measured" not in report.write_report(rows[:1], tmp_path).read_text()

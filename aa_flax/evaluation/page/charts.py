@@ -10,19 +10,21 @@ from aa_flax.evaluation.rounding import mean_with_spread
 
 Chart = dict[str, Any]
 
-_GRID = {"gridcolor": "#e3e3e3", "zeroline": False, "automargin": True, "linecolor": "#999"}
+_GRID = {"zeroline": False, "automargin": True}
 
 
 def layout(x: str, y: str, **more: Any) -> Chart:
-    """What all charts have in common: axes with titles, the legend above."""
+    """What all charts have in common: axes with titles, the legend above.
+
+    `page.js` adds the colours of the page, which are the reader's, light or dark.
+    """
     return {
         "xaxis": {**_GRID, "title": {"text": x}},
         "yaxis": {**_GRID, "title": {"text": y}},
         "margin": {"l": 8, "r": 16, "t": 16, "b": 8},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
+        "font": {"family": "system-ui, sans-serif", "size": 13},
         "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "#fff",
         "hovermode": "closest",
         "height": 440,
         **more,

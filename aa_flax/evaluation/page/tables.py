@@ -15,6 +15,7 @@ from aa_flax.evaluation.judging import (
 from aa_flax.evaluation.measure import Column
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
 from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.rows import weights_of
 
 
 def results_table(rows: Sequence[Row]) -> str:
@@ -59,7 +60,8 @@ def _legend(told: dict[str, str]) -> str:
     return (
         f'<p><span class="front">Bold</span>: no net is better in {escape(judged_by())} without '
         'being worse in the other. <span class="beaten">Italic</span>: another version of the same '
-        "net is better. ±: standard deviation over training seeds.</p>\n"
+        "net is better. ±: standard deviation over training seeds; in brackets: of one result the "
+        "95 % confidence interval, of times the quartiles of the passes.</p>\n"
         f"<dl>{''.join(terms)}</dl>"
     )
 
@@ -83,6 +85,15 @@ def published_section(rows: Sequence[Row]) -> str:
         f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         "</section>"
     )
+
+
+def weights_list(rows: Sequence[Row]) -> str:
+    """Where the weights of each net come from."""
+    told = [(row.title, found) for row in rows if (found := weights_of(row))]
+    items = [f"<dt>{breakable(title)}</dt><dd>{escape(found)}</dd>" for title, found in told]
+    if not items:
+        return ""
+    return f'<section id="weights"><h2>Weights</h2><dl>{"".join(items)}</dl></section>'
 
 
 def left_out_list(left_out: Sequence[str]) -> str:

@@ -17,9 +17,9 @@ def walks(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For each net and its antialiased ones, measured alike: curves and images, for `page.js`.
 
     Each has `title`; `images`, each with `title`, the `source` of its picture (None: it was not
-    stored) and a list of `nets`: `name`, `label` for plotly, `colour`, and at each offset the probability of the true
-    class and whether it is the likeliest; `crop` and `size`, pixels of what the net sees and of
-    what it is cut from; and `layout` of the chart.
+    stored) and a list of `nets`: `name`, `label` for plotly, `colour`, and at each offset the
+    probability of the true class and whether it is the likeliest; `crop` and `size`, pixels of
+    what the net sees and of what it is cut from; and `layout` of the chart.
     """
     return [_walk(title, nets) for title, nets in by_conditions(rows).items()]
 
