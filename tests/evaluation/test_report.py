@@ -300,7 +300,7 @@ def test_odd_names_are_shown_as_they_are(files, tmp_path):
     text = report.write_report(rows, tmp_path / "report", [ODD]).read_text()
     page = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(text)
     told = html.unescape(re.sub("<[^>]*>", "", page))
-    assert told.count(" ".join(ODD.split())) == 3
+    assert told.count(" ".join(ODD.split())) == 5
     assert page.count("<i>") == page.count("<code>d") == page.count('<a href="https') == 0
     assert len({line.count("|") for line in report.table(rows).splitlines()}) == 1
 
