@@ -1,5 +1,6 @@
 """`aa_flax.export` and its command: both names, and the mistakes people make."""
 
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import aa_flax
 from aa_flax import InputError
 from aa_flax.export import onnx_file, write
 from aa_flax.export.__main__ import run
-from tests.export.small import SIZE, resnet, small
+from tests.export.small import NETS, SIZE, resnet, small
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,17 @@ def test_without_a_runtime_nothing_is_compared(tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     monkeypatch.setattr(write, "find_spec", lambda name: None if name == "onnxruntime" else name)
     assert aa_flax.export(small("basic"), tmp_path / "net.onnx", size=SIZE).difference is None
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "stablehlo"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_size_that_is_advised_can_be_exported(name, suffix, tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(InputError, match="are too small") as refused:
+        aa_flax.export(small(name), tmp_path / f"net.{suffix}", size=1)
+    (advised,) = re.findall(r"takes (\d+)x", str(refused.value))
+    exported = aa_flax.export(small(name), tmp_path / f"net.{suffix}", size=int(advised))
+    assert exported.difference <= 1e-5
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "stablehlo"])
