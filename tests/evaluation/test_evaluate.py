@@ -16,6 +16,7 @@ from aa_flax import InputError
 from aa_flax.evaluation import evaluator
 from aa_flax.evaluation.files import read_results, same_weights
 from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.run import evaluate_config
 from aa_flax.evaluation.timing import time_forward
 from benchmarks.reference import abstract_model
@@ -89,7 +90,8 @@ def test_everything_is_written_with_its_settings(tmp_path, capsys):
     assert saved["diag_probs"].shape == (COUNT, 5)
     assert (tmp_path / "p.npz").exists()
     printed = capsys.readouterr().out
-    assert f"consistency {written['consistency']:6.2f} ±" in printed
+    told = with_interval(written["consistency"], written["consistency_interval"])
+    assert f"consistency {told}" in printed
     top1 = [found["top1"] for found in written["per_class"].values() if isinstance(found, dict)]
     assert f"top-1 from {min(top1):.2f} %" in printed
 
@@ -119,6 +121,9 @@ def test_results_of_the_same_net_are_added(tmp_path):
     config.data.num_workers = 1  # which changes no figure
     run(output, "worst_case", config=config)
     assert {"consistency", "shift", "worst_case"} <= read(output).keys()
+    measured = read(output)["measured"]
+    assert measured.keys() == {"accuracy", "shift", "worst_case"}
+    assert measured["shift"]["jax"] == jax.__version__
     assert list(tmp_path.iterdir()) == [output]
 
 
