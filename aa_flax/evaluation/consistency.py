@@ -5,11 +5,12 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Float
 
+from aa_flax.evaluation.intervals import of_images
 from aa_flax.evaluation.observe import Observations
 
 
 class Consistency(TypedDict):
-    """Percentages over all images and pairs; `..._ci95` is half a 95 % confidence interval.
+    """Percentages over all images and pairs; `..._interval`: ends of the 95 % confidence interval.
 
     Attributes:
         consistency: pairs with the same top-1 class (Zhang 2019, Sec. 4.1).
@@ -20,7 +21,7 @@ class Consistency(TypedDict):
 
     num_images: int
     consistency: float
-    consistency_ci95: float
+    consistency_interval: list[float]
     consistent_and_correct: float
     probability_change: float
     top1_shifted: float
@@ -34,7 +35,7 @@ def agreement(seen: Observations) -> Float[np.ndarray, " n"]:
 def consistency(seen: Observations) -> Consistency:
     """How often the two views of a pair get the same class.
 
-    The images are the sample of the confidence interval.
+    The images are the sample of the confidence interval, see `of_images`.
 
     Raises:
         InputError: outputs that are not finite; such a net would count as perfectly consistent.
@@ -47,7 +48,7 @@ def consistency(seen: Observations) -> Consistency:
     return {
         "num_images": len(agreed),
         "consistency": 100 * float(agreed.mean()),
-        "consistency_ci95": 100 * 1.96 * float(agreed.std() / np.sqrt(len(agreed))),
+        "consistency_interval": of_images(agreed, probability.shape[1] // 2),
         "consistent_and_correct": 100 * float(both.mean()),
         "probability_change": 100 * float(change.mean(dtype=np.float64)),
         "top1_shifted": 100 * float(seen.correct.mean()),

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.arguments import real_number, whole_number
 from aa_flax.errors import InputError
+from aa_flax.evaluation.intervals import of_images
 from aa_flax.evaluation.moved import MovedFromCentre, RandomPairs, translated
 from aa_flax.evaluation.predict import Predictor, predictor_of
 from aa_flax.evaluation.views import check_size
@@ -33,7 +34,7 @@ class MaskConsistency(TypedDict):
     Attributes:
         consistency: mean of the classes' agreement, over classes that any mask has.
         agreement: pixels with the same label in both masks, mean over the pairs.
-        agreement_ci95: half a 95 % confidence interval, with the images as the sample.
+        agreement_interval: its 95 % confidence interval, with the images as the sample.
         per_class: for class c, with A and B the pixels that the first and the second mask give to
             it: 2 |A and B| / (|A| + |B|), the share of pixels that one gives to c which the other
             gives to c, too. None for a class that no mask has.
@@ -42,7 +43,7 @@ class MaskConsistency(TypedDict):
     num_images: int
     consistency: float
     agreement: float
-    agreement_ci95: float
+    agreement_interval: list[float]
     per_class: list[float | None]
 
 
@@ -176,7 +177,7 @@ def masks_of(predictor: Predictor, batches: Batches, views: Views) -> MaskConsis
         "num_images": len(per_image),
         "consistency": float(np.mean([share for share in per_class if share is not None])),
         "agreement": 100 * float(per_image.mean()),
-        "agreement_ci95": 100 * 1.96 * float(per_image.std() / np.sqrt(len(per_image))),
+        "agreement_interval": of_images(per_image, views.passes),
         "per_class": per_class,
     }
 

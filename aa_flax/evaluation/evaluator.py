@@ -1,7 +1,10 @@
 """Runs measures over a net: all that can be wrong first, then pass by pass, writing as it goes."""
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -113,10 +116,13 @@ def run(plan: Plan) -> Results:
         KeyboardInterrupt: as it came, saying what is kept.
     """
     results, output = plan.facts | {"num_images": len(plan.subject.source)}, plan.subject.output
+    circumstances = _circumstances(plan.subject)
     kept = "nothing was measured yet"
     try:
         for found in _passes(plan):
             results |= found
+            measured = [m.name for m in plan.measures if m.found_in(results) is not None]
+            results["measured"] = dict.fromkeys(measured, circumstances)
             if output is not None:
                 if is_main_process():
                     write_results(output, results, replace=plan.replace)
@@ -124,6 +130,14 @@ def run(plan: Plan) -> Results:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept) from None
     return with_aliases(results)
+
+
+def _circumstances(subject: Subject) -> dict[str, str]:
+    """When and by what something is measured, for the record: numbers hardly depend on it."""
+    device = {} if subject.predictor.on_host else {"device": jax.devices()[0].device_kind}
+    versions = {name: metadata.version(name) for name in ("aa_flax", "jax")}
+    date, python = datetime.now(UTC).date().isoformat(), platform.python_version()
+    return {"date": date, **versions, "Python": python, **device}
 
 
 def _passes(plan: Plan) -> Iterator[Results]:

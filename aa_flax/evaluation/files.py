@@ -24,7 +24,7 @@ _EXPERIMENT = ("model", "options", "dtype", "data")
 # Keys that the numbers of `shift` also have at the top, where they alone once stood.
 _OF_SHIFT = (
     "consistency",
-    "consistency_ci95",
+    "consistency_interval",
     "consistent_and_correct",
     "probability_change",
     "top1_shifted",
@@ -200,7 +200,9 @@ def write_results(output: Path, results: Results, *, replace: bool = False) -> R
             raise
         before = {}
     if same_experiment(before, results):
+        measured = before.get("measured", {}) | results.get("measured", {})
         results = before | {key: value for key, value in results.items() if key != "config"}
+        results |= {"measured": measured} if measured else {}
     results = with_aliases(results)
     if "config" in results:  # at the end
         results["config"] = results.pop("config")

@@ -61,6 +61,7 @@ def _write(panel: Any, point: tuple[float, float], text: str, colour: str, place
         va=vertical,
         color=colour,
         fontsize=8,
+        parse_math=False,  # of names with a $
     )
 
 

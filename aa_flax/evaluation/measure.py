@@ -89,6 +89,7 @@ class Column:
         unit: of the number: `%`, `ms`, or "".
         judged: whether more of it makes a net better, for the report's Pareto front.
         note: what the report says of it.
+        interval: key, in the same mapping, of the two ends of its interval; empty: it has none.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Column:
     unit: str = "%"
     judged: bool = False
     note: str = ""
+    interval: str = ""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def save_figure(figure: Any, path: Path, formats: Sequence[str]) -> None:
     """Writes a figure in each format, and closes it; equal figures give equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plt = pyplot()
+    for text in figure.findobj(lambda part: hasattr(part, "set_parse_math")):
+        text.set_parse_math(False)  # names with a $ are no formulas
     with plt.rc_context(_SETTINGS):
         for suffix in formats:
             date = {".pdf": "CreationDate", ".svg": "Date"}.get(suffix)

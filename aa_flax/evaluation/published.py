@@ -76,7 +76,8 @@ def comparisons(results: dict[str, Any]) -> dict[str, Comparison]:
     found = {"accuracy": compare(results["top1"], published.accuracy, error)}
     shift = results.get("shift", results)
     if "consistency" in shift:
-        error = shift["consistency_ci95"] / 1.96
+        low, high = shift["consistency_interval"]
+        error = (high - low) / 2 / 1.96
         found["consistency"] = compare(shift["consistency"], published.consistency, error)
     return found
 

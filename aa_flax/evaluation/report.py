@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
@@ -26,13 +27,15 @@ from aa_flax.evaluation.judging import (
     pareto_front,
     shown_columns,
 )
+from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.page import plotly_js, write_page
+from aa_flax.evaluation.plots import pyplot
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
-from aa_flax.evaluation.rounding import with_spread
 from aa_flax.evaluation.row import Row
-from aa_flax.evaluation.rows import conditions, gather
+from aa_flax.evaluation.rows import circumstances, conditions, gather, weights_of
 from aa_flax.plugins import load_plugins
+from aa_flax.progress import tell
 
 
 def read_rows(paths: Iterable[str | Path]) -> list[Row]:
@@ -48,8 +51,9 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| net | {' | '.join(titles)} |", "|---" * (len(shown) + 1) + "|"]
     for row in rows:
         mark = "**" if row.title in front else "*" if row.title in dominated else ""
-        name = f"{mark}{row.model}{mark}" + (f" ({row.label})" if row.label else "")
-        cells = [with_spread(row.values(path), column.unit) for column, path in shown]
+        label = f" ({markdown(row.label)})" if row.label else ""
+        name = f"{mark}{markdown(row.model)}{mark}{label}"
+        cells = [row.text(path, column.unit, column.interval) for column, path in shown]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -60,7 +64,7 @@ def published_table(rows: Sequence[Row]) -> str:
     if not cells:
         return ""
     lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
+    return "\n".join([*lines, *(f"| {' | '.join(map(markdown, row))} |" for row in cells)])
 
 
 def write_report(
@@ -76,13 +80,15 @@ def write_report(
         The path of what was written last: `report.md`, or `report.html`.
 
     Raises:
-        InputError: the folder cannot be made or written to, or a package is missing.
+        InputError: the folder cannot be made or written to, or plotly is missing. (Without
+            matplotlib there are no figures, which is printed.)
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
         if html:
             plotly_js()  # if it is missing, that is told before anything is drawn
-        drawn = {m.name: m.figures(output, rows) for m in MEASURES.values()}
+        drawn, missing = _figures(output, rows)
+        left_out = [*left_out, *missing]
         figures = [path for paths in drawn.values() for path in paths]
         report = output / "report.md"
         report.write_text("\n\n".join(_parts(rows, figures, left_out)) + "\n")
@@ -93,17 +99,30 @@ def write_report(
     return report
 
 
+def _figures(output: Path, rows: Sequence[Row]) -> tuple[dict[str, list[Path]], list[str]]:
+    """The figures of each measure, or why there are none."""
+    try:
+        pyplot()
+    except InputError as error:
+        tell(f"left out: {error}")
+        return {}, [str(error)]
+    return {m.name: m.figures(output, rows) for m in MEASURES.values()}, []
+
+
 def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]) -> list[str]:
     parts = [
         "# Report",
         "Percentages; results that differ in their seed alone are given as mean ± standard "
-        f"deviation. **Bold**: no net of the table is better in {judged_by()} without being worse "
-        "in the other; *italic*: another version of the same net is.",
+        "deviation, a single one with its 95 % confidence interval (times: with the quartiles of "
+        f"its passes). **Bold**: no net of the table is better in {judged_by()} without being "
+        "worse in the other; *italic*: another version of the same net is.",
         table(rows),
         "\n".join(f"- `{title}`: {told}." for title, told in explained_columns(rows).items()),
     ]
+    if measured := circumstances(rows):
+        parts.insert(2, f"Measured {markdown(measured)}.")
     if common := conditions(rows):
-        parts.insert(2, f"Of all rows: {common}.")
+        parts.insert(2, f"Of all rows: {markdown(common)}.")
     if published := published_table(rows):
         parts += [
             "## Beside what was published",
@@ -112,16 +131,19 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
         ]
     parts += [section for m in MEASURES.values() if (section := m.section(rows))]
     parts += [_figure(path) for path in figures]
+    if told := [f"- {markdown(r.title)}: {markdown(w)}" for r in rows if (w := weights_of(r))]:
+        parts += ["## Weights", "\n".join(told)]
     if left_out:
-        parts += ["## Left out", "\n".join(f"- {line}" for line in left_out)]
+        parts += ["## Left out", "\n".join(f"- {markdown(line)}" for line in left_out)]
     return parts
 
 
 def _figure(path: Path) -> str:
     """The picture, and links to the same drawn as lines, for a paper."""
     others = [path.with_suffix(suffix) for suffix in (".pdf", ".svg")]
-    links = [f"[{other.suffix[1:].upper()}]({other.name})" for other in others if other.is_file()]
-    return "\n\n".join([f"![{path.stem}]({path.name})", *([", ".join(links)] if links else [])])
+    shown = f"![{markdown(path.stem)}]({quote(path.name)})"
+    links = [f"[{o.suffix[1:].upper()}]({quote(o.name)})" for o in others if o.is_file()]
+    return "\n\n".join([shown, *([", ".join(links)] if links else [])])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,6 +25,17 @@ def mean_with_spread(mean: float, deviation: float | None, unit: str = "%") -> s
     return f"{mean:.{decimals}f}{spread}"
 
 
+def with_interval(value: float, interval: Sequence[float], unit: str = "%") -> str:
+    """A number with the ends of its interval: `88.2 % (86.4 to 89.7)`.
+
+    Half the interval has two significant digits, as a deviation has.
+    """
+    low, high = interval
+    decimals = _decimals((high - low) / 2, 2)
+    mark = f" {unit}" if unit else ""
+    return f"{value:.{decimals}f}{mark} ({low:.{decimals}f} to {high:.{decimals}f})"
+
+
 def _decimals_of_one(value: float, unit: str) -> int:
     return 2 if unit == "%" else _decimals(value, 4)
 

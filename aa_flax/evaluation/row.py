@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.evaluation.rounding import with_interval, with_spread
+
 
 @dataclass(frozen=True)
 class Row:
@@ -41,14 +43,20 @@ class Row:
 
     def values(self, path: tuple[str, ...]) -> list[float]:
         """The number at a place in the results, of each that has it."""
-        found = []
-        for results in self.results:
-            value: Any = results
-            for key in path:
-                value = value.get(key) if isinstance(value, dict) else None
-            if isinstance(value, int | float):
-                found.append(float(value))
-        return found
+        found = (_at(results, path) for results in self.results)
+        return [float(value) for value in found if isinstance(value, int | float)]
+
+    def text(self, path: tuple[str, ...], unit: str, interval: str = "") -> str:
+        """The number at a place: of one result with its interval, of several their spread.
+
+        Args:
+            interval: key of the interval's two ends, beside the number's; empty: it has none.
+        """
+        values = self.values(path)
+        ends = [_at(results, (*path[:-1], interval)) for results in self.results]
+        if len(values) == len(ends) == 1 and isinstance(ends[0], list):
+            return with_interval(values[0], ends[0], unit="")
+        return with_spread(values, unit)
 
     def point(self, *paths: tuple[str, ...]) -> tuple[float, ...] | None:
         """The means of several numbers, if all were measured."""
@@ -64,6 +72,13 @@ class Row:
         found = self.first(measure)
         assert found is not None
         return Path(found["file"])
+
+
+def _at(results: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = results
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def by_base(rows: list[Row]) -> dict[str, list[Row]]:

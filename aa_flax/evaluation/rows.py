@@ -11,11 +11,12 @@ from aa_flax.evaluation.files import Results, read_results
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.row import Row
 from aa_flax.models.registry import list_models
+from aa_flax.weights.locate import describe
 
 # Files of a run's folder that are no results.
 _OTHER_FILES = ("config.json", "data.json", "versions.json")
 # Mappings in the results that are no measure's.
-_NO_MEASURES = ("weights", "data", "config", "options")
+_NO_MEASURES = ("weights", "data", "config", "options", "measured")
 # Facts of an evaluation; nets that differ in one of them are not comparable.
 CONDITIONS = ("data", "path", "images", "crop", "shift_range")
 _MEASURED_BY = (*CONDITIONS, "image_size", "resize_size", "passes", "images_per_draw", "dtype")
@@ -94,7 +95,8 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
 def _opened(file: Path, left_out: list[str]) -> Results:
     """The results in a file; the paths in them can be opened."""
     results = read_results(file)
-    if not {"model", "num_images"} <= results.keys():
+    records = results.get("measured", {}).values()
+    if not {"model", "num_images"} <= results.keys() or not all("date" in r for r in records):
         raise InputError(f"{file} holds no results of an evaluation")
     for name, found in list(results.items()):
         if not isinstance(found, dict) or name in _NO_MEASURES:
@@ -174,7 +176,9 @@ def _merged(all: Sequence[Results]) -> tuple[Results, ...]:
         if same is None:
             merged.append(dict(results))
         else:
+            measured = results.get("measured", {}) | same.get("measured", {})
             same |= {key: value for key, value in results.items() if key not in same}
+            same["measured"] = measured
     return tuple(merged)
 
 
@@ -231,6 +235,30 @@ def conditions(rows: Sequence[Row]) -> str:
         if name in first and all(row.facts.get(name) == first[name] for row in rows)
     }
     return ", ".join(_told(name, value) for name, value in common.items())
+
+
+def circumstances(rows: Sequence[Row]) -> str:
+    """When, on what and with which versions the numbers were measured, where that is recorded."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for results in row.results:
+            for facts in results.get("measured", {}).values():
+                for name, value in facts.items():
+                    found.setdefault(name, set()).add(str(value))
+    if not found:
+        return ""
+    told = {name: " and ".join(sorted(values)) for name, values in found.items()}
+    dates = sorted(found["date"])
+    date = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    versions = ", ".join(f"{n} {told[n]}" for n in ("aa_flax", "jax", "Python") if n in told)
+    device = f" on {told['device']}" if "device" in told else ""
+    return f"{date}{device}, with {versions}"
+
+
+def weights_of(row: Row) -> str:
+    """The weights of each result, in words."""
+    found = [describe(w) for results in row.results if (w := results.get("weights"))]
+    return "; ".join(dict.fromkeys(found))
 
 
 def by_conditions(rows: Sequence[Row]) -> dict[str, list[Row]]:

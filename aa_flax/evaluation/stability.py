@@ -17,8 +17,8 @@ class Stability(TypedDict):
 
     Attributes:
         consistency: of pairs of crops at random offsets, those with the same top-1 class (Zhang
-            2019, Sec. 4.1); `consistency_ci95` is half a 95 % confidence interval, the images being
-            the sample.
+            2019, Sec. 4.1); `consistency_interval` is the 95 % confidence interval, the images
+            being the sample.
         same_class: over images and shifts, how often the top-1 class is the own class; the
             unshifted crop does not count.
         worst_case: images whose top-1 class is the own class at every shift.
@@ -29,7 +29,7 @@ class Stability(TypedDict):
 
     num_images: int
     consistency: float
-    consistency_ci95: float
+    consistency_interval: list[float]
     same_class: float
     worst_case: float
     probability_change: float
@@ -54,7 +54,7 @@ def stability(pairs: Observations, around: Observations) -> Stability:
     return {
         "num_images": len(around.index),
         "consistency": paired["consistency"],
-        "consistency_ci95": paired["consistency_ci95"],
+        "consistency_interval": paired["consistency_interval"],
         "same_class": 100 * float(same.mean()),
         "worst_case": 100 * float(same.all(1).mean()),
         "probability_change": 100 * float(change.mean(dtype=np.float64)),

@@ -11,9 +11,15 @@ from aa_flax.evaluation.predict import predictor_of
 
 
 class ForwardTime(TypedDict):
-    """Median milliseconds of one compiled forward pass of `batch_size` images on one device."""
+    """Milliseconds of one compiled forward pass of `batch_size` images on one device.
+
+    Attributes:
+        milliseconds: the median of `repeats` passes. milliseconds_quartiles: half of them are
+            between these two.
+    """
 
     milliseconds: float
+    milliseconds_quartiles: list[float]
     batch_size: int
     crop_size: int
     repeats: int
@@ -37,8 +43,10 @@ def time_forward(
         began = time.perf_counter()
         jax.block_until_ready(predictor.logits(images))
         seconds.append(time.perf_counter() - began)
+    low, median, high = (1000 * float(q) for q in np.quantile(seconds[2:], (0.25, 0.5, 0.75)))
     return {
-        "milliseconds": 1000 * float(np.median(seconds[2:])),
+        "milliseconds": median,
+        "milliseconds_quartiles": [low, high],
         "batch_size": batch_size,
         "crop_size": crop_size,
         "repeats": repeats,

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from aa_flax.commands import as_called, called
 from aa_flax.convert import add_arguments_of_weights, option, published_or_of_a_run
 from aa_flax.errors import InputError
+from aa_flax.export.int8 import LEAST_AGREEMENT
 from aa_flax.export.write import Exported, check_output, export
 from aa_flax.models.classifier import Classifier
 from aa_flax.weights.content import read_content
@@ -60,6 +61,7 @@ def run(arguments: Sequence[str]) -> None:
         dynamic_size=args.dynamic_size,
         preprocessing=args.preprocessing,
         int8=args.int8,
+        int8_min_agreement=args.int8_min_agreement,
     )
     print(f"{model.name}: {_told(exported)}")
 
@@ -80,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preprocessing", action="store_true", help="bytes to probabilities")
     parser.add_argument(
         "--int8", metavar="FOLDER", help="quantise, calibrated on images of this folder"
+    )
+    parser.add_argument(
+        "--int8-min-agreement",
+        type=float,
+        default=LEAST_AGREEMENT,
+        metavar="FRACTION",
+        help="of the images that keep their class in int8, below which the file is refused; "
+        "default: %(default)s",
     )
     return parser
 
@@ -117,6 +127,8 @@ def _told(exported: Exported) -> str:
             f"; in int8 the same class for {100 * exported.agreement:.1f} % of "
             f"{facts['compared_on']} images (calibrated on {facts['calibrated_on']} others)"
         )
+        if facts["min_agreement"] != LEAST_AGREEMENT:
+            told += f"; at least {100 * facts['min_agreement']:g} % were asked for"
     return told
 
 

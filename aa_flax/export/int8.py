@@ -19,7 +19,7 @@ from aa_flax.errors import InputError
 from aa_flax.export.onnx_file import INPUT, open_onnx
 from aa_flax.export.program import Program
 
-LEAST_AGREEMENT = 0.99  # of the classes; a file below is not kept
+LEAST_AGREEMENT = 0.99  # of the classes; a file below is not kept, unless less is asked for
 LEAST_IMAGES = 200  # so that one image in two counts 1 %
 _BATCH = 8
 _QUANTISED = ["Conv", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad", "Add", "Concat"]
@@ -62,18 +62,23 @@ def pictures_for_int8(images: Any, program: Program, path: Path) -> Pictures:
     return pictures
 
 
-def quantise(program: Program, path: Path, pictures: Pictures) -> dict[str, Any]:
+def quantise(
+    program: Program, path: Path, pictures: Pictures, least: float = LEAST_AGREEMENT
+) -> dict[str, Any]:
     """Turns a file of ONNX into one of int8, calibrated on every second image, in place.
 
     Maps have unsigned bytes, weights signed ones of 7 bits for each channel (which no processor's
     products of bytes saturate); the last layer stays as it is, and with it the logits' range.
 
+    Args:
+        least: agreement; a file below is not kept.
+
     Returns:
         The share of the other images to which both files give the same class as `agreement`, how
-        many were for what, and where they are from.
+        many were for what, where they are from, and the `min_agreement` that was asked for.
 
     Raises:
-        InputError: an agreement below `LEAST_AGREEMENT`, or an image that cannot be read.
+        InputError: an agreement below `least`, or an image that cannot be read.
     """
     calibrated, compared = range(0, len(pictures), 2), range(1, len(pictures), 2)
     with TemporaryDirectory() as folder:
@@ -82,17 +87,19 @@ def quantise(program: Program, path: Path, pictures: Pictures) -> dict[str, Any]
         agreement = _agreement(path, written, _batches(program, pictures, compared))
         facts = {
             "agreement": agreement,
+            "min_agreement": least,
             "compared_on": len(compared),
             "calibrated_on": len(calibrated),
             **pictures.described(),
             "lost": pictures.tell_lost(),
         }
-        if agreement < LEAST_AGREEMENT:
+        if agreement < least:
             raise InputError(
                 f"in int8 {program.name} gives only {100 * agreement:.1f} % of {len(compared)} "
                 f"images the class that it gave them before, less than "
-                f"{100 * LEAST_AGREEMENT:.0f} %, and was not kept; give more images, or ones that "
-                "look like what it was trained on, or export it without int8"
+                f"{100 * least:g} %, and was not kept; give more images, or ones that look like "
+                "what it was trained on, accept it by int8_min_agreement (--int8-min-agreement "
+                "0.95, say), or export it without int8"
             )
         _finish(written, path, facts)
     return facts

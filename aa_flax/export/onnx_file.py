@@ -48,11 +48,14 @@ def _converted(program: Program, count: int, height: int, width: int) -> Convert
 
 
 def _other_sizes(program: Program) -> list[tuple[int, int]]:
-    """Odd ones and even ones: where a graph is that of all of these, it depends on none."""
+    """Odd ones and even ones: where a graph is that of all of these, it depends on none.
+
+    The last differ by more than a stride, so that pools into a fixed number of bins show.
+    """
     if not program.open_size:
         return []
-    least = smallest_open_size(program)
-    return [(least, least + 3), (program.size + 1, program.size + 2)]
+    least, size = smallest_open_size(program), program.size
+    return [(least, least + 3), (size + 1, size + 2), (2 * size, 3 * size + 1)]
 
 
 def smallest_open_size(program: Program) -> int:

@@ -75,13 +75,14 @@ class Program:
 
     def metadata(self) -> dict[str, Any]:
         """Facts about the net, its weights and what it expects, as JSON knows them."""
-        config = self.model.config
+        config, names = self.model.config, self.model.config.class_names
         sides = ["height", "width"] if self.open_size else [self.size] * 2
         return {
             "producer": "aa_flax",
             "model": self.model.name,
             "options": self.model.options,
             "num_classes": self.model.num_classes,
+            "class_names": list(names) if len(names) == self.model.num_classes else [],
             "source": config.weights or "unknown: weights that no file was named for",
             "sha256": config.sha256,
             "licence": config.licence or "unknown",
@@ -124,10 +125,12 @@ def program_of(model: Any, size: int | None, *, open_size: bool, preprocessing: 
         )
     size = model.config.input_size if size is None else size
     fused = fuse(model, image_size=size)
+    fused.remat = False  # which is of the backward pass alone
     graph, state = nnx.split(fused)
 
     def logits(images: Any) -> jax.Array:
-        return _logits(nnx.merge(graph, state), images)
+        # Variables of this trace: a block in `nnx.remat` takes no others.
+        return _logits(nnx.merge(graph, state, copy=True), images)
 
     return Program(model, size, open_size, preprocessing, logits)
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aa_flax.arguments import switch, whole_number
+from aa_flax.arguments import share, switch, whole_number
 from aa_flax.disk import check_writable, local_path, replacing
 from aa_flax.errors import InputError
 from aa_flax.export import onnx_file, stablehlo
-from aa_flax.export.int8 import pictures_for_int8, quantise
+from aa_flax.export.int8 import LEAST_AGREEMENT, pictures_for_int8, quantise
 from aa_flax.export.program import Program, program_of
 from aa_flax.models.classifier import Classifier
 
@@ -79,6 +79,7 @@ def export(
     dynamic_size: bool = False,
     preprocessing: bool = False,
     int8: Any = None,
+    int8_min_agreement: float = LEAST_AGREEMENT,
 ) -> Exported:
     """Writes a net as ONNX or StableHLO, for inference where this package is not.
 
@@ -99,12 +100,14 @@ def export(
             `aa_flax.preprocess` takes, resized and cropped as `model.config` says: a file of ONNX
             then computes with int8, its ranges taken from every second image, and is compared on
             the others. The input stays as told above.
+        int8_min_agreement: fraction of those images that have to keep their class, else the file is
+            refused; the file's metadata record it.
 
     Raises:
         InputError: another suffix, a place that cannot be written, a missing package, no net or one
             in training mode, images that are too small, a size that cannot be left open, an
             operation that ONNX has no operator for, or a file that computes something else; with
-            `int8` fewer than 200 images, or a file that gives more than 1 % of them another class.
+            `int8` fewer than 200 images, or a file that gives too many of them another class.
     """
     path, form = check_output(path)
     if size is not None:
@@ -115,6 +118,9 @@ def export(
         open_size=switch("dynamic_size", dynamic_size),
         preprocessing=switch("preprocessing", preprocessing),
     )
+    least = share("int8_min_agreement", int8_min_agreement)
+    if int8 is None and least != LEAST_AGREEMENT:
+        raise InputError("int8_min_agreement is of int8 alone; give int8, a folder of images, too")
     pictures = None if int8 is None else pictures_for_int8(int8, program, path)
     metadata, agreement = program.metadata(), None
     try:
@@ -122,7 +128,7 @@ def export(
             form.write(program, temporary)
             difference = _difference(program, temporary, form)
             if pictures is not None:
-                metadata["int8"] = quantise(program, temporary, pictures)
+                metadata["int8"] = quantise(program, temporary, pictures, least)
                 agreement = metadata["int8"]["agreement"]
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from error

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -204,6 +205,7 @@ class Classifier(nnx.Module):
         )
         setattr(self, self.last_layer, nnx.data(new))  # which may take the place of None
         self.num_classes = num_classes
+        self.config = replace(self.config, class_names=())
 
     def _embedding_size(self) -> int:
         """Channels of the pooled embedding."""

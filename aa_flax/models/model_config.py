@@ -29,6 +29,8 @@ class ModelConfig:
         weights: the file, address or folder that the weights come from; None: they are random.
         sha256: of that file, or the beginning of it, in hexadecimal; None: it is not known.
         licence: that the weights are under; None: it is not known.
+        class_names: of the classes that the weights were trained on, in the order of the logits;
+            empty: they are not known.
 
     Raises:
         InputError: a size, an interpolation, a mean or a standard deviation that makes no sense.
@@ -43,6 +45,7 @@ class ModelConfig:
     weights: str | None = field(default=None, compare=False)
     sha256: str | None = field(default=None, compare=False)
     licence: str | None = field(default=None, compare=False)
+    class_names: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (("input_size", 1), ("resize_size", 0)):

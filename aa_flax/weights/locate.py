@@ -19,7 +19,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from aa_flax.config import images_of_config, options_of_config
-from aa_flax.disk import local_path
+from aa_flax.data.classes import imagenet_class_names
+from aa_flax.disk import local_path, parse_json
 from aa_flax.errors import InputError
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
@@ -151,6 +152,9 @@ class Published(Weights):
             "sha256": self.released.sha256_prefix,
             "licence": licence_of(self.released),
         }
+
+    def config_changes(self) -> dict[str, Any]:
+        return {"class_names": tuple(imagenet_class_names()), **super().config_changes()}
 
     def hold(self, options: Mapping[str, Any]) -> Held:
         content = read_content(pretrained_file(self.released))
@@ -311,7 +315,15 @@ class OfRun(Weights):
         }
 
     def config_changes(self) -> dict[str, Any]:
-        return {**images_of_config(self.config), **super().config_changes()}
+        images, names = images_of_config(self.config), self._class_names()
+        return {**images, "class_names": names, **super().config_changes()}
+
+    def _class_names(self) -> tuple[str, ...]:
+        try:
+            data = parse_json((self.folder / "data.json").read_text())
+            return tuple(map(str, data["train"]["classes"]))
+        except (OSError, ValueError, LookupError, TypeError):  # not known
+            return ()
 
     def sentence(self) -> str:
         """Where they come from, for people."""
@@ -387,7 +399,7 @@ def describe(description: Mapping[str, Any] | str) -> str:
         facts.append(f"epoch {description['epoch']}")
     if "step" in description:
         facts.append(f"step {description['step']}")
-    if description.get("kind") in ("file", "memory", "hub"):
+    if description.get("kind") in ("file", "memory", "hub") and "sha256" in description:
         facts.append(f"SHA-256 {description['sha256'][:8]}")
     file = description.get("file", description.get("model", "unknown"))
     return f"{file} ({', '.join(facts)})" if facts else str(file)

@@ -41,7 +41,7 @@ def _results(name: str, numbers: list[float]) -> dict:
         "num_images": 450,
         "top1": top1,
         "data": data,
-        "shift": {"consistency": consistency, "consistency_ci95": 1.0, "shift_range": OFFSETS},
+        "shift": {"consistency": consistency, "shift_range": OFFSETS},
         "time": {"milliseconds": milliseconds, "batch_size": 48, "device": "cpu"},
         "diagonal": {"file": "d.npz", "images": [0, 2]},
         "equivariance": {"file": "e.npz"},

@@ -1,7 +1,9 @@
 """The page in a browser: Chromium without a screen, driven by playwright."""
 
 import os
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +22,9 @@ pytestmark = [
 def path(tmp_path_factory):
     pytest.importorskip("plotly", reason="plotly is missing: pip install 'aa_flax[html]'")
     folder = tmp_path_factory.mktemp("report")
-    return page.write_page(folder / "report.html", gather(write_results(folder)).rows)
+    rows = gather(write_results(folder)).rows
+    long = replace(rows[0], model="a_" + 40 * "long" + "_name", label=90 * "label")
+    return page.write_page(folder / "report.html", [long, *rows], [90 * "left_out"])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def opened(request, browser, path):
 
 def column(tab, number):
     cells = tab.locator(f"#results tbody tr > :nth-child({number})")
-    return [text.partition(" ±")[0] for text in cells.all_inner_texts()]
+    return [re.split(" [±(]", text)[0] for text in cells.all_inner_texts()]
 
 
 def test_a_click_on_a_head_sorts_by_its_column_and_another_the_other_way(opened):
@@ -96,6 +100,18 @@ def test_names_are_told_where_the_pointer_is(opened):
     told = opened.locator("[data-chart=consistency] .hoverlayer .hovertext")
     told.wait_for()
     assert "resnet18_lpf4" in told.text_content()
+
+
+def test_charts_follow_the_readers_dark_mode(opened):
+    seen = []
+    for scheme in ("dark", "light"):
+        opened.emulate_media(color_scheme=scheme)
+        opened.wait_for_function(
+            "(colour) => document.querySelector('.chart').layout.plot_bgcolor === colour",
+            arg={"dark": "#1c1c1c", "light": "#fff"}[scheme],
+        )
+        seen.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert seen == ["rgb(18, 18, 18)", "rgb(250, 250, 250)"]
 
 
 def test_nothing_is_wider_than_the_screen(opened):

@@ -75,6 +75,13 @@ def test_names_of_others_cannot_become_markup(text, data):
     assert data["walks"][1]["images"][0]["title"] == "image 0: seven </script>"
 
 
+def test_a_chart_of_odd_names_has_no_markup_of_plotlys():
+    odd = "<a href='x'>%{x}</a>"
+    chart = nets_chart([Point(odd, None, 1, 2, name=odd), Point(odd, 2, 3, 4, name=odd)], "x", "y")
+    told = [trace.get("name", "") for trace in chart["data"]] + chart["data"][-1]["customdata"][0]
+    assert not any("<a" in text or "{" in text for text in told)
+
+
 def test_the_table_has_every_number_and_explains_each_column(text, folders):
     for row in gather(folders).rows:
         (consistency,) = (np.mean(row.values(("shift", "consistency"))),)

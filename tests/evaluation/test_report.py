@@ -1,4 +1,6 @@
+import html
 import json
+import re
 import sys
 
 import numpy as np
@@ -13,7 +15,7 @@ from aa_flax.weights.pretrained import choose
 
 
 def result(model, top1, consistency=None, **more):
-    pair = {} if consistency is None else {"consistency": consistency, "consistency_ci95": 1.0}
+    pair = {} if consistency is None else {"consistency": consistency}
     return {
         "model": model,
         "weights": "somewhere",
@@ -75,6 +77,16 @@ def test_options_are_told_once_and_a_runs_other_files_are_no_results(files):
     assert rows[0].label.count("box") == 1
 
 
+def test_one_result_has_its_interval_and_several_their_deviation(files):
+    shift = {"consistency": 88.2, "consistency_interval": [86.4, 89.7]}
+    time = {"milliseconds": 5.0, "milliseconds_quartiles": [4.9, 5.25]}
+    one = result("resnet18", 70, shift=shift, time=time)
+    table = report.table(report.read_rows(files(one)))
+    assert "| 70.00 | 88.2 (86.4 to 89.7) | 5.00 (4.90 to 5.25) |" in table
+    several = report.table(report.read_rows(files(one, one | {"top1": 72, "loss": 1})))
+    assert "| 71.0 ± 1.4 | 88.20 ± 0.00 |" in several
+
+
 def test_equal_nets_are_both_on_the_front(files):
     rows = report.read_rows(files(result("resnet18", 70, 80), result("resnet34", 70, 80)))
     assert report.pareto_front(rows) == {"resnet18", "resnet34"}
@@ -83,7 +95,11 @@ def test_equal_nets_are_both_on_the_front(files):
 def test_released_weights_are_compared_with_what_was_published():
     found = result("resnet18_lpf4", 71.67, 88.0)
     released = choose("resnet18_lpf4").filename
-    found |= {"weights": f"folder/{released}", "num_images": 50000, "consistency_ci95": 0.2}
+    found |= {
+        "weights": f"folder/{released}",
+        "num_images": 50000,
+        "consistency_interval": [87.8, 88.2],
+    }
     assert published_for(found).training == "finetuned"
     compared = comparisons(found)
     assert compared["accuracy"].difference == pytest.approx(0)
@@ -275,7 +291,46 @@ def test_published_figures_are_of_crops_of_224_pixels():
     assert published_for(found | {"data": {"crop_size": 64}}) is None
 
 
-def test_without_matplotlib_a_figure_says_what_to_install(files, tmp_path, monkeypatch):
+ODD = "a|b\n# c <i>`d`</i> [e](https://f.g) *h* _i_ www.j.k $l$ ../m"
+
+
+def test_odd_names_are_shown_as_they_are(files, tmp_path):
+    markdown_it = pytest.importorskip("markdown_it")
+    rows = report.read_rows(files(*NETS, result(ODD, 50, 60), result(f"{ODD}_lpf2", 51, 62)))
+    text = report.write_report(rows, tmp_path / "report", [ODD]).read_text()
+    page = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    told = html.unescape(re.sub("<[^>]*>", "", page))
+    assert told.count(" ".join(ODD.split())) == 5
+    assert page.count("<i>") == page.count("<code>d") == page.count('<a href="https') == 0
+    assert len({line.count("|") for line in report.table(rows).splitlines()}) == 1
+
+
+def test_a_figure_of_an_odd_name_stays_in_its_folder(files, tmp_path):
+    (folder,) = files(result("../../a", 70, diagonal={"file": "d.npz", "images": [0]}))
+    np.savez(folder / "d.npz", diag_probs=np.full((1, 5), 0.5))
+    report.write_report(report.read_rows([folder]), tmp_path / "b/c/report")
+    assert (tmp_path / "b/c/report/diagonal_..%2F..%2Fa.png").is_file()
+
+
+def test_without_matplotlib_the_report_has_all_but_figures(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'aa_flax\[plots\]'"):
-        report.write_report(report.read_rows(files(*NETS)), tmp_path)
+    rows = report.read_rows(files(*NETS))
+    text = report.write_report(rows, tmp_path / "out").read_text()
+    assert report.table(rows) in text
+    assert (
+        "left out: figures need matplotlib: pip install 'aa_flax[plots]'" in capsys.readouterr().out
+    )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.md"]
+
+
+def test_date_versions_device_and_weights_are_told_where_results_have_them(files, tmp_path):
+    facts = {"date": "2026-11-30", "aa_flax": "0.1.0", "jax": "0.10.2", "Python": "3.11.7"}
+    measured = {"accuracy": facts | {"device": "cpu"}, "time": facts | {"date": "2026-12-02"}}
+    rows = report.read_rows(files(result("resnet18", 70, measured=measured), *NETS[1:]))
+    text = report.write_report(rows, tmp_path).read_text()
+    told = (
+        "Measured 2026-11-30 to 2026-12-02 on cpu, with aa_flax 0.1.0, jax 0.10.2, Python 3.11.7."
+    )
+    assert told in text
+    assert "- resnet18: somewhere\n" in text
+    assert "Measured" not in report.write_report(rows[:1], tmp_path).read_text()

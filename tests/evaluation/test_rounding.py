@@ -2,7 +2,7 @@
 
 import pytest
 
-from aa_flax.evaluation.rounding import p_value, with_spread
+from aa_flax.evaluation.rounding import p_value, with_interval, with_spread
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,18 @@ from aa_flax.evaluation.rounding import p_value, with_spread
 )
 def test_a_mean_has_the_decimals_of_its_deviation(values, unit, text):
     assert with_spread(values, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "unit", "text"),
+    [
+        (88.2, (86.4, 89.7), "%", "88.2 % (86.4 to 89.7)"),
+        (100.0, (99.15, 100.0), "%", "100.00 % (99.15 to 100.00)"),
+        (1234.5, (1200.0, 1300.0), "", "1234 (1200 to 1300)"),
+    ],
+)
+def test_an_interval_is_told_by_its_ends(value, interval, unit, text):
+    assert with_interval(value, interval, unit) == text
 
 
 @pytest.mark.parametrize(

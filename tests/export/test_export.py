@@ -1,16 +1,19 @@
 """`aa_flax.export` and its command: both names, and the mistakes people make."""
 
+import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import aa_flax
 from aa_flax import InputError
 from aa_flax.export import onnx_file, write
 from aa_flax.export.__main__ import run
-from tests.export.small import SIZE, resnet, small
+from tests.export.small import NETS, SIZE, resnet, small
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,49 @@ def test_without_a_runtime_nothing_is_compared(tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     monkeypatch.setattr(write, "find_spec", lambda name: None if name == "onnxruntime" else name)
     assert aa_flax.export(small("basic"), tmp_path / "net.onnx", size=SIZE).difference is None
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "stablehlo"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_size_that_is_advised_can_be_exported(name, suffix, tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(InputError, match="are too small") as refused:
+        aa_flax.export(small(name), tmp_path / f"net.{suffix}", size=1)
+    (advised,) = re.findall(r"takes (\d+)x", str(refused.value))
+    exported = aa_flax.export(small(name), tmp_path / f"net.{suffix}", size=int(advised))
+    assert exported.difference <= 1e-5
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "stablehlo"])
+def test_rematerialisation_makes_no_other_file(suffix, tmp_path):
+    pytest.importorskip("onnx")
+    paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
+    for path, remat in zip(paths, (False, True), strict=True):
+        net = small("densenet")
+        net.remat = remat
+        aa_flax.export(net, path, size=SIZE)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "stablehlo"])
+@pytest.mark.parametrize(
+    "remat",
+    [lambda conv, x: jax.checkpoint(lambda y: conv(y))(x), nnx.remat(lambda conv, x: conv(x))],
+    ids=["jax", "nnx"],
+)
+def test_a_block_that_rematerialises_by_itself_is_written(remat, suffix, tmp_path):
+    pytest.importorskip("onnxruntime")
+
+    class Own(aa_flax.Classifier):
+        def __init__(self):
+            super().__init__(num_classes=5)
+            self.conv = nnx.Conv(3, 5, (3, 3), rngs=nnx.Rngs(0))
+            self.fc = nnx.Linear(5, 5, rngs=nnx.Rngs(1))
+
+        def named_blocks(self):
+            yield "conv", lambda x: remat(self.conv, x)
+
+    assert aa_flax.export(Own(), tmp_path / f"net.{suffix}", size=SIZE).difference <= 1e-5
 
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):

@@ -35,16 +35,12 @@ def images(rng):
     return (127 + 80 * waves + rng.uniform(-45, 45, (200, 1, 1, 3))).astype(np.uint8)
 
 
-@pytest.fixture
-def any_agreement(monkeypatch):
-    """Classes of random nets are a matter of chance."""
-    monkeypatch.setattr(int8, "LEAST_AGREEMENT", 0.5)
+ANY = 0.5  # classes of random nets are a matter of chance
 
 
-@pytest.mark.usefixtures("any_agreement")
 def test_it_is_small_and_nearly_the_same(net, images, tmp_path):
     before = aa_flax.export(net, tmp_path / "float.onnx").path
-    exported = aa_flax.export(net, tmp_path / "int8.onnx", int8=images)
+    exported = aa_flax.export(net, tmp_path / "int8.onnx", int8=images, int8_min_agreement=ANY)
     model = onnx.load(exported.path)
     names = {array.name: array for array in model.graph.initializer}
     kinds = [names[n.input[0]].data_type for n in model.graph.node if n.input[0] in names]
@@ -62,7 +58,6 @@ def test_it_is_small_and_nearly_the_same(net, images, tmp_path):
     assert exported.difference <= 1e-5  # before
 
 
-@pytest.mark.usefixtures("any_agreement")
 def test_images_of_a_folder_are_prepared_as_the_net_wants_them(net, images, tmp_path, capsys):
     """Larger ones, whose middle is what the net is to see; bytes go in, probabilities come out."""
     framed = np.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0)))
@@ -71,7 +66,8 @@ def test_images_of_a_folder_are_prepared_as_the_net_wants_them(net, images, tmp_
     net = aa_flax.create_model("resnet18_lpf2", num_classes=3)
     net.config = aa_flax.ModelConfig(input_size=SIZE, resize_size=0)
     aa_flax.save_weights(net, weights := tmp_path / "w.safetensors")
-    run([str(weights), str(out := tmp_path / "n.onnx"), "--preprocessing", f"--int8={tmp_path}"])
+    more = ["--preprocessing", f"--int8={tmp_path}", f"--int8-min-agreement={ANY}"]
+    run([str(weights), str(out := tmp_path / "n.onnx"), *more])
     told = {fact.key: fact.value for fact in onnx.load(out).metadata_props}
     facts = json.loads(told["int8"])
     assert (facts["calibrated_on"], facts["compared_on"], told["model"]) == (
@@ -82,7 +78,10 @@ def test_images_of_a_folder_are_prepared_as_the_net_wants_them(net, images, tmp_
     same = run_onnx(out, images).argmax(-1) == np.asarray(logits(net, normalise(images))).argmax(-1)
     assert facts["agreement"] == pytest.approx(same[1::2].mean())
     found = f"the same class for {100 * facts['agreement']:.1f} % of 100 images (calibrated on 100"
-    assert found in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert found in printed
+    assert "at least 50 % were asked for" in printed
+    assert facts["min_agreement"] == ANY
 
 
 def test_what_loses_too_much_is_not_kept(net, images, tmp_path, monkeypatch):
@@ -92,6 +91,8 @@ def test_what_loses_too_much_is_not_kept(net, images, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message):
         aa_flax.export(net, tmp_path / "n.onnx", int8=images)
     assert (tmp_path / "n.onnx").read_text() == "from before"
+    accepted = aa_flax.export(net, tmp_path / "n.onnx", int8=images, int8_min_agreement=0.98)
+    assert accepted.metadata["int8"]["min_agreement"] == 0.98
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,8 @@ def test_what_loses_too_much_is_not_kept(net, images, tmp_path, monkeypatch):
             {},
             r"needs 200 images or more, .* got 9",
         ),
+        ("n.onnx", None, {"int8_min_agreement": 0.9}, r"int8_min_agreement is of int8 alone; give"),
+        ("n.onnx", "images", {"int8_min_agreement": 95}, r"int8_min_agreement must be .* 0 to 1"),
         ("n.onnx", "images", {"size": 41}, r"int8 resizes images to 40 pixels as model\.config "),
     ],
 )

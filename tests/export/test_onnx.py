@@ -10,6 +10,7 @@ import pytest
 import aa_flax
 from aa_flax import InputError, create_model, list_models
 from aa_flax.data.transforms import normalise
+from aa_flax.weights.locate import OfRun, locate
 from tests.compiled import run as logits
 from tests.export.small import NETS, SIZE, resnet, small
 from tests.randomised import randomised
@@ -105,6 +106,30 @@ def test_it_tells_what_it_is(tmp_path):
     (given,), (result,) = model.graph.input, model.graph.output
     assert given.name, result.name == ("images", "embedding")
     assert [d.dim_param or d.dim_value for d in result.type.tensor_type.shape.dim] == ["batch", 512]
+
+
+@pytest.mark.parametrize(("names", "told"), [("abcde", [*"abcde"]), ("abc", [])])
+def test_names_of_classes_are_told_where_there_is_one_for_each_logit(names, told, tmp_path):
+    net = small("basic")
+    net.config = aa_flax.ModelConfig(class_names=tuple(names))
+    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
+    facts = {fact.key: fact.value for fact in onnx.load(path).metadata_props}
+    assert json.loads(facts["class_names"]) == told
+
+
+def test_published_weights_and_runs_know_the_names_of_their_classes(tmp_path):
+    changes = locate("pretrained", model="resnet18_lpf4").config_changes()
+    assert changes["class_names"] == tuple(aa_flax.imagenet_class_names())
+    (tmp_path / "config.json").touch()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "data.json").write_text('{"train": {"classes": ["a", "b"]}}')
+    assert OfRun(tmp_path, None)._class_names() == ("a", "b")
+
+
+def test_a_pool_into_fixed_bins_takes_no_open_size_where_the_next_ones_have_the_same_map(tmp_path):
+    net = create_model("alexnet_lpf4", num_classes=3)
+    with pytest.raises(InputError, match="cannot be exported for images of every size"):
+        aa_flax.export(net, tmp_path / "net.onnx", size=95, dynamic_size=True)
 
 
 @pytest.mark.parametrize("pool", ["average", "gaussian3", "ideal", "learned3", "aps_l2", "lps"])

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from aa_flax.evaluation.accuracy import accuracy
+from aa_flax.evaluation.intervals import wilson
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.views import Center
 
 
@@ -18,6 +20,7 @@ class Accuracy(Measure):
             "accuracy",
             ("top1",),
             judged=True,
+            interval="top1_interval",
             note="share of centre crops whose likeliest class is the true one",
         ),
     )
@@ -32,11 +35,14 @@ class Accuracy(Measure):
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert seen is not None
         seen.check_finite()
-        return {**accuracy(seen)}
+        found = accuracy(seen)
+        interval = wilson(found["top1"] / 100, found["num_images"])
+        return {**found, "top1_interval": interval}
 
     def line(self, result: Result) -> str:
+        top1 = with_interval(result["top1"], result["top1_interval"])
         return (
-            f"{'accuracy':12} top-1 {result['top1']:6.2f} %   top-5 {result['top5']:6.2f} %   "
+            f"{'accuracy':12} top-1 {top1}   top-5 {result['top5']:6.2f} %   "
             f"loss {result['loss']:.4f}"
         )
 

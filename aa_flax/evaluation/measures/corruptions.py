@@ -96,7 +96,7 @@ def _at_severity(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
     found: dict[str, Any] = {**accuracy(seen["center"])}
     if with_pairs:
         agreed = consistency(seen["shift"])
-        found |= {key: agreed[key] for key in ("consistency", "consistency_ci95")}
+        found |= {key: agreed[key] for key in ("consistency", "consistency_interval")}
     return found
 
 

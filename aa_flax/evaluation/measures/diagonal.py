@@ -9,6 +9,7 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.consistency import diagonal_arrays
 from aa_flax.evaluation.files import beside, save_arrays
+from aa_flax.evaluation.markup import file_name
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.row import Row, by_base
@@ -63,7 +64,7 @@ class Diagonal(Measure):
             first = nets[0].first("diagonal") or {}
             count = min(map(len, curves.values()))
             images = [i for i in first.get("images", [0]) if i < count]
-            drawn.append(folder / f"diagonal_{base}.png")
+            drawn.append(folder / f"diagonal_{file_name(base)}.png")
             plots.plot_diagonal(drawn[-1], curves, images or [0], plots.ALL_FORMATS)
         return drawn
 

@@ -10,6 +10,7 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.equivariance import EquivarianceMaps, check_crop, equivariance_maps
 from aa_flax.evaluation.files import beside
+from aa_flax.evaluation.markup import file_name
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.row import Row, by_base
@@ -59,7 +60,7 @@ class Equivariance(Measure):
         drawn = []
         for base, nets in by_base([row for row in rows if row.first("equivariance")]).items():
             maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in nets}
-            drawn.append(folder / f"equivariance_{base}.png")
+            drawn.append(folder / f"equivariance_{file_name(base)}.png")
             plots.plot_equivariance(drawn[-1], maps, plots.ALL_FORMATS)
         return drawn
 

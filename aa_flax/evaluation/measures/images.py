@@ -9,6 +9,7 @@ import numpy as np
 from aa_flax.arguments import whole_number
 from aa_flax.data.crops import center_image
 from aa_flax.data.pictures import Pictures
+from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.pairs import random_pairs
 from aa_flax.evaluation.observe import Observations, observe
@@ -21,6 +22,7 @@ from aa_flax.evaluation.pictured import (
     class_namer,
     few_at_once,
 )
+from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.stability import least_stable_first, stability, worst_shift
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
@@ -44,6 +46,7 @@ class Images(PicturesMeasure):
         Column(
             "own images: consistency",
             ("consistency",),
+            interval="consistency_interval",
             note="share of pairs of crops of the unlabelled images, at two random offsets, that "
             "get the same class",
         ),
@@ -99,8 +102,9 @@ class Images(PicturesMeasure):
     def line(self, result: Result) -> str:
         within = result["within"]
         return (
-            f"{'own images':12} consistency {result['consistency']:6.2f} ± "
-            f"{result['consistency_ci95']:.2f} %   within {within} pixels: same class at "
+            f"{'own images':12} consistency "
+            f"{with_interval(result['consistency'], result['consistency_interval'])}   "
+            f"within {within} pixels: same class at "
             f"{result['same_class']:.2f} % of shifts, at all of them {result['worst_case']:.2f} % "
             f"of {result['num_images']} images, change of P {result['probability_change']:.2f} %, "
             f"at worst {result['probability_change_worst']:.2f} %"
@@ -115,7 +119,10 @@ class Images(PicturesMeasure):
             lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
             for row, result in zip(nets, found, strict=True):
                 lines += [_line(row.title, one) for one in result["least_stable"]]
-            about = f"Of {where}, with shifts within {found[0]['within']} pixels on each axis."
+            about = (
+                f"Of {markdown(where)}, with shifts within {found[0]['within']} pixels on each "
+                "axis."
+            )
             parts += ["## Own images", about, "\n".join(lines)]
         return "\n\n".join(parts)
 
@@ -192,4 +199,4 @@ def _line(net: str, one: Mapping[str, Any]) -> str:
         f"({down}, {right})",
         f"{one['same_class']:.0f} %",
     ]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(markdown, cells))} |"

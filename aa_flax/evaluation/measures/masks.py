@@ -5,6 +5,7 @@ from aa_flax.evaluation.dense import masks_of
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.maps import MapsMeasure
 from aa_flax.evaluation.moved import RandomPairs
+from aa_flax.evaluation.rounding import with_interval
 
 
 class MaskConsistency(MapsMeasure):
@@ -29,6 +30,6 @@ class MaskConsistency(MapsMeasure):
     def line(self, result: Result) -> str:
         return (
             f"{'masks':12} consistency {result['consistency']:6.2f} %   agreement "
-            f"{result['agreement']:6.2f} ± {result['agreement_ci95']:.2f} %   "
+            f"{with_interval(result['agreement'], result['agreement_interval'])}   "
             f"({result['passes']} passes, seed {result['seed']})"
         )

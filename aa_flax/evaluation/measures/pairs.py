@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from aa_flax.evaluation.consistency import consistency
 from aa_flax.evaluation.measure import Column, Measure, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.settings import Settings
 
 
@@ -21,7 +22,9 @@ class PairMeasure(Measure):
 
     def __init_subclass__(cls):
         if not cls.columns:
-            cls.columns = (Column(cls.title, ("consistency",), note=cls.note),)
+            cls.columns = (
+                Column(cls.title, ("consistency",), note=cls.note, interval="consistency_interval"),
+            )
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert seen is not None
@@ -32,7 +35,7 @@ class PairMeasure(Measure):
         how += [f"seed {result['seed']}"] if "seed" in result else []
         return (
             f"{self.title:12} top-1 {result['top1_shifted']:6.2f} %   consistency "
-            f"{result['consistency']:6.2f} ± {result['consistency_ci95']:.2f} %   "
+            f"{with_interval(result['consistency'], result['consistency_interval'])}   "
             f"consistent and correct {result['consistent_and_correct']:6.2f} %   "
             f"change of P {result['probability_change']:.2f} %   ({', '.join(how)})"
         )

@@ -24,6 +24,7 @@ class Shift(PairMeasure):
             "consistency",
             ("consistency",),
             judged=True,
+            interval="consistency_interval",
             note="share of pairs of crops at two random offsets that get the same class",
         ),
         Column(

@@ -7,9 +7,11 @@ from statistics import fmean
 import jax
 
 from aa_flax.evaluation import plots
+from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.points import TimesByFilter, fastest, points, time_label
+from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.timing import time_forward
 
@@ -25,7 +27,8 @@ class Time(Measure):
             "ms",
             ("milliseconds",),
             unit="ms",
-            note=f"milliseconds of a forward pass of {BATCH_SIZE} images",
+            note=f"milliseconds of a forward pass of {BATCH_SIZE} images: the median",
+            interval="milliseconds_quartiles",
         ),
     )
 
@@ -37,8 +40,9 @@ class Time(Measure):
         return {**time_forward(subject.predictor, crop, batch_size=BATCH_SIZE)}
 
     def line(self, result: Result) -> str:
+        time = with_interval(result["milliseconds"], result["milliseconds_quartiles"], unit="ms")
         return (
-            f"{'forward':12} {result['milliseconds']:.1f} ms for {result['batch_size']} images "
+            f"{'forward':12} {time} for {result['batch_size']} images, median and quartiles "
             f"({result['device']})"
         )
 
@@ -59,7 +63,7 @@ class Time(Measure):
         heads = ["net", *("baseline" if k is None else f"lpf{k}" for k in sizes)]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         lines += [
-            f"| {name} | {' | '.join(_cell(family, k) for k in sizes)} |"
+            f"| {markdown(name)} | {' | '.join(_cell(family, k) for k in sizes)} |"
             for name, family in sorted(families.items(), key=lambda item: fastest(item[1]))
         ]
         return "\n\n".join(["## Run time", _EXPLAINED, "\n".join(lines)])

@@ -7,6 +7,7 @@ the browser to load anything from elsewhere.
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -15,9 +16,14 @@ from typing import Any
 from aa_flax.disk import replacing
 from aa_flax.errors import InputError
 from aa_flax.evaluation.page.sections import Section, sections
-from aa_flax.evaluation.page.tables import left_out_list, published_section, results_table
+from aa_flax.evaluation.page.tables import (
+    left_out_list,
+    published_section,
+    results_table,
+    weights_list,
+)
 from aa_flax.evaluation.row import Row
-from aa_flax.evaluation.rows import conditions
+from aa_flax.evaluation.rows import circumstances, conditions
 
 
 def write_page(
@@ -63,12 +69,15 @@ def plotly_js() -> str:
 def _parts(
     rows: Sequence[Row], left_out: Sequence[str], shown: Sequence[Section]
 ) -> dict[str, str]:
-    common = conditions(rows)
+    common, measured = conditions(rows), circumstances(rows)
+    told = [f"Of all nets: {common}."] if common else []
+    told += [f"Measured {measured}."] if measured else []
     return {
-        "conditions": f"Of all nets: {common}. " if common else "",
+        "conditions": escape(" ".join(told)),
         "table": results_table(rows),
         "sections": "\n".join(section.html for section in shown),
         "published": published_section(rows),
+        "weights": weights_list(rows),
         "left_out": left_out_list(left_out),
         "data": _as_script({name: chart for s in shown for name, chart in s.data.items()}),
     }

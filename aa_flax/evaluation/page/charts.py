@@ -4,24 +4,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aa_flax.evaluation.equivariance import EquivarianceMaps
+from aa_flax.evaluation.markup import plotly
 from aa_flax.evaluation.points import PALETTE, Point
 from aa_flax.evaluation.rounding import mean_with_spread
 
 Chart = dict[str, Any]
 
-_GRID = {"gridcolor": "#e3e3e3", "zeroline": False, "automargin": True, "linecolor": "#999"}
+_GRID = {"zeroline": False, "automargin": True}
 
 
 def layout(x: str, y: str, **more: Any) -> Chart:
-    """What all charts have in common: axes with titles, the legend above."""
+    """What all charts have in common: axes with titles, the legend above.
+
+    `page.js` adds the colours of the page, which are the reader's, light or dark.
+    """
     return {
         "xaxis": {**_GRID, "title": {"text": x}},
         "yaxis": {**_GRID, "title": {"text": y}},
         "margin": {"l": 8, "r": 16, "t": 16, "b": 8},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
+        "font": {"family": "system-ui, sans-serif", "size": 13},
         "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "#fff",
         "hovermode": "closest",
         "height": 440,
         **more,
@@ -35,8 +38,9 @@ def nets_chart(nets: Sequence[Point], x_label: str, y_label: str) -> Chart:
     for i, family in enumerate(families):
         members = [net for net in nets if net.family == family]
         colour = PALETTE[i % len(PALETTE)]
-        data += _arrows(family, members, colour)
-        data.append(_markers(family, members, colour, (x_label, y_label)))
+        name = plotly(family)
+        data += _arrows(name, members, colour)
+        data.append(_markers(name, members, colour, (x_label, y_label)))
     return {"data": data, "layout": layout(x_label, y_label)}
 
 
@@ -54,7 +58,11 @@ def _markers(family: str, members: Sequence[Point], colour: str, labels: tuple[s
         "textfont": {"color": colour, "size": 11},
         "cliponaxis": False,
         "customdata": [
-            [net.name, _told(net.x, net.x_error, labels[0]), _told(net.y, net.y_error, labels[1])]
+            [
+                plotly(net.name),
+                _told(net.x, net.x_error, labels[0]),
+                _told(net.y, net.y_error, labels[1]),
+            ]
             for net in members
         ],
         "hovertemplate": (
@@ -116,8 +124,8 @@ def profile_chart(nets: Mapping[str, EquivarianceMaps]) -> Chart:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": name,
-                "x": list(maps.blocks),
+                "name": plotly(name),
+                "x": list(map(plotly, maps.blocks)),
                 "y": [round(float(100 * share.mean()), 3) for share in maps.relative],
                 "line": {"color": PALETTE[i % len(PALETTE)]},
                 "marker": {"symbol": i % 5, "size": 8},

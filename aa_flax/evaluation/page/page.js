@@ -5,11 +5,37 @@ const config = { responsive: true, displayModeBar: false };
 // With a finger one scrolls the page, with a mouse one zooms.
 const dragmode = matchMedia("(pointer: fine)").matches ? "zoom" : false;
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const ofPage = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function draw(place, data, layout, more = {}) {
+  const axis = { gridcolor: ofPage("--line"), linecolor: ofPage("--edge") };
+  const colours = {
+    font: { ...layout.font, color: ofPage("--ink") },
+    plot_bgcolor: ofPage("--paper"),
+    xaxis: { ...layout.xaxis, ...axis },
+    yaxis: { ...layout.yaxis, ...axis },
+  };
+  return Plotly.react(place, readable(data), { ...layout, ...colours, dragmode, ...more }, config);
+}
+
+// The colours of lines and marks are chosen for white; on a dark page they are mixed with white.
+function readable(part, key) {
+  if (!dark.matches) return part;
+  if (Array.isArray(part)) return part.map((one) => readable(one));
+  if (part !== null && typeof part === "object") {
+    return Object.fromEntries(Object.entries(part).map(([k, value]) => [k, readable(value, k)]));
+  }
+  if (key !== "color") return part;
+  const mixed = part.match(/[0-9a-f]{2}/g).map((hex) => Math.round(0.5 * parseInt(hex, 16) + 127));
+  return `rgb(${mixed})`;
+}
+
 function drawCharts() {
   const places = [...document.querySelectorAll("[data-chart]")];
   return places.map((place) => {
     const chart = report[place.dataset.chart];
-    return Plotly.newPlot(place, chart.data, { ...chart.layout, dragmode }, config);
+    return draw(place, chart.data, chart.layout);
   });
 }
 
@@ -58,11 +84,11 @@ function walk(groups) {
     image = group.images[at("image").value];
     showPicture();
     const traces = image.nets.map((net) => ({
-      type: "scatter", mode: "lines+markers", name: net.name, y: net.probability,
+      type: "scatter", mode: "lines+markers", name: net.label, y: net.probability,
       line: { color: net.colour }, marker: { size: 6, symbol: image.nets.indexOf(net) % 5 },
       hovertemplate: "shift %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
     }));
-    const drawn = Plotly.react(at("chart"), traces, { ...group.layout, dragmode, shapes: [mark()] }, config);
+    const drawn = draw(at("chart"), traces, group.layout, { shapes: [mark()] });
     moveRest();
     return drawn;
   }
@@ -83,7 +109,7 @@ function walk(groups) {
   const offset = () => Number(at("offset").value);
   const mark = () => ({
     type: "line", x0: offset(), x1: offset(), yref: "paper", y0: 0, y1: 1,
-    line: { color: "#555", width: 1.5, dash: "dot" },
+    line: { color: ofPage("--soft"), width: 1.5, dash: "dot" },
   });
 
   function moveRest() {
@@ -108,6 +134,7 @@ function walk(groups) {
   fill(at("group"), groups.map((one) => one.title));
   at("group").addEventListener("change", chooseGroup);
   at("image").addEventListener("change", chooseImage);
+  dark.addEventListener("change", chooseImage);
   at("offset").addEventListener("input", () => {
     moveRest();
     Plotly.relayout(at("chart"), { shapes: [mark()] });
@@ -115,6 +142,7 @@ function walk(groups) {
   return chooseGroup();
 }
 
+dark.addEventListener("change", drawCharts);
 makeSortable(document.getElementById("results"));
 Promise.all([...drawCharts(), ...(report.walks ? [walk(report.walks)] : [])]).then(() => {
   document.body.dataset.drawn = "yes";

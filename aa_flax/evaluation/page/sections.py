@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aa_flax.evaluation.equivariance import EquivarianceMaps
+from aa_flax.evaluation.markup import plotly
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.page.charts import nets_chart, profile_chart
 from aa_flax.evaluation.page.maps import maps_grid
@@ -68,7 +69,7 @@ def _time(rows: Sequence[Row]) -> Section | None:
         "The median time of a compiled forward pass, in milliseconds, against accuracy. Up and to "
         "the left is better."
     )
-    chart = nets_chart(nets, time_label(rows).replace(" on ", "<br>on "), "accuracy (%)")
+    chart = nets_chart(nets, plotly(time_label(rows)).replace(" on ", "<br>on "), "accuracy (%)")
     body = _chart("time", "run time against accuracy, a point a net")
     return Section(_section("time", "Run time", about, body), {"time": chart})
 

@@ -12,9 +12,10 @@ from aa_flax.evaluation.judging import (
     pareto_front,
     shown_columns,
 )
+from aa_flax.evaluation.measure import Column
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
-from aa_flax.evaluation.rounding import with_spread
 from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.rows import weights_of
 
 
 def results_table(rows: Sequence[Row]) -> str:
@@ -32,7 +33,7 @@ def results_table(rows: Sequence[Row]) -> str:
     for row in rows:
         mark = "front" if row.title in front else "beaten" if row.title in beaten else ""
         name = f'<th scope="row" class="{mark}">{breakable(row.title)}</th>'
-        cells = [_cell(row.values(path), column.unit) for column, path in columns]
+        cells = [_cell(row, column, path) for column, path in columns]
         lines.append(f"<tr>{name}{''.join(cells)}</tr>")
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="table of all nets">'
@@ -46,10 +47,12 @@ def breakable(name: str) -> str:
     return escape(name).replace("_", "<wbr>_")
 
 
-def _cell(values: list[float], unit: str) -> str:
+def _cell(row: Row, column: Column, path: tuple[str, ...]) -> str:
+    values = row.values(path)
     if not values:
         return "<td></td>"
-    return f'<td data-value="{np.mean(values):.9g}">{with_spread(values, unit)}</td>'
+    text = row.text(path, column.unit, column.interval)
+    return f'<td data-value="{np.mean(values):.9g}">{text}</td>'
 
 
 def _legend(told: dict[str, str]) -> str:
@@ -57,7 +60,8 @@ def _legend(told: dict[str, str]) -> str:
     return (
         f'<p><span class="front">Bold</span>: no net is better in {escape(judged_by())} without '
         'being worse in the other. <span class="beaten">Italic</span>: another version of the same '
-        "net is better. ±: standard deviation over training seeds.</p>\n"
+        "net is better. ±: standard deviation over training seeds; in brackets: of one result the "
+        "95 % confidence interval, of times the quartiles of the passes.</p>\n"
         f"<dl>{''.join(terms)}</dl>"
     )
 
@@ -81,6 +85,15 @@ def published_section(rows: Sequence[Row]) -> str:
         f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         "</section>"
     )
+
+
+def weights_list(rows: Sequence[Row]) -> str:
+    """Where the weights of each net come from."""
+    told = [(row.title, found) for row in rows if (found := weights_of(row))]
+    items = [f"<dt>{breakable(title)}</dt><dd>{escape(found)}</dd>" for title, found in told]
+    if not items:
+        return ""
+    return f'<section id="weights"><h2>Weights</h2><dl>{"".join(items)}</dl></section>'
 
 
 def left_out_list(left_out: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.evaluation.markup import plotly
 from aa_flax.evaluation.page.charts import layout
 from aa_flax.evaluation.page.maps import data_uri
 from aa_flax.evaluation.points import PALETTE
@@ -16,9 +17,9 @@ def walks(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For each net and its antialiased ones, measured alike: curves and images, for `page.js`.
 
     Each has `title`; `images`, each with `title`, the `source` of its picture (None: it was not
-    stored) and a list of `nets`: `name`, `colour`, and at each offset the probability of the true
-    class and whether it is the likeliest; `crop` and `size`, pixels of what the net sees and of
-    what it is cut from; and `layout` of the chart.
+    stored) and a list of `nets`: `name`, `label` for plotly, `colour`, and at each offset the
+    probability of the true class and whether it is the likeliest; `crop` and `size`, pixels of
+    what the net sees and of what it is cut from; and `layout` of the chart.
     """
     return [_walk(title, nets) for title, nets in by_conditions(rows).items()]
 
@@ -58,6 +59,7 @@ def _image(index: int, arrays: dict[str, dict[str, np.ndarray]], offsets: int) -
     nets = [
         {
             "name": name,
+            "label": plotly(name),
             "colour": PALETTE[i % len(PALETTE)],
             "probability": found["diag_probs"][index, :offsets].astype(float).round(5).tolist(),
             "right": _right(found, index, offsets),
