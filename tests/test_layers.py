@@ -40,6 +40,17 @@ def test_batch_norm_keeps_bfloat16_activations_and_float32_statistics(rng):
     assert bn.mean[...].dtype == bn.var[...].dtype == jnp.float32
 
 
+def test_batch_norm_does_not_write_into_arrays_of_numpy(rng):
+    layer = BatchNorm(3, rngs=nnx.Rngs(0))
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    layer.mean.set_value(mean)
+    layer.var.set_value(var)
+    layer(jnp.asarray(rng.standard_normal((2, 4, 4, 3)), jnp.float32))
+    assert not mean.any()
+    assert (var == 1).all()
+    assert (layer.var[...] != 1).all()
+
+
 def test_batch_norm_of_a_single_value_is_refused():
     with pytest.raises(InputError, match=r"larger batch or image.*model\.eval"):
         BatchNorm(3, rngs=nnx.Rngs(0))(jnp.ones((1, 1, 1, 3)))
