@@ -146,9 +146,7 @@ def test_a_net_in_training_mode_is_refused():
 
 
 def test_what_is_no_net_is_refused():
-    with pytest.raises(
-        InputError, match=r"takes a model of .*create_model, got a BatchNorm"
-    ):
+    with pytest.raises(InputError, match=r"takes a model of .*create_model, got a BatchNorm"):
         fuse(BatchNorm(3, rngs=nnx.Rngs(0)))  # pyright: ignore
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from jax.sharding import Mesh
 
 from aa_flax.data.sources import Source
@@ -46,6 +47,8 @@ class Option:
         Raises:
             InputError: it is of another kind.
         """
+        if isinstance(given, np.generic):
+            given = given.item()
         if given is None or given == self.default:
             return self.default
         if self.kind is Path and isinstance(given, str | Path):
