@@ -4,9 +4,11 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from glob import escape
 from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
@@ -96,6 +98,7 @@ def run(main: Callable[[], None], text: str, *, interrupted: str = "stopped") ->
         with suppress(InputError):  # not in a process that has computed
             keep_memory()
         _join_processes()
+        check_platform()
         main()
 
     with _errors_as_one_line():
@@ -211,6 +214,17 @@ def _entry(name: str, text: str) -> str:
     return first + lines[26:]
 
 
+def check_platform() -> None:
+    """Raises an InputError if JAX finds no device, as on a platform that is not there."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise InputError(
+            f"JAX finds no device with JAX_PLATFORMS={jax.config.values['jax_platforms'] or ''!r} "
+            f"({str(error).splitlines()[0]}); install JAX for that platform, or unset it"
+        ) from error
+
+
 def _join_processes() -> None:
     values = flags.FLAGS
     alone = [
@@ -236,8 +250,35 @@ def _keep_compiled_programs() -> None:
         return
     if os.access(folder, os.W_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        _remove_unreadable_programs(folder)
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _remove_unreadable_programs(folder: Path) -> None:
+    """Removes a compiled program that JAX cannot read, which it would warn of at every start.
+
+    A kill or a full disk cuts a file that JAX writes in place, and JAX writes over none. Its
+    warning has the name of the program, not of the file, so all programs of that name go.
+    """
+    others, reported = warnings.showwarning, []
+
+    def show(message, *args, **kwargs) -> None:
+        entry = re.match(_UNREADABLE, str(message))
+        if entry is None:
+            others(message, *args, **kwargs)
+            return
+        for path in folder.glob(f"{escape(entry[1])}-*"):
+            path.unlink(missing_ok=True)
+        if not reported:
+            print(f"removed unreadable programs from {folder}; compiling again", file=sys.stderr)
+            reported.append(True)
+
+    warnings.showwarning = show
+
+
+# Not where the system refused to read, for now.
+_UNREADABLE = r"Error reading persistent compilation cache entry for '(.+?)': (?!.*\[Errno )"
 
 
 def _processor() -> str:

@@ -1,4 +1,6 @@
-"""Converts weights between PyTorch's files and safetensors.
+# Assigned, since it is the text of --help and `python -OO` strips docstrings.
+__doc__ = """\
+Converts weights between PyTorch's files and safetensors.
 
     python -m aa_flax.convert IN OUT.safetensors [--model NAME]
     python -m aa_flax.convert --to-torch IN OUT.pth [--model NAME]
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from aa_flax.commands import as_called, called
+from aa_flax.commands import as_called, called, check_platform
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.weights.convert import (
@@ -53,6 +55,7 @@ def convert(arguments: Sequence[str]) -> int:
         InputError: what cannot be read, converted or written, and why.
     """
     args = _parser().parse_args(arguments)
+    check_platform()
     if args.plugin:
         from aa_flax.plugins import load_plugins
 
@@ -82,7 +85,7 @@ def _convert_one(args: argparse.Namespace, options: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=called(),
-        description=as_called(str(__doc__), "aa_flax.convert"),
+        description=as_called(__doc__, "aa_flax.convert"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="IN")

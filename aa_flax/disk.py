@@ -22,7 +22,10 @@ def cache_folder() -> Path:
 
     It may not be there yet, nor be writable. A user without a home has one in the temporary folder.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or platformdirs.user_cache_dir())
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or platformdirs.user_cache_dir())
+    except RuntimeError:  # neither HOME nor an entry in /etc/passwd
+        base = Path()
     return (base if base.is_absolute() else _folder_without_home()) / "aa_flax"
 
 

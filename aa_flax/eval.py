@@ -1,4 +1,6 @@
-"""Evaluates nets: python -m aa_flax.eval [--config C] [--weights W] [--shift] ... [--output FILE].
+# Assigned, since it is the text of --help and `python -OO` strips docstrings.
+__doc__ = """\
+Evaluates nets: python -m aa_flax.eval [--config C] [--weights W] [--shift] ... [--output FILE].
 
 Without --config the quickstart's; without --weights the best checkpoint of the config's run. W is a
 run's folder, a file of weights, or published weights: `pretrained`, as the original chooses,
@@ -49,7 +51,7 @@ def main() -> None:
         define_measures()
     except InputError as error:
         sys.exit(f"error: {error}")
-    commands.run(_evaluate, commands.as_called(str(__doc__), "aa_flax.eval"))
+    commands.run(_evaluate, commands.as_called(__doc__, "aa_flax.eval"))
 
 
 def _evaluate() -> None:

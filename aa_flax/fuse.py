@@ -17,9 +17,10 @@ from jaxtyping import Array
 
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, Folded
+from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
 
-Net = TypeVar("Net", bound=Classifier)
+Net = TypeVar("Net", Classifier, Backbone)
 _Place = tuple[Any, ...]  # of a module in its net, by attributes and numbers
 
 
@@ -33,7 +34,7 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
     logits are the same up to rounding whatever the net.
 
     Args:
-        model: a net in evaluation mode; it is not changed.
+        model: a model or backbone in evaluation mode; neither it nor its arrays are changed.
         image_size: side of an image the net takes, in pixels; its program is read for one.
 
     Returns:
@@ -43,8 +44,10 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
     Raises:
         InputError: a net in training mode, no net, or a size of image that it does not take.
     """
-    if not isinstance(model, Classifier):
-        raise InputError(f"fuse takes a net of aa_flax.create_model, got a {type(model).__name__}")
+    if not isinstance(model, Classifier | Backbone):
+        raise InputError(
+            f"fuse takes a model of aa_flax.create_model, got a {type(model).__name__}"
+        )
     for place, layer in nnx.iter_modules(model):
         if isinstance(layer, BatchNorm) and not layer.use_running_average:
             raise InputError(
@@ -68,7 +71,8 @@ def _fold(conv: nnx.Conv, norm: BatchNorm) -> None:
     )
     factor = scale / np.sqrt(var + norm.epsilon)
     before = 0 if conv.bias is None else np.asarray(conv.bias[...], np.float64)
-    conv.kernel[...] = jnp.asarray(kernel * factor, jnp.float32)
+    # Replaced, not written to: the array may be the caller's, who may hold it as one of NumPy.
+    conv.kernel.set_value(jnp.asarray(kernel * factor, jnp.float32))
     conv.bias = nnx.Param(jnp.asarray((before - mean) * factor + bias, jnp.float32))
     conv.use_bias = True
 
@@ -94,10 +98,11 @@ class _MarkedNorm(BatchNorm):
 _MARKED = {nnx.Conv: _MarkedConv, BatchNorm: _MarkedNorm}
 
 
-def _foldable(model: Classifier, image_size: int) -> list[tuple[_Place, _Place]]:
+def _foldable(model: Classifier | Backbone, image_size: int) -> list[tuple[_Place, _Place]]:
     """Convolutions and the batch norms that can be folded into them."""
     marked = nnx.clone(model)
-    marked.remat = False
+    net = marked.net if isinstance(marked, Backbone) else marked
+    net.remat = False
     places = []
     for place, layer in list(nnx.iter_modules(marked)):
         if type(layer) in _MARKED:
@@ -105,7 +110,7 @@ def _foldable(model: Classifier, image_size: int) -> list[tuple[_Place, _Place]]
             layer.place = len(places)  # pyright: ignore[reportAttributeAccessIssue]
             places.append(place)
     graph, state = nnx.split(marked)
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, model.image_channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, net.image_channels), jnp.float32)
     program = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(state, image).jaxpr
     variables = [path for path, _ in nnx.to_flat_state(state)]
     read_once = {

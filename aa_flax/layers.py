@@ -3,6 +3,7 @@
 from math import prod
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
@@ -47,7 +48,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         dtype = x.dtype
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x.astype(np.promote_types(x.dtype, jnp.float32))
         scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
             factor = scale * lax.rsqrt(self.var[...] + self.epsilon)
@@ -67,10 +68,11 @@ class BatchNorm(nnx.Module):
 
     def _run_after(self, mean: Array, var: Array, count: int) -> None:
         """Moves the running statistics towards a batch's, with its unbiased variance."""
-        keep = self.momentum
-        self.mean[...] = keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean)
-        unbiased = lax.stop_gradient(var) * (count / (count - 1))
-        self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
+        keep, unbiased = self.momentum, var * (count / (count - 1))
+        for running, now in ((self.mean, mean), (self.var, unbiased)):
+            moved = keep * running[...] + (1 - keep) * lax.stop_gradient(now)
+            # Replaced: an array of NumPy would be written to, which is the caller's.
+            running.set_value(moved.astype(running.dtype))
 
 
 class Folded(nnx.Module):

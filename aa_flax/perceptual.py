@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -26,6 +27,7 @@ from aa_flax.errors import InputError
 from aa_flax.models.alexnet import AlexNet
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.images import wrong_shape
 from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD
 from aa_flax.models.vgg import VGG
 from aa_flax.weights.content import read_content
@@ -94,17 +96,9 @@ class PerceptualDistance(nnx.Module):
         Raises:
             InputError: as when called.
         """
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        if x.shape != y.shape or x.ndim != 4 or x.dtype != y.dtype:
-            raise InputError(
-                f"images to compare are two arrays of one shape (N, H, W, 3) and one type, got "
-                f"{x.shape} of {x.dtype} and {y.shape} of {y.dtype}"
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise InputError(
-                f"images to compare are floats in 0..1, got {x.dtype}; divide bytes by 255"
-            )
-        both = (jnp.concatenate([x, y]) - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+        both = jnp.concatenate(_checked(x, y)).astype(jnp.float32)
+        mean, std = (jnp.array(values, jnp.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        both = (both - mean) / std
         distances = []
         for features, weights in zip(self.maps(both), self.channel_weights, strict=True):
             first, second = jnp.split(_unit_vectors(features.astype(jnp.float32)), 2)
@@ -123,6 +117,29 @@ class PerceptualDistance(nnx.Module):
             if len(found) == len(taps):
                 break
         return found
+
+
+def _checked(*pair: Any) -> tuple[Array, Array]:
+    """Two batches of images as arrays of JAX, where they can be compared."""
+    for images in pair:
+        if not (isinstance(images, np.ndarray | jax.Array) or hasattr(images, "__jax_array__")):
+            raise InputError(
+                f"images to compare are arrays of JAX or NumPy, (N, H, W, 3), got a "
+                f"{type(images).__name__}; convert it, channels last"
+            )
+    x, y = map(jnp.asarray, pair)
+    if x.shape != y.shape or x.dtype != y.dtype:
+        raise InputError(
+            f"images to compare are two arrays of one shape (N, H, W, 3) and one type, got "
+            f"{x.shape} of {x.dtype} and {y.shape} of {y.dtype}"
+        )
+    if (advice := wrong_shape(x.shape, 3)) is not None:
+        raise InputError(f"images to compare are (N, H, W, 3), got {x.shape}; {advice}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(
+            f"images to compare are floats in 0..1, got {x.dtype}; divide bytes by 255"
+        )
+    return x, y
 
 
 def _unit_vectors(x: Float[Array, "N h w C"]) -> Float[Array, "N h w C"]:

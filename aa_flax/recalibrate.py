@@ -1,10 +1,11 @@
 """Batch statistics estimated anew, for weights whose net has become another function."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
@@ -16,8 +17,9 @@ from aa_flax.layers import BatchNorm, refuse_folded
 from aa_flax.sharding import replicate, replicated
 
 Module = TypeVar("Module", bound=nnx.Module)
-# Mean and variance `(C,)` of each batch norm, in the order of the net's modules.
-Statistics = list[tuple[Any, Any]]
+# Of each batch norm, in the order of the net's modules, `(3, C)`: the sums over its calls of their
+# means and of their variances, and how many there were.
+Sums = list[Any]
 
 
 def recalibrate_batch_norm(
@@ -26,7 +28,7 @@ def recalibrate_batch_norm(
     *,
     mesh: Mesh | None = None,
 ) -> Module:
-    """Estimates the running statistics of all batch norms anew, from images, in place.
+    """Re-estimates the running statistics of all batch norms from images, in place.
 
     For a net that computes another function than the one its statistics were gathered in: an
     antialiased net with the weights of its baseline, say. No other variable changes.
@@ -34,8 +36,9 @@ def recalibrate_batch_norm(
     Every batch passes through the net once, each batch norm normalising it by its own mean and
     biased variance; all else is as in evaluation (no dropout). A running mean becomes the mean over
     the batches of the batches' means, a running variance that of their unbiased variances (Flax's
-    `nnx.BatchNorm` keeps biased ones). Batches count alike, of whatever size. What was there before
-    has no part in it. So does torch's `BatchNorm2d` with `momentum=None`, which
+    `nnx.BatchNorm` keeps biased ones). Batches count alike, of whatever size, and so do the calls
+    of a batch norm that is called several times; one that is never called keeps what it has. What
+    was there before has no part in it. So does torch's `BatchNorm2d` with `momentum=None`, which
     `torch.optim.swa_utils.update_bn` uses.
 
     Args:
@@ -54,11 +57,10 @@ def recalibrate_batch_norm(
     check_batch_norms(model)
     model.eval()
     batches = [images] if hasattr(images, "shape") else images
-    for layer, statistics in zip(
-        _batch_norms(model), _mean_over(model, batches, mesh), strict=True
-    ):
-        for variable, value in zip((layer.mean, layer.var), statistics, strict=True):
-            variable.set_value(jax.device_put(value.astype(variable.dtype)))
+    for layer, (*sums, calls) in zip(_batch_norms(model), _sums(model, batches, mesh), strict=True):
+        if calls.all():
+            for variable, value in zip((layer.mean, layer.var), sums, strict=True):
+                variable.set_value(jax.device_put((value / calls).astype(variable.dtype)))
     return model
 
 
@@ -77,40 +79,60 @@ def _batch_norms(model: nnx.Module) -> Iterator[Any]:
     return (layer for layer in layers if isinstance(layer, BatchNorm | nnx.BatchNorm))
 
 
-def _mean_over(model: nnx.Module, batches: Iterable[Any], mesh: Mesh | None) -> Statistics:
+def _sums(model: nnx.Module, batches: Iterable[Any], mesh: Mesh | None) -> Sums:
     graphdef, state = nnx.split(_measuring(model))
     state = state if mesh is None else replicate(state, mesh)
-    total, count = None, 0
+    total = None
     for batch in batches:
         if not hasattr(batch, "shape"):
             raise InputError(
                 f"batches are arrays of normalised images (N, H, W, 3), got a "
                 f"{type(batch).__name__}; give the images alone"
             )
-        found = _statistics(graphdef, mesh, state, batch)
+        found = _sums_of_batch(graphdef, mesh, state, batch)
         found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
         total = found if total is None else jax.tree.map(np.add, total, found)
-        count += 1
     if total is None:
         raise InputError("no images are given to estimate batch statistics from; give a batch")
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(total)):
+    if not all(np.isfinite(x).all() for x in total):
         raise InputError("the batch statistics of these images are not finite; nothing is changed")
-    return jax.tree.map(lambda x: x / count, total)
+    return total
+
+
+@cache  # a class is a part of what a trace is looked up by
+def _averaging(kind: Any) -> type:
+    """A kind of batch norm that counts its calls and averages over them."""
+
+    class Averaging(kind):
+        @property
+        def momentum(self) -> Array:
+            return 1 - 1 / self.calls[...]
+
+        def __call__(self, x: Array, use_running_average: object = None, **options: Any) -> Array:
+            self.calls.set_value(self.calls[...] + 1)
+            return super().__call__(x, **options)
+
+    return Averaging
 
 
 def _measuring(model: nnx.Module) -> nnx.Module:
-    """A copy of the net whose batch norms keep the statistics of the last batch, nothing else."""
+    """A copy of the net whose batch norms begin with nothing and average the calls that follow."""
     copy: Any = nnx.clone(model)
-    for layer in _batch_norms(copy):
-        layer.use_running_average, layer.momentum = False, 0.0
+    for layer in list(_batch_norms(copy)):
+        layer.use_running_average = False
+        del layer.momentum
+        layer.__class__ = _averaging(type(layer))
+        for name in ("mean", "var", "calls"):  # `calls` of their shape, to be treated alike
+            setattr(layer, name, nnx.BatchStat(jnp.zeros(layer.mean.shape)))
     return copy
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _statistics(
+def _sums_of_batch(
     graphdef: nnx.GraphDef, mesh: Mesh | None, state: nnx.State, images: Array
-) -> Statistics:
+) -> Sums:
     model: Any = nnx.merge(graphdef, state, copy=True)
     model(images)
-    found = [(layer.mean[...], layer.var[...]) for layer in _batch_norms(model)]
+    layers = [(layer.calls[...], layer.mean[...], layer.var[...]) for layer in _batch_norms(model)]
+    found = [jnp.stack([mean * calls, var * calls, calls]) for calls, mean, var in layers]
     return found if mesh is None else lax.with_sharding_constraint(found, replicated(mesh))

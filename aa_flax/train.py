@@ -1,4 +1,6 @@
-"""Trains a net: python -m aa_flax.train --config NAME [--config.KEY=VALUE ...] [--workdir DIR].
+# Assigned, since it is the text of --help and `python -OO` strips docstrings.
+__doc__ = """\
+Trains a net: python -m aa_flax.train --config NAME [--config.KEY=VALUE ...] [--workdir DIR].
 
 NAME is a recipe of this package, or a Python file. Run again with the same flags, it continues
 where it was stopped. Exit code 75: told to stop (SIGTERM or Ctrl-C), it has saved where it stands;
@@ -25,7 +27,7 @@ def main() -> None:
     flags.DEFINE_bool(
         "accept_data_change", False, "continue a run although its images are others than before"
     )
-    text = commands.as_called(str(__doc__), "aa_flax.train")
+    text = commands.as_called(__doc__, "aa_flax.train")
     commands.run(_train, text, interrupted=_INTERRUPTED)
 
 

@@ -1,5 +1,7 @@
 """Nets whose batch norms show where they are left out."""
 
+from typing import TypeVar
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -7,8 +9,10 @@ from flax import nnx
 import aa_flax
 from aa_flax.layers import BatchNorm
 
+Net = TypeVar("Net", aa_flax.Classifier, aa_flax.Backbone)
 
-def randomised(net: aa_flax.Classifier) -> aa_flax.Classifier:
+
+def randomised(net: Net) -> Net:
     """With statistics and affine parameters that show where they are left out."""
     draw = np.random.default_rng(0)
     for _, layer in nnx.iter_modules(net):

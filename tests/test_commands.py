@@ -10,6 +10,7 @@ import pytest
 
 import aa_flax
 from aa_flax import InputError, commands, disk
+from aa_flax.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 TAKEN = """from aa_flax import Measure, Option, register_measure
@@ -76,6 +77,39 @@ def test_a_field_that_is_not_there_is_told_with_the_nearest(arguments, message):
         commands._check_overrides(arguments)
 
 
+@pytest.mark.parametrize(
+    "command", [["train"], ["eval"], ["convert", "in", "out"], ["export", "in", "out.onnx"]]
+)
+def test_a_platform_that_is_not_there_is_one_line(command, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nowhere")
+    done = run("-m", f"aa_flax.{command[0]}", *command[1:])
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: JAX finds no device with JAX_PLATFORMS='nowhere' (")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_every_command_is_listed():
+    files = (ROOT / "aa_flax").rglob("*.py")
+    commands = [file for file in files if 'if __name__ == "__main__"' in file.read_text()]
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in commands}
+    listed = run("-m", "aa_flax").stdout
+    assert {module.removesuffix(".__main__") for module in modules} == {"aa_flax", *COMMANDS}
+    assert all(f"python -m {name} " in listed for name in COMMANDS)
+    done = run("-m", "aa_flax", "train")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown command 'aa_flax train'; did you mean aa_flax.tr")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_does_not_need_docstrings():
+    code = (
+        "from importlib import import_module; from aa_flax.__main__ import COMMANDS\n"
+        "names = [n + '.__main__' * (n == 'aa_flax.export') for n in COMMANDS]\n"
+        "print([name for name in names if 'python -m' not in str(import_module(name).__doc__)])"
+    )
+    assert run("-OO", "-c", code).stdout == "[]\n"
+
+
 def test_options_of_the_net_are_free():
     commands._check_overrides(["--config.model_options.pool_only=False", "--output=x"])
 
@@ -113,6 +147,7 @@ def test_importing_the_package_loads_nothing_heavy_and_built_in_measures_come_fi
 
 
 def test_the_package_has_no_other_names():
+    assert [name for name in dir(aa_flax) if not name.startswith("__")] == aa_flax.__all__
     with pytest.raises(AttributeError, match="has no attribute 'evaluat'"):
         aa_flax.evaluat  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -178,7 +213,7 @@ def test_a_cache_that_cannot_be_written_and_no_home_keep_nobody_from_running(tmp
 def test_a_user_without_a_home_has_a_cache_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda: "~/.cache")  # as it then says
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a KeyError, as of an unknown user
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     disk._folder_without_home.cache_clear()
     folder = disk.cache_folder()
@@ -188,6 +223,24 @@ def test_a_user_without_a_home_has_a_cache_folder_of_its_own(tmp_path, monkeypat
     folder.parent.chmod(0o777)  # anybody could have put files there
     assert disk.cache_folder() != folder
     disk._folder_without_home.cache_clear()
+
+
+def test_a_compiled_program_that_was_cut_is_removed_and_reported_once(tmp_path, monkeypatch):
+    code = (
+        "from aa_flax import commands; commands._keep_compiled_programs()\n"
+        "import jax; jax.jit(lambda x: jax.numpy.sin(x) @ x)(jax.numpy.ones((9, 9)))"
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert run("-c", code).stderr == ""
+    programs = list(tmp_path.rglob("*-cache"))
+    assert len(programs) > 1
+    for program in programs:
+        program.write_bytes(program.read_bytes()[:100])
+    assert run("-c", code).stderr.startswith("removed unreadable programs from")
+    assert all(len(program.read_bytes()) > 100 for program in programs)
+    assert run("-c", code).stderr == ""
 
 
 def test_a_second_command_compiles_nothing_again(tmp_path, monkeypatch):

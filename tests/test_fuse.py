@@ -66,6 +66,34 @@ def test_bfloat16_is_kept(rng):
     assert difference <= 0.05
 
 
+def test_arrays_of_numpy_are_not_written_to(rng):
+    net = randomised(NETS["basic"]())
+    nnx.update(net, jax.device_get(nnx.state(net)))
+    for array in jax.tree.leaves(nnx.state(net)):
+        array.setflags(write=False)
+    x = jnp.asarray(rng.standard_normal((1, 64, 64, 3)), jnp.float32)
+    expected = logits(net, x)
+    np.testing.assert_allclose(logits(fuse(net), x), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_computed_again_in_the_backward_pass_is_fused_too():
+    net = NETS["bottleneck"]()
+    net.eval()
+    net.remat = True
+    assert folded(fuse(net, image_size=64)) == FOLDED["bottleneck"]
+
+
+def test_a_fused_backbone_gives_the_same_maps(rng):
+    backbone = create_model("resnet18_lpf4", features_only=True, out_indices=(1, 2))
+    backbone = randomised(backbone)
+    fused = fuse(backbone)
+    assert folded(fused) == 10  # the stem and two stages of two blocks, one with a shortcut
+    x = jnp.asarray(rng.standard_normal((1, 64, 64, 3)), jnp.float32)
+    for found, expected in zip(logits(fused, x), logits(backbone, x), strict=True):
+        difference = jnp.abs(found - expected).max() / jnp.abs(expected).max()
+        assert difference <= 1e-5
+
+
 def test_fusing_again_changes_nothing():
     once = fuse(randomised(NETS["basic"]()))
     for a, b in zip(*(jax.tree.leaves(nnx.state(n)) for n in (once, fuse(once))), strict=True):
@@ -118,7 +146,7 @@ def test_a_net_in_training_mode_is_refused():
 
 
 def test_what_is_no_net_is_refused():
-    with pytest.raises(InputError, match=r"takes a net of aa_flax\.create_model, got a BatchNorm"):
+    with pytest.raises(InputError, match=r"takes a model of .*create_model, got a BatchNorm"):
         fuse(BatchNorm(3, rngs=nnx.Rngs(0)))  # pyright: ignore
 
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,9 +36,21 @@ def test_batch_norm_does_not_cancel_at_a_large_mean(rng):
 
 def test_batch_norm_keeps_bfloat16_activations_and_float32_statistics(rng):
     bn = BatchNorm(3, rngs=nnx.Rngs(0))
-    y = bn(jnp.asarray(rng.standard_normal((8, 3)), jnp.bfloat16))
+    with jax.numpy_dtype_promotion("strict"):
+        y = bn(jnp.asarray(rng.standard_normal((8, 3)), jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert bn.mean[...].dtype == bn.var[...].dtype == jnp.float32
+
+
+def test_batch_norm_does_not_write_into_arrays_of_numpy(rng):
+    layer = BatchNorm(3, rngs=nnx.Rngs(0))
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    layer.mean.set_value(mean)
+    layer.var.set_value(var)
+    layer(jnp.asarray(rng.standard_normal((2, 4, 4, 3)), jnp.float32))
+    assert not mean.any()
+    assert (var == 1).all()
+    assert (layer.var[...] != 1).all()
 
 
 def test_batch_norm_of_a_single_value_is_refused():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from aa_flax import InputError, PerceptualDistance, create_model
@@ -222,5 +223,11 @@ def test_images_that_cannot_be_compared_are_refused(trunk, images):
     distance, (x, y) = distance_of(trunk), images
     with pytest.raises(InputError, match=r"got \(2, 40, 40, 3\) of float32 and \(1, 40"):
         distance(x, y[:1])
+    with pytest.raises(InputError, match=r"got \(2, 3, 40, 40\); channels come last: x.transpose"):
+        distance(*(z.transpose(0, 3, 1, 2) for z in images))
+    with pytest.raises(InputError, match=r"got \(2, 40, 40, 4\); give 3 channels"):
+        distance(*(z[..., [0, 1, 2, 0]] for z in images))
+    with pytest.raises(InputError, match=r"arrays of JAX or NumPy, .* got a Tensor; convert it"):
+        distance(*(torch.zeros(1, 3, 40, 40) for _ in images))
     with pytest.raises(InputError, match=r"floats in 0\.\.1, got uint8; divide bytes by 255"):
         distance(*(z.astype(np.uint8) for z in images))

@@ -85,6 +85,37 @@ def test_flaxs_own_batch_norms_are_estimated_too():
     np.testing.assert_allclose(model.bn.var[...], images().var((0, 1, 2)), rtol=1e-4)
 
 
+class Shared(nnx.Module):
+    """Calls one batch norm twice, one not at all, and one with its own word about the mode."""
+
+    def __init__(self):
+        self.twice, self.never = (BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
+        self.frozen = nnx.BatchNorm(3, use_fast_variance=False, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.frozen(self.twice(x) + self.twice(3 * x + 5), use_running_average=True)
+
+
+def test_all_calls_of_a_batch_norm_count_as_in_torch():
+    layer = torch.nn.BatchNorm2d(3, momentum=None)
+    batches = [images(4), images(6, seed=1)]
+    for batch in batches:
+        for x in (batch, 3 * batch + 5):
+            layer(torch.tensor(x.transpose(0, 3, 1, 2).copy()))
+    model = recalibrate_batch_norm(Shared(), batches)
+    found = (model.twice.mean[...], model.twice.var[...])
+    assert_close(found, (layer.running_mean.numpy(), layer.running_var.numpy()))
+    assert (model.never.mean[...] == 0).all()
+    assert (model.never.var[...] == 1).all()
+    assert (model.frozen.var[...] > 3).all()  # of a sum of two normalised maps, one of the other
+
+
+def test_statistics_that_are_not_finite_have_no_part_in_the_new_ones():
+    model, broken = tiny(), tiny()
+    broken.bn1.var.set_value(broken.bn1.var[...] * np.nan)
+    assert_close(*(statistics(recalibrate_batch_norm(m, images())) for m in (broken, model)))
+
+
 @pytest.mark.parametrize(
     ("make", "given", "message"),
     [

@@ -1,4 +1,6 @@
-"""Sorts ImageNet's flat validation folder into class folders.
+# Assigned, since it is the text of --help and `python -OO` strips docstrings.
+__doc__ = """\
+Sorts ImageNet's flat validation folder into class folders.
 
     python -m aa_flax.data.imagenet_val VAL DEVKIT OUT
 

@@ -38,8 +38,8 @@ def normalise(
     Args:
         mean, std: of each channel, of values in 0..1; default: ImageNet's.
     """
-    mean_, std_ = (jnp.array([[[values]]]) for values in (mean, std))
-    return (images / 255.0 - mean_) / std_
+    mean_, std_ = (jnp.array([[[values]]], jnp.float32) for values in (mean, std))
+    return (images.astype(jnp.float32) / 255 - mean_) / std_
 
 
 def flip_where(flip: Bool[Array, " N"], images: UInt8[Array, "N H W 3"]) -> UInt8[Array, "N H W 3"]:

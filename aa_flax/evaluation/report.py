@@ -1,4 +1,6 @@
-"""Results of nets as a Markdown table and figures, and as a page to look at.
+# Assigned, since it is the text of --help and `python -OO` strips docstrings.
+__doc__ = """\
+Results of nets as a Markdown table and figures, and as a page to look at.
 
     python -m aa_flax.evaluation.report RESULTS... --output DIR [--html]
 

@@ -1,4 +1,6 @@
-"""Writes a net as ONNX or StableHLO, for inference where this package is not.
+# Assigned, since it is the text of --help and `python -OO` strips docstrings.
+__doc__ = """\
+Writes a net as ONNX or StableHLO, for inference where this package is not.
 
     python -m aa_flax.export WEIGHTS OUT.onnx [--model NAME] [--size PIXELS] [--dynamic-size]
     python -m aa_flax.export WEIGHTS OUT.stablehlo [--preprocessing]
@@ -19,7 +21,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from aa_flax.commands import as_called, called
+from aa_flax.commands import as_called, called, check_platform
 from aa_flax.convert import add_arguments_of_weights, option, published_or_of_a_run
 from aa_flax.errors import InputError
 from aa_flax.export.int8 import LEAST_AGREEMENT
@@ -46,6 +48,7 @@ def run(arguments: Sequence[str]) -> None:
         InputError: what cannot be read, exported or written, and why.
     """
     args = _parser().parse_args(arguments)
+    check_platform()
     if args.plugin:
         from aa_flax.plugins import load_plugins
 
@@ -69,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=called(),
-        description=as_called(str(__doc__), "aa_flax.export"),
+        description=as_called(__doc__, "aa_flax.export"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("weights", metavar="WEIGHTS")

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -77,14 +78,18 @@ def _checked(
     count = len(levels)
     if indices is None:
         return tuple(range(count))
-    known = isinstance(indices, list | tuple | range) and len(indices) > 0
-    if not known or not all(type(i) is int and -count <= i < count for i in indices):
+    known = isinstance(indices, list | tuple | range | np.ndarray) and len(indices) > 0
+    if not known or not all(_is_integer(i) and -count <= i < count for i in indices):
         there = ", ".join(f"{i} (1/{level.reduction})" for i, level in enumerate(levels))
         raise InputError(
             f"out_indices are levels of {net.name or type(net).__name__}, of {there}; got "
             f"{indices!r}"
         )
-    return tuple(i % count for i in indices)
+    return tuple(int(i) % count for i in indices)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 Path = tuple[Any, ...]

@@ -28,7 +28,7 @@ def check_images(x: object, *, channels: int = 3) -> None:
             raise InputError(_expected(channels, f"a {type(x).__name__}", "give a JAX array"))
         x = jnp.asarray(x)
     given = f"shape {tuple(x.shape)} of {x.dtype}"
-    advice = _wrong_shape(x.shape, channels)
+    advice = wrong_shape(x.shape, channels)
     if advice is None and not jnp.issubdtype(x.dtype, jnp.floating):
         advice = "convert and normalise them first, e.g. by aa_flax.preprocess"
     if advice is not None:
@@ -39,7 +39,7 @@ def _expected(channels: int, given: str, advice: str) -> str:
     return f"the net takes images (N, H, W, {channels}) of normalised floats, got {given}; {advice}"
 
 
-def _wrong_shape(shape: tuple, channels: int) -> str | None:
+def wrong_shape(shape: tuple, channels: int) -> str | None:
     """What to do about this shape; None: it is right."""
     if len(shape) == 3:
         return "one image needs a batch axis: x[None]"

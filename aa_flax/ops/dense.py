@@ -9,6 +9,7 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -77,7 +78,7 @@ def _kernel_gradient_by_rows(
 
     The matrix stays in the cache, where XLA's own form reads the image anew for each tap.
     """
-    wide = jnp.promote_types(g.dtype, jnp.float32)
+    wide = np.promote_types(g.dtype, jnp.float32)
     height, features = g.shape[1], prod(window.taps) * x.shape[-1]
     x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     valid = window._replace(padding=((0, 0), (0, 0)))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -48,13 +49,13 @@ def depthwise_conv(window: Window, size: tuple[int, int]) -> Multilinear:
 
 
 def _depthwise_conv(x: Array, kernel: Array, window: Window) -> Array:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = np.promote_types(x.dtype, jnp.float32)
     return _sum_of_products(window.views(x.astype(wide)), kernel.astype(wide)).astype(x.dtype)
 
 
 def _input_gradient(kernel: Array, g: Array, window: Window, size: tuple[int, int]) -> Array:
     """The flipped kernel over `g`, which a stride of the convolution has spread out."""
-    wide = jnp.promote_types(g.dtype, jnp.float32)
+    wide = np.promote_types(g.dtype, jnp.float32)
     spread = [(0, 0, 0)]
     for n, outputs, taps, stride, (before, _), dilation in zip(
         size, g.shape[1:3], *window, strict=True
@@ -73,7 +74,7 @@ def _kernel_gradient(x: Array, g: Array, window: Window) -> Array:
     One reduction sums all taps over the batch first: `x` and `g` are read once, and the sums, as
     large as an image, still run on every core.
     """
-    wide = jnp.promote_types(g.dtype, jnp.float32)
+    wide = np.promote_types(g.dtype, jnp.float32)
     products = [view * g.astype(wide) for view in window.views(x.astype(wide))]
     zeros = [jnp.zeros((), wide) for _ in products]
     batch_sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (0,))

@@ -166,7 +166,14 @@ class _Batched:
 
 
 _form_p = Primitive("aa_flax_form")
-_form_p.def_impl(jax.jit(_form_p.bind, static_argnames=("form", "slot")))
+_compiled = jax.jit(_form_p.bind, static_argnames=("form", "slot"))
+
+
+@_form_p.def_impl
+def _run(*arrays: Array, form: _Form, slot: int) -> Array:
+    if jax.config.values["jax_disable_jit"]:  # nothing is compiled, which would choose a form
+        return _run_definition(*arrays, form=form, slot=slot)
+    return _compiled(*arrays, form=form, slot=slot)
 
 
 @_form_p.def_abstract_eval

@@ -36,7 +36,7 @@ def ideal_pool(
     """
     check_map(x)
     strides = one_for_each_axis("stride", stride, x.ndim - 2)
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = x.astype(np.promote_types(x.dtype, jnp.float32))
     for axis, step in enumerate(strides, 1):
         if step > 1:
             matrix = jnp.asarray(_matrix(y.shape[axis], step), y.dtype)

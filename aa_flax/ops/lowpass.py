@@ -180,7 +180,7 @@ def _rounded(x: Array, dtype: DTypeLike) -> Array:
 
 
 def _accumulator(dtype: DTypeLike) -> DTypeLike:
-    return jnp.promote_types(dtype, jnp.float32)
+    return np.promote_types(dtype, jnp.float32)
 
 
 # A sparse matrix by rows: column indices and weights, both (entries in the fullest row, rows);

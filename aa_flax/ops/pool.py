@@ -80,7 +80,7 @@ def adaptive_avg_pool(x: Float[Array, "N H W C"], size: int) -> Float[Array, "N 
         InputError: an image without pixels, or of a size that export leaves open.
     """
     dtype = x.dtype
-    y = x.astype(jnp.promote_types(dtype, jnp.float32))
+    y = x.astype(np.promote_types(dtype, jnp.float32))
     for axis, product in ((1, "oh,nhwc->nowc"), (2, "ow,nhwc->nhoc")):
         if not isinstance(x.shape[axis], int):
             raise InputError(

@@ -99,7 +99,7 @@ def _sizes(given: Sequence[int], wanted, options: Options) -> tuple[int, ...]:
 
 def _even(y: Array, geometry: Geometry) -> Array:
     """Divided by what each pixel has collected."""
-    result = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    result = y.astype(np.promote_types(y.dtype, jnp.float32))
     for i, axis in enumerate(geometry):
         weights = gathered_weights(axis)
         if not (np.abs(weights) > 1e-6).all():

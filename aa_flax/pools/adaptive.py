@@ -5,6 +5,7 @@ from functools import partial
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -60,7 +61,7 @@ class AdaptivePool(nnx.Module):
     def choose(self, x: Float[Array, "N *spatial C"]) -> Int[Array, " N"]:
         """The number of each image's phase of the largest norm."""
         phases = jnp.abs(polyphase(self._blurred(x), self.stride))
-        phases = phases.astype(jnp.promote_types(x.dtype, jnp.float32))
+        phases = phases.astype(np.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(2, phases.ndim))
         if self.norm == "l1":
             return phases.sum(axes).argmax(1)

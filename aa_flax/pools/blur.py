@@ -1,20 +1,31 @@
 """BlurPool, its adjoint and MaxBlurPool as layers (Zhang, ICML 2019, Sec. 3)."""
 
 from collections.abc import Sequence
+from typing import Never
 
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from aa_flax.errors import InputError
 from aa_flax.ops import blur_pool, blur_upsample, max_pool
 from aa_flax.ops.blur import check_options
 from aa_flax.ops.lowpass import Padding
 from aa_flax.ops.upsample import Gain, check_gain
 
+_MOST_TAPS = 31  # more are a number of channels, the original's first argument
+
 
 class BlurPool(nnx.Module):
     """`blur_pool` as a layer. It holds no variable: the filter is fixed and never trained.
 
-    Args are those of `blur_pool`. Source: Zhang, ICML 2019, Sec. 3.1, "BlurPool".
+    Args are those of `blur_pool`; `filter_size` is at most 31 on each axis.
+
+    Raises:
+        InputError: an option that `blur_pool` does not take, or the arguments of the PyTorch
+            original, whose first is a number of channels.
+
+    Source: Zhang, ICML 2019, Sec. 3.1, "BlurPool".
     """
 
     def __init__(
@@ -23,8 +34,16 @@ class BlurPool(nnx.Module):
         stride: int | Sequence[int] = 2,
         padding: Padding = "reflect",
         pad_offset: int = 0,
+        **others: Never,
     ):
         options = check_options(filter_size, stride, padding, pad_offset)
+        if others or np.max(options.filter_size) > _MOST_TAPS:
+            given = ", ".join(others) or f"filter_size={options.filter_size}"
+            raise InputError(
+                f"BlurPool takes (filter_size, stride, padding, pad_offset), a filter_size of at "
+                f"most {_MOST_TAPS}, and no channels, unlike the PyTorch original; got {given}; "
+                "write BlurPool(4, 2) for its BlurPool(channels, filt_size=4, stride=2)"
+            )
         self.filter_size, self.stride = options.filter_size, options.stride
         self.padding: Padding = options.padding
         self.pad_offset = options.pad_offset

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -95,9 +96,8 @@ class LearnedPhasePool(nnx.Module):
         """
         if self.score is None:
             raise InputError("this pool follows the choice of another, and was given none")
-        phases = polyphase(x, self.stride)
+        phases = polyphase(x.astype(np.promote_types(x.dtype, jnp.float32)), self.stride)
         scores = self.score(phases.reshape(-1, *phases.shape[2:])).reshape(phases.shape[:2])
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
         if self.deterministic:
             return scores.argmax(1)
         if self.noise is not None:

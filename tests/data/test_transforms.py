@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,6 +27,15 @@ def test_crop_at_cuts_each_image_at_its_own_offset(rng):
     found = crop_at(jnp.asarray(images), jnp.asarray(offsets), 8)
     for crop, image, (top, left) in zip(found, images, offsets, strict=True):
         np.testing.assert_array_equal(crop, image[top : top + 8, left : left + 8])
+
+
+def test_normalisation_is_in_float32_whatever_jax_is_told(rng):
+    images = rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
+    expected = normalise(images)
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
+        found = jax.jit(normalise)(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_batch_is_cropped_mirrored_and_normalised_as_it_says(rng):

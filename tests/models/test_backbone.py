@@ -188,7 +188,7 @@ def test_only_what_the_maps_depend_on_is_kept(family):
 
 def test_levels_come_in_the_order_they_are_asked_for():
     model = nnx.eval_shape(
-        lambda: create_model("resnet18_lpf4", features_only=True, out_indices=(-1, 1))
+        lambda: create_model("resnet18_lpf4", features_only=True, out_indices=np.array([-1, 1]))
     )
     assert model.out_indices == (4, 1)
     assert model.feature_info == (

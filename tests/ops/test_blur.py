@@ -197,6 +197,20 @@ def test_what_is_no_integer_is_refused_by_function_and_layer(arguments, message)
             use(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named", "got"),
+    [
+        ((64, 4), {}, "filter_size=64"),
+        ((64,), {"filt_size": 4}, "filt_size"),
+        ((), {"channels": 64, "filt_size": 4, "stride": 2}, "channels, filt_size"),
+        (((3, 32), 4), {}, r"filter_size=\(3, 32\)"),
+    ],
+)
+def test_the_originals_arguments_are_refused(arguments, named, got):
+    with pytest.raises(InputError, match=f"no channels, .*; got {got}; write BlurPool"):
+        BlurPool(*arguments, **named)
+
+
 @pytest.mark.parametrize("integer", [np.int64, np.uint8, np.array, jnp.int32])
 def test_integers_of_any_kind_are_accepted(integer, rng):
     x = jnp.asarray(rng.standard_normal((1, 9, 8, 2)), jnp.float32)

@@ -121,6 +121,15 @@ def test_a_net_has_the_same_values_and_derivatives_by_its_definitions(net):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_a_net_runs_without_jit(net):
+    x = arrays(2, 12, 12, 3)
+    derivatives = jax.value_and_grad(lambda x: jnp.sin(net(x)).sum())
+    with jax.disable_jit():
+        found = derivatives(x)
+    for a, b in zip(*map(jax.tree.leaves, (found, jax.jit(derivatives)(x))), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def test_a_net_has_a_hessian(net):
     direction, x = arrays(2, 1, 8, 8, 3)
 

@@ -28,6 +28,15 @@ def assert_equal(pair, tolerance=1e-5):
         np.testing.assert_allclose(fast, definition, rtol=0, atol=tolerance * scale)
 
 
+@everyone
+def test_without_jit_values_and_derivatives_are_the_same(name):
+    operation, shape = OPERATIONS[name]
+    derivatives = jax.value_and_grad(smooth(operation))
+    with jax.disable_jit():
+        found = derivatives(arrays(*shape))
+    assert_equal((found, jax.jit(derivatives)(arrays(*shape))))
+
+
 BATCH = PartitionSpec("batch")
 
 
