@@ -31,6 +31,7 @@ class Interpreter:
         splits: arrays that a reshape has split, by identity of its result, with that.
         kept: programs whose equations the keys name by identity.
         deciding: what pools decided that decide anything.
+        alike: whether a pending map passes only what needs one position at a time.
         jaxpr, sliced: the program that runs, and how many strided slices it takes of its variables.
     """
 
@@ -43,6 +44,7 @@ class Interpreter:
     splits: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
     deciding: list[Phase] = field(default_factory=list)
+    alike: bool = False
     jaxpr: Any = None
     sliced: Counter = field(default_factory=Counter)
 

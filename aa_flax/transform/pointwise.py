@@ -68,14 +68,9 @@ def _go_together(pending: Sequence[Pending]) -> bool:
     several (the branches of a sum) as long as none has passed its nonlinearity.
     """
     first = pending[0]
-    alike = all(v.strides == first.strides and _waiting(v) == _waiting(first) for v in pending)
+    alike = all(v.strides == first.strides and v.waiting == first.waiting for v in pending)
     one_origin = all(v.places == first.places for v in pending)
     return alike and (one_origin or not any(v.activated for v in pending))
-
-
-def _waiting(value: Pending) -> list[int]:
-    """The dense sizes of the axes that wait."""
-    return [value.dense.shape[i] for i in value.strided]
 
 
 def _at_size(value: Value, like: Pending) -> Array | None:
@@ -149,7 +144,7 @@ def reduction(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] 
         return [_select_axes(value, dense, kept)]
     over_batch = any(value.roles[i] == "n" for i in axes)
     whole = set(value.strided) <= axes
-    if not whole or (value.activated and not over_batch):
+    if run.alike or not whole or (value.activated and not over_batch):
         return None
     (dense,) = run.bind(eqn, [value.dense])
     if eqn.primitive.name == "reduce_sum":
