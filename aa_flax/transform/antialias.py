@@ -8,6 +8,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax.errors import InconclusiveDimensionOperation
 
 from aa_flax.errors import InputError
 from aa_flax.ops import definitions
@@ -170,7 +171,13 @@ class _Traced:
         run.names.update(
             (id(array), (array, name)) for array, name in zip(self.arrays, self.names, strict=True)
         )
-        return run.run_settled(self.jaxpr.jaxpr, self.jaxpr.consts, self.arrays)
+        try:
+            return run.run_settled(self.jaxpr.jaxpr, self.jaxpr.consts, self.arrays)
+        except InconclusiveDimensionOperation as error:
+            raise InputError(
+                f"antialias cannot leave these sizes open: {str(error).splitlines()[0]} Give them "
+                "numbers, or constraints that decide it (h >= 8)"
+            ) from error
 
 
 def _is_array(leaf: Any) -> bool:

@@ -38,11 +38,9 @@ def _is_specified(sharding: Any) -> bool:
     return isinstance(sharding, jax.sharding.Sharding)
 
 
-def rematerialised(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
+def rematerialised(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value]:
     """`jax.checkpoint`: the values are those without it; what runs inside is computed again."""
     jaxpr, consts = opened(eqn.params["jaxpr"])
-    if not (has_places(jaxpr) or any(isinstance(v, Pending) for v in inputs)):
-        return None
     inner = run.inside(eqn)
     given = [_across(run, v, eqn) for v in inputs]
     found: list[Value] = []

@@ -1,6 +1,5 @@
 """Runs a traced program with its subsampling antialiased: an interpreter of JAX's jaxprs."""
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,7 @@ class Interpreter:
         kept: programs whose equations the keys name by identity.
         deciding: what pools decided that decide anything.
         alike: whether a pending map passes only what needs one position at a time.
-        jaxpr, sliced: the program that runs, and how many strided slices it takes of its variables.
+        jaxpr, sliced: the program that runs, and the phases that its slices keep.
     """
 
     options: Options
@@ -46,7 +45,7 @@ class Interpreter:
     deciding: list[Phase] = field(default_factory=list)
     alike: bool = False
     jaxpr: Any = None
-    sliced: Counter = field(default_factory=Counter)
+    sliced: dict[Any, set[tuple[int, ...]]] = field(default_factory=dict)
 
     def inside(self, eqn: Any, repeats: int = 1, *, same_scope: bool = False) -> "Interpreter":
         """The interpreter of a program that an equation calls; another scope has other arrays."""

@@ -6,7 +6,10 @@ from itertools import pairwise
 from math import prod
 from typing import Any, Literal
 
+from jax.extend.core import Literal as Constant
+
 from aa_flax.ops.lowpass import BLUR_SCOPE
+from aa_flax.transform.values import regrouped
 
 Kind = Literal["convolution", "max pool", "average pool", "slice", "other pool"]
 
@@ -70,6 +73,39 @@ def _convolution(eqn: Any, layer: str) -> Place | None:
     window = tuple(kernel[i] for i in numbers.rhs_spec[2:])
     channels = eqn.invars[0].aval.shape[numbers.lhs_spec[1]]
     return _place(eqn, layer, "convolution", strides=strides, window=window, channels=channels)
+
+
+def members(jaxpr: Any, eqn: Any) -> int:
+    """Members of an ensemble whose convolutions `jax.vmap` has made the groups of one.
+
+    It merges the members into the channels of both operands, just before the convolution.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    axes = numbers.lhs_spec[1], numbers.rhs_spec[0]
+    pairs = zip(eqn.invars, axes, strict=True)
+    merged = {_merged(producers(jaxpr), v, axis) for v, axis in pairs}
+    return merged.pop() if len(merged) == 1 else 1
+
+
+def _merged(producer: dict[Any, Any], variable: Any, axis: int) -> int:
+    """The size of the axes that reshapes have merged into an axis, in front of it."""
+    eqn = None if isinstance(variable, Constant) else producer.get(variable)
+    if eqn is None or eqn.primitive.name not in ("reshape", "transpose"):
+        return 1
+    (source,) = eqn.invars
+    order = eqn.params.get("permutation", eqn.params.get("dimensions"))
+    order = range(source.aval.ndim) if order is None else order
+    sizes = [source.aval.shape[i] for i in order]
+    groups = regrouped(sizes, eqn.outvars[0].aval.shape) or []
+    left, right = next((g for g in groups if axis in g[1]), ([], []))
+    if right != [axis] or len(left) not in (1, 2):
+        return 1
+    return prod(sizes[i] for i in left[:-1]) * _merged(producer, source, order[left[-1]])
+
+
+def producers(jaxpr: Any) -> dict[Any, Any]:
+    """The equation that computes each variable of a program."""
+    return {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
 
 
 def _window(eqn: Any, layer: str, kind: Kind) -> Place | None:

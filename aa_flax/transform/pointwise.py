@@ -27,12 +27,14 @@ def _names(text: str) -> frozenset[str]:
 ACTIVATIONS = _names(
     """max min clamp select_n abs sign floor ceil round exp exp2 expm1 log log1p logistic tanh sinh
     cosh asinh acosh atanh sin cos tan asin acos atan atan2 erf erfc erf_inv cbrt rem nextafter
-    lgamma digamma"""
+    lgamma digamma log2 polygamma zeta igamma igammac regularized_incomplete_beta bessel_i0e
+    bessel_i1e"""
 )
 ELEMENTWISE = ACTIVATIONS | _names(
     """add add_any sub mul div neg square integer_pow pow sqrt rsqrt convert_element_type copy
     copy_p eq ne lt le gt ge and or xor not is_finite reduce_precision name stop_gradient real imag
-    conj optimization_barrier pvary"""
+    conj complex optimization_barrier pvary polynomial one_minus_square igamma_grad_a clz
+    population_count shift_left shift_right_logical shift_right_arithmetic"""
 )
 REDUCTIONS = _names("reduce_sum reduce_max reduce_min reduce_and reduce_or")
 
@@ -192,7 +194,7 @@ def broadcast(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] 
     if isinstance(value, Spread):
         return [spread(value.value, shape, dims)]
     if not isinstance(value, Pending):
-        repeated = prod(shape) > value.size and len(shape) >= 3
+        repeated = prod(shape) != value.size and len(shape) >= 3
         return [spread(value, shape, dims)] if repeated else None
     dense_shape, strides, roles = list(shape), [1] * len(shape), ["c"] * len(shape)
     for i, axis in enumerate(dims):

@@ -82,6 +82,24 @@ PLACES = {
         lambda x: blur_pool(jax.nn.elu(conv(x, K3, (1, 1), PADS)), stride=3),
         X,
     ),
+    **{
+        name: (
+            lambda x, f=f: f(conv(x, K3, (2, 2), PADS)),
+            lambda x, f=f: blur_pool(f(conv(x, K3, (1, 1), PADS))),
+            X,
+        )
+        for name, f in {
+            "mish": jax.nn.mish,
+            "log of a sigmoid": jax.nn.log_sigmoid,
+            "sinc": jnp.sinc,
+            "two maps": lambda y: jnp.logaddexp(y, y * y),
+        }.items()
+    },
+    "sum of exponentials": (
+        lambda x: jnp.logaddexp(conv(x, K3, (2, 2), PADS), conv(x * x, K3, (2, 2), PADS)),
+        lambda x: blur_pool(jnp.logaddexp(conv(x, K3, (1, 1), PADS), conv(x * x, K3, (1, 1), PADS))),
+        X,
+    ),
     "no nonlinearity": (
         lambda x: conv(x, K3, (2, 2), PADS).reshape(2, -1),
         lambda x: blur_pool(conv(x, K3, (1, 1), PADS)).reshape(2, -1),

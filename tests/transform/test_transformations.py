@@ -104,6 +104,45 @@ def test_a_custom_rule_stays_where_nothing_inside_changes():
     close(found, 3 * jax.grad(lambda x: expected(x).sum())(X), 1e-4)
 
 
+@jax.custom_vjp
+def leaky(x, slope):
+    return jnp.where(x > 0, x, slope * x)
+
+
+def leaky_backward(residuals, g):
+    x, slope = residuals
+    return jnp.where(x > 0, g, 5 * slope * g), jnp.where(x > 0, 0, g * x).sum((0, 1, 2))
+
+
+leaky.defvjp(lambda x, slope: (leaky(x, slope), (x, slope)), leaky_backward)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7)])
+def test_an_activation_with_a_backward_rule_keeps_it_and_comes_before_the_blur(size):
+    x, slope = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 4))), jnp.ones(4) / 8
+    f = antialias(lambda x, slope: leaky(conv(x), slope))
+    expected = lambda x, slope: blur_pool(leaky(conv(x, stride=1), slope))  # noqa: E731
+    close(f(x, slope), expected(x, slope))
+    gradients = (jax.grad(lambda *a, f=f: jnp.sin(f(*a)).sum(), (0, 1)) for f in (f, expected))
+    close(*(gradient(x, slope) for gradient in gradients), 1e-4)
+
+
+ACROSS = {
+    "convolution": lambda x, wrap: jax.nn.relu(2 * wrap(conv)(x) + 1),
+    "activation": lambda x, wrap: wrap(jax.nn.relu)(2 * conv(x) + 1),
+    "bias": lambda x, wrap: jax.nn.relu(
+        wrap(jnp.add)(2 * conv(x), wrap(lambda b: jnp.broadcast_to(b, (2, 4, 4, 4)))(jnp.ones(4)))
+    ),
+}
+
+
+@pytest.mark.parametrize("part", ACROSS.values(), ids=ACROSS)
+def test_rematerialising_a_part_changes_neither_values_nor_gradients(part):
+    f = antialias(partial(part, wrap=jax.checkpoint))
+    close(f(X), expected(X))
+    close(*(jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(X) for f in (f, expected)), 1e-4)
+
+
 @pytest.mark.parametrize("custom", [jax.custom_jvp, jax.custom_vjp])
 def test_where_something_inside_changes_the_derivative_is_that_of_what_runs(custom):
     function = custom(block)
