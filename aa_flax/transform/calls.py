@@ -50,15 +50,13 @@ def rematerialised(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Va
         found[:] = [_across(inner, v, None) for v in inner.run(jaxpr, consts, values)]
         return [bare(v) for v in found]
 
-    call = jax.checkpoint(
-        call, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"]
-    )
+    call = jax.checkpoint(call, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
     outputs = call([bare(v) for v in given])
     return [wrapped(v, array) for v, array in zip(found, outputs, strict=True)]
 
 
 def _across(run: "Interpreter", value: Value, eqn: Any) -> Value:
-    """A value that may enter or leave a trace: a pool's decision belongs to the one it is made in."""
+    """A value that may enter or leave a trace; what a pool decides belongs to one trace."""
     decides = isinstance(value, Pending) and value.sample.decides
     return run.settle(value, eqn) if decides else value
 

@@ -1,6 +1,6 @@
 """Places: the operations of a traced program that subsample, and what can be said of each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -11,7 +11,7 @@ from jax.extend.core import Literal as Constant
 from aa_flax.ops.lowpass import BLUR_SCOPE
 from aa_flax.transform.values import regrouped
 
-Kind = Literal["convolution", "max pool", "average pool", "slice", "other pool"]
+Kind = Literal["convolution", "max pool", "average pool", "slice", "resize", "other pool"]
 
 _WINDOWS: dict[str, Kind] = {
     "reduce_window_max": "max pool",
@@ -29,7 +29,8 @@ class Place:
     Args:
         layer: where it comes from: the names of modules and scopes (Linen, Haiku,
             `jax.named_scope`), the parameter it reads (`params.conv1.kernel`), or its line of code.
-        kind: `convolution`, `max pool`, `average pool`, `slice` or `other pool`.
+        kind: `convolution`, `max pool`, `average pool`, `slice`, `resize` or
+            `other pool`.
         primitive: JAX's name of the operation.
         shape, output_shape: of its input and its output, in the function's own layout.
         strides: for each spatial axis.
@@ -51,7 +52,8 @@ def describe(eqn: Any, layer: str) -> Place | None:
     """The place that an equation of a program is; None: it does not subsample."""
     name = eqn.primitive.name
     if name == "conv_general_dilated":
-        return _convolution(eqn, layer)
+        strided = max(eqn.params["window_strides"], default=1) > 1
+        return convolution_place(eqn, layer) if strided and not is_blur(eqn) else None
     if name in _WINDOWS:
         return _window(eqn, layer, _WINDOWS[name])
     if name == "slice":
@@ -64,10 +66,9 @@ def _place(eqn: Any, layer: str, kind: Kind, **more: Any) -> Place:
     return Place(layer, kind, eqn.primitive.name, shape, output, **more)
 
 
-def _convolution(eqn: Any, layer: str) -> Place | None:
+def convolution_place(eqn: Any, layer: str) -> Place:
+    """The place that a convolution is."""
     strides = eqn.params["window_strides"]
-    if max(strides, default=1) == 1 or is_blur(eqn):
-        return None
     numbers = eqn.params["dimension_numbers"]
     kernel = eqn.invars[1].aval.shape
     window = tuple(kernel[i] for i in numbers.rhs_spec[2:])
@@ -101,6 +102,17 @@ def _merged(producer: dict[Any, Any], variable: Any, axis: int) -> int:
     if right != [axis] or len(left) not in (1, 2):
         return 1
     return prod(sizes[i] for i in left[:-1]) * _merged(producer, source, order[left[-1]])
+
+
+def bind(eqn: Any, operands: Sequence[Any], **changes: Any) -> list[Any]:
+    """The operation of an equation, of other operands or with some parameters changed."""
+    params = eqn.primitive.get_bind_params({**eqn.params, **changes})
+    if isinstance(params, tuple):  # before JAX 0.10: functions apart
+        functions, params = params
+        operands = [*functions, *operands]
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*operands, **params)
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
 def producers(jaxpr: Any) -> dict[Any, Any]:
@@ -137,7 +149,7 @@ def pooled_by_reshape(
     """Windows, by axis, of a pool written as a reshape and a reduction; None: it is none.
 
     An axis of `shape` that `split` has as two, of which the reduction takes the inner one, is
-    pooled; there must be two or three adjoining ones, as an image has.
+    pooled; there must be one to three adjoining ones.
     """
     windows, i = {}, 0
     for axis, size in enumerate(shape):
@@ -150,7 +162,7 @@ def pooled_by_reshape(
             return None
     adjoining = all(b - a == 1 for a, b in pairwise(windows))
     complete = i == len(split) and len(axes) == len(windows)
-    return windows if complete and adjoining and len(windows) in (2, 3) else None
+    return windows if complete and adjoining and len(windows) in (1, 2, 3) else None
 
 
 def _is_split(split: tuple[int, ...], i: int, size: int) -> bool:

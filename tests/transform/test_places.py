@@ -97,7 +97,9 @@ PLACES = {
     },
     "sum of exponentials": (
         lambda x: jnp.logaddexp(conv(x, K3, (2, 2), PADS), conv(x * x, K3, (2, 2), PADS)),
-        lambda x: blur_pool(jnp.logaddexp(conv(x, K3, (1, 1), PADS), conv(x * x, K3, (1, 1), PADS))),
+        lambda x: blur_pool(
+            jnp.logaddexp(conv(x, K3, (1, 1), PADS), conv(x * x, K3, (1, 1), PADS))
+        ),
         X,
     ),
     "no nonlinearity": (
