@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
+from jax.errors import InconclusiveDimensionOperation
 from jax.extend.core import Literal
 
 from aa_flax.errors import InputError
@@ -67,9 +69,7 @@ class _Program:
         self.producers = producers(jaxpr)
         known = [*zip(jaxpr.constvars, consts, strict=False)]
         known += zip(jaxpr.invars, given, strict=False)
-        self.values = {
-            v: x for v, x in known if x is not None and not isinstance(x, jax.core.Tracer)
-        }
+        self.values = {v: x for v, x in known if x is not None and not isinstance(x, Tracer)}
         self.constant = set(self.values)
         for eqn in jaxpr.eqns:
             if not eqn.effects and all(map(self.is_constant, eqn.invars)):
@@ -164,13 +164,19 @@ def _look_up(program: _Program, eqn: Any) -> Row | None:
     )
     if not strides:
         return None
-    reason = "a look-up by indices, or a nearest resize, is left as it is: a slice is blurred"
+    reason = (
+        "a look-up by indices (or a nearest resize) is left as it is; x[:, ::2, ::2] is blurred"
+    )
     return _row(program, eqn, source, "slice", strides, (1,) * len(strides), reason)
 
 
 def _check_open_look_up(shape: Sequence[Any], indices: Sequence[Any], axes: Sequence[int]) -> None:
     """JAX makes a strided slice of an axis of symbolic size a look-up, which is not antialiased."""
-    if not prod(indices[:-1]) >= prod(shape[i] for i in axes):
+    try:
+        drops = prod(indices[:-1]) < prod(shape[i] for i in axes)
+    except InconclusiveDimensionOperation:
+        drops = True
+    if drops:
         raise InputError(
             f"antialias cannot see which pixels a slice of {tuple(shape)} keeps while its size is "
             "open: give the sliced axes numbers"

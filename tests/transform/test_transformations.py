@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 
-from aa_flax import antialias, blur_pool
+from aa_flax import InputError, antialias, blur_pool
 
 KERNEL = np.random.default_rng(1).standard_normal((3, 3, 4, 4)).astype(np.float32)
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 4)), jnp.float32)
@@ -152,6 +152,48 @@ def test_where_something_inside_changes_the_derivative_is_that_of_what_runs(cust
         function.defvjp(lambda x: (block(x), x), lambda x, g: (0 * x,))
     found = jax.grad(lambda x: antialias(lambda x: function(x))(x).sum())(X)
     close(found, jax.grad(lambda x: expected(x).sum())(X), 1e-4)
+
+
+OPEN = {
+    "SAME": lambda x: jax.nn.relu(
+        lax.conv_general_dilated(
+            x, KERNEL, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    ),
+    "two": lambda x: jnp.log1p(block(block(x))),
+    "max pool": lambda x: lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME"
+    ),
+    "average": lambda x: (
+        lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+    ),
+}
+
+
+def sizes(text, *constraints):
+    return jax.ShapeDtypeStruct(export.symbolic_shape(text, constraints=constraints), jnp.float32)
+
+
+@pytest.mark.parametrize("f", OPEN.values(), ids=OPEN)
+def test_height_and_width_may_be_open_in_an_export(f):
+    f = antialias(f)
+    exported = export.export(jax.jit(f))(sizes("n, h, w, 4", "h >= 8", "w >= 8"))
+    for size in ((9, 12), (8, 11)):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 4)), jnp.float32)
+        close(exported.call(x), f(x), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (block, "cannot leave these sizes open: .*'h'"),
+        (lambda x: x[:, ::2, ::2], "which pixels a slice of .* keeps while its size is open"),
+    ],
+)
+def test_open_sizes_that_decide_are_refused(f, message):
+    export.export(jax.jit(f))(sizes("n, h, w, 4"))
+    with pytest.raises(InputError, match=message):
+        export.export(jax.jit(antialias(f)))(sizes("n, h, w, 4"))
 
 
 def test_donated_and_sharded_arguments_are_the_jitted_functions():
