@@ -196,11 +196,8 @@ def _resize(program: _Program, eqn: Any) -> Row | None:
     matrix = np.moveaxis(np.asarray(values, np.float64), contracted[is_weight.index(True)][0], 0)
     before, after = matrix.shape
     centres = np.arange(before) @ matrix
-    if (
-        after >= before
-        or np.abs(matrix.sum(0) - 1).max() > 1e-3
-        or np.diff(centres).min(initial=1) <= 0
-    ):
+    interpolates = np.abs(matrix.sum(0) - 1).max() < 1e-3 and np.diff(centres).min(initial=1) > 0
+    if not interpolates or np.ptp(centres) < after - 0.999:  # closer than a pixel: a crop, or more
         return None
     inside = matrix[:, after // 4 : after - after // 4]
     reason = "an interpolation that aliases is left as it is: resize with antialias=True"
