@@ -1,18 +1,21 @@
 """`antialias(f)`: any JAX function with its subsampling antialiased."""
 
+import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax.errors import InconclusiveDimensionOperation
 
 from aa_flax.errors import InputError
 from aa_flax.ops import definitions
 from aa_flax.ops.blur import Padding
 from aa_flax.pools.registry import PoolFactory
+from aa_flax.transform.constants import left_alone
 from aa_flax.transform.interpreter import Interpreter
 from aa_flax.transform.options import Options
 from aa_flax.transform.places import Place, equations
@@ -132,6 +135,7 @@ class _Traced:
     jaxpr: Any
     arrays: list[Any]
     names: list[str]
+    own: dict[int, tuple[Any, str]]
     result: Callable[[list[Any]], Any]
 
     @classmethod
@@ -161,16 +165,26 @@ class _Traced:
             )
 
         names = [_path(with_paths[i][0]) for i in dynamic]
-        return cls(jaxpr, [leaves[i] for i in dynamic], names, result)
+        own, _ = jax.tree_util.tree_flatten_with_path(inspect.unwrap(f))  # a model has arrays
+        named = {id(x): (x, _joined(path)) for path, x in own if _is_array(x)}
+        return cls(jaxpr, [leaves[i] for i in dynamic], names, named, result)
 
     def with_arrays(self, arrays: list[Any]) -> "_Traced":
-        return _Traced(self.jaxpr, arrays, self.names, self.result)
+        return replace(self, arrays=arrays)
 
     def run(self, run: Interpreter) -> list[Any]:
+        run.names.update(self.own)
         run.names.update(
             (id(array), (array, name)) for array, name in zip(self.arrays, self.names, strict=True)
         )
-        return run.run_settled(self.jaxpr.jaxpr, self.jaxpr.consts, self.arrays)
+        try:
+            run.alone.update(left_alone(self.jaxpr.jaxpr, self.jaxpr.consts))
+            return run.run_settled(self.jaxpr.jaxpr, self.jaxpr.consts, self.arrays)
+        except InconclusiveDimensionOperation as error:
+            raise InputError(
+                f"antialias cannot leave these sizes open: {str(error).splitlines()[0]} Give them "
+                "numbers, or constraints that decide it (h >= 8)"
+            ) from error
 
 
 def _is_array(leaf: Any) -> bool:
@@ -179,10 +193,14 @@ def _is_array(leaf: Any) -> bool:
 
 def _path(path: Any) -> str:
     """`params.conv1.kernel` of an argument's place, the number of the argument left out."""
-    keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
-    inner = keys[2:] if keys[0] == 0 else keys[1:]
-    name = ".".join(str(key) for key in inner if key != "value")
-    return name or f"argument {keys[1]}"
+    call, number, *inner = path
+    named = _joined(inner if call.idx == 0 else (number, *inner))
+    return named or f"argument {_joined([number])}"
+
+
+def _joined(path: Any) -> str:
+    keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+    return ".".join(key for key in keys if key != "value")
 
 
 def _check_no_gradients(jaxpr: Any) -> None:

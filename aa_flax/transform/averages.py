@@ -24,7 +24,7 @@ def check_average(options: Options, place: Place) -> None:
         for i, out in enumerate(place.output_shape)
         if place.shape[i] != out or place.shape[i] == 1
     ]
-    if pooled and max(pooled) == 1:
+    if pooled and all(size == 1 for size in pooled):
         raise Refused("it is the mean of the whole map: nothing is left to alias")
     if max(place.strides) > 2 and options.pool is None and min(place.window) >= options.filter_size:
         raise Refused(

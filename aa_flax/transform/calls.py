@@ -1,6 +1,8 @@
 """Programs inside programs: calls, loops, branches, rematerialisation, derivative rules."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,7 +11,7 @@ from jaxtyping import Array
 
 from aa_flax.transform.places import has_places, opened
 from aa_flax.transform.pointwise import Rule
-from aa_flax.transform.values import Pending, Value
+from aa_flax.transform.values import Pending, Value, bare, wrapped
 
 if TYPE_CHECKING:
     from aa_flax.transform.interpreter import Interpreter
@@ -36,18 +38,27 @@ def _is_specified(sharding: Any) -> bool:
     return isinstance(sharding, jax.sharding.Sharding)
 
 
-def rematerialised(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """`jax.checkpoint`: what is antialiased inside is computed again in the backward pass, too."""
+def rematerialised(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value]:
+    """`jax.checkpoint`: the values are those without it; what runs inside is computed again."""
     jaxpr, consts = opened(eqn.params["jaxpr"])
-    if not has_places(jaxpr):
-        return None
     inner = run.inside(eqn)
-    call = jax.checkpoint(
-        lambda *arrays: inner.run_settled(jaxpr, consts, arrays),
-        policy=eqn.params["policy"],
-        prevent_cse=eqn.params["prevent_cse"],
-    )
-    return call(*(run.settle(v, eqn) for v in inputs))
+    given = [_across(run, v, eqn) for v in inputs]
+    found: list[Value] = []
+
+    def call(arrays: list[Any]) -> list[Any]:
+        values = [wrapped(v, array) for v, array in zip(given, arrays, strict=True)]
+        found[:] = [_across(inner, v, None) for v in inner.run(jaxpr, consts, values)]
+        return [bare(v) for v in found]
+
+    call = jax.checkpoint(call, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
+    outputs = call([bare(v) for v in given])
+    return [wrapped(v, array) for v, array in zip(found, outputs, strict=True)]
+
+
+def _across(run: "Interpreter", value: Value, eqn: Any) -> Value:
+    """A value that may enter or leave a trace; what a pool decides belongs to one trace."""
+    decides = isinstance(value, Pending) and value.sample.decides
+    return run.settle(value, eqn) if decides else value
 
 
 def scan(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
@@ -120,79 +131,50 @@ def cond(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | Non
     return lax.switch(index.astype("int32"), [branch(*b) for b in branches], *operands)
 
 
-def custom_jvp(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """A function with a forward rule of its own, which it keeps unless something inside changes.
+def custom_rule(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """A function with a derivative rule, which it keeps unless something inside changes.
 
-    Of a map that waits, function and rule are run densely if both treat all positions alike (as
-    those of `jax.nn.relu` do).
-    """
-    jaxpr, consts = opened(eqn.params["call_jaxpr"])
-    inner = run.inside(eqn, same_scope=True)
-    if has_places(jaxpr):
-        return inner.run(jaxpr, consts, inputs)
-    waiting = [i for i, v in enumerate(inputs) if isinstance(v, Pending)]
-    if len(waiting) != 1 or eqn.params["num_consts"] or len(inputs) != 1:
-        return None
-    (value,) = inputs
-    like = _dense_outputs(inner, jaxpr, consts, value)
-    if like is None:
-        return None
-
-    @jax.custom_jvp
-    def function(dense: Array) -> list[Array]:
-        return [v.dense for v in inner.run(jaxpr, consts, [value.with_dense(dense)])]
-
-    @function.defjvp
-    def rule(primals: tuple[Array], tangents: tuple[Array]) -> tuple[list[Array], list[Array]]:
-        rule_jaxpr, rule_consts, zeros = eqn.params["jvp_jaxpr_fun"].call_wrapped(False)
-        given = [value.with_dense(array) for array in (*primals, *tangents)]
-        outputs = inner.run(rule_jaxpr, rule_consts, given)
-        dense = [v.dense if isinstance(v, Pending) else v for v in outputs]
-        results, nonzero = dense[: len(zeros)], iter(dense[len(zeros) :])
-        return results, [
-            jax.numpy.zeros_like(result) if zero else _like(next(nonzero), result)
-            for result, zero in zip(results, zeros, strict=True)
-        ]
-
-    return [
-        template.with_dense(dense)
-        for template, dense in zip(like, function(value.dense), strict=True)
-    ]
-
-
-def _like(tangent: Any, result: Array) -> Array:
-    """A tangent as an array of its result's shape; one that never depended on it was not dense."""
-    full = (
-        tangent.to(result.shape) if hasattr(tangent, "to") and hasattr(tangent, "full") else tangent
-    )
-    return jax.numpy.broadcast_to(full, result.shape)
-
-
-def _dense_outputs(
-    inner: "Interpreter", jaxpr: Any, consts: Sequence[Any], value: Pending
-) -> list[Pending] | None:
-    """What a program makes of a map that waits, if all of it waits, too; None: it does not."""
-    found: list[Value] = []
-
-    def trial(dense: Array) -> Array:
-        found[:] = inner.run(jaxpr, consts, [value.with_dense(dense)])
-        return dense
-
-    jax.eval_shape(trial, value.dense)
-    waits = all(isinstance(v, Pending) and v.shape == value.shape for v in found)
-    return found if waits else None
-
-
-def custom_vjp(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """A function with a backward rule of its own, which holds for the original alone.
-
-    Where something inside changes, JAX's own derivative takes the rule's place.
+    Where something does, JAX's own derivative replaces the rule. A pending map passes a function
+    that treats all positions alike (`jax.nn.relu`, `jnp.logaddexp`): the phases of the dense map,
+    each of the original's shape, go through function and rule side by side.
     """
     name = next(n for n in ("call_jaxpr", "fun_jaxpr") if n in eqn.params)
     jaxpr, consts = opened(eqn.params[name])
-    if not has_places(jaxpr):
+    inner = run.inside(eqn, same_scope=True)
+    if has_places(jaxpr):
+        return inner.run(jaxpr, consts, inputs)
+    outputs = _pointwise_outputs(inner, jaxpr, consts, inputs)
+    if outputs is None:
         return None
-    return run.inside(eqn, same_scope=True).run(jaxpr, consts, inputs)
+    call = partial(run.bind, eqn)
+    for k in range(len(outputs[0].strided)):
+        axes = [v.strided[k] + k + 1 if isinstance(v, Pending) else None for v in inputs]
+        call = _over_phases(call, axes, [v.strided[k] + k + 1 for v in outputs])
+    found = call([v.phases() if isinstance(v, Pending) else run.settle(v, eqn) for v in inputs])
+    return [template.of_phases(y) for template, y in zip(outputs, found, strict=True)]
+
+
+def _over_phases(call: Callable[..., Any], in_axes: list[Any], out_axes: list[Any]) -> Any:
+    return jax.vmap(call, in_axes=(in_axes,), out_axes=out_axes)
+
+
+def _pointwise_outputs(
+    inner: "Interpreter", jaxpr: Any, consts: Sequence[Any], inputs: list[Value]
+) -> list[Pending] | None:
+    """Abstract outputs of a program that treats all positions of pending maps alike, or None."""
+    if not any(isinstance(v, Pending) for v in inputs):
+        return None
+    found: list[Value] = []
+    trial = replace(inner, rows=dict(inner.rows), alike=True)
+
+    def run(arrays: list[Any]) -> None:
+        values = [wrapped(v, array) for v, array in zip(inputs, arrays, strict=True)]
+        found[:] = trial.run(jaxpr, consts, values)
+
+    jax.eval_shape(run, [bare(v) for v in inputs])
+    pending = [v for v in (*inputs, *found) if isinstance(v, Pending)]
+    alike = all(v.waiting == pending[0].waiting for v in pending)
+    return found if alike and all(isinstance(v, Pending) for v in found) else None
 
 
 def form(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
@@ -210,7 +192,6 @@ RULES: dict[str, Rule] = {
     "scan": scan,
     "while": while_loop,
     "cond": cond,
-    "custom_jvp_call": custom_jvp,
-    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), custom_vjp),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), custom_rule),
     "aa_flax_form": form,
 }

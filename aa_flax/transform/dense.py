@@ -31,7 +31,8 @@ def convolve(
     strides = params["window_strides"] if stride is None else (stride,) * (x.ndim - 2)
     form = (params["dimension_numbers"], params["batch_group_count"], params["out_sharding"])
     result_type = params["preferred_element_type"]
-    if form != (_NHWC, 1, None) or result_type not in (None, x.dtype):
+    is_open = not all(isinstance(n, int) for pair in params["padding"] for n in pair)
+    if form != (_NHWC, 1, None) or result_type not in (None, x.dtype) or is_open:
         return run.bind(eqn, [x, kernel], window_strides=strides)[0]
     with given_padding():
         return ops.conv_general_dilated(

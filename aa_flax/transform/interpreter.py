@@ -1,6 +1,5 @@
 """Runs a traced program with its subsampling antialiased: an interpreter of JAX's jaxprs."""
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from jax.extend.core import Literal
 from aa_flax.transform import calls, pointwise, subsampling
 from aa_flax.transform.names import layer_name
 from aa_flax.transform.options import Options
-from aa_flax.transform.places import Place, describe, places_in
+from aa_flax.transform.places import Place, bind, describe, places_in
 from aa_flax.transform.report import Report, Row
 from aa_flax.transform.values import Pending, Phase, Spread, Value
 
@@ -31,7 +30,9 @@ class Interpreter:
         splits: arrays that a reshape has split, by identity of its result, with that.
         kept: programs whose equations the keys name by identity.
         deciding: what pools decided that decide anything.
-        jaxpr, sliced: the program that runs, and how many strided slices it takes of its variables.
+        alone: rows of equations that are left alone for what their constants are.
+        alike: whether a pending map passes only what needs one position at a time.
+        jaxpr, sliced: the program that runs, and the phases that its slices keep.
     """
 
     options: Options
@@ -43,8 +44,10 @@ class Interpreter:
     splits: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
     deciding: list[Phase] = field(default_factory=list)
+    alone: dict[int, Row] = field(default_factory=dict)
+    alike: bool = False
     jaxpr: Any = None
-    sliced: Counter = field(default_factory=Counter)
+    sliced: dict[Any, set[tuple[int, ...]]] = field(default_factory=dict)
 
     def inside(self, eqn: Any, repeats: int = 1, *, same_scope: bool = False) -> "Interpreter":
         """The interpreter of a program that an equation calls; another scope has other arrays."""
@@ -69,6 +72,8 @@ class Interpreter:
 
     def _equation(self, eqn: Any, inputs: list[Value]) -> list[Value]:
         name, scope = eqn.primitive.name, str(eqn.source_info.name_stack)
+        if id(eqn) in self.alone:
+            self.rows[self.key(eqn)] = self.alone[id(eqn)]
         with jax.named_scope(scope) if scope else nullcontext():
             outputs = None
             for rules in (subsampling.RULES, calls.RULES, pointwise.RULES):
@@ -80,15 +85,7 @@ class Interpreter:
             self._carry_name(eqn, inputs, outputs)
         return outputs
 
-    def bind(self, eqn: Any, operands: Sequence[Any], **changes: Any) -> list[Any]:
-        """The original operation, of other operands or with some parameters changed."""
-        params = eqn.primitive.get_bind_params({**eqn.params, **changes})
-        if isinstance(params, tuple):  # before JAX 0.10: functions apart
-            functions, params = params
-            operands = [*functions, *operands]
-        with eqn.ctx.manager:
-            outputs = eqn.primitive.bind(*operands, **params)
-        return list(outputs) if eqn.primitive.multiple_results else [outputs]
+    bind = staticmethod(bind)
 
     def settle(self, value: Value, eqn: Any) -> Any:
         """The array that a value stands for, before an equation needs it (None: as an output)."""
@@ -130,15 +127,16 @@ class Interpreter:
         return phase
 
     def report(self) -> Report:
-        """Every place so far."""
+        """Every place so far; last, those in programs that were not looked into."""
+        seen = {key[-1] for key in self.rows}
+        unseen = (row for key, row in self.alone.items() if key not in seen)
         alone = {phase.places[0] for phase in self.deciding if len(set(phase.places)) == 1}
         reason = "its pool decides by itself: no other place has the same input"
-        return Report(
-            tuple(
-                replace(row, reason=reason) if key in alone and not row.reason else row
-                for key, row in self.rows.items()
-            )
+        rows = (
+            replace(row, reason=reason) if key in alone and not row.reason else row
+            for key, row in self.rows.items()
         )
+        return Report((*rows, *unseen))
 
     def _carry_name(self, eqn: Any, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
         """A parameter that was cast or turned is still that parameter."""

@@ -13,10 +13,10 @@ _LIBRARIES = ("/flax/", "/haiku/", "/equinox/", "/jax/", "/aa_flax/ops/", "/aa_f
 def layer_name(eqn: Any, parameters: Sequence[str]) -> str:
     """The name of the layer that an equation comes from, as well as it is known."""
     scope = str(eqn.source_info.name_stack)
+    if parameters and (not scope or "eqx.nn." in scope):  # Equinox's scopes are names of classes
+        return parameters[0]
     if scope:
         return scope
-    if parameters:
-        return parameters[0]
     return _line(eqn)
 
 

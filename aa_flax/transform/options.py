@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.errors import InconclusiveDimensionOperation
 from jaxtyping import Array
 
 from aa_flax.arguments import switch, whole_number
@@ -79,6 +80,8 @@ class Options:
             ).shape
         except _HasWeights as error:
             raise InputError(str(error)) from None
+        except InconclusiveDimensionOperation:  # an open size: the caller's to settle
+            raise
         except Exception as error:
             raise Refused(f"the pool refuses it: {_first_line(error)}") from error
         if tuple(found) != tuple(sampled):

@@ -1,14 +1,17 @@
 """Places: the operations of a traced program that subsample, and what can be said of each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import Any, Literal
 
-from aa_flax.ops.lowpass import BLUR_SCOPE
+from jax.extend.core import Literal as Constant
 
-Kind = Literal["convolution", "max pool", "average pool", "slice", "other pool"]
+from aa_flax.ops.lowpass import BLUR_SCOPE
+from aa_flax.transform.values import regrouped
+
+Kind = Literal["convolution", "max pool", "average pool", "slice", "resize", "other pool"]
 
 _WINDOWS: dict[str, Kind] = {
     "reduce_window_max": "max pool",
@@ -26,7 +29,8 @@ class Place:
     Args:
         layer: where it comes from: the names of modules and scopes (Linen, Haiku,
             `jax.named_scope`), the parameter it reads (`params.conv1.kernel`), or its line of code.
-        kind: `convolution`, `max pool`, `average pool`, `slice` or `other pool`.
+        kind: `convolution`, `max pool`, `average pool`, `slice`, `resize` or
+            `other pool`.
         primitive: JAX's name of the operation.
         shape, output_shape: of its input and its output, in the function's own layout.
         strides: for each spatial axis.
@@ -48,7 +52,8 @@ def describe(eqn: Any, layer: str) -> Place | None:
     """The place that an equation of a program is; None: it does not subsample."""
     name = eqn.primitive.name
     if name == "conv_general_dilated":
-        return _convolution(eqn, layer)
+        strided = max(eqn.params["window_strides"], default=1) > 1
+        return convolution_place(eqn, layer) if strided and not is_blur(eqn) else None
     if name in _WINDOWS:
         return _window(eqn, layer, _WINDOWS[name])
     if name == "slice":
@@ -61,15 +66,58 @@ def _place(eqn: Any, layer: str, kind: Kind, **more: Any) -> Place:
     return Place(layer, kind, eqn.primitive.name, shape, output, **more)
 
 
-def _convolution(eqn: Any, layer: str) -> Place | None:
+def convolution_place(eqn: Any, layer: str) -> Place:
+    """The place that a convolution is."""
     strides = eqn.params["window_strides"]
-    if max(strides, default=1) == 1 or is_blur(eqn):
-        return None
     numbers = eqn.params["dimension_numbers"]
     kernel = eqn.invars[1].aval.shape
     window = tuple(kernel[i] for i in numbers.rhs_spec[2:])
     channels = eqn.invars[0].aval.shape[numbers.lhs_spec[1]]
     return _place(eqn, layer, "convolution", strides=strides, window=window, channels=channels)
+
+
+def members(jaxpr: Any, eqn: Any) -> int:
+    """Members of an ensemble whose convolutions `jax.vmap` has made the groups of one.
+
+    It merges the members into the channels of both operands, just before the convolution.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    axes = numbers.lhs_spec[1], numbers.rhs_spec[0]
+    pairs = zip(eqn.invars, axes, strict=True)
+    merged = {_merged(producers(jaxpr), v, axis) for v, axis in pairs}
+    return merged.pop() if len(merged) == 1 else 1
+
+
+def _merged(producer: dict[Any, Any], variable: Any, axis: int) -> int:
+    """The size of the axes that reshapes have merged into an axis, in front of it."""
+    eqn = None if isinstance(variable, Constant) else producer.get(variable)
+    if eqn is None or eqn.primitive.name not in ("reshape", "transpose"):
+        return 1
+    (source,) = eqn.invars
+    order = eqn.params.get("permutation", eqn.params.get("dimensions"))
+    order = range(source.aval.ndim) if order is None else order
+    sizes = [source.aval.shape[i] for i in order]
+    groups = regrouped(sizes, eqn.outvars[0].aval.shape) or []
+    left, right = next((g for g in groups if axis in g[1]), ([], []))
+    if right != [axis] or len(left) not in (1, 2):
+        return 1
+    return prod(sizes[i] for i in left[:-1]) * _merged(producer, source, order[left[-1]])
+
+
+def bind(eqn: Any, operands: Sequence[Any], **changes: Any) -> list[Any]:
+    """The operation of an equation, of other operands or with some parameters changed."""
+    params = eqn.primitive.get_bind_params({**eqn.params, **changes})
+    if isinstance(params, tuple):  # before JAX 0.10: functions apart
+        functions, params = params
+        operands = [*functions, *operands]
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*operands, **params)
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def producers(jaxpr: Any) -> dict[Any, Any]:
+    """The equation that computes each variable of a program."""
+    return {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
 
 
 def _window(eqn: Any, layer: str, kind: Kind) -> Place | None:
@@ -101,7 +149,7 @@ def pooled_by_reshape(
     """Windows, by axis, of a pool written as a reshape and a reduction; None: it is none.
 
     An axis of `shape` that `split` has as two, of which the reduction takes the inner one, is
-    pooled; there must be two or three adjoining ones, as an image has.
+    pooled; there must be one to three adjoining ones.
     """
     windows, i = {}, 0
     for axis, size in enumerate(shape):
@@ -114,7 +162,7 @@ def pooled_by_reshape(
             return None
     adjoining = all(b - a == 1 for a, b in pairwise(windows))
     complete = i == len(split) and len(axes) == len(windows)
-    return windows if complete and adjoining and len(windows) in (2, 3) else None
+    return windows if complete and adjoining and len(windows) in (1, 2, 3) else None
 
 
 def _is_split(split: tuple[int, ...], i: int, size: int) -> bool:

@@ -27,12 +27,14 @@ def _names(text: str) -> frozenset[str]:
 ACTIVATIONS = _names(
     """max min clamp select_n abs sign floor ceil round exp exp2 expm1 log log1p logistic tanh sinh
     cosh asinh acosh atanh sin cos tan asin acos atan atan2 erf erfc erf_inv cbrt rem nextafter
-    lgamma digamma"""
+    lgamma digamma log2 polygamma zeta igamma igammac regularized_incomplete_beta bessel_i0e
+    bessel_i1e"""
 )
 ELEMENTWISE = ACTIVATIONS | _names(
     """add add_any sub mul div neg square integer_pow pow sqrt rsqrt convert_element_type copy
     copy_p eq ne lt le gt ge and or xor not is_finite reduce_precision name stop_gradient real imag
-    conj optimization_barrier pvary"""
+    conj complex optimization_barrier pvary polynomial one_minus_square igamma_grad_a clz
+    population_count shift_left shift_right_logical shift_right_arithmetic"""
 )
 REDUCTIONS = _names("reduce_sum reduce_max reduce_min reduce_and reduce_or")
 
@@ -68,14 +70,9 @@ def _go_together(pending: Sequence[Pending]) -> bool:
     several (the branches of a sum) as long as none has passed its nonlinearity.
     """
     first = pending[0]
-    alike = all(v.strides == first.strides and _waiting(v) == _waiting(first) for v in pending)
+    alike = all(v.strides == first.strides and v.waiting == first.waiting for v in pending)
     one_origin = all(v.places == first.places for v in pending)
     return alike and (one_origin or not any(v.activated for v in pending))
-
-
-def _waiting(value: Pending) -> list[int]:
-    """The dense sizes of the axes that wait."""
-    return [value.dense.shape[i] for i in value.strided]
 
 
 def _at_size(value: Value, like: Pending) -> Array | None:
@@ -149,7 +146,7 @@ def reduction(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] 
         return [_select_axes(value, dense, kept)]
     over_batch = any(value.roles[i] == "n" for i in axes)
     whole = set(value.strided) <= axes
-    if not whole or (value.activated and not over_batch):
+    if run.alike or not whole or (value.activated and not over_batch):
         return None
     (dense,) = run.bind(eqn, [value.dense])
     if eqn.primitive.name == "reduce_sum":
@@ -197,7 +194,7 @@ def broadcast(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] 
     if isinstance(value, Spread):
         return [spread(value.value, shape, dims)]
     if not isinstance(value, Pending):
-        repeated = prod(shape) > value.size and len(shape) >= 3
+        repeated = prod(shape) != value.size and len(shape) >= 3
         return [spread(value, shape, dims)] if repeated else None
     dense_shape, strides, roles = list(shape), [1] * len(shape), ["c"] * len(shape)
     for i, axis in enumerate(dims):

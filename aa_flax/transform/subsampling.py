@@ -7,8 +7,9 @@ average pool, stride s       ->  blur, stride s
 slice, stride s              ->  blur, stride s
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,13 @@ from jaxtyping import Array
 from aa_flax.transform import costs, dense, pointwise
 from aa_flax.transform.averages import average_of_windows, check_average
 from aa_flax.transform.options import Refused, Sampler
-from aa_flax.transform.places import Place, describe, is_reshape_pool, pooled_by_reshape
+from aa_flax.transform.places import (
+    Place,
+    describe,
+    is_reshape_pool,
+    members,
+    pooled_by_reshape,
+)
 from aa_flax.transform.values import (
     Pending,
     Value,
@@ -38,6 +45,7 @@ def convolution(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value
     x, kernel = (run.settle(v, eqn) for v in inputs)
     if place is None:
         return [dense.convolve(run, eqn, x, kernel)]
+    place = replace(place, channels=(place.channels or 0) // members(run.jaxpr, eqn))
     return _attempt(
         run,
         eqn,
@@ -56,6 +64,8 @@ def _attempt(
 ) -> list[Value]:
     """The antialiased form; the original where the options or the pool say no."""
     try:
+        if id(eqn) in run.alone:
+            raise Refused(run.alone[id(eqn)].reason)
         _check_asked_for(run, place)
         return [antialiased()]
     except Refused as refusal:
@@ -213,7 +223,7 @@ def pool_of_split(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Val
     if x is None:
         return None
     windows = pooled_by_reshape(x.shape, value.shape, eqn.params["axes"])
-    if windows is None:
+    if windows is None or len(windows) == 1:
         return None
     average = eqn.primitive.name == "reduce_sum"
     strides = tuple(windows.values())
@@ -275,14 +285,22 @@ def _check_slice(run: "Interpreter", eqn: Any, x: Array, place: Place) -> None:
         raise Refused(f"{x.dtype} values have no mean")
     if tuple(axes) not in images or max(axes) >= x.ndim or x.ndim < 3:
         raise Refused("its axes are not those of images, as far as a slice can tell")
-    if run.sliced[(eqn.invars[0], eqn.params["strides"])] > 1:
-        raise Refused("others of the same array keep what it drops: nothing is subsampled")
+    if len(run.sliced[eqn.invars[0], eqn.params["strides"]]) > 1:
+        raise Refused(
+            "other slices of the same array keep what it drops: together they rearrange, pool or "
+            "filter it"
+        )
 
 
-def phases_sliced(jaxpr: Any) -> Counter:
-    """How many slices with the same strides a program takes of each of its variables."""
-    slices = [eqn for eqn in jaxpr.eqns if describe(eqn, "") and eqn.primitive.name == "slice"]
-    return Counter((eqn.invars[0], eqn.params["strides"]) for eqn in slices)
+def phases_sliced(jaxpr: Any) -> dict[Any, set[tuple[int, ...]]]:
+    """The phases that slices of a program keep, by variable and strides."""
+    phases = defaultdict(set)
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "slice" and describe(eqn, ""):
+            starts, strides = eqn.params["start_indices"], eqn.params["strides"]
+            phase = tuple(start % stride for start, stride in zip(starts, strides, strict=True))
+            phases[eqn.invars[0], strides].add(phase)
+    return phases
 
 
 def _sampler(

@@ -32,7 +32,7 @@ class Pending:
         shape: its shape in the original program.
         strides: for each axis, 1 where nothing waits.
         roles: for each axis `n` (batch), `s` (spatial) or `c` (channels and all others).
-        sample: what subsamples a map, given as `(N, *spatial, C)`.
+        sample: the `Sampler` of maps given as `(N, *spatial, C)`.
         places: keys of the places it comes from.
         activated: whether it has passed a nonlinearity.
     """
@@ -41,7 +41,7 @@ class Pending:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     roles: str
-    sample: Callable[[Array], Array]
+    sample: Any
     places: frozenset[Any]
     activated: bool = False
     _sampled: Array | None = field(default=None, repr=False)
@@ -63,6 +63,29 @@ class Pending:
     @property
     def strided(self) -> tuple[int, ...]:
         return tuple(i for i, stride in enumerate(self.strides) if stride > 1)
+
+    @property
+    def waiting(self) -> list[tuple[int, int]]:
+        """Strides and dense sizes of the axes that wait."""
+        return [(self.strides[i], self.dense.shape[i]) for i in self.strided]
+
+    def phases(self) -> Array:
+        """The dense map with an axis of phases after each axis that waits, the edge continued."""
+        x, sizes = self.dense, []
+        for i, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
+            missing = size * stride - x.shape[i]
+            if stride > 1 and missing != 0:
+                edge = lax.slice_in_dim(x, x.shape[i] - 1, None, axis=i)
+                tail = jnp.broadcast_to(edge, (*x.shape[:i], missing, *x.shape[i + 1 :]))
+                x = lax.concatenate([x, tail], i)
+            sizes += [size, stride] if stride > 1 else [size]
+        return x.reshape(sizes)
+
+    def of_phases(self, x: Array) -> "Pending":
+        """The inverse of `phases`, for a map that waits as this one does."""
+        sizes = [n * stride for n, stride in zip(self.shape, self.strides, strict=True)]
+        dense = lax.slice(x.reshape(sizes), (0,) * len(sizes), self.dense.shape)
+        return self.with_dense(dense)
 
 
 @dataclass
@@ -89,6 +112,18 @@ class Spread:
 
 
 Value = Any  # Array | Pending | Spread, or what is no array: a key, a token
+
+
+def bare(value: Value) -> Any:
+    """The array inside a value, which `wrapped` makes a value of the same kind again."""
+    return getattr(value, "dense", getattr(value, "value", value))
+
+
+def wrapped(template: Value, array: Any) -> Value:
+    """The value with another array inside."""
+    if isinstance(template, Pending):
+        return template.with_dense(array)
+    return Spread(array, template.shape) if isinstance(template, Spread) else array
 
 
 def on_channels_last(function: Callable[[Array], Array], x: Array, roles: str) -> Array:

@@ -59,3 +59,18 @@ def test_equinox():
         return jax.vmap(lambda x: run(x, key=jax.random.key(0), inference=True))(x)
 
     check(f, (arrays, images(2, 3, 96, 96)), 4 * ["convolution"])
+
+
+@pytest.mark.parametrize("closed_over", [True, False])
+def test_equinox_layers_have_the_names_of_their_parameters(closed_over):
+    eqx = pytest.importorskip("equinox")
+    keys = jax.random.split(jax.random.key(0), 2)
+    net = eqx.nn.Sequential([eqx.nn.Conv2d(4, 4, 3, 2, 1, key=key) for key in keys])
+    arrays, rest = eqx.partition(net, eqx.is_array)
+
+    def f(arrays, x):
+        return jax.vmap(eqx.combine(arrays, rest))(x)
+
+    call = (jax.vmap(net),) if closed_over else (f, arrays)
+    names = [row.place.layer for row in antialias.report(*call, images(2, 4, 16, 16))]
+    assert names == ["layers.0.weight", "layers.1.weight"]

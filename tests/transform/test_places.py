@@ -82,6 +82,26 @@ PLACES = {
         lambda x: blur_pool(jax.nn.elu(conv(x, K3, (1, 1), PADS)), stride=3),
         X,
     ),
+    **{
+        name: (
+            lambda x, f=f: f(conv(x, K3, (2, 2), PADS)),
+            lambda x, f=f: blur_pool(f(conv(x, K3, (1, 1), PADS))),
+            X,
+        )
+        for name, f in {
+            "mish": jax.nn.mish,
+            "log of a sigmoid": jax.nn.log_sigmoid,
+            "sinc": jnp.sinc,
+            "two maps": lambda y: jnp.logaddexp(y, y * y),
+        }.items()
+    },
+    "sum of exponentials": (
+        lambda x: jnp.logaddexp(conv(x, K3, (2, 2), PADS), conv(x * x, K3, (2, 2), PADS)),
+        lambda x: blur_pool(
+            jnp.logaddexp(conv(x, K3, (1, 1), PADS), conv(x * x, K3, (1, 1), PADS))
+        ),
+        X,
+    ),
     "no nonlinearity": (
         lambda x: conv(x, K3, (2, 2), PADS).reshape(2, -1),
         lambda x: blur_pool(conv(x, K3, (1, 1), PADS)).reshape(2, -1),
@@ -135,6 +155,11 @@ PLACES = {
         EVEN,
     ),
     "slice": (lambda x: x[:, ::2, ::2], blur_pool, X),
+    "slice taken twice": (
+        lambda x: jnp.sin(x[:, ::2, ::2]) + x[:, ::2, ::2],
+        lambda x: jnp.sin(blur_pool(x)) + blur_pool(x),
+        X,
+    ),
     "slice from 1": (lambda x: x[:, 1::2, 1::2], lambda x: blur_pool(x[:, 1:, 1:]), X),
     "layer normalisation": (
         lambda x: jax.nn.relu(jax.nn.standardize(conv(x, K3, (2, 2), PADS), axis=-1)),
@@ -170,6 +195,17 @@ PLACES = {
 }
 
 
+def filtered(x, stride):
+    """A blur that this package does not know: a depthwise convolution with a constant kernel."""
+    taps = jnp.array([1, 2, 1]) / 4
+    kernel = jnp.tile(jnp.outer(taps, taps)[..., None, None], (1, 1, 1, x.shape[-1]))
+    return conv(x, kernel, (stride, stride), PADS, feature_group_count=x.shape[-1])
+
+
+def resized(x, method, antialias):
+    return jax.image.resize(x, (2, 4, 4, 4), method, antialias=antialias)
+
+
 def groups_normalised(x):
     n, h, w, c = x.shape
     groups = x.reshape(n, h, w, 3, c // 3)
@@ -189,6 +225,24 @@ def test_every_place_becomes_what_the_paper_puts_there(name):
 
 ALONE = {
     "phases": (lambda x: jnp.concatenate([x[:, ::2, ::2], x[:, 1::2, 1::2]]), "keep what it drops"),
+    "mean of phases": (
+        lambda x: sum(x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4,
+        "rearrange, pool or filter it",
+    ),
+    "look-up": (lambda x: jnp.take(x, np.arange(0, 8, 2), axis=1), "a look-up by indices"),
+    "look-ups": (lambda x: x[:, jnp.arange(0, 8, 2)][:, :, np.arange(0, 8, 2)], "a look-up"),
+    "look-up in a grid": (lambda x: x[:, np.arange(0, 8, 2)[:, None], jnp.arange(0, 8, 3)], "look"),
+    "nearest": (lambda x: resized(x, "nearest", False), "a nearest resize"),
+    "linear": (lambda x: resized(x, "linear", False), "an interpolation that aliases"),
+    "cubic": (lambda x: resized(x, "cubic", False), "an interpolation that aliases"),
+    "linear, filtered": (lambda x: resized(x, "linear", True), "antialiased already"),
+    "cubic, filtered": (lambda x: resized(x, "cubic", True), "antialiased already"),
+    "signal by reshape": (lambda x: x[0].reshape(8, 4, 2, 4).max(2), "not one of an image"),
+    "mean by reshape": (lambda x: x[0].reshape(8, 4, 2, 4).mean(2), "not one of an image"),
+    "depthwise blur": (lambda x: filtered(x, 2), "antialiased already"),
+    "slice of a blur": (lambda x: filtered(x, 1)[:, ::2, ::2], "antialiased already"),
+    "BlurPool": (jax.jit(blur_pool), "antialiased already"),
+    "in a loop": (lambda x: lax.map(lambda x: jnp.take(x, 2 * jnp.arange(4), 0), x), "a look-up"),
     "features": (lambda x: x[..., ::2], "not those of images"),
     "integers": (lambda x: x.astype(int)[:, ::2, ::2], "no mean"),
     "whole map": (lambda x: sum_window(x, 8, 8) / 64, "mean of the whole map"),
@@ -205,6 +259,30 @@ ALONE = {
     "few pixels": (lambda x: max_window(x[:, :3, :3], 2, 2), "needs at least 3 pixels"),
     "grey": (lambda x: conv(x[..., :1], K3[:, :, :1], (2, 2)), "fewer than min_channels"),
 }
+
+
+NO_PLACES = {
+    "flip": lambda x: jnp.take(x, np.arange(8)[::-1], axis=1),
+    "window": lambda x: jnp.take(x, np.arange(2, 6), axis=1),
+    "look-up by values": lambda x: jnp.take(x, (x[0, :4, 0, 0] > 0).astype(int), axis=1),
+    "larger": lambda x: jax.image.resize(x, (2, 16, 16, 4), "linear"),
+    "larger, nearest": lambda x: jax.image.resize(x, (2, 16, 16, 4), "nearest"),
+    "projection": lambda x: x @ np.eye(4, 2),
+}
+
+
+@pytest.mark.parametrize("name", NO_PLACES)
+def test_what_keeps_all_pixels_has_no_row(name):
+    assert not antialias.report(NO_PLACES[name], arrays(2, 8, 8, 4))
+
+
+@pytest.mark.parametrize("taps", [[0, 1, 0], [-1, 0, 1]], ids=["delta", "derivative"])
+def test_a_constant_kernel_that_passes_high_frequencies_is_antialiased(taps):
+    kernel = jnp.tile(
+        jnp.outer(jnp.array(taps, "float32"), jnp.ones(3))[..., None, None], (1, 1, 1, 4)
+    )
+    (row,) = antialias.report(lambda x: conv(x, kernel, (2, 2), PADS, feature_group_count=4), X)
+    assert row.done == "dense, then blur"
 
 
 @pytest.mark.parametrize("name", ALONE)

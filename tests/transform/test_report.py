@@ -84,6 +84,31 @@ def test_min_channels_where_and_filter_size_choose():
     np.testing.assert_allclose(jax.jit(stem)(PARAMS, X), (x + y)[:, ::2, ::2], atol=2e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_ensemble_vectorised_inside_keeps_its_stems_stride(channels):
+    def stem(kernel, x):
+        return jax.nn.relu(conv(x, kernel, 2))
+
+    nested = jax.vmap(jax.vmap(stem), (None, 0))  # members inside, views outside
+    kernels, x = normal(5, 3, 3, channels, 8), normal(5, 2, 16, 16, channels)
+    for f, images in ((jax.vmap(stem), x), (nested, x[None])):
+        (row,) = antialias.report(f, kernels, images)
+        assert (row.place.channels, row.done) == (channels, "")
+
+
+def test_groups_of_one_net_are_not_an_ensemble():
+    def depthwise(kernel, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=numbers, feature_group_count=4
+        )
+
+    x = normal(2, 16, 16, 4)
+    for f, kernel in ((depthwise, (3, 3, 1, 4)), (jax.vmap(depthwise, (0, None)), (2, 3, 3, 1, 4))):
+        (row,) = antialias.report(f, normal(*kernel), x)
+        assert (row.place.channels, row.done) == (4, "dense, then blur")
+
+
 def test_before_blurs_in_front_and_keeps_the_stride():
     f = antialias(lambda x: jax.nn.relu(conv(x, PARAMS["stem"], 2)), before=True, min_channels=0)
     expected = jax.nn.relu(conv(blur_pool(X, 4, 1), PARAMS["stem"], 2))
@@ -162,6 +187,14 @@ def test_a_pool_with_weights_is_refused():
     pool = lambda stride, features, rngs: WeightedBox(stride, features=features, rngs=rngs)  # noqa: E731
     with pytest.raises(InputError, match="has weights, and antialias adds no parameters"):
         antialias(lambda x: x[:, ::2, ::2], pool=pool)(X)
+
+
+def test_layers_of_a_model_have_the_names_of_its_parameters():
+    layers = [nnx.Conv(8, 8, (3, 3), strides=2, rngs=nnx.Rngs(i)) for i in (0, 1)]
+    names = [
+        row.place.layer for row in antialias.report(nnx.Sequential(*layers), normal(2, 9, 9, 8))
+    ]
+    assert names == ["layers.0.kernel", "layers.1.kernel"]
 
 
 def test_a_model_is_a_function():

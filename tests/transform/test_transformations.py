@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 
-from aa_flax import antialias, blur_pool
+from aa_flax import InputError, antialias, blur_pool
 
 KERNEL = np.random.default_rng(1).standard_normal((3, 3, 4, 4)).astype(np.float32)
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 4)), jnp.float32)
@@ -104,6 +104,45 @@ def test_a_custom_rule_stays_where_nothing_inside_changes():
     close(found, 3 * jax.grad(lambda x: expected(x).sum())(X), 1e-4)
 
 
+@jax.custom_vjp
+def leaky(x, slope):
+    return jnp.where(x > 0, x, slope * x)
+
+
+def leaky_backward(residuals, g):
+    x, slope = residuals
+    return jnp.where(x > 0, g, 5 * slope * g), jnp.where(x > 0, 0, g * x).sum((0, 1, 2))
+
+
+leaky.defvjp(lambda x, slope: (leaky(x, slope), (x, slope)), leaky_backward)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7)])
+def test_an_activation_with_a_backward_rule_keeps_it_and_comes_before_the_blur(size):
+    x, slope = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 4))), jnp.ones(4) / 8
+    f = antialias(lambda x, slope: leaky(conv(x), slope))
+    expected = lambda x, slope: blur_pool(leaky(conv(x, stride=1), slope))  # noqa: E731
+    close(f(x, slope), expected(x, slope))
+    gradients = (jax.grad(lambda *a, f=f: jnp.sin(f(*a)).sum(), (0, 1)) for f in (f, expected))
+    close(*(gradient(x, slope) for gradient in gradients), 1e-4)
+
+
+ACROSS = {
+    "convolution": lambda x, wrap: jax.nn.relu(2 * wrap(conv)(x) + 1),
+    "activation": lambda x, wrap: wrap(jax.nn.relu)(2 * conv(x) + 1),
+    "bias": lambda x, wrap: jax.nn.relu(
+        wrap(jnp.add)(2 * conv(x), wrap(lambda b: jnp.broadcast_to(b, (2, 4, 4, 4)))(jnp.ones(4)))
+    ),
+}
+
+
+@pytest.mark.parametrize("part", ACROSS.values(), ids=ACROSS)
+def test_rematerialising_a_part_changes_neither_values_nor_gradients(part):
+    f = antialias(partial(part, wrap=jax.checkpoint))
+    close(f(X), expected(X))
+    close(*(jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(X) for f in (f, expected)), 1e-4)
+
+
 @pytest.mark.parametrize("custom", [jax.custom_jvp, jax.custom_vjp])
 def test_where_something_inside_changes_the_derivative_is_that_of_what_runs(custom):
     function = custom(block)
@@ -113,6 +152,48 @@ def test_where_something_inside_changes_the_derivative_is_that_of_what_runs(cust
         function.defvjp(lambda x: (block(x), x), lambda x, g: (0 * x,))
     found = jax.grad(lambda x: antialias(lambda x: function(x))(x).sum())(X)
     close(found, jax.grad(lambda x: expected(x).sum())(X), 1e-4)
+
+
+OPEN = {
+    "SAME": lambda x: jax.nn.relu(
+        lax.conv_general_dilated(
+            x, KERNEL, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    ),
+    "two": lambda x: jnp.log1p(block(block(x))),
+    "max pool": lambda x: lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME"
+    ),
+    "average": lambda x: (
+        lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+    ),
+}
+
+
+def sizes(text, *constraints):
+    return jax.ShapeDtypeStruct(export.symbolic_shape(text, constraints=constraints), jnp.float32)
+
+
+@pytest.mark.parametrize("f", OPEN.values(), ids=OPEN)
+def test_height_and_width_may_be_open_in_an_export(f):
+    f = antialias(f)
+    exported = export.export(jax.jit(f))(sizes("n, h, w, 4", "h >= 8", "w >= 8"))
+    for size in ((9, 12), (8, 11)):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 4)), jnp.float32)
+        close(exported.call(x), f(x), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (block, "cannot leave these sizes open: .*'h'"),
+        (lambda x: x[:, ::2, ::2], "which pixels a slice of .* keeps while its size is open"),
+    ],
+)
+def test_open_sizes_that_decide_are_refused(f, message):
+    export.export(jax.jit(f))(sizes("n, h, w, 4"))
+    with pytest.raises(InputError, match=message):
+        export.export(jax.jit(antialias(f)))(sizes("n, h, w, 4"))
 
 
 def test_donated_and_sharded_arguments_are_the_jitted_functions():
