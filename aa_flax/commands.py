@@ -1,8 +1,10 @@
 """What the commands share: flags, the start of several processes, errors as one line."""
 
+import multiprocessing
 import os
 import platform
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +13,10 @@ from functools import partial
 from glob import escape
 from hashlib import sha256
 from inspect import getfile
+from multiprocessing import synchronize, util
 from pathlib import Path
 from textwrap import fill
+from types import FrameType
 from typing import Any, NoReturn
 
 import jax
@@ -101,12 +105,42 @@ def run(main: Callable[[], None], text: str, *, interrupted: str = "stopped") ->
         check_platform()
         main()
 
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        for number in (signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, _on_ctrl_c)
     with _errors_as_one_line():
         try:
             app.run(checked, flags_parser=partial(_parse, text=text))
-        except KeyboardInterrupt:
-            print(interrupted, file=sys.stderr)
-            sys.exit(INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            leave(f"stopped; {stop}" if str(stop) else interrupted, INTERRUPTED)
+
+
+def leave(message: str, exit_code: int) -> NoReturn:
+    """Prints why the command ends amid its work, and ends the process.
+
+    Threads still read and compute: Python's own end would take away what they use, and crash.
+    Processes still read: Grain would wait ten seconds for each.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further Ctrl-C need not wait
+    print(message, file=sys.stderr)
+    for process in multiprocessing.active_children():
+        process.kill()
+    for finalizer in list(util._finalizer_registry.values()):
+        if finalizer._callback is synchronize.SemLock._cleanup:  # or a warning lists them as leaked
+            finalizer()
+    jax.distributed.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody may read it any more
+            stream.flush()
+    os._exit(exit_code)
+
+
+def _on_ctrl_c(_number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but not where Python would drop it: a moment later then."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":  # of a garbage collection
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        raise KeyboardInterrupt
 
 
 @contextmanager

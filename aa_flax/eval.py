@@ -51,7 +51,8 @@ def main() -> None:
         define_measures()
     except InputError as error:
         sys.exit(f"error: {error}")
-    commands.run(_evaluate, commands.as_called(__doc__, "aa_flax.eval"))
+    text = commands.as_called(__doc__, "aa_flax.eval")
+    commands.run(_evaluate, text, interrupted="stopped; nothing was measured yet")
 
 
 def _evaluate() -> None:
@@ -59,14 +60,10 @@ def _evaluate() -> None:
     weights, models = flags.FLAGS.weights, flags.FLAGS.models
     options = {option.name: flags.FLAGS[option.name].value for option in _options()}
     given = {"output": flags.FLAGS.output, "options": options}
-    try:
-        if models:
-            evaluate_in_turn(config, models, weights=weights or "pretrained", **given)
-        else:
-            evaluate_one(config, weights=weights or str(workdir), **given)
-    except KeyboardInterrupt as stop:
-        print(f"stopped; {str(stop) or 'nothing was measured yet'}", file=sys.stderr)
-        sys.exit(130)  # as a shell says of Ctrl-C
+    if models:
+        evaluate_in_turn(config, models, weights=weights or "pretrained", **given)
+    else:
+        evaluate_one(config, weights=weights or str(workdir), **given)
 
 
 def define_measures() -> None:

@@ -8,12 +8,11 @@ a second Ctrl-C ends it at once (130).
 --resume FILE.pth.tar continues a run of the PyTorch original from its training checkpoint.
 """
 
-import sys
-
 from absl import flags
 
 from aa_flax import commands
 from aa_flax.disk import local_path
+from aa_flax.errors import InputError
 from aa_flax.training.loop import train
 from aa_flax.training.stopping import EXIT_CODE, Stopped
 
@@ -38,8 +37,12 @@ def _train() -> None:
     try:
         train(config, workdir, resume=resume, accept_data_change=given.accept_data_change)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        commands.leave(str(stopped), EXIT_CODE)
+    except OSError as error:  # of a full disk, say, in what other packages write
+        raise InputError(
+            f"{error.filename or workdir}: {error.strerror or error}; see to that and give the "
+            "same command to continue"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -200,6 +200,30 @@ def test_ctrl_c_has_the_commands_own_message_and_exit_code():
     assert done.stderr.strip() == "what is done is kept"
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        "threading.Thread(target=time.sleep, args=[60]).start(); raise KeyboardInterrupt",
+        "gc.callbacks.append(_xla_gc_callback); gc.collect(); gc.callbacks.clear(); time.sleep(60)",
+    ],
+)
+def test_ctrl_c_waits_for_no_thread_and_is_not_lost_in_a_garbage_collection(work):
+    code = (
+        "import gc, os, signal, sys, threading, time; sys.argv = ['x']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from aa_flax import commands\n"
+        "def _xla_gc_callback(*_): os.kill(os.getpid(), signal.SIGINT)\n"
+        f"def main(): {work}\n"
+        "commands.define_flags(); began = time.perf_counter()\n"
+        "seconds = lambda: int(time.perf_counter() - began)\n"
+        "leave, os._exit = os._exit, lambda code: leave(code + seconds())\n"
+        "commands.run(main, 'text', interrupted='what is done is kept')"
+    )
+    done = run("-c", code)
+    assert 130 <= done.returncode < 150
+    assert done.stderr.strip() == "what is done is kept"
+
+
 def test_a_cache_that_cannot_be_written_and_no_home_keep_nobody_from_running(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -1,10 +1,14 @@
 """Batches of images, by Grain: the same stream for any number of workers, hosts and devices."""
 
 import os
+import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from multiprocessing import parent_process, resource_tracker
 from typing import Any
 
 import grain
@@ -72,7 +76,7 @@ def training_batches(
     mine = _share_of_host(order, batch_size, steps).repeat()
     examples = mine.map(partial(training_example, source, data, seed))
     batches = _batches(examples, batch_size, data, start_step)
-    return _until_done(batches, source, steps, start_step)
+    return _until_done(batches, data, source, steps, start_step)
 
 
 def evaluation_batches(
@@ -93,7 +97,7 @@ def evaluation_batches(
     steps = -(-len(source) // batch_size)
     mine = _share_of_host(grain.MapDataset.range(steps * batch_size), batch_size, steps)
     examples = mine.map(partial(evaluation_example, source, data, crop))
-    return _until_done(_batches(examples, batch_size, data), source, steps)
+    return _until_done(_batches(examples, batch_size, data), data, source, steps)
 
 
 def put_ahead(
@@ -154,26 +158,66 @@ def _batches(
     # Through pipes: what is in shared memory when Python ends is left there.
     pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
     batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
-    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+    processes = grain.MultiprocessingOptions(num_workers=workers)
+    return iter(batches.mp_prefetch(processes, worker_init_fn=_end_with_parent))
+
+
+def _end_with_parent(*_: int) -> None:
+    """Runs in each process that reads: a command that is killed could not end it."""
+
+    def wait():
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def unheard_by_children() -> Iterator[None]:
+    """Processes started in here do not get the terminal's Ctrl-C, which goes to all of a command's.
+
+    This process gets it at the end.
+    """
+    resource_tracker.ensure_running()  # starting it later would let Ctrl-C through again (CPython)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _until_done(
-    batches: grain.DatasetIterator, source: Source, steps: int, start_step: int = 0
+    batches: grain.DatasetIterator,
+    data: DataConfig,
+    source: Source,
+    steps: int,
+    start_step: int = 0,
 ) -> Iterator[Batch]:
     """Batches; their threads or processes end once nobody holds this, or before Python does."""
     held = [batches]
-    reported = _report_skipped(_held(held), source, steps, start_step)
+    starting = unheard_by_children if data.worker_type == "process" else nullcontext
+    reported = _report_skipped(_held(held, starting), source, steps, start_step)
     weakref.finalize(reported, lambda: held.pop().close())
     return reported
 
 
-def _held(batches: list[grain.DatasetIterator]) -> Iterator[Batch]:
-    """What the one in the list yields, as long as it is there: no other place refers to it."""
+def _held(
+    batches: list[grain.DatasetIterator], starting: Callable[[], AbstractContextManager]
+) -> Iterator[Batch]:
+    """What the one in the list yields, as long as it is there: no other place refers to it.
+
+    Args:
+        starting: the context of the first batch, with which all threads and processes start.
+    """
     while batches:
         try:
-            yield next(batches[0])
+            with starting():
+                batch = next(batches[0])
         except StopIteration:
             return
+        starting = nullcontext
+        yield batch
 
 
 def _report_skipped(

@@ -4,7 +4,6 @@ import gc
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Sequence
 from itertools import chain, count
 from logging import LogRecord
@@ -18,15 +17,20 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from aa_flax.disk import parse_json
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.progress import tell
 from aa_flax.sharding import is_main_process
+from aa_flax.training.integrity import checksum, checksum_of_json, first_line, is_out_of_reach
 from aa_flax.training.state import TrainState, split_model, update_model
+
+# Orbax writes it. Its reader would take a file that cannot be opened for one without content.
+_DESCRIPTION = "_CHECKPOINT_METADATA"
 
 
 class Record(NamedTuple):
-    """What a checkpoint says of itself.
+    """Description of a checkpoint, stored in it with a checksum of its own.
 
     Attributes:
         step: updates made, and so the position in the data.
@@ -70,19 +74,27 @@ class Checkpoints:
             str(self.folder), preservation_policy=self, cleanup_tmp_directories=self._of_run
         )
         self._newer: set[int] = set()
-        found = [self._read_record(c.step) for c in self._checkpointer.checkpoints]
-        self._records = {record.step: record for record in found if record is not None}
+        self._damaged: dict[int, str] = {}
+        self._records: dict[int, Record] = {}
+        for checkpoint in self._checkpointer.checkpoints:
+            self._read_record(checkpoint.step)
 
-    def _read_record(self, step: int) -> Record | None:
-        """None where the checkpoint is damaged. A newer version may say more than we know."""
+    def _read_record(self, step: int) -> None:
+        """Reads a description. A newer version may have more fields than are known here."""
         try:
-            metadata: Any = self._checkpointer.checkpointables_metadata(step)
-            description = dict(metadata.custom_metadata)
-            if not description.keys() <= set(Record._fields):
+            content = parse_json((self.folder / str(step) / _DESCRIPTION).read_bytes())
+            description = dict(content["custom_metadata"])
+            written = description.pop("checksum", None)
+            unknown = description.keys() - set(Record._fields)
+            if written != checksum_of_json(description) and not (unknown and written is None):
+                raise ValueError("it has changed since it was written")
+            if unknown:
                 self._newer.add(step)
-            return Record(**{name: description[name] for name in Record._fields})
-        except Exception:  # whatever Orbax meets in a damaged folder
-            return None
+            self._records[step] = Record(**{name: description[name] for name in Record._fields})
+        except (OSError, MemoryError, ValueError, KeyError, TypeError) as error:
+            if is_out_of_reach(error):
+                raise self._read_error(step, first_line(error)) from error
+            self._damaged[step] = f"in its description: {first_line(error)}"
 
     def __enter__(self):
         return self
@@ -96,7 +108,7 @@ class Checkpoints:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Orbax asks here which checkpoints to keep."""
-        kept = {c.step for c in checkpoints[-2:]}
+        kept = {c.step for c in checkpoints[-2:]} | self._damaged.keys()
         if (best := self.best) is not None:
             kept.add(best.step)
         for record in self._records.values():
@@ -117,9 +129,18 @@ class Checkpoints:
     def find(self, step: int | None) -> Record:
         """The checkpoint of a step; None: the best, or the latest where none is evaluated yet.
 
+        Damaged checkpoints, any of which may have been the best, are reported.
+
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it is damaged or of a newer version.
         """
+        for damaged, problem in self._damaged.items():
+            if step in (damaged, None):
+                self._check_version(damaged, problem)
+            if step == damaged:
+                raise self._damage_error(damaged, problem)
+            if step is None:
+                tell(f"the checkpoint of step {damaged} is damaged ({problem}) and left out")
         record = self._records.get(step) if step is not None else self.best or self.latest
         if record is not None:
             return record
@@ -148,13 +169,17 @@ class Checkpoints:
         self.wait()  # a save asked for during another one would be left out
         # The next step overwrites the state's buffers while this one is still being written.
         parts = _parts(jax.tree.map(jnp.copy, state))
-        checksums = {name: _checksum(part) for name, part in parts.items()}
+        checksums = {name: checksum(part) for name, part in parts.items()}
         record = Record(step, epoch, top1, checksums, num_classes, config)
+        description = record._asdict()
         again = step in self._records
         self._records[step] = record
         try:
             self._checkpointer.save_checkpointables_async(
-                step, parts, overwrite=again, custom_metadata=record._asdict()
+                step,
+                parts,
+                overwrite=again,
+                custom_metadata=description | {"checksum": checksum_of_json(description)},
             )
         except Exception as error:
             raise self._write_error(error) from error
@@ -175,9 +200,18 @@ class Checkpoints:
         before = f"that of step {on_disk[-1]} is intact" if on_disk else "there is none before it"
         return InputError(
             f"the checkpoint of step {max(self._records, default=0)} could not be written to "
-            f"{self.folder} ({_first_line(error)}); {before}; make room there and give the same "
+            f"{self.folder} ({first_line(error)}); {before}; make room there and give the same "
             "command to continue"
         )
+
+    def _read_error(self, step: int, reason: str) -> InputError:
+        return InputError(
+            f"the checkpoint of step {step} in {self.folder} cannot be read now ({reason}) and is "
+            "left as it is; give the same command again once it can"
+        )
+
+    def _damage_error(self, step: int, problem: str) -> InputError:
+        return InputError(f"the checkpoint of step {step} in {self.folder} is damaged: {problem}")
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Record] | None:
         """The latest state that can be read, placed as the arrays of `like` are.
@@ -190,7 +224,7 @@ class Checkpoints:
 
         Raises:
             InputError: there are checkpoints, and all are damaged, or were set aside before; or one
-                is whole, and of another net or of a newer version.
+                is whole, and of another net or of a newer version; or one cannot be read now.
         """
         self.wait()
         abstract = jax.tree.map(_abstract, _parts(like))
@@ -218,7 +252,7 @@ class Checkpoints:
         try:
             stored: Any = self._checkpointer.checkpointables_metadata(step).metadata
             there = _shapes(stored["model"])
-        except Exception:  # damaged, as loading will tell
+        except Exception:  # damaged or unreadable, as loading will tell
             return
         here = _shapes(abstract["model"])
         odd = [name for name in here | there if here.get(name) != there.get(name)]
@@ -239,33 +273,40 @@ class Checkpoints:
             )
 
     def _load(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-        """Parts of a checkpoint, checked; or None, and why."""
-        parts, problem = None, "its description is unreadable"
+        """Parts of a checkpoint, checked; or None, and the damage.
+
+        Raises:
+            InputError: it cannot be read now, here or on another host.
+        """
+        parts, problem, in_reach = None, self._damaged.get(step, ""), True
         if (record := self._records.get(step)) is not None:
-            parts, problem = self._load_quietly(step, abstract)
+            parts, problem, in_reach = self._load_quietly(step, abstract)
             if parts is not None and any(
-                _checksum(part) != record.checksums.get(name) for name, part in parts.items()
+                checksum(part) != record.checksums.get(name) for name, part in parts.items()
             ):
                 parts, problem = None, "its content has changed since it was written"
-        if jax.process_count() > 1:  # go back together
-            fine = multihost_utils.process_allgather(np.array(parts is not None))
-            parts = parts if fine.all() else None
+        if jax.process_count() > 1:  # go back, or give up, together
+            here = np.array([parts is not None, in_reach])
+            whole, in_reach = multihost_utils.process_allgather(here).all(0)
+            parts = parts if whole else None
+        if not in_reach:
+            raise self._read_error(step, problem or "on another host")
         return parts, problem
 
-    def _load_quietly(self, step: int, abstract: Any) -> tuple[dict[str, Any] | None, str]:
-        """`_load` without checks. What goes wrong is told once, by the caller."""
+    def _load_quietly(self, step: int, abstract: Any) -> tuple[Any, str, bool]:
+        """Parts, not checked yet, or what went wrong; and whether they could be read at all."""
         with warnings.catch_warnings():  # Orbax leaves coroutines and pending reads behind
             warnings.simplefilter("ignore", RuntimeWarning)
             hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
             try:
-                return self._checkpointer.load_checkpointables(step, abstract), ""
+                return self._checkpointer.load_checkpointables(step, abstract), "", True
             except Exception as error:  # of many types, from Orbax, tensorstore and json
-                problem = _first_line(error)
+                problem, in_reach = first_line(error), not is_out_of_reach(error)
                 time.sleep(0.5)  # until those reads have ended
             finally:
                 gc.collect()
                 sys.unraisablehook = hook
-        return None, problem
+        return None, problem, in_reach
 
     def _set_aside(self, problems: dict[int, str]) -> None:
         """Renames damaged checkpoints, by step, to names that are free."""
@@ -286,7 +327,7 @@ class Checkpoints:
         """Fills the model, in place, with the weights and statistics of a checkpoint.
 
         Raises:
-            InputError: the checkpoint is damaged, or of another net.
+            InputError: the checkpoint is damaged, of another net, or cannot be read now.
         """
         _, params, batch_stats, random_state = split_model(model)
         like = TrainState(jnp.zeros(()), params, batch_stats, random_state, opt_state=None)
@@ -295,9 +336,7 @@ class Checkpoints:
         parts, problem = self._load(step, abstract)
         if parts is None:
             self._check_version(step, problem)
-            raise InputError(
-                f"the checkpoint of step {step} in {self.folder} is damaged: {problem}"
-            )
+            raise self._damage_error(step, problem)
         update_model(model, like._replace(**parts["model"]))
 
 
@@ -330,20 +369,3 @@ def _is_not_of_orbax(record: LogRecord) -> bool:
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _checksum(part: Any) -> int:
-    """CRC-32 over the bytes of all arrays, in the order of the tree."""
-    total = 0
-    for leaf in jax.tree.leaves(part):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        total = zlib.crc32(np.ascontiguousarray(leaf.addressable_data(0)).data, total)
-    return total
-
-
-def _first_line(error: Exception) -> str:
-    """The cause, briefly: Orbax wraps errors in others, and quotes much."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"

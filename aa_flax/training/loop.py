@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -45,7 +44,7 @@ from aa_flax.training.same_run import (
     finished_results,
 )
 from aa_flax.training.state import TrainState, init_state, make_train_step, update_model
-from aa_flax.training.stopping import Interrupted, Stopped, StopRequest, unheard_by_children
+from aa_flax.training.stopping import Interrupted, Stopped, StopRequest
 from aa_flax.training.torch_resume import TorchRun, read_torch_run
 from aa_flax.training.workdir import (
     check_nothing_lost,
@@ -53,6 +52,7 @@ from aa_flax.training.workdir import (
     claim_workdir,
     has_checkpoint,
     locked,
+    writing,
 )
 from aa_flax.weights.files import save_weights
 from aa_flax.weights.fit import num_classes_of
@@ -83,10 +83,21 @@ def train(
 
     Raises:
         InputError: a config that is wrong in itself or does not fit the data, or another than the
-            run began with, or other data; a checkpoint that cannot be written; a loss that is not
-            finite.
+            run began with, or other data; a file that cannot be written; a loss that is not finite.
         Stopped: the process was sent SIGTERM or SIGINT; everything is saved.
     """
+    with StopRequest() as stop:
+        return _train(config, workdir, resume, stop, accept_data_change=accept_data_change)
+
+
+def _train(
+    config: Config,
+    workdir: Path,
+    resume: Path | None,
+    stop: StopRequest,
+    *,
+    accept_data_change: bool,
+) -> dict[str, Any]:
     config = check_config(config)
     check_training(config)
     check_writers(config)
@@ -116,13 +127,14 @@ def train(
         tell(_start_line(config, model, sources, workdir))
         run = _Run(config, workdir, model, sources, checkpoints, torch_run)
         claim_workdir(workdir, config=config.to_dict(), data=data)
-        run.train()
+        run.train(stop)
         checkpoints.wait()
         best = checkpoints.find(None)
         checkpoints.restore_model(best.step, model)
     if is_main_process():
         facts = {"source": f"{workdir} (epoch {best.epoch}, the best)", "top1": f"{best.top1}"}
-        save_weights(model, workdir / "weights.safetensors", **facts)
+        with writing(path := workdir / "weights.safetensors"):
+            save_weights(model, path, **facts)
     return evaluate_config(
         model,
         config,
@@ -185,8 +197,6 @@ class _Run:
         self._start(init_state(model, optimizer, self.mesh), torch_run)
         self.writers = make_writers(config, workdir, self.step)
         self.profile = Profile(workdir / "profile" if config.profile else None)
-        # Processes that read start here and there, with the iterator and the first batches.
-        self.reading = unheard_by_children if config.data.worker_type == "process" else nullcontext
         self.compiled = False
 
     @property
@@ -209,10 +219,10 @@ class _Run:
             place = f"step {within} behind epoch {epochs}" if within else f"epoch {epochs}"
             tell(f"continuing after {place} of {self.config.num_epochs}")
 
-    def train(self) -> None:
+    def train(self, stop: StopRequest) -> None:
         """Trains to the last epoch, from wherever the state stands."""
         batches = self._batches(self.step)
-        with StopRequest() as stop:
+        with stop.from_step_to_step():
             try:
                 for epoch in range(self.first_epoch, self.config.num_epochs + 1):
                     self._epoch(epoch, batches, stop)
@@ -224,14 +234,8 @@ class _Run:
     def _batches(self, start_step: int) -> Iterator[Any]:
         """Endless batches on the devices."""
         config = self.config
-        with self.reading():
-            batches = training_batches(
-                self.sources["train"],
-                config.batch_size,
-                config.data,
-                seed=config.seed,
-                start_step=start_step,
-            )
+        place = {"seed": config.seed, "start_step": start_step}
+        batches = training_batches(self.sources["train"], config.batch_size, config.data, **place)
         return (batch for _, batch in put_ahead(batches, partial(put_batch, mesh=self.mesh)))
 
     def _epoch(self, epoch: int, batches: Iterator[Any], stop: StopRequest) -> None:
@@ -266,16 +270,13 @@ class _Run:
         Metrics are fetched one step late, so that the devices never wait for the host.
         """
         meter = Meter(self.config.batch_size)
-        title, done = (
-            f"epoch {epoch}/{self.config.num_epochs}",
-            self.step - (epoch - 1) * self.steps,
-        )
+        title = f"epoch {epoch}/{self.config.num_epochs}"
+        done = self.step - (epoch - 1) * self.steps
         learning_rate, pending = None, None
         with ProgressBar(title, self.steps, done) as bar:
             for step in range(self.step, epoch * self.steps):
                 began = time.perf_counter()
-                with self.reading():
-                    batch = next(batches)
+                batch = next(batches)
                 waited = time.perf_counter() - began
                 metrics = self._step(batch, meter)
                 if pending is not None:
@@ -316,9 +317,8 @@ class _Run:
 
     def _recalibrate(self) -> None:
         """Batch statistics of the first batches of training, the same ones each time."""
-        with self.reading():
-            batches = islice(self._batches(0), self.config.recalibrate_batches)
-            self.state = recalibrated(self.model, self.state, batches, self.config, self.mesh)
+        batches = islice(self._batches(0), self.config.recalibrate_batches)
+        self.state = recalibrated(self.model, self.state, batches, self.config, self.mesh)
 
     def _accuracy(self) -> Any:
         model = update_model(self.model, self.state)

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from aa_flax.disk import parse_json, replacing
 from aa_flax.errors import InputError
 from aa_flax.progress import progress_bar
 from aa_flax.sharding import is_main_process
+from aa_flax.training.workdir import writing
 
 Numbers = Mapping[str, float]
 
@@ -31,9 +33,10 @@ class JsonLines:
 
     def __init__(self, path: Path, start_step: int):
         kept = [row for row in read_json_lines(path) if row["step"] <= start_step]
-        with replacing(path) as temporary:
+        self._path = path
+        with writing(path), replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = open(path, "a")  # noqa: SIM115 (closed by close)
+            self._file = temporary.open("a")  # opened by its final name it could be another's link
 
     def write(self, step: int, numbers: Numbers) -> None:
         """Adds a line.
@@ -41,17 +44,13 @@ class JsonLines:
         Raises:
             InputError: there is no room for it.
         """
-        try:
+        with writing(self._path):
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise InputError(
-                f"{self._file.name} could not be written ({error}); make room there and give the "
-                "same command to continue"
-            ) from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # a line without room, which `write` has reported
+            self._file.close()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -92,7 +91,8 @@ class WeightsAndBiases:
 
         path = workdir / "wandb_run_id"
         if not path.exists():
-            path.write_text(wandb.util.generate_id())
+            with writing(path), replacing(path) as temporary:
+                temporary.write_text(wandb.util.generate_id())
         self._run = wandb.init(
             project="aa_flax",
             name=config.name,

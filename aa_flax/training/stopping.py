@@ -5,8 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,19 +21,21 @@ class Stopped(Exception):
 
 
 class Interrupted(BaseException):
-    """What `interruptible` work ends with when the run is told to stop."""
+    """The end of `interruptible` work of a run that is told to stop."""
 
 
 class StopRequest:
-    """Whether the run was told to stop, by SIGTERM or Ctrl-C, asked after every step.
+    """Handles SIGTERM and Ctrl-C as requests to stop the run.
 
-    A context manager. A second Ctrl-C ends the process at once. Several processes stop after the
-    same step, even if one alone was told: `jax.distributed` listens for SIGTERM and agrees on it.
+    A context manager. Work in it is ended by a request, with `Stopped`, except `from_step_to_step`,
+    where the run asks after every step. A second Ctrl-C ends the process at once. Several processes
+    stop after the same step, even if one alone was told: `jax.distributed` listens for SIGTERM and
+    agrees on it.
     """
 
     def __init__(self):
         self._received = False
-        self._interruptible = False
+        self._interruptible = True
         self._before: dict[int, Any] = {}
 
     def __enter__(self):
@@ -48,21 +49,22 @@ class StopRequest:
     def _listen(self, number: int) -> None:
         self._before[number] = signal.signal(number, self._receive)
 
-    def __exit__(self, *_):
+    def __exit__(self, error_type, *_):
         for number, before in self._before.items():
             signal.signal(number, before)
+        if error_type is Interrupted:
+            raise Stopped("stopped; the same command continues") from None
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = True
+        first, self._received = not self._received, True
         again = ", again to stop at once" if number == signal.SIGINT else ""
         name = signal.Signals(number).name
         print(f"told to stop ({name}): saving first{again}", file=sys.stderr, flush=True)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # which jax.distributed tells the others
-        elif self._interruptible:
-            self._interruptible = False
+        elif first and self._interruptible:
             raise Interrupted
 
     def reached(self, step: int) -> bool:
@@ -78,24 +80,19 @@ class StopRequest:
         Raises:
             Interrupted: there was a request, before or within.
         """
-        self._interruptible = True
-        try:
+        with self._set(interruptible=True):
             if self._received and jax.process_count() == 1:
                 raise Interrupted
             yield
+
+    def from_step_to_step(self) -> AbstractContextManager[None]:
+        """Work that no request ends, since it asks whether one has `reached` it."""
+        return self._set(interruptible=False)
+
+    @contextmanager
+    def _set(self, *, interruptible: bool) -> Iterator[None]:
+        before, self._interruptible = self._interruptible, interruptible
+        try:
+            yield
         finally:
-            self._interruptible = False
-
-
-@contextmanager
-def unheard_by_children() -> Iterator[None]:
-    """Processes started in here do not get the terminal's Ctrl-C, which goes to all of a command's.
-
-    This process gets it at the end.
-    """
-    resource_tracker.ensure_running()  # starting it later would let Ctrl-C through again (CPython)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self._interruptible = before

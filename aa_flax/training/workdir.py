@@ -1,5 +1,6 @@
 """The folder of a run: one run a folder, and what it was begun with."""
 
+import fcntl
 import json
 import os
 import platform
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from filelock import FileLock, Timeout
 
 from aa_flax.disk import local_path, replacing
 from aa_flax.errors import InputError
+from aa_flax.progress import tell
 from aa_flax.sharding import is_main_process
 
 _FILES = (
@@ -45,8 +46,8 @@ def check_writable(workdir: Path) -> None:
     if (workdir / "checkpoints").is_file():
         raise InputError(f"{workdir / 'checkpoints'} is to be a folder; give another --workdir")
     for path in (workdir / name for name in _FILES):
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, to be a file; give another --workdir")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file, as it must be; give another --workdir")
 
 
 def check_nothing_lost(workdir: Path) -> None:
@@ -80,9 +81,29 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes all of the file or nothing: a reader never sees a part."""
-    with replacing(path) as temporary:
+    """Writes all of the file or nothing: a reader never sees a part.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with writing(path), replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an error of writing a file, such as a full disk, into one line that names it.
+
+    Raises:
+        InputError: the file could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} could not be written ({error.strerror or error}); make room there and give "
+            "the same command to continue"
+        ) from error
 
 
 def versions() -> dict[str, Any]:
@@ -111,23 +132,34 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
         return
     path = workdir / "lock"
-    lock = FileLock(path, timeout=0)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        # In a folder that others write to, a link could lead to any file of this user.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except (OSError, ValueError) as error:
+        if path.is_symlink():
+            raise InputError(f"{path} is a link, which no run writes through; remove it") from error
         raise InputError(f"--workdir {workdir} cannot be written: {error}; give another") from error
     try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"a run is in progress in {workdir} ({path.read_text().strip() or 'unknown process'}); "
-            "stop it first, or give another --workdir"
-        ) from None
-    except (OSError, NotImplementedError):  # a file system without locks
-        pass
-    try:
-        path.write_text(f"process {os.getpid()} on {platform.node()}\n")
+        _take_lock(descriptor, workdir)
+        with writing(path):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
     finally:
-        lock.release()
+        os.close(descriptor)  # which gives the lock back
+
+
+def _take_lock(descriptor: int, workdir: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # some file systems say the latter
+        other = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown process"
+        raise InputError(
+            f"a run is in progress in {workdir} ({other}); stop it first, or give another --workdir"
+        ) from None
+    except OSError as error:
+        tell(
+            f"{workdir} is on a file system without locks ({error.strerror}): nothing keeps a "
+            "second run out of it, so start one alone"
+        )

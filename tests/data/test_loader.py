@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -248,6 +250,7 @@ def test_a_strip_that_would_become_too_long_is_an_image_that_cannot_be_read(caps
             read(source=strip, num_workers=1, on_error="skip")
 
 
+ROOT = Path(__file__).parents[2]
 PROCESSES = """
 from itertools import islice
 from aa_flax.data.digits import Digits
@@ -267,12 +270,31 @@ if __name__ == "__main__":
 def test_processes_leave_nothing_behind_when_a_run_stops_amid_an_epoch(tmp_path):
     script = tmp_path / "stops.py"
     script.write_text(PROCESSES)
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, script], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_processes_end_when_the_command_that_started_them_is_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    last = (
+        "    print(*[c.pid for c in active_children()], flush=True)\n    os.kill(os.getpid(), 9)\n"
+    )
+    start = "import os\nfrom multiprocessing import active_children\n"
+    script.write_text(start + PROCESSES.replace("    raise SystemExit(7)\n", last))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    (pid,) = done.stdout.split()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(int(pid), signal.SIGKILL)
+    raise AssertionError("the process that reads outlived its command")
 
 
 def test_nothing_but_broken_images_is_an_error():

@@ -1,5 +1,6 @@
 import pytest
 
+from aa_flax.training import loop
 from tests.training.tiny import register
 
 
@@ -7,3 +8,9 @@ from tests.training.tiny import register
 def tiny_net() -> None:
     """`create_model("tiny")` works."""
     register()
+
+
+@pytest.fixture
+def no_final_evaluation(monkeypatch):
+    """Saves the time of a compilation where the final results do not matter."""
+    monkeypatch.setattr(loop, "evaluate_config", lambda *_, **__: {})

@@ -1,6 +1,8 @@
 import json
+import os
 import resource
 import shutil
+import zlib
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from flax import nnx
 from aa_flax import InputError
 from aa_flax.sharding import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
+from aa_flax.training.integrity import is_out_of_reach
 from aa_flax.training.state import init_state
 from tests.training.tiny import TinyNet
 
@@ -116,6 +119,104 @@ def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(kind, tmp_path,
     assert (tmp_path / "2.damaged").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"12.5", b"92.5"), (b'"epoch": 1', b'"epoch": 3'), (b'"top1"', b'"tOp1"')]
+)
+def test_a_bit_of_a_description_is_damage_and_never_another_best(old, new, tmp_path, capsys):
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        save(checkpoints, 1, epoch=1, top1=12.5)
+        save(checkpoints, 2, epoch=2, top1=55.25)
+    description = tmp_path / "1" / "_CHECKPOINT_METADATA"
+    content = description.read_bytes().replace(b'": ', b'":').replace(b'":', b'": ')
+    assert old in content
+    description.write_bytes(content.replace(old, new))
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        assert checkpoints.find(None).step == 2
+        assert "the checkpoint of step 1 is damaged" in capsys.readouterr().out
+        with pytest.raises(InputError, match=r"of step 1 in .* is damaged: in its description"):
+            checkpoints.find(1)
+        save(checkpoints, 3, epoch=3)
+        save(checkpoints, 4, epoch=4)
+    assert (tmp_path / "1").is_dir()  # its arrays may be whole
+
+
+def refused(*_):
+    raise PermissionError(13, "Permission denied")
+
+
+def as_tensorstore_says(code, text):
+    def load(*_):
+        raise ValueError(f"{text}: Error reading 'fc.bias/c/0' [os_error_code='{code}']")
+
+    return load
+
+
+def no_memory(*_):
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (refused, r"Permission denied"),
+        (no_memory, "MemoryError"),
+        (as_tensorstore_says(5, "UNKNOWN"), "UNKNOWN: Error reading"),
+        (as_tensorstore_says(24, "RESOURCE_EXHAUSTED"), "RESOURCE_EXHAUSTED: Error reading"),
+    ],
+)
+def test_what_cannot_be_read_now_is_an_error_and_no_damage(load, reason, tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    message = rf"step 2 in {tmp_path} cannot be read now \(.*{reason}"
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._checkpointer, "load_checkpointables", load)
+            with pytest.raises(InputError, match=message):
+                checkpoints.restore_latest(state_at(0))
+            with pytest.raises(InputError, match=message):
+                checkpoints.restore_model(2, TinyNet(num_classes=5000, rngs=nnx.Rngs(0)))
+        assert checkpoints.restore_latest(state_at(0))[1].step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_file_that_is_gone_is_damage_also_in_tensorstores_words():
+    with pytest.raises(ValueError, match="os_error_code") as caught:
+        as_tensorstore_says(2, "NOT_FOUND")()
+    assert not is_out_of_reach(caught.value)
+
+
+def test_a_description_without_permission_is_an_error_and_no_damage(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        save(checkpoints, 1)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)  # the user of a test may be root
+    with pytest.raises(InputError, match=r"step 1 in .* cannot be read now \(PermissionError"):
+        Checkpoints(tmp_path, of_run=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_tensorstores_own_words_for_a_missing_permission_are_understood(tmp_path):
+    like = state_at(0)
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        save(checkpoints, 1)
+        checkpoints.wait()
+        arrays = max((tmp_path / "1").rglob("d/*"), key=lambda path: path.stat().st_size)
+        arrays.chmod(0)
+        parents = [tmp_path, *tmp_path.parents[:3]]
+        modes = [path.stat().st_mode for path in parents]
+        for path in parents:
+            path.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(InputError, match=r"step 1 in .* cannot be read now .*PERMISSION_D"):
+                checkpoints.restore_latest(like)
+        finally:
+            os.seteuid(0)
+            for path, mode in zip(parents, modes, strict=True):
+                path.chmod(mode)
+
+
 def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         save(checkpoints, 1)
@@ -126,6 +227,7 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
     assert half.exists()
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         assert checkpoints.latest.step == 1
+        save(checkpoints, 3)  # Orbax removes in a thread, which this waits for
     assert not half.exists()
 
 
@@ -186,17 +288,21 @@ def test_a_checkpoint_of_a_newer_version_is_read_or_refused_but_never_renamed(tm
         save(checkpoints, 2)
     description = tmp_path / "2" / "_CHECKPOINT_METADATA"
     content = json.loads(description.read_text())
-    content["custom_metadata"]["mood"] = "new"
+    fields = content["custom_metadata"]
+    fields["mood"] = "new"
+    del fields["checksum"]
+    fields["checksum"] = zlib.crc32(json.dumps(fields, sort_keys=True).encode())
     description.write_text(json.dumps(content))
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         assert_equal(checkpoints.restore_latest(state_at(0))[0], state_at(2))
-    del content["custom_metadata"]["checksums"]
+    del fields["checksums"], fields["checksum"]
     description.write_text(json.dumps(content))
-    with (
-        Checkpoints(tmp_path, of_run=True) as checkpoints,
-        pytest.raises(InputError, match=r"step 2 .* written by a newer version of aa_flax"),
-    ):
-        checkpoints.restore_latest(state_at(0))
+    newer = pytest.raises(InputError, match=r"step 2 .* written by a newer version of aa_flax")
+    with Checkpoints(tmp_path, of_run=True) as checkpoints:
+        with newer:
+            checkpoints.restore_latest(state_at(0))
+        with newer:
+            checkpoints.find(None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 

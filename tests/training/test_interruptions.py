@@ -4,14 +4,18 @@ import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import aa_flax
 from aa_flax.training.reporting import read_json_lines
-from tests.training.processes import final_state, finish, start, wait_for
+from tests.training.processes import ROOT, final_state, finish, start, wait_for
 from tests.training.test_command import write_digits
 
 
@@ -64,15 +68,65 @@ def test_told_to_stop_it_saves_within_the_epoch_and_has_an_exit_code_of_its_own(
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_a_terminal_leaves_the_processes_that_read_alone(tmp_path):
+@pytest.mark.parametrize("processes", [0, 3])  # 3: those of an evaluation start
+def test_ctrl_c_on_a_terminal_leaves_the_processes_that_read_alone(processes, tmp_path):
     options = ["max_steps_per_epoch=20", "num_epochs=2", 'data.worker_type="process"']
     process = start(tmp_path / "run", *options, group=True)
     assert any("compiled the training step" in line for line in iter(process.stdout.readline, ""))
+    wait_for(lambda: len(readers(process.pid)) >= processes, process)
     os.killpg(process.pid, signal.SIGINT)  # a terminal tells all of the command's processes
     told = finish(process, exit_code=75)
     assert "all is saved" in told
     assert "Traceback" not in told
+    assert "leaked" not in told
     finish(start(tmp_path / "run", *options))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A file of weights that eval.py takes."""
+    path = tmp_path_factory.mktemp("saved") / "w.safetensors"
+    aa_flax.save_weights(aa_flax.create_model("resnet18", num_classes=10), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("worker_type", "tries"),
+    [
+        ("thread", 1),
+        pytest.param("thread", 5, marks=pytest.mark.slow),
+        pytest.param("process", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_amid_an_evaluation_ends_it_with_one_line(worker_type, tries, saved, tmp_path):
+    command = [sys.executable, "-u", "eval.py", "--config=digits_resnet18", f"--weights={saved}"]
+    command += ["--config.eval.passes=1000", "--config.eval.batch_size=32", "--shift"]
+    command += [f"--output={tmp_path / 'r.json'}", f"--config.data.worker_type={worker_type}"]
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    for wait in range(tries):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=heard,  # whatever started the tests
+        )
+        assert any("450 images of 10 classes" in line for line in process.stdout)
+        time.sleep(0.5 + wait)
+        os.killpg(process.pid, signal.SIGINT)
+        said = finish(process, exit_code=130)
+        assert said.strip().splitlines()[-1] == "stopped; nothing was measured yet"
+        assert "Traceback" not in said
+        assert "leaked" not in said
+
+
+def readers(pid: int) -> list[str]:
+    """Processes that a command has started to read images."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    lines = [Path(f"/proc/{child}/cmdline") for child in children]
+    return [line for line in map(Path.read_text, lines) if "spawn_main" in line]
 
 
 @pytest.mark.slow

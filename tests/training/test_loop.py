@@ -3,38 +3,25 @@ import os
 import signal
 import subprocess
 import sys
-import types
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, recalibrate_batch_norm
-from aa_flax.data.loader import training_batches
+from aa_flax.data.loader import training_batches, unheard_by_children
 from aa_flax.data.sources import make_source
 from aa_flax.data.transforms import preprocess
 from aa_flax.training import loop
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import model_from_workdir
 from aa_flax.training.reporting import JsonLines, read_json_lines
-from aa_flax.training.stopping import Stopped, StopRequest, unheard_by_children
+from aa_flax.training.stopping import Stopped, StopRequest
 from aa_flax.weights.files import load_weights, read_metadata
-from tests.training.tiny import tiny_config
-
-
-@pytest.fixture
-def no_final_evaluation(monkeypatch):
-    """Saves the time of a compilation where the final results do not matter."""
-    monkeypatch.setattr(loop, "evaluate_config", lambda *_, **__: {})
-
+from tests.training.tiny import fake_wandb, short_config, tiny_config
 
 quick = pytest.mark.usefixtures("no_final_evaluation")
-
-
-def short_config(**changes):
-    return tiny_config(num_epochs=1, max_steps_per_epoch=2, **changes)
 
 
 def weights_of(model):
@@ -98,13 +85,6 @@ def test_a_config_without_a_checkpoint_yet_may_be_changed(tmp_path):
     loop.train(short_config(), tmp_path)
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path):
-    from aa_flax.training.workdir import locked
-
-    with locked(tmp_path), pytest.raises(InputError, match=r"in progress in .*\(process \d+ on"):
-        loop.train(short_config(), tmp_path)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     config = tiny_config(**{"optimizer.schedule": "step", "optimizer.learning_rate": 1e30})
     with pytest.raises(InputError, match=r"after step \d at learning rate 1e\+30; there is no"):
@@ -140,6 +120,23 @@ def test_told_to_stop_in_evaluation_it_saves_and_the_epoch_is_evaluated_later(
     assert rows == expected
 
 
+@quick
+@pytest.mark.parametrize("name", ["make_source", "model_of", "_Run", "save_weights", "locate"])
+def test_told_to_stop_before_or_after_its_steps_a_run_stops_at_once_and_continues(
+    name, tmp_path, monkeypatch
+):
+    def told_to_stop(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the run went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, name, told_to_stop)
+        with pytest.raises(Stopped, match="stopped; the same command continues"):
+            loop.train(short_config(), tmp_path)
+    loop.train(short_config(), tmp_path)
+    assert (tmp_path / "weights.safetensors").exists()
+
+
 @pytest.fixture
 def heard():
     """Ctrl-C as a terminal gives it, whatever started the tests."""
@@ -150,7 +147,7 @@ def heard():
 
 @pytest.mark.usefixtures("heard")
 def test_a_second_ctrl_c_stops_at_once():
-    with StopRequest() as stop:
+    with StopRequest() as stop, stop.from_step_to_step():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.reached(1)
         with pytest.raises(KeyboardInterrupt):
@@ -184,32 +181,6 @@ def test_what_the_net_cannot_train_on_shows_at_once(tmp_path):
     with pytest.raises(InputError, match=r"1 images in a part .*more than one value for each"):
         loop.train(short_config(**alone), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_workdir_that_cannot_be_made_shows_before_training(tmp_path):
-    (tmp_path / "file").write_text("")
-    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(InputError, match=r"file is a file, not a folder; give another"):
-            loop.train(short_config(), workdir)
-    with pytest.raises(InputError, match=r"--workdir /proc/run cannot be "):
-        loop.train(short_config(), Path("/proc/run"))
-    with pytest.raises(InputError, match=r"--workdir .*: File name too long; give another"):
-        loop.train(short_config(), tmp_path / ("x" * 300))
-
-
-@pytest.mark.parametrize("name", ["checkpoints", "weights.safetensors", "metrics.jsonl", "lock"])
-def test_a_file_in_a_folders_place_shows_before_training(name, tmp_path):
-    (tmp_path / name).mkdir() if name != "checkpoints" else (tmp_path / name).write_text("")
-    with pytest.raises(InputError, match=f"{name} is .*; give another --workdir"):
-        loop.train(short_config(), tmp_path)
-
-
-def test_weights_whose_checkpoints_are_gone_are_not_replaced(tmp_path):
-    (tmp_path / "weights.safetensors").write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"whose checkpoints are gone.*remove weights"):
-        loop.train(short_config(), tmp_path)
-    assert (tmp_path / "weights.safetensors").read_bytes() == b"precious"
-    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
 def test_lines_that_are_no_figures_are_left_out(tmp_path):
@@ -257,14 +228,7 @@ def test_tensorboard_shows_the_figures(tmp_path):
 @quick
 def test_weights_and_biases_gets_the_figures_and_the_same_run_when_continued(tmp_path, monkeypatch):
     began, logged = [], []
-    run = types.SimpleNamespace(
-        log=lambda figures, step: logged.append((step, figures)), finish=lambda: None
-    )
-    fake = types.SimpleNamespace(
-        util=types.SimpleNamespace(generate_id=lambda: f"id{len(began)}"),
-        init=lambda **options: began.append(options) or run,
-    )
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setitem(sys.modules, "wandb", fake_wandb(began, logged))
     config = short_config(**{"log.wandb": True})
     loop.train(config, tmp_path)
     loop.train(config, tmp_path)

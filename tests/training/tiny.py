@@ -5,6 +5,7 @@ python tests/training/tiny.py WORKDIR [KEY=VALUE ...] [--coordinator ADDRESS N I
 
 import json
 import sys
+import types
 from functools import partial
 from pathlib import Path
 
@@ -70,7 +71,24 @@ def tiny_config(**changes) -> Config:
     return config
 
 
+def short_config(**changes) -> Config:
+    """One epoch of two steps."""
+    return tiny_config(num_epochs=1, max_steps_per_epoch=2, **changes)
+
+
+def fake_wandb(began: list, logged: list) -> types.SimpleNamespace:
+    """The module wandb as a run uses it; the lists get what it is given."""
+    run = types.SimpleNamespace(
+        log=lambda figures, step: logged.append((step, figures)), finish=lambda: None
+    )
+    return types.SimpleNamespace(
+        util=types.SimpleNamespace(generate_id=lambda: f"id{len(began)}"),
+        init=lambda **options: began.append(options) or run,
+    )
+
+
 def main(workdir: str, *arguments: str) -> None:
+    from aa_flax.commands import leave
     from aa_flax.sharding import start_distributed
     from aa_flax.training import loop
     from aa_flax.training.stopping import EXIT_CODE, Stopped
@@ -88,8 +106,7 @@ def main(workdir: str, *arguments: str) -> None:
         loop.evaluate_config = lambda *_, **__: {}  # the final results are not looked at
         loop.train(config, Path(workdir))
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        leave(str(stopped), EXIT_CODE)
 
 
 if __name__ == "__main__":
