@@ -12,7 +12,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["bilinear", "bicubic"]
-_LARGEST = 16_384  # pixels of a side
+_LARGEST = 65_535  # pixels of a side, as of a config
 _FARTHEST = 10_000.0  # for means and standard deviations, whose images may be of any unit
 IMAGE_FIELDS = ("input_size", "resize_size", "interpolation", "mean", "std")  # kept with weights
 
