@@ -185,7 +185,7 @@ def _check_open_look_up(shape: Sequence[Any], indices: Sequence[Any], axes: Sequ
 
 def _resize(program: _Program, eqn: Any) -> Row | None:
     """A product with weights that interpolate fewer values than there are, as a resize has it."""
-    (contracted, batch), is_weight = eqn.params["dimension_numbers"], []
+    contracted, batch = eqn.params["dimension_numbers"]
     is_weight = [program.is_constant(v) and v.aval.ndim == 2 for v in eqn.invars]
     if sum(is_weight) != 1 or len(contracted[0]) != 1 or batch[0]:
         return None
