@@ -26,10 +26,10 @@ def shift_matrices(size: int, shifts: Float[Array, " N"]) -> Float[Array, "N siz
 
     A product with these, unlike an FFT of the images, stays on the device that holds an image.
     """
-    turns = jnp.outer(shifts, jnp.arange(size // 2 + 1)) / size
-    factors = jnp.exp(-2j * jnp.pi * turns)
+    turns = jnp.outer(shifts, jnp.arange(size // 2 + 1, dtype=shifts.dtype)) / size
+    factors = jnp.exp(lax.complex(jnp.zeros_like(turns), -2 * jnp.pi * turns))
     if size % 2 == 0:
-        factors = factors.at[:, -1].set(jnp.cos(jnp.pi * shifts))
+        factors = factors.at[:, -1].set(jnp.cos(jnp.pi * shifts).astype(factors.dtype))
     moved_impulse = jnp.fft.irfft(factors, size)
     place = jnp.arange(size)
     return moved_impulse[:, (place[:, None] - place) % size]

@@ -232,5 +232,5 @@ def cosine_distance(x: Float[Array, "N h w C"], y: Float[Array, "N h w C"]) -> F
     lengths = jnp.linalg.norm(jnp.stack([x, y]), axis=-1)
     zero = lengths <= 1e-5 * lengths.max((0, 2, 3), keepdims=True)
     cosine = (x * y).sum(-1) / jnp.where(zero.any(0), 1, lengths[0] * lengths[1])
-    distance = jnp.where(zero.any(0), zero[0] != zero[1], 1 - cosine)
+    distance = jnp.where(zero.any(0), (zero[0] != zero[1]).astype(x.dtype), 1 - cosine)
     return distance.mean((1, 2))
