@@ -123,8 +123,8 @@ def leave(message: str, exit_code: int) -> NoReturn:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further Ctrl-C need not wait
     print(message, file=sys.stderr)
-    for process in multiprocessing.active_children():
-        process.kill()
+    for pid in _processes_that_read():
+        os.kill(pid, signal.SIGKILL)
     for finalizer in list(util._finalizer_registry.values()):
         if finalizer._callback is synchronize.SemLock._cleanup:  # or a warning lists them as leaked
             finalizer()
@@ -133,6 +133,17 @@ def leave(message: str, exit_code: int) -> NoReturn:
         with suppress(OSError):  # nobody may read it any more
             stream.flush()
     os._exit(exit_code)
+
+
+def _processes_that_read() -> set[int]:
+    """Those of multiprocessing; on Linux also those that a thread is starting just now."""
+    found = {process.pid for process in multiprocessing.active_children() if process.pid}
+    with suppress(OSError):
+        for thread in Path("/proc/self/task").iterdir():
+            for pid in (thread / "children").read_text().split():
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.add(int(pid))
+    return found
 
 
 def _on_ctrl_c(_number: int, frame: FrameType | None) -> None:

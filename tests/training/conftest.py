@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from aa_flax.training import loop
@@ -14,3 +16,11 @@ def tiny_net() -> None:
 def no_final_evaluation(monkeypatch):
     """Saves the time of a compilation where the final results do not matter."""
     monkeypatch.setattr(loop, "evaluate_config", lambda *_, **__: {})
+
+
+@pytest.fixture
+def heard():
+    """Ctrl-C as a terminal gives it, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

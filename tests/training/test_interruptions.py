@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +67,7 @@ def test_told_to_stop_it_saves_within_the_epoch_and_has_an_exit_code_of_its_own(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("processes", [0, 3])  # 3: those of an evaluation start
 def test_ctrl_c_on_a_terminal_leaves_the_processes_that_read_alone(processes, tmp_path):
     options = ["max_steps_per_epoch=20", "num_epochs=2", 'data.worker_type="process"']
@@ -90,6 +90,7 @@ def saved(tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(
     ("worker_type", "tries"),
     [
@@ -102,7 +103,6 @@ def test_ctrl_c_amid_an_evaluation_ends_it_with_one_line(worker_type, tries, sav
     command = [sys.executable, "-u", "eval.py", "--config=digits_resnet18", f"--weights={saved}"]
     command += ["--config.eval.passes=1000", "--config.eval.batch_size=32", "--shift"]
     command += [f"--output={tmp_path / 'r.json'}", f"--config.data.worker_type={worker_type}"]
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     for wait in range(tries):
         process = subprocess.Popen(
             command,
@@ -111,7 +111,6 @@ def test_ctrl_c_amid_an_evaluation_ends_it_with_one_line(worker_type, tries, sav
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=heard,  # whatever started the tests
         )
         assert any("450 images of 10 classes" in line for line in process.stdout)
         time.sleep(0.5 + wait)

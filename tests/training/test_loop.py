@@ -137,14 +137,6 @@ def test_told_to_stop_before_or_after_its_steps_a_run_stops_at_once_and_continue
     assert (tmp_path / "weights.safetensors").exists()
 
 
-@pytest.fixture
-def heard():
-    """Ctrl-C as a terminal gives it, whatever started the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("heard")
 def test_a_second_ctrl_c_stops_at_once():
     with StopRequest() as stop, stop.from_step_to_step():
