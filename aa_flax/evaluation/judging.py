@@ -61,6 +61,25 @@ def dominated_variants(rows: Sequence[Row]) -> set[str]:
     }
 
 
+def gains(rows: Sequence[Row]) -> list[str]:
+    """Returns a sentence per antialiased model whose baseline was measured alike: consistency of
+    both.
+    """
+    path = ("shift", "consistency")
+    pairs = [
+        (plain, row)
+        for row in rows
+        for plain in rows
+        if plain is not row and plain.model == row.base and _are_comparable(plain, row)
+    ]
+    return [
+        f"consistency {before[0]:.1f} % → {after[0]:.1f} % ({plain.title} → {row.title}): how "
+        "often two shifted views of one image get the same class"
+        for plain, row in pairs
+        if (before := plain.point(path)) and (after := row.point(path))
+    ]
+
+
 def _points(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
     judged = [path for column, path in columns() if column.judged]
     return {row.title: point for row in rows if (point := row.point(*judged))}

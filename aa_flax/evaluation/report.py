@@ -2,16 +2,17 @@
 __doc__ = """\
 Results of nets as a Markdown table and figures, and as a page to look at.
 
-    python -m aa_flax.evaluation.report RESULTS... --output DIR [--html]
+    python -m aa_flax.evaluation.report RESULTS... [--output DIR] [--html]
 
 RESULTS are results files of evaluations, or folders of them. Several results of one net that differ
 in their seed alone become one row: their mean ± standard deviation. Whatever else differs, such as
-the crop or the number of epochs, makes a row of its own. DIR gets `report.md` and its figures:
-accuracy against consistency, with an arrow from each baseline to its antialiased nets; and what
-else was measured: accuracy against the time of a forward pass, and diagonals and equivariance maps
-of each baseline beside those of its antialiased nets. Each figure is there as PNG, PDF and SVG.
-`--html` adds `report.html`: the same in one file that opens in a browser, without a network (needs
-the extra `html`).
+the crop or the number of epochs, makes a row of its own. The table is printed, and the consistency
+of each antialiased model next to its baseline's. DIR gets `report.md` and its figures: accuracy
+against consistency, with an arrow from each baseline to its antialiased nets; and what else was
+measured: accuracy against the time of a forward pass, and diagonals and equivariance maps of each
+baseline beside those of its antialiased nets. Each figure is there as PNG, PDF and SVG. `--html`
+adds `report.html`: the same in one file that opens in a browser, without a network (needs the
+extra `html`).
 """
 
 import argparse
@@ -25,6 +26,7 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.judging import (
     dominated_variants,
     explained_columns,
+    gains,
     judged_by,
     pareto_front,
     shown_columns,
@@ -119,7 +121,7 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
         f"its passes). **Bold**: no net of the table is better in {judged_by()} without being "
         "worse in the other; *italic*: another version of the same net is.",
         table(rows),
-        "\n".join(f"- `{title}`: {told}." for title, told in explained_columns(rows).items()),
+        _legend(rows),
     ]
     if measured := circumstances(rows):
         parts.insert(2, f"Measured {markdown(measured)}.")
@@ -140,6 +142,10 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
     return parts
 
 
+def _legend(rows: Sequence[Row]) -> str:
+    return "\n".join(f"- `{title}`: {told}." for title, told in explained_columns(rows).items())
+
+
 def _figure(path: Path) -> str:
     """The picture, and links to the same drawn as lines, for a paper."""
     others = [path.with_suffix(suffix) for suffix in (".pdf", ".svg")]
@@ -156,21 +162,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", nargs="+", help="results files, or folders of them")
-    parser.add_argument("--output", required=True, help="folder of the report")
+    parser.add_argument("--output", help="folder of the report; without it, the table is printed")
     parser.add_argument("--html", action="store_true", help="report.html, too: a page to look at")
     parser.add_argument("--plugin", help="files or modules with measures of your own")
     args = parser.parse_args(arguments)
+    if args.html and not args.output:
+        parser.error("--html needs --output DIR")
     try:
         load_plugins(["", *(sys.argv[1:] if arguments is None else arguments)])
         rows, left_out = gather(args.results)
         print(table(rows))
         if common := conditions(rows):
             print(f"all rows: {common}")
+        print(_legend(rows))
         for line in left_out:
             print(f"left out: {line}")
-        output = local_path(args.output, "--output")
-        written = write_report(rows, output, left_out, html=args.html)
-        print(f"written to {written}")
+        if args.output:
+            output = local_path(args.output, "--output")
+            print(f"written to {write_report(rows, output, left_out, html=args.html)}")
+        for line in gains(rows):
+            print(line)
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -158,6 +158,28 @@ def test_the_command_prints_the_table_and_names_what_is_no_result(files, tmp_pat
         report.read_rows([tmp_path / "other.json"])
 
 
+def test_the_command_explains_its_columns_and_ends_with_what_antialiasing_brought(capsys, tmp_path):
+    shift = {"shift_range": 9}
+    for model, consistency in (("resnet18", 61.25), ("resnet18_lpf4", 88.0), ("vgg11_lpf4", 90.0)):
+        results = result(model, 70.0) | {"shift": {**shift, "consistency": consistency}}
+        (tmp_path / f"{model}.json").write_text(json.dumps(results))
+    report.main([str(tmp_path)])  # without --output nothing is written
+    lines = capsys.readouterr().out.splitlines()
+    assert "- `accuracy`: share of centre crops whose likeliest class is the true one." in lines
+    assert lines[-1] == (
+        "consistency 61.2 % → 88.0 % (resnet18 → resnet18_lpf4): how often two shifted views of "
+        "one image get the same class"
+    )
+    assert "vgg11_lpf4:" not in "".join(lines)  # its baseline was not measured
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_page_without_a_folder_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        report.main(["results.json", "--html"])
+    assert "--html needs --output DIR" in capsys.readouterr().err
+
+
 def of_run(top1, *, seed=0, crop=40, passes=5, epochs=5, lr=0.1, **more):
     """Results as `eval.py` writes them for a run of `train.py`."""
     config = {
