@@ -14,13 +14,14 @@ from aa_flax.data.pictures import PICTURES, NoSource
 from aa_flax.data.sources import Source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluator import Plan, check, placed, run
-from aa_flax.evaluation.files import Results
+from aa_flax.evaluation.evaluator import Plan, check, run, stored
+from aa_flax.evaluation.files import Results, as_json
 from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.run import digest_of
 from aa_flax.evaluation.settings import Settings
+from aa_flax.evaluation.stored import why_no_results
 from aa_flax.models.classifier import Classifier
 from aa_flax.sharding import data_mesh
 
@@ -110,9 +111,23 @@ def evaluate(
         weights = {"kind": "memory", "model": name, "sha256": _digest(predictor.state)}
     if weights is not None:
         facts["weights"] = dict(weights)
-    plan, _ = placed(Plan(subject, wanted, facts))
+    _check_facts(facts, place)
+    plan = Plan(subject, wanted, facts)
+    stored(plan)  # a damaged file is found now
     check(plan)
-    return run(plan)
+    return run(plan)[0]
+
+
+def _check_facts(facts: Results, place: Path | None) -> None:
+    try:
+        why = why_no_results(as_json(facts), Path() if place is None else place.parent)
+    except (TypeError, ValueError) as error:
+        why = str(error)
+    if why:
+        raise InputError(
+            f"name and weights cannot be stored ({why}); give a text, and a dict of texts and "
+            'numbers such as {"file": "net.pt"}'
+        )
 
 
 def _digest(state: nnx.State) -> str:

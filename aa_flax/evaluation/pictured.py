@@ -69,7 +69,7 @@ class PicturesMeasure(Measure):
             found = row.first(self.name)
             if found is not None and "file" in found:
                 facts = {**row.facts, **found}
-                key = tuple(facts[name] for name in ("digest", *self.alike))
+                key = tuple(facts.get(name) for name in ("digest", *self.alike))
                 groups.setdefault(key, []).append(row)
         return list(groups.values())
 

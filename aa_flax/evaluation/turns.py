@@ -16,7 +16,7 @@ from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, placed
+from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, stored
 from aa_flax.evaluation.files import Results
 from aa_flax.evaluation.measure import Measure
 from aa_flax.evaluation.measures import MEASURES
@@ -29,6 +29,7 @@ from aa_flax.evaluation.run import (
     subject_of,
     wanted_measures,
 )
+from aa_flax.evaluation.summary import summary
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import list_models, released_weights
@@ -64,7 +65,8 @@ def evaluate_one(
     _check_classes(weights, source)
     path = local_path(output, "--output") if output else default_output(found)
     plan = Plan(subject_of(config, source, path, values), wanted, _facts(config, found, source))
-    placed(plan)  # a damaged file shows now
+    if results := _measured_already(plan):
+        return results
     check_data(plan.subject, wanted)
     return _load_and_evaluate(found, config, source, path, wanted, values)
 
@@ -124,11 +126,22 @@ def _take_turn(
     config = _as_trained(config, found)
     path = folder / f"{name}.json"
     subject = subject_of(config, source, path, values)
-    plan, done = placed(Plan(subject, wanted, _facts(config, found, source)))
-    if agreed(done):
-        tell(f"{plan.subject.output} is there already")
-        return
-    _load_and_evaluate(found, config, source, path, wanted, values)
+    if not _measured_already(Plan(subject, wanted, _facts(config, found, source))):
+        _load_and_evaluate(found, config, source, path, wanted, values)
+
+
+def _measured_already(plan: Plan) -> Results:
+    """Prints and returns what is stored, if that is everything that the plan measures."""
+    place, results = stored(plan)
+    try:
+        text = summary(results) if results else ""
+    except KeyError:  # a number is missing, so all are measured
+        text = ""
+    if not agreed(bool(text)):
+        return {}
+    tell(text)
+    tell(f"{place} is there already; to measure again, give another --output or remove it")
+    return results
 
 
 def _facts(config: Config, found: Weights, source: Source) -> dict[str, Any]:

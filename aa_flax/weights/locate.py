@@ -386,7 +386,7 @@ def describe(description: Mapping[str, Any] | str) -> str:
         facts.append(f"epoch {description['epoch']}")
     if "step" in description:
         facts.append(f"step {description['step']}")
-    if description.get("kind") in ("file", "memory", "hub"):
+    if description.get("kind") in ("file", "memory", "hub") and "sha256" in description:
         facts.append(f"SHA-256 {description['sha256'][:8]}")
     file = description.get("file", description.get("model", "unknown"))
     return f"{file} ({', '.join(facts)})" if facts else str(file)

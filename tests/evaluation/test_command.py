@@ -100,6 +100,20 @@ def test_a_net_that_is_done_is_not_loaded_and_one_that_fails_stops_no_other(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_is_measured_already_is_reported_and_not_measured_again(tmp_path, weights, capsys):
+    output = str(tmp_path / "r.json")
+    first = one(output=output, shift=True)
+    printed = capsys.readouterr().out.splitlines()
+    assert one(output=output, shift=True).items() >= first.items()
+    again = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("  ")] == again[1:-1]
+    assert f"{output} is there already; to measure again" in again[-1]
+    in_turn(tmp_path, "vgg11")
+    in_turn(tmp_path, "vgg11")
+    assert "accuracy     top-1" in capsys.readouterr().out.partition("vgg11.json\n")[2]
+    assert [weights[name].loaded for name in ("resnet18", "vgg11")] == [1, 1]
+
+
 def test_what_is_asked_for_otherwise_is_measured(tmp_path, weights, capsys):
     asked = [
         {"shift": True},
