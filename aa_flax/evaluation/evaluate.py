@@ -23,6 +23,7 @@ from aa_flax.evaluation.run import digest_of
 from aa_flax.evaluation.settings import Settings
 from aa_flax.evaluation.stored import why_no_results
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.model_config import Interpolation, ModelConfig
 from aa_flax.sharding import data_mesh
 
 
@@ -34,7 +35,8 @@ def evaluate(
     crop_size: int = 224,
     image_size: int | None = None,
     resize_size: int = 256,
-    batch_size: int = 64,
+    interpolation: Interpolation | None = None,
+    batch_size: int = 0,
     shift_range: int = 32,
     passes: int = 5,
     seed: int = 0,
@@ -50,8 +52,7 @@ def evaluate(
     Args:
         predict: a net, or a function from normalised float32 images `(N, H, W, 3)` (ImageNet's
             mean and deviation) to logits `(N, classes)`. A function of JAX is compiled; any other
-            (torch, onnxruntime) gets NumPy arrays of `batch_size` images and gives what NumPy can
-            read.
+            (torch, onnxruntime) gets NumPy arrays of one batch and gives what NumPy can read.
         source: labelled images, e.g. of `make_source`: `len(source)`, and `source[i]` gives a dict
             with `image` (PIL, or uint8 `(H, W, 3)`) and `label`; with `num_classes`, `class_names`
             and `name(i)`. For `images`, `clip` and `tiles`, which need no labels, what they look
@@ -63,7 +64,10 @@ def evaluate(
         image_size: of the centre that shifted crops are cut from; default:
             `crop_size + shift_range`.
         resize_size: of the shorter side before cropping; 0: images are taken as they are.
-        batch_size: images in a batch.
+        interpolation: of that resizing, `bilinear` or `bicubic`, antialiased. None: as the model's
+            `config` says, bilinear for a function.
+        batch_size: images in a batch: as many as this, or all if the data has fewer. 0: 32 on CPUs,
+            else 256.
         shift_range: shifted crops are at offsets 0..shift_range-1 on each axis.
         passes: random pairs for each image. seed: of what is random.
         num_workers: threads that read images; 0: one a CPU core.
@@ -83,10 +87,12 @@ def evaluate(
         InputError: an unknown measure or option, a function or data that do not fit, outputs that
             are not finite.
     """
+    config = predict.config if isinstance(predict, Classifier) else ModelConfig()
     settings = Settings(
         crop_size=crop_size,
         image_size=crop_size + shift_range if image_size is None else image_size,
         resize_size=resize_size,
+        interpolation=interpolation or config.interpolation,
         batch_size=batch_size,
         shift_range=shift_range,
         passes=passes,

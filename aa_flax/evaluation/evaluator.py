@@ -92,7 +92,7 @@ def check(plan: Plan) -> None:
 
 
 def _check_classes(subject: Subject) -> None:
-    rows = subject.settings.batch_size // jax.process_count()
+    rows = subject.settings.batch(len(subject.source)) // jax.process_count()
     classes = subject.predictor.num_classes(subject.settings.crop_size, rows)
     if classes != subject.source.num_classes:
         one = "the weights and the --config of one data set"

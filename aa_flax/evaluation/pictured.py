@@ -123,13 +123,6 @@ def _names_in(given: str) -> list[str]:
         raise InputError(f"--class_names {path} cannot be read: {error}") from error
 
 
-def few_at_once(settings: Settings, count: int) -> Settings:
-    """The settings with batches no larger than `count` images need on these devices."""
-    devices = jax.device_count()
-    most = -(-count // devices) * devices
-    return settings.replace(batch_size=min(settings.batch_size, most))
-
-
 def check_room(pictures: Pictures, settings: Settings) -> None:
     """Raises an InputError for an image that is smaller than what is cut from it."""
     for i in range(len(pictures)):

@@ -32,7 +32,7 @@ from aa_flax.evaluation.run import (
 from aa_flax.evaluation.summary import summary
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
-from aa_flax.models.registry import list_models, released_weights
+from aa_flax.models.registry import images_of, list_models, released_weights
 from aa_flax.progress import tell
 from aa_flax.weights.locate import WORDS, Weights, describe, locate
 
@@ -195,7 +195,7 @@ def _other_images(found: Weights, config: Config) -> str:
     check_normalisation(found.name, ModelConfig(**statistics))
     data = config.data
     here: dict[str, Any] = {"resize_size": data.resize_size, "input_size": data.crop_size}
-    here["interpolation"] = "bilinear"
+    here["interpolation"] = data.interpolation
     wanted = here | {name: told[name] for name in here if name in told}
     if wanted == here:
         return ""
@@ -296,10 +296,12 @@ def _of_net(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_trained(config: Config, found: Weights) -> Config:
-    """The config with what the weights' own run says of their training, for the record."""
-    if found.config is None:
-        return config
-    trained, asked = flatten_dict(dict(found.config)), flatten_dict(config.to_dict())
+    """Returns the config with the weights' interpolation, and their training for the record."""
+    asked = flatten_dict(config.to_dict())
+    told = images_of(config.model).interpolation
+    told = config.data.interpolation or found.config_changes().get("interpolation", told)
+    asked["data", "interpolation"] = told
+    trained = flatten_dict(dict(found.config or {}))
     ours = {
         key: value
         for key, value in trained.items()

@@ -9,6 +9,7 @@ import threading
 from contextlib import suppress
 
 import filelock
+import jax
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from aa_flax.evaluation import files, report, rows
 from aa_flax.evaluation.files import check_writable, read_results, write_results
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.summary import summary
-from tests.evaluation.tiny import CLASSES, Noise
+from tests.evaluation.tiny import CLASSES, COUNT, Noise
 
 SIZES = {"crop_size": 10, "image_size": 14, "resize_size": 0, "shift_range": 5, "batch_size": 8}
 FACTS = {"model": "a", "weights": {"file": "a", "sha256": "1"}, "data": {}, "num_images": 5}
@@ -102,6 +103,23 @@ def test_results_of_unknown_weights_are_one_file_though_they_are_written_twice(t
     evaluate(lambda x: np.ones((len(x), CLASSES)), Noise(), ("accuracy", "time"), **sizes)
     assert listed(tmp_path) == ["r.json"]
     assert {"top1", "time"} <= read_results(tmp_path / "r.json").keys()
+
+
+def test_a_batch_has_no_more_images_than_the_data_and_its_size_changes_no_number(tmp_path):
+    shapes, found = set(), []
+
+    def predict(images):
+        shapes.add(images.shape[0])
+        return images.reshape(len(images), -1)[:, :CLASSES]
+
+    sizes = {key: value for key, value in SIZES.items() if key != "batch_size"}
+    for batch_size in (0, 4, 4096):
+        measures = ("accuracy", "shift", "worst_case", "per_class")
+        more = {"batch_size": batch_size, "jit": False, "name": "net", **sizes}
+        found.append(evaluate(predict, Noise(), measures, **more))
+    devices = jax.device_count()
+    assert shapes == {4, -(-COUNT // devices) * devices}
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_full_disk_is_found_before_anything_is_measured(tmp_path, monkeypatch):

@@ -104,11 +104,12 @@ def _frames(subject: Subject) -> Frames:
 
 def _logits(subject: Subject, clip: Frames) -> Float[np.ndarray, "n classes"]:
     """What the net says of each frame, in batches of one size: the last is filled up."""
-    settings, said = subject.settings, []
-    crops = (center_image(image, settings.resize_size, settings.crop_size) for image in clip)
+    settings, size, said = subject.settings, subject.settings.batch(), []
+    how = (settings.resize_size, settings.crop_size, settings.interpolation)
+    crops = (center_image(image, *how) for image in clip)
     with progress_bar(None, "clip", "frame") as bar:
-        for batch in _batches(crops, settings.batch_size):
-            missing = settings.batch_size - len(batch) if said else 0
+        for batch in _batches(crops, size):
+            missing = size - len(batch) if said else 0
             images = np.stack(batch + missing * batch[-1:])
             said.append(np.asarray(subject.predictor.logits(images))[: len(batch)])
             bar.update(len(batch))
