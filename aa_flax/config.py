@@ -99,6 +99,8 @@ class DataConfig(_Group):
     path: str = ""
     # Pixels of the shorter side before cropping; 0: not resized.
     resize_size: int = _number(256, at_least=0, at_most=65535)
+    # Of that resizing, in evaluation; "": as the weights ask, else bilinear.
+    interpolation: str = _one_of("", "bilinear", "bicubic")
     # Pixels of the centre that shifted crops are cut from.
     image_size: int = _number(256, at_least=1, at_most=65535)
     # Pixels that the model sees.
@@ -121,8 +123,8 @@ class DataConfig(_Group):
 class EvalConfig(_Group):
     """Evaluation, during training and by `eval`."""
 
-    # Images per batch, over all devices.
-    batch_size: int = _number(256, at_least=1)
+    # Images per batch at most, over all devices of all hosts; 0: 32 on CPUs, else 256.
+    batch_size: int = _number(0, at_least=0)
     # Shifted crops have offsets from 0 to shift_range - 1 on each axis.
     shift_range: int = _number(32, at_least=1, at_most=65535)
     # Pairs of shifted crops per image.
@@ -397,7 +399,8 @@ def _check_batches(config: Config) -> None:
 def images_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The images of a run's evaluation, as fields of `ModelConfig`."""
     data = config["data"]
-    return {"input_size": data["crop_size"], "resize_size": data["resize_size"]}
+    sizes = {"input_size": data["crop_size"], "resize_size": data["resize_size"]}
+    return {**sizes, "interpolation": data.get("interpolation") or "bilinear"}
 
 
 def options_of_config(config: Mapping[str, Any]) -> dict[str, Any]:

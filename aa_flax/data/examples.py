@@ -54,7 +54,8 @@ def evaluation_example(source: Source, data: DataConfig, crop: int, index: int) 
 
     def look(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
         center = center_within(image.size, data.resize_size, crop, data.crop_size)
-        return center_image(image, data.resize_size, crop), center
+        interpolation: Any = data.interpolation or "bilinear"
+        return center_image(image, data.resize_size, crop, interpolation), center
 
     mask, skipped = index < len(source), -1
     index = min(index, len(source) - 1)

@@ -15,14 +15,16 @@ from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, check_source
 from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluator import Plan, check, placed, run
-from aa_flax.evaluation.files import Results
+from aa_flax.evaluation.evaluator import Plan, check, run, stored
+from aa_flax.evaluation.files import Results, as_json
 from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.run import digest_of
 from aa_flax.evaluation.settings import Settings
+from aa_flax.evaluation.stored import why_no_results
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.model_config import Interpolation, ModelConfig
 from aa_flax.sharding import data_mesh
 
 
@@ -34,7 +36,8 @@ def evaluate(
     crop_size: int = 224,
     image_size: int | None = None,
     resize_size: int = 256,
-    batch_size: int = 64,
+    interpolation: Interpolation | None = None,
+    batch_size: int = 0,
     shift_range: int = 32,
     passes: int = 5,
     seed: int = 0,
@@ -51,8 +54,7 @@ def evaluate(
     Args:
         predict: a net, or a function from normalised float32 images `(N, H, W, 3)` (ImageNet's
             mean and deviation) to logits `(N, classes)`. A function of JAX is compiled; any other
-            (torch, onnxruntime) gets NumPy arrays of `batch_size` images and gives what NumPy can
-            read.
+            (torch, onnxruntime) gets NumPy arrays of one batch and gives what NumPy can read.
         source: labelled images, e.g. of `make_source`: `len(source)`, and `source[i]` gives a dict
             with `image` (PIL, or uint8 `(H, W, 3)`) and `label`; with `num_classes`, `class_names`
             and `name(i)`. For `images`, `clip` and `tiles`, which need no labels, what they look
@@ -64,7 +66,10 @@ def evaluate(
         image_size: of the centre that shifted crops are cut from; default:
             `crop_size + shift_range`.
         resize_size: of the shorter side before cropping; 0: images are taken as they are.
-        batch_size: images in a batch.
+        interpolation: of that resizing, `bilinear` or `bicubic`, antialiased. None: as the model's
+            `config` says, bilinear for a function.
+        batch_size: images in a batch: as many as this, or all if the data has fewer. 0: 32 on CPUs,
+            else 256.
         shift_range: shifted crops are at offsets 0..shift_range-1 on each axis.
         passes: random pairs for each image. seed: of what is random.
         num_workers: threads that read images; 0: one a CPU core.
@@ -85,10 +90,12 @@ def evaluate(
         InputError: an unknown measure or option, a function or data that do not fit, outputs that
             are not finite.
     """
+    config = predict.config if isinstance(predict, Classifier) else ModelConfig()
     settings = Settings(
         crop_size=crop_size,
         image_size=crop_size + shift_range if image_size is None else image_size,
         resize_size=resize_size,
+        interpolation=interpolation or config.interpolation,
         batch_size=batch_size,
         shift_range=shift_range,
         passes=passes,
@@ -114,9 +121,23 @@ def evaluate(
         weights = {"kind": "memory", "model": name, "sha256": _digest(predictor.state)}
     if weights is not None:
         facts["weights"] = dict(weights)
-    plan, _ = placed(Plan(subject, wanted, facts))
+    _check_facts(facts, place)
+    plan = Plan(subject, wanted, facts)
+    stored(plan)  # a damaged file is found now
     check(plan)
-    return run(plan)
+    return run(plan)[0]
+
+
+def _check_facts(facts: Results, place: Path | None) -> None:
+    try:
+        why = why_no_results(as_json(facts), Path() if place is None else place.parent)
+    except (TypeError, ValueError) as error:
+        why = str(error)
+    if why:
+        raise InputError(
+            f"name and weights cannot be stored ({why}); give a text, and a dict of texts and "
+            'numbers such as {"file": "net.pt"}'
+        )
 
 
 def _digest(state: nnx.State) -> str:

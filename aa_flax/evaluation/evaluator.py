@@ -2,9 +2,12 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +20,9 @@ from aa_flax.evaluation.files import (
     Results,
     as_json,
     check_writable,
+    has_measured,
     place_of,
+    unplaced,
     with_aliases,
     write_results,
 )
@@ -43,20 +48,28 @@ class Plan:
     facts: Results
     replace: bool = False
 
+    @cached_property
+    def settings(self) -> dict[str, Result]:
+        """The settings of each measure, by its name; accuracy has none."""
+        return {m.name: m.settings(self.subject) for m in self.measures if not m.always}
 
-def placed(plan: Plan) -> tuple[Plan, bool]:
-    """The plan with the file that its results go to, and whether they are all there already.
+
+def stored(plan: Plan) -> tuple[Path | None, Results]:
+    """Finds the file that the results would go to now.
+
+    Returns:
+        Its path, and its content if that has everything the plan measures; else nothing.
 
     Raises:
-        InputError: a damaged results file stands there.
+        InputError: a results file there that is damaged.
     """
     output = plan.subject.output
     if output is None or plan.replace:
-        return plan, False
-    settings = {m.name: m.settings(plan.subject) for m in plan.measures if not m.always}
-    with_accuracy = len(settings) < len(plan.measures)
-    output, done = place_of(output, as_json(plan.facts), settings, with_accuracy=with_accuracy)
-    return replace(plan, subject=replace(plan.subject, output=output)), done
+        return output, {}
+    place, here = place_of(output, as_json(plan.facts), plan.settings)
+    has_accuracy = "top1" in here or len(plan.settings) == len(plan.measures)
+    has_all = all(has_measured(here, n, s, place.parent) for n, s in plan.settings.items())
+    return place, here if has_accuracy and has_all else {}
 
 
 def check(plan: Plan) -> None:
@@ -82,7 +95,7 @@ def check(plan: Plan) -> None:
 
 
 def _check_classes(subject: Subject) -> None:
-    rows = subject.settings.batch_size // jax.process_count()
+    rows = subject.settings.batch(len(subject.source)) // jax.process_count()
     classes = subject.predictor.num_classes(subject.settings.crop_size, rows)
     if classes != subject.source.num_classes:
         one = "the weights and the --config of one data set"
@@ -106,30 +119,39 @@ def check_data(subject: Subject, measures: Sequence[Measure]) -> None:
             measure.check(subject)
 
 
-def run(plan: Plan) -> Results:
-    """Measures everything; what one pass over the data has found is written before the next.
+def run(plan: Plan) -> tuple[Results, Path | None]:
+    """Measures everything; the results of a pass over the data are written before the next.
 
     Returns:
-        The results of this call.
+        The results of this call, and the file that they went to.
 
     Raises:
-        KeyboardInterrupt: as it came, saying what is kept.
+        KeyboardInterrupt: as it came, with a message of what is kept.
     """
-    results, output = plan.facts | {"num_images": len(plan.subject.source)}, plan.subject.output
+    output, place, held = plan.subject.output, None, None
+    results = plan.facts | {"num_images": len(plan.subject.source)}
     circumstances = _circumstances(plan.subject)
-    kept = "nothing was measured yet"
+    writes = output is not None and is_main_process()
     try:
-        for found in _passes(plan):
-            results |= found
-            measured = [m.name for m in plan.measures if m.found_in(results) is not None]
-            results["measured"] = dict.fromkeys(measured, circumstances)
-            if output is not None:
-                if is_main_process():
-                    write_results(output, results, replace=plan.replace)
-                kept = f"what was measured so far is kept in {output}"
+        with unplaced(output) if writes else nullcontext(output) as arrays:
+            for found in _passes(replace(plan, subject=replace(plan.subject, output=arrays))):
+                results |= found
+                measured = [m.name for m in plan.measures if m.found_in(results) is not None]
+                results["measured"] = dict.fromkeys(measured, circumstances)
+                if writes:
+                    place, held = write_results(
+                        output,
+                        results,
+                        plan.settings,
+                        arrays=arrays,
+                        mine=held,
+                        replace=plan.replace,
+                    )
+                    results |= {name: held[name] for name in found}
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept) from None
-    return with_aliases(results)
+        kept = f"what was measured so far is kept in {place}"
+        raise KeyboardInterrupt(kept if place else "nothing was measured yet") from None
+    return with_aliases(results), place
 
 
 def _circumstances(subject: Subject) -> dict[str, str]:

@@ -1,21 +1,27 @@
-"""What evaluations leave: one JSON file of results a net, arrays and figures beside it.
+"""Outputs of evaluations: one JSON file of results per model, with arrays and plots next to it.
 
-A file holds one net with one set of weights on one set of data, and of each measure the numbers
-with the settings they were found with. What was measured otherwise is never written over it, but
-beside it: `results.json`, `results_2.json`, and so on.
+A file is about one model with one set of weights on one set of data. It has the numbers of each
+measure with the settings they were found with. Whatever was measured otherwise is never replaced,
+but gets the next name: `results.json`, `results_2.json`, and so on. Several processes may write to
+one name at the same time.
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from aa_flax.disk import parse_json, replacing
 from aa_flax.errors import InputError
+from aa_flax.evaluation.stored import why_no_results
+from aa_flax.progress import tell
 
 Results = dict[str, Any]
 
@@ -56,10 +62,13 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read_results(output: Path) -> Results:
-    """What a results file holds; nothing, if there is none or it is empty.
+    """Returns the content of a results file: checked, so that any reader can rely on it.
+
+    Returns:
+        Nothing, if there is no such file or it is empty.
 
     Raises:
-        InputError: a file that holds something else, or a part of results.
+        InputError: the file has some other content, or a part of results.
     """
     try:
         text = output.read_text() if output.is_file() else ""
@@ -71,8 +80,10 @@ def read_results(output: Path) -> Results:
             f"{output} is cut, or no results of an evaluation ({error}); remove it, or give "
             "another --output"
         ) from error
-    if not isinstance(results, dict) or (results and "model" not in results):
-        raise InputError(f"{output} holds no results of an evaluation; give another --output")
+    if results != {} and (why := why_no_results(results, output.parent)):
+        raise InputError(
+            f"{output} holds no results of an evaluation ({why}); give another --output"
+        )
     if "shift" not in results and "consistency" in results:  # as they once were written
         keys = ("num_images", *_OF_SHIFT)
         results["shift"] = {key: results[key] for key in keys if key in results}
@@ -121,7 +132,7 @@ def _told(weights: Mapping[str, Any], *keys: str) -> list[Any]:
 
 
 def _place(weights: Mapping[str, Any]) -> str:
-    return os.path.abspath(Path(weights.get("file", "")).expanduser())
+    return os.path.abspath(os.path.expanduser(weights.get("file", "")))
 
 
 def has_measured(
@@ -133,7 +144,7 @@ def has_measured(
         folder: of the results file. Numbers whose arrays are gone do not count.
     """
     found = results.get(name)
-    if not isinstance(found, dict):
+    if found is None:
         return False
     if any(found.get(key) != value for key, value in as_json(settings).items()):
         return None
@@ -142,7 +153,7 @@ def has_measured(
 
 
 def candidates(output: Path) -> Iterator[Path]:
-    """`results.json`, `results_2.json`, ...: where results may stand."""
+    """`results.json`, `results_2.json`, ...: the files that results may go to."""
     yield output
     number = 2
     while True:
@@ -154,64 +165,134 @@ def place_of(
     output: Path,
     experiment: Mapping[str, Any],
     settings: Mapping[str, Mapping[str, Any]],
-    *,
-    with_accuracy: bool = True,
-) -> tuple[Path, bool]:
-    """The first of the candidates that holds nothing of another experiment or other settings.
+    mine: Mapping[str, Any] | None = None,
+) -> tuple[Path, Results]:
+    """Finds the first of the candidates without another experiment or other settings.
 
     Args:
-        experiment: net, weights and data of what is to be measured.
+        experiment: model, weights and data of what is measured.
         settings: of each measure, by its name.
-        with_accuracy: whether accuracy is to be measured, too.
+        mine: content of a file that belongs to this evaluation, although its weights are unknown.
 
     Returns:
-        Its path, and whether it has all of the measures already.
+        Its path, and what it has of the same experiment already.
 
     Raises:
-        InputError: a candidate that is no whole file of results.
+        InputError: a candidate that is not a whole file of results.
     """
     for path in candidates(output):
         here = read_results(path)
-        if not here:
-            return path, False
         if same_experiment(here, experiment):
-            there = [has_measured(here, n, s, path.parent) for n, s in settings.items()]
-            if None not in there:
-                return path, ("top1" in here or not with_accuracy) and all(there)
+            if None not in [has_measured(here, n, s, path.parent) for n, s in settings.items()]:
+                return path, here
+        elif not here or here == mine:
+            return path, {}
     raise AssertionError
 
 
-def write_results(output: Path, results: Results, *, replace: bool = False) -> Results:
-    """Adds to a file of the same experiment; never half a file.
+def write_results(
+    output: Path,
+    results: Results,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    arrays: Path | None = None,
+    mine: Results | None = None,
+    replace: bool = False,
+) -> tuple[Path, Results]:
+    """Adds results to the first file that has room for them; never half a file.
+
+    Reading, deciding and writing happen under one lock, so that nothing is lost that another
+    process writes meanwhile.
 
     Args:
-        replace: what the file holds of another experiment, or is damaged, goes.
+        settings: of each measure, by its name.
+        arrays: a path of `unplaced`; the files next to it move next to the results.
+        mine: what the previous call of this evaluation returned.
+        replace: use `output` itself; what it has of another experiment is removed.
 
     Returns:
-        What it holds now.
+        The file, and its content now.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
-        before = read_results(output)
-    except InputError:
-        if not replace:
-            raise
-        before = {}
-    if same_experiment(before, results):
-        measured = before.get("measured", {}) | results.get("measured", {})
-        results = before | {key: value for key, value in results.items() if key != "config"}
-        results |= {"measured": measured} if measured else {}
-    results = with_aliases(results)
-    if "config" in results:  # at the end
-        results["config"] = results.pop("config")
-    try:
-        with replacing(output) as temporary:
-            temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(output.parent):
+            if replace:
+                place, before = output, _same_record(output, results)
+            else:
+                place, before = place_of(output, results, settings or {}, mine)
+            measured = before.get("measured", {}) | results.get("measured", {})
+            results = before | {k: v for k, v in results.items() if not (before and k == "config")}
+            results |= {"measured": measured} if measured else {}
+            results = with_aliases(_with_arrays(results, arrays, place))
+            if "config" in results:  # at the end
+                results["config"] = results.pop("config")
+            with replacing(place) as temporary:
+                temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise _unwritable(output, error) from error
-    return results
+    return place, as_json(results)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other evaluations from writing results to a folder; a killed process leaves no lock."""
+    path = folder / ".results.lock"
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        _report_no_lock(folder, str(getattr(error, "strerror", None) or error))
+    try:
+        yield
+    finally:
+        if lock.is_locked:  # whoever waits for it sees that the file is gone, and makes another
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+@cache
+def _report_no_lock(folder: Path, reason: str) -> None:
+    tell(f"{folder} cannot be locked ({reason}); let one evaluation at a time write there")
+
+
+def _same_record(output: Path, results: Results) -> Results:
+    try:
+        before = read_results(output)
+    except InputError:
+        return {}
+    return before if same_experiment(before, results) else {}
+
+
+@contextmanager
+def unplaced(output: Path) -> Iterator[Path]:
+    """Gives a path for a measure to write next to, until the place of its results is decided."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    with folder as name:
+        yield Path(name) / output.name
+
+
+def _with_arrays(results: Results, arrays: Path | None, place: Path) -> Results:
+    """Moves a measure's files next to the results, where they are called after these."""
+    if arrays is None:
+        return results
+    names = {}
+    for file in arrays.parent.iterdir():
+        moved = beside(place, file.name.removeprefix(f"{arrays.stem}_"))
+        names[file.name] = moved.name
+        file.replace(moved)
+    return {key: _renamed(value, names) for key, value in results.items()}
+
+
+def _renamed(found: Any, names: Mapping[str, str]) -> Any:
+    if not isinstance(found, dict):
+        return found
+    return {k: names.get(v, v) if isinstance(v, str) else v for k, v in found.items()}
 
 
 def check_writable(path: Path) -> None:
@@ -222,8 +303,10 @@ def check_writable(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise OSError(0, "it is a device or a pipe")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
-            pass
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:
+            file.write(bytes(2**16))  # a full disk may still have room for a name
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -70,7 +70,7 @@ class PicturesMeasure(Measure):
             found = row.first(self.name)
             if found is not None and "file" in found:
                 facts = {**row.facts, **found}
-                key = tuple(facts[name] for name in ("digest", *self.alike))
+                key = tuple(facts.get(name) for name in ("digest", *self.alike))
                 groups.setdefault(key, []).append(row)
         return list(groups.values())
 
@@ -115,13 +115,6 @@ def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
             "logits; give a file with one name a line, in the order of the logits"
         )
     return lambda i: names[i]
-
-
-def few_at_once(settings: Settings, count: int) -> Settings:
-    """The settings with batches no larger than `count` images need on these devices."""
-    devices = jax.device_count()
-    most = -(-count // devices) * devices
-    return settings.replace(batch_size=min(settings.batch_size, most))
 
 
 def check_room(pictures: Pictures, settings: Settings) -> None:

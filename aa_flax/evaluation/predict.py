@@ -26,7 +26,7 @@ class Predictor:
         function: `function(state, images)` gives logits `(N, classes)` of normalised float32
             images `(N, H, W, 3)`. Compiled once for all predictors of an equal function.
         state: its arrays.
-        on_host: it is no JAX function: it is called with NumPy arrays, `batch_size` images a call
+        on_host: it is no JAX function: it is called with NumPy arrays, a batch of images a call
             on one host, and its output read by NumPy.
         name: what to call it in messages.
     """

@@ -12,7 +12,7 @@ from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, make_source
 from aa_flax.errors import InputError
 from aa_flax.evaluation.accuracy import Accuracy, accuracy
-from aa_flax.evaluation.evaluator import Plan, check, placed, run
+from aa_flax.evaluation.evaluator import Plan, check, run, stored
 from aa_flax.evaluation.files import Results
 from aa_flax.evaluation.measure import (
     Measure,
@@ -78,10 +78,11 @@ def evaluate_config(
     source = source_for(config, wanted) if source is None else source
     facts = facts_of(config, model.name, weights, source)
     subject = subject_of(config, source, output, values, model)
-    plan, _ = placed(Plan(subject, wanted, facts, replace))
+    plan = Plan(subject, wanted, facts, replace)
+    stored(plan)  # a damaged file is found now
     check(plan)
-    results = run(plan)
-    _tell_results(results, output, plan.subject.output)
+    results, place = run(plan)
+    _tell_results(results, output, place)
     return results
 
 

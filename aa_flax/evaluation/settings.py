@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -13,6 +14,7 @@ from aa_flax.data.examples import evaluation_example
 from aa_flax.data.loader import Batch, evaluation_batches
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
+from aa_flax.models.model_config import Interpolation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,8 @@ class Settings:
         crop_size: pixels of a side that the net sees.
         image_size: of the centre that shifted crops are cut from.
         resize_size: of the shorter side before cropping; 0: images are taken as they are.
-        batch_size: images in a batch, over all devices of all hosts.
+        interpolation: of that resizing, `bilinear` or `bicubic`, antialiased.
+        batch_size: images in a batch, over all devices of all hosts, at most; 0: `batch` chooses.
         shift_range: crops are at offsets 0..shift_range-1 on each axis.
         passes: random pairs for each image. seed: of what is random.
         num_workers, worker_type, on_error, class_order: see `docs/data.md`.
@@ -32,6 +35,7 @@ class Settings:
     crop_size: int
     image_size: int
     resize_size: int
+    interpolation: Interpolation = "bilinear"
     batch_size: int
     shift_range: int
     passes: int = 5
@@ -42,8 +46,8 @@ class Settings:
     class_order: str = ""
 
     def __post_init__(self):
-        counts = {"crop_size", "image_size", "batch_size", "shift_range", "passes"}
-        for name in (*sorted(counts), "resize_size", "seed", "num_workers"):
+        counts = {"crop_size", "image_size", "shift_range", "passes"}
+        for name in (*sorted(counts), "batch_size", "resize_size", "seed", "num_workers"):
             value = whole_number(name, getattr(self, name), least=1 if name in counts else 0)
             object.__setattr__(self, name, value)  # Python's ints, which JSON knows
         if self.image_size < self.crop_size:
@@ -61,6 +65,7 @@ class Settings:
             part = next((part for part in parts if hasattr(part, field.name)), None)
             if part is not None:
                 given[field.name] = getattr(part, field.name)
+        given["interpolation"] = given["interpolation"] or "bilinear"
         return cls(**given)
 
     def replace(self, **changes: Any) -> "Settings":
@@ -69,12 +74,20 @@ class Settings:
 
     def experiment(self) -> dict[str, Any]:
         """What every measured number depends on."""
-        names = ("resize_size", "image_size", "crop_size", "on_error")
+        names = ("resize_size", "interpolation", "image_size", "crop_size", "on_error")
         return {name: getattr(self, name) for name in names}
+
+    def batch(self, count: int | None = None) -> int:
+        """Returns how many images a batch has: no more than `count` need on these devices."""
+        size = self.batch_size or (32 if jax.default_backend() == "cpu" else 256)
+        devices = jax.device_count()
+        if self.batch_size % devices:
+            return size  # which is refused
+        return -(-min(size, count or size) // devices) * devices
 
     def batches(self, source: Source, crop: int) -> Iterator[Batch]:
         """Every image once, in order: centre crops of `crop` pixels."""
-        return evaluation_batches(source, self.batch_size, self._data(), crop=crop)
+        return evaluation_batches(source, self.batch(len(source)), self._data(), crop=crop)
 
     def image(self, source: Source, index: int) -> UInt8[np.ndarray, "S S 3"]:
         """The centre of one image, `image_size` pixels wide, that shifted crops are cut from."""

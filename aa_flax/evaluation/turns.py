@@ -17,7 +17,7 @@ from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source
 from aa_flax.disk import local_path, parse_json
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, placed
+from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, stored
 from aa_flax.evaluation.files import Results
 from aa_flax.evaluation.measure import Measure
 from aa_flax.evaluation.measures import MEASURES
@@ -30,9 +30,10 @@ from aa_flax.evaluation.run import (
     subject_of,
     wanted_measures,
 )
+from aa_flax.evaluation.summary import summary
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
-from aa_flax.models.registry import list_models, released_weights
+from aa_flax.models.registry import images_of, list_models, released_weights
 from aa_flax.progress import tell
 from aa_flax.weights.locate import WORDS, Weights, describe, locate
 
@@ -66,7 +67,8 @@ def evaluate_one(
     _check_class_order(found, source)
     path = local_path(output, "--output") if output else default_output(found)
     plan = Plan(subject_of(config, source, path, values), wanted, _facts(config, found, source))
-    placed(plan)  # a damaged file shows now
+    if results := _measured_already(plan):
+        return results
     check_data(plan.subject, wanted)
     return _load_and_evaluate(found, config, source, path, wanted, values)
 
@@ -127,11 +129,22 @@ def _take_turn(
     config = _as_trained(config, found)
     path = folder / f"{name}.json"
     subject = subject_of(config, source, path, values)
-    plan, done = placed(Plan(subject, wanted, _facts(config, found, source)))
-    if agreed(done):
-        tell(f"{plan.subject.output} is there already")
-        return
-    _load_and_evaluate(found, config, source, path, wanted, values)
+    if not _measured_already(Plan(subject, wanted, _facts(config, found, source))):
+        _load_and_evaluate(found, config, source, path, wanted, values)
+
+
+def _measured_already(plan: Plan) -> Results:
+    """Prints and returns what is stored, if that is everything that the plan measures."""
+    place, results = stored(plan)
+    try:
+        text = summary(results) if results else ""
+    except KeyError:  # a number is missing, so all are measured
+        text = ""
+    if not agreed(bool(text)):
+        return {}
+    tell(text)
+    tell(f"{place} is there already; to measure again, give another --output or remove it")
+    return results
 
 
 def _facts(config: Config, found: Weights, source: Source) -> dict[str, Any]:
@@ -185,7 +198,7 @@ def _other_images(found: Weights, config: Config) -> str:
     check_normalisation(found.name, ModelConfig(**statistics))
     data = config.data
     here: dict[str, Any] = {"resize_size": data.resize_size, "input_size": data.crop_size}
-    here["interpolation"] = "bilinear"
+    here["interpolation"] = data.interpolation
     wanted = here | {name: told[name] for name in here if name in told}
     if wanted == here:
         return ""
@@ -301,10 +314,12 @@ def _of_net(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_trained(config: Config, found: Weights) -> Config:
-    """The config with what the weights' own run says of their training, for the record."""
-    if found.config is None:
-        return config
-    trained, asked = flatten_dict(dict(found.config)), flatten_dict(config.to_dict())
+    """Returns the config with the weights' interpolation, and their training for the record."""
+    asked = flatten_dict(config.to_dict())
+    told = images_of(config.model).interpolation
+    told = config.data.interpolation or found.config_changes().get("interpolation", told)
+    asked["data", "interpolation"] = told
+    trained = flatten_dict(dict(found.config or {}))
     ours = {
         key: value
         for key, value in trained.items()

@@ -108,6 +108,15 @@ def hub_repository(name: str) -> str:
     return _NETS[base].hub if filter_size is None else ""
 
 
+def images_of(name: str) -> ModelConfig:
+    """Returns what images a model expects, by its name.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    return _NETS[parse_name(name)[0]].config
+
+
 def has_reference(name: str) -> bool:
     """Whether there is a published net that this one, or the one it is a version of, must equal."""
     return _NETS[parse_name(name)[0]].published

@@ -10,6 +10,7 @@ import aa_flax
 from aa_flax import InputError, ModelConfig, create_model, preprocess
 from aa_flax.config import DataConfig
 from aa_flax.data.examples import evaluation_example
+from aa_flax.evaluation.settings import Settings
 from aa_flax.data.transforms import normalise
 from benchmarks.reference import torchvision
 
@@ -53,6 +54,17 @@ def test_pixels_are_the_evaluations_to_the_bit(model, pixels, tmp_path):
         found = preprocess(several, model)
         assert (found.shape, found.dtype) == ((2, 224, 224, 3), "float32")
         np.testing.assert_array_equal(found[1], expected[0])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_an_evaluations_pixels_are_those_of_torchvisions_transforms(pixels, interpolation):
+    transforms = torchvision.transforms
+    mode = transforms.InterpolationMode(interpolation)
+    transform = transforms.Compose([transforms.Resize(60, mode), transforms.CenterCrop(48)])
+    sizes = {"resize_size": 60, "image_size": 52, "crop_size": 48, "shift_range": 5}
+    settings = Settings(interpolation=interpolation, batch_size=2, **sizes)
+    (batch,) = settings.batches(One(pixels), 48)
+    np.testing.assert_array_equal(batch["image"][0], transform(Image.fromarray(pixels)))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -11,7 +11,7 @@ from flax import nnx
 
 import aa_flax
 from aa_flax import InputError, ModelConfig, create_model, list_models, save_weights
-from aa_flax.config import check_config
+from aa_flax.config import check_config, images_of_config
 from aa_flax.configs import digits_resnet18_lpf4, imagenet
 from aa_flax.evaluation import run as running
 from aa_flax.evaluation import turns
@@ -100,6 +100,20 @@ def test_a_net_that_is_done_is_not_loaded_and_one_that_fails_stops_no_other(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_is_measured_already_is_reported_and_not_measured_again(tmp_path, weights, capsys):
+    output = str(tmp_path / "r.json")
+    first = one(output=output, shift=True)
+    printed = capsys.readouterr().out.splitlines()
+    assert one(output=output, shift=True).items() >= first.items()
+    again = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("  ")] == again[1:-1]
+    assert f"{output} is there already; to measure again" in again[-1]
+    in_turn(tmp_path, "vgg11")
+    in_turn(tmp_path, "vgg11")
+    assert "accuracy     top-1" in capsys.readouterr().out.partition("vgg11.json\n")[2]
+    assert [weights[name].loaded for name in ("resnet18", "vgg11")] == [1, 1]
+
+
 def test_what_is_asked_for_otherwise_is_measured(tmp_path, weights, capsys):
     asked = [
         {"shift": True},
@@ -129,6 +143,35 @@ def test_images_of_another_size_than_the_weights_know_of_are_told(tmp_path, weig
         f"note: these weights are for images resized to 303 pixels (bicubic), crops of {CROP}; "
         f"here: images as they are, crops of {CROP}"
     ]
+
+
+def test_images_are_resized_as_the_weights_ask_and_numbers_of_both_are_kept_apart(
+    tmp_path, weights
+):
+    weights["vgg11"] = Weights("vgg11")
+    weights["vgg11"].images = {"interpolation": "bicubic"}
+    config = noise_config()
+    config.data.resize_size = 20
+    in_turn(tmp_path, "vgg11", "resnet18", config=config)
+    config.data.interpolation = "bilinear"
+    in_turn(tmp_path, "vgg11", config=config)
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    ways = {name: results["data"]["interpolation"] for name, results in found.items()}
+    assert ways == {
+        "vgg11.json": "bicubic",
+        "vgg11_2.json": "bilinear",
+        "resnet18.json": "bilinear",
+    }
+    assert found["vgg11.json"]["loss"] != found["vgg11_2.json"]["loss"]
+
+
+def test_a_model_of_timm_is_evaluated_on_bicubic_images_unless_its_weights_were_trained_here():
+    config = check_config(noise_config())
+    config.model = "resnetaa50"
+    assert turns._as_trained(config, Weights("resnetaa50")).data.interpolation == "bicubic"
+    of_run = Weights("resnetaa50")
+    of_run.images = images_of_config(config.to_dict())
+    assert turns._as_trained(config, of_run).data.interpolation == "bilinear"
 
 
 def test_images_that_would_be_normalised_otherwise_are_refused(tmp_path, weights):

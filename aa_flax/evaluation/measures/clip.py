@@ -107,11 +107,12 @@ def _logits(
     subject: Subject, clip: Frames
 ) -> tuple[Float[np.ndarray, "n classes"], list[float | None]]:
     """What the net says of each frame, in batches of one size, the last filled up; their times."""
-    settings, said, times = subject.settings, [], []
+    settings, size, said, times = subject.settings, subject.settings.batch(), [], []
+    how = (settings.resize_size, settings.crop_size, settings.interpolation)
     with progress_bar(None, "clip", "frame") as bar:
-        for batch in _batches(iter(clip), settings.batch_size):
-            missing = settings.batch_size - len(batch) if said else 0
-            crops = [center_image(f, settings.resize_size, settings.crop_size) for _, f in batch]
+        for batch in _batches(iter(clip), size):
+            missing = size - len(batch) if said else 0
+            crops = [center_image(frame, *how) for _, frame in batch]
             images = np.stack(crops + missing * crops[-1:])
             said.append(np.asarray(subject.predictor.logits(images))[: len(batch)])
             times += [time for time, _ in batch]

@@ -67,8 +67,7 @@ class Equivariance(Measure):
 
 def _maps(subject: Subject) -> EquivarianceMaps:
     some, crop, mesh = _Some(subject.source, IMAGES), subject.settings.crop_size, subject.mesh
-    count = -(-len(some) // mesh.size) * mesh.size
-    settings = subject.settings.replace(batch_size=count)
+    settings = subject.settings.replace(batch_size=IMAGES * mesh.size)  # all of them in one batch
     batch = next(settings.batches(some, crop))
     with progress_bar(None, "equivariance", unit="shift") as bar:
         return equivariance_maps(subject.model, batch, crop_size=crop, mesh=mesh, progress=bar)

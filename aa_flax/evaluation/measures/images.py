@@ -20,7 +20,6 @@ from aa_flax.evaluation.pictured import (
     PicturesOption,
     check_room,
     class_namer,
-    few_at_once,
 )
 from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.row import Row
@@ -142,8 +141,7 @@ def _views(subject: Subject) -> dict[str, Views]:
 def _look(
     subject: Subject, pictures: Pictures, views: Mapping[str, Views]
 ) -> dict[str, Observations]:
-    settings = few_at_once(subject.settings, len(pictures))
-    batches = settings.batches(pictures, settings.image_size)
+    batches = subject.settings.batches(pictures, subject.settings.image_size)
     with progress_bar(len(pictures), ", ".join(views)) as bar:
         return observe(subject.predictor, batches, views, mesh=subject.mesh, progress=bar)
 
@@ -165,7 +163,12 @@ def _arrays(
         "probability": around.probability,
         "shown": order,
         "pixels": np.stack(
-            [center_image(image, settings.resize_size, settings.crop_size) for image in shown]
+            [
+                center_image(
+                    image, settings.resize_size, settings.crop_size, settings.interpolation
+                )
+                for image in shown
+            ]
         ),
         "class": said,
         "class_name": np.array([name_of(int(i)) for i in said]),

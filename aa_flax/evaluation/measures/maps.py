@@ -32,7 +32,7 @@ class MapsMeasure(Measure):
     def check(self, subject: Subject) -> None:
         settings = subject.settings
         check_size(self.pairs(subject), settings.image_size, settings.image_size)
-        check_maps(subject.predictor, settings.crop_size, settings.batch_size)
+        check_maps(subject.predictor, settings.crop_size, settings.batch(len(subject.source)))
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         batches = subject.settings.batches(subject.source, subject.settings.image_size)

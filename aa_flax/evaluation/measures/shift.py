@@ -37,7 +37,7 @@ class Shift(PairMeasure):
 
     def views(self, subject: Subject) -> ShiftedPairs:
         settings = subject.settings
-        shared = settings.batch_size if subject.options["per_batch"] else 1
+        shared = (settings.batch_size or 256) if subject.options["per_batch"] else 1
         pairs = random_pairs(settings)
         return ShiftedPairs(
             settings.crop_size, settings.shift_range, images_per_draw=shared, **pairs

@@ -83,7 +83,7 @@ class Tiles(PicturesMeasure):
         grid = Grid(pixels.shape[:2], tile, _overlap(subject), stride)
         pixels = pixels[: grid.used[0], : grid.used[1]]
         whole = net.outputs(pixels[None])[0]
-        tiles = list(_tiles(net, pixels, grid, subject.settings.batch_size))
+        tiles = list(_tiles(net, pixels, grid, subject.settings.batch()))
         labelled = not _is_net(subject)
         if whole.ndim == 1:
             found, numbers = None, compare_logits(whole, np.stack(tiles))
