@@ -10,8 +10,8 @@ import aa_flax
 from aa_flax import InputError, ModelConfig, create_model, preprocess
 from aa_flax.config import DataConfig
 from aa_flax.data.examples import evaluation_example
-from aa_flax.evaluation.settings import Settings
 from aa_flax.data.transforms import normalise
+from aa_flax.evaluation.settings import Settings
 from benchmarks.reference import torchvision
 
 
