@@ -10,8 +10,8 @@ import aa_flax
 from aa_flax import InputError, ModelConfig, create_model, preprocess
 from aa_flax.config import DataConfig
 from aa_flax.data.examples import evaluation_example
-from aa_flax.evaluation.settings import Settings
 from aa_flax.data.transforms import normalise
+from aa_flax.evaluation.settings import Settings
 from benchmarks.reference import torchvision
 
 
@@ -61,8 +61,9 @@ def test_an_evaluations_pixels_are_those_of_torchvisions_transforms(pixels, inte
     transforms = torchvision.transforms
     mode = transforms.InterpolationMode(interpolation)
     transform = transforms.Compose([transforms.Resize(60, mode), transforms.CenterCrop(48)])
-    sizes = {"resize_size": 60, "image_size": 52, "crop_size": 48, "shift_range": 5}
-    settings = Settings(interpolation=interpolation, batch_size=2, **sizes)
+    settings = Settings(
+        resize_size=60, interpolation=interpolation, image_size=52, crop_size=48, shift_range=5
+    )
     (batch,) = settings.batches(One(pixels), 48)
     np.testing.assert_array_equal(batch["image"][0], transform(Image.fromarray(pixels)))
 
