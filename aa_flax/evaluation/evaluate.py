@@ -21,8 +21,8 @@ from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.run import digest_of
+from aa_flax.evaluation.schema import why_no_results
 from aa_flax.evaluation.settings import Settings
-from aa_flax.evaluation.stored import why_no_results
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import Interpolation, ModelConfig
 from aa_flax.sharding import data_mesh

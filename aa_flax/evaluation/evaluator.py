@@ -128,17 +128,17 @@ def run(plan: Plan) -> tuple[Results, Path | None]:
     Raises:
         KeyboardInterrupt: as it came, with a message of what is kept.
     """
-    output, place, held = plan.subject.output, None, None
+    output = plan.subject.output if is_main_process() else None
+    place, held = None, None
     results = plan.facts | {"num_images": len(plan.subject.source)}
     circumstances = _circumstances(plan.subject)
-    writes = output is not None and is_main_process()
     try:
-        with unplaced(output) if writes else nullcontext(output) as arrays:
+        with nullcontext(plan.subject.output) if output is None else unplaced(output) as arrays:
             for found in _passes(replace(plan, subject=replace(plan.subject, output=arrays))):
                 results |= found
                 measured = [m.name for m in plan.measures if m.found_in(results) is not None]
                 results["measured"] = dict.fromkeys(measured, circumstances)
-                if writes:
+                if output is not None:
                     place, held = write_results(
                         output,
                         results,

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from aa_flax.disk import parse_json, replacing
 from aa_flax.errors import InputError
-from aa_flax.evaluation.stored import why_no_results
+from aa_flax.evaluation.schema import why_no_results
 from aa_flax.progress import tell
 
 Results = dict[str, Any]

@@ -36,7 +36,7 @@ class Settings:
     image_size: int
     resize_size: int
     interpolation: Interpolation = "bilinear"
-    batch_size: int
+    batch_size: int = 0
     shift_range: int
     passes: int = 5
     seed: int = 0

@@ -315,7 +315,7 @@ def _of_net(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_trained(config: Config, found: Weights) -> Config:
     """Returns the config with the weights' interpolation, and their training for the record."""
-    asked = flatten_dict(config.to_dict())
+    asked: dict[Any, Any] = flatten_dict(config.to_dict())
     told = images_of(config.model).interpolation
     told = config.data.interpolation or found.config_changes().get("interpolation", told)
     asked["data", "interpolation"] = told

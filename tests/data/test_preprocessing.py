@@ -61,8 +61,9 @@ def test_an_evaluations_pixels_are_those_of_torchvisions_transforms(pixels, inte
     transforms = torchvision.transforms
     mode = transforms.InterpolationMode(interpolation)
     transform = transforms.Compose([transforms.Resize(60, mode), transforms.CenterCrop(48)])
-    sizes = {"resize_size": 60, "image_size": 52, "crop_size": 48, "shift_range": 5}
-    settings = Settings(interpolation=interpolation, batch_size=2, **sizes)
+    settings = Settings(
+        resize_size=60, interpolation=interpolation, image_size=52, crop_size=48, shift_range=5
+    )
     (batch,) = settings.batches(One(pixels), 48)
     np.testing.assert_array_equal(batch["image"][0], transform(Image.fromarray(pixels)))
 

@@ -77,7 +77,8 @@ def test_a_function_on_the_host_gets_whole_batches_of_normalised_images():
 
 def test_only_what_is_asked_for_is_measured():
     found = figures(Flat(), ("worst_case",))
-    assert found.keys() == {"model", "data", "num_images", "worst_case"}
+    assert found.keys() == {"model", "data", "num_images", "worst_case", "measured"}
+    assert found["measured"].keys() == {"worst_case"}
     assert found["num_images"] == COUNT
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from typing import Any
 
 import filelock
 import jax
@@ -20,7 +21,13 @@ from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.summary import summary
 from tests.evaluation.tiny import CLASSES, COUNT, Noise
 
-SIZES = {"crop_size": 10, "image_size": 14, "resize_size": 0, "shift_range": 5, "batch_size": 8}
+SIZES: dict[str, Any] = {
+    "crop_size": 10,
+    "image_size": 14,
+    "resize_size": 0,
+    "shift_range": 5,
+    "batch_size": 8,
+}
 FACTS = {"model": "a", "weights": {"file": "a", "sha256": "1"}, "data": {}, "num_images": 5}
 
 
@@ -39,7 +46,7 @@ def evaluate_two(folder, *measures):
                 together.wait(60)
             return np.eye(CLASSES, dtype=np.float32)[np.full(len(images), label)]
 
-        described = {"name": name, "weights": {"file": name}, "jit": False}
+        described: dict[str, Any] = {"name": name, "weights": {"file": name}, "jit": False}
         evaluate(predict, Noise(), measures, output=folder / "r.json", **described, **SIZES)
 
     threads = [threading.Thread(target=start, args=one) for one in (("one", 0), ("two", 1))]
@@ -115,7 +122,7 @@ def test_a_batch_has_no_more_images_than_the_data_and_its_size_changes_no_number
     sizes = {key: value for key, value in SIZES.items() if key != "batch_size"}
     for batch_size in (0, 4, 4096):
         measures = ("accuracy", "shift", "worst_case", "per_class")
-        more = {"batch_size": batch_size, "jit": False, "name": "net", **sizes}
+        more: dict[str, Any] = {"batch_size": batch_size, "jit": False, "name": "net", **sizes}
         found.append(evaluate(predict, Noise(), measures, **more))
     devices = jax.device_count()
     assert shapes == {4, -(-COUNT // devices) * devices}
@@ -168,7 +175,7 @@ def complete(tmp_path_factory):
     path = tmp_path_factory.mktemp("complete") / "r.json"
     measures = ("accuracy", "shift", "worst_case", "diagonal", "per_class", "time")
     weights = {"kind": "file", "file": "a.pt", "sha256": "1" * 64, "epoch": 3, "licence": None}
-    described = {"weights": weights, "jit": False, "name": "net", **SIZES}
+    described: dict[str, Any] = {"weights": weights, "jit": False, "name": "net", **SIZES}
     evaluate(
         lambda x: np.eye(CLASSES)[np.zeros(len(x), int)],
         Noise(),

@@ -63,7 +63,8 @@ def why_no_results(results: Any, folder: Path) -> str:
         wrong = _misfit(weights, _WEIGHTS, "weights")
     measures = [m for m in MEASURES.values() if m.name in results or m.found_in(results)]
     for measure in measures:
-        kinds = {"file": str, **_MEASURED.get(measure.name, {})}
+        file = {} if measure.name == "per_class" else {"file": str}  # a class may be called so
+        kinds = {**file, **_MEASURED.get(measure.name, {})}
         wrong = wrong or _misfit(results.get(measure.name, {}), kinds, measure.name)
     return wrong or next((why for m in measures if (why := _unprintable(m, results, folder))), "")
 
@@ -71,7 +72,8 @@ def why_no_results(results: Any, folder: Path) -> str:
 def _unprintable(measure: Measure, results: Mapping[str, Any], folder: Path) -> str:
     found = measure.found_in(results) or {}
     try:
-        local_path(folder / found.get("file", ""), "file")
+        if isinstance(file := found.get("file"), str):
+            local_path(folder / file, "file")
         measure.line(found)
     except KeyError:  # what is there can be read all the same
         pass
