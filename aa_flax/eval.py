@@ -51,7 +51,7 @@ def main() -> None:
         define_measures()
     except InputError as error:
         sys.exit(f"error: {error}")
-    commands.run(_evaluate, commands.as_called(__doc__, "aa_flax.eval"))
+    commands.run(_evaluate, commands.as_called(str(__doc__), "aa_flax.eval"))
 
 
 def _evaluate() -> None:
