@@ -85,7 +85,7 @@ def _convert_one(args: argparse.Namespace, options: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=called(),
-        description=as_called(__doc__, "aa_flax.convert"),
+        description=as_called(str(__doc__), "aa_flax.convert"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="IN")

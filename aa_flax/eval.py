@@ -51,7 +51,7 @@ def main() -> None:
         define_measures()
     except InputError as error:
         sys.exit(f"error: {error}")
-    text = commands.as_called(__doc__, "aa_flax.eval")
+    text = commands.as_called(str(__doc__), "aa_flax.eval")
     commands.run(_evaluate, text, interrupted="stopped; nothing was measured yet")
 
 

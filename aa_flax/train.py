@@ -26,7 +26,7 @@ def main() -> None:
     flags.DEFINE_bool(
         "accept_data_change", False, "continue a run although its images are others than before"
     )
-    text = commands.as_called(__doc__, "aa_flax.train")
+    text = commands.as_called(str(__doc__), "aa_flax.train")
     commands.run(_train, text, interrupted=_INTERRUPTED)
 
 

@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=called(),
-        description=as_called(__doc__, "aa_flax.export"),
+        description=as_called(str(__doc__), "aa_flax.export"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("weights", metavar="WEIGHTS")
