@@ -125,8 +125,10 @@ def leave(message: str, exit_code: int) -> NoReturn:
     print(message, file=sys.stderr)
     for pid in _processes_that_read():
         os.kill(pid, signal.SIGKILL)
-    for finalizer in list(util._finalizer_registry.values()):
-        if finalizer._callback is synchronize.SemLock._cleanup:  # or a warning lists them as leaked
+    finalizers = util._finalizer_registry  # pyright: ignore[reportAttributeAccessIssue]
+    clean_up = synchronize.SemLock._cleanup  # pyright: ignore[reportAttributeAccessIssue]
+    for finalizer in list(finalizers.values()):
+        if finalizer._callback is clean_up:  # or a warning lists them as leaked
             finalizer()
     jax.distributed.shutdown()
     for stream in (sys.stdout, sys.stderr):
