@@ -125,11 +125,11 @@ def leave(message: str, exit_code: int) -> NoReturn:
     print(message, file=sys.stderr)
     for pid in _processes_that_read():
         os.kill(pid, signal.SIGKILL)
-    finalizers = util._finalizer_registry  # pyright: ignore[reportAttributeAccessIssue]
-    clean_up = synchronize.SemLock._cleanup  # pyright: ignore[reportAttributeAccessIssue]
-    for finalizer in list(finalizers.values()):
-        if finalizer._callback is clean_up:  # or a warning lists them as leaked
-            finalizer()
+    # Named semaphores, which a warning would list as leaked. Python has no public way to them.
+    registered: dict[Any, Any] = vars(util)["_finalizer_registry"]
+    unlink = vars(synchronize.SemLock)["_cleanup"].__func__
+    for finalizer in [found for found in registered.values() if found._callback is unlink]:
+        finalizer()
     jax.distributed.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # nobody may read it any more
