@@ -29,6 +29,7 @@ from aa_flax import Classifier, create_model
 from aa_flax.data.crops import center_image
 from aa_flax.data.transforms import normalise
 from aa_flax.evaluation.equivariance import EquivarianceMaps, equivariance_maps
+from aa_flax.evaluation.intervals import of_images
 from aa_flax.evaluation.plots import plot_equivariance
 from aa_flax.sharding import data_mesh
 
@@ -126,17 +127,19 @@ def measure_maps(name: str, images: Images) -> dict[str, Any]:
 
 def measure_classes(
     model: nnx.Module, images: Images, labels: np.ndarray
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, list[float]]:
     """Percent of bases with the true class, and of pairs with one class at every shift.
 
-    Each with half a 95 % interval; the photographs are the sample.
+    Each with the ends of its 95 % interval; the photographs are the sample.
     """
     found = answers_to_shifts(compiled(model), images)
     classes = {d: answer.argmax(-1) for d, answer in found.items()}
-    shares = {"top1": (classes[0][:, :, 0] == labels[:, None]).mean(1)}
-    shares |= {str(d): (classes[d] == classes[0]).mean((1, 2)) for d in SHIFTS}
-    half = 1.96 / np.sqrt(len(images))
-    return {key: (float(100 * x.mean()), float(100 * half * x.std())) for key, x in shares.items()}
+    agree = {"top1": classes[0][:, :, :1] == labels[:, None, None]}
+    agree |= {str(d): classes[d] == classes[0] for d in SHIFTS}
+    return {
+        key: [float(100 * x.mean()), *of_images(x.mean((1, 2)), x[0].size)]
+        for key, x in agree.items()
+    }
 
 
 def augmented(images: Images, seed: int, batches: int = 4) -> list[Images]:
@@ -223,7 +226,10 @@ def report(found: Mapping[str, Any]) -> None:
     if rows := found.get("maps"):
         print("\n" + table(["map of pool5", *shifts[:-1], "mean of all"], _of_pool5(rows)))
     if rows := found.get("classes"):
-        cells = [[n, *(f"{m:.1f} ± {h:.1f}" for m, h in r.values())] for n, r in rows.items()]
+        cells = [
+            [n, *(f"{m:.1f} ({a:.0f} to {b:.0f})" for m, a, b in r.values())]
+            for n, r in rows.items()
+        ]
         print("\n" + table(["", "top-1", *shifts], cells))
 
 

@@ -25,7 +25,7 @@ class ImageError(InputError):
         return cls(f"cannot read image {name}: {getattr(reason, 'strerror', None) or reason}")
 
     def skippable(self) -> "ImageError":
-        """The same, with the advice of what has `on_error`."""
+        """Returns the error with advice for callers that have `on_error`."""
         return ImageError(
             f"{self}; replace it, or go on without such images: --config.data.on_error=skip, in "
             'aa_flax.evaluate on_error="skip"'

@@ -95,8 +95,7 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
 def _opened(file: Path, left_out: list[str]) -> Results:
     """The results in a file; the paths in them can be opened."""
     results = read_results(file)
-    records = results.get("measured", {}).values()
-    if not {"model", "num_images"} <= results.keys() or not all("date" in r for r in records):
+    if not {"model", "num_images"} <= results.keys():
         raise InputError(f"{file} holds no results of an evaluation")
     for name, found in list(results.items()):
         if not isinstance(found, dict) or name in _NO_MEASURES:

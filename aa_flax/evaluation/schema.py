@@ -28,6 +28,7 @@ _FACTS = {
     "dtype": str,
     "options": dict,
     "data": _DATA,
+    "measured": dict,
     "config": {"data": _DATA, "eval": {"shift_range": int, "passes": int}, "dtype": str},
 }
 _LEAST_STABLE = {
@@ -58,6 +59,10 @@ def why_no_results(results: Any, folder: Path) -> str:
     if not _is_sound(results):
         return "with a number that is not finite, a text that is none, or nested too deeply"
     wrong = _misfit(results, _FACTS)
+    for name, record in ({} if wrong else results.get("measured", {})).items():
+        is_record = isinstance(record, dict) and "date" in record
+        if not is_record or not all(isinstance(value, str) for value in record.values()):
+            wrong = f"measured.{name} is {record!r:.99}"
     weights = results.get("weights")
     if not wrong and not isinstance(weights, str | None):
         wrong = _misfit(weights, _WEIGHTS, "weights")

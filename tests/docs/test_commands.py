@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import tomllib
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 
 import pytest
 
@@ -38,6 +39,7 @@ NOT_TRIED = {
     "python -m aa_flax.convert": "named, without its arguments",
     "python -m aa_flax.data.imagenet_val": "named, without its arguments",
     "python -m aa_flax.evaluation.report": "named, without its arguments",
+    "python docs/tables.py": "writes the pages; test_tables.py compares them",
     "python -m build": "not of this project; .ci/wheel runs it",
     "python -m tests.make_golden_logits": "overwrites stored logits; it has no flags",
     "tfds build": "downloads a data set",
@@ -46,6 +48,7 @@ NOT_TRIED = {
 }
 # What a block that is not Python begins with, where it is no command that is tried, and why.
 NOT_COMMANDS = {
+    "(f + z²": "a formula",
     "@inproceedings": "BibTeX",
     "#": "a comment, or a batch script's head, above commands that are tried",
     "FLOWERS/": "how a folder looks",
@@ -116,8 +119,11 @@ def test_every_block_is_tried_or_says_why_not(page):
 
 @pytest.mark.parametrize("command", TRAINING, ids=str)
 def test_every_training_command_leaves_room_for_its_own_shifts(command):
-    values = dict(re.findall(r"--config\.([\w.]+)=(\S+)", readers(command.text)))
-    config = imagenet.get_config()
+    text = readers(command.text)
+    values = dict(re.findall(r"--config\.([\w.]+)=(\S+)", text))
+    recipe = re.search(r"configs/(digits_\w+)\.py", text)
+    recipes = import_module(f"aa_flax.configs.{recipe[1]}") if recipe else imagenet
+    config = recipes.get_config()
     size, crop, reach = (
         int(values.get(key, default))
         for key, default in [
@@ -141,7 +147,7 @@ def test_every_other_command_names_what_there_is(command):
 
 
 def test_every_flag_is_one_of_a_program(try_out):
-    known = THE_ORIGINALS | {"--config.KEY"}
+    known = THE_ORIGINALS | {"--config.KEY", "--index-url"}  # of pip
     report = "-m aa_flax.evaluation.report RESULTS --output FOLDER"
     export = "-m aa_flax.export WEIGHTS OUT.onnx"
     for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT", export, report]:

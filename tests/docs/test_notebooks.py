@@ -44,5 +44,7 @@ def test_it_runs(path, tmp_path, monkeypatch):
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:  # one epoch shows that it runs; the outputs are of a whole training
+        cell.source = re.sub(r"(epochs(?:: int)? ?= ?)\d+", r"\g<1>1", cell.source)
     place = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()

@@ -41,7 +41,9 @@ def test_the_workflow_takes_the_oldest_and_the_newest_python():
 def test_the_readme_begins_with_two_commands():
     """`.ci/run` takes them from there."""
     blocks = re.findall(r"^```bash\n(.*?)\n```$", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert [block.split(" && ")[1] for block in blocks] == ["python train.py", "pytest"]
+    first, second = (block.split(" && ")[1:] for block in blocks)
+    assert first[:2] == ["python train.py --config configs/digits_resnet18.py", "python train.py"]
+    assert second == ["pytest"]
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)

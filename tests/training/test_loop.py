@@ -121,7 +121,7 @@ def test_told_to_stop_in_evaluation_it_saves_and_the_epoch_is_evaluated_later(
 
 
 @quick
-@pytest.mark.parametrize("name", ["make_source", "model_of", "_Run", "save_weights", "locate"])
+@pytest.mark.parametrize("name", ["make_sources", "model_of", "_Run", "save_weights", "locate"])
 def test_told_to_stop_before_or_after_its_steps_a_run_stops_at_once_and_continues(
     name, tmp_path, monkeypatch
 ):
