@@ -59,7 +59,10 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 def table(rows: Sequence[Row], augmentation: str, version: str) -> str:
     """Returns means ± standard deviations over the seeds and the range, of one setting."""
-    lines = [f"| model | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = [
+        f"| model | seeds | {' | '.join(COLUMNS.values())} |",
+        "|---" * (len(COLUMNS) + 2) + "|",
+    ]
     for model in MODELS:
         runs = [
             r
@@ -67,7 +70,7 @@ def table(rows: Sequence[Row], augmentation: str, version: str) -> str:
             if (r["augmentation"], r["jax"], r["model"]) == (augmentation, version, model)
         ]
         cells = [_cell([float(run[key]) for run in runs]) for key in COLUMNS]
-        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+        lines.append(f"| `{model}` | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
