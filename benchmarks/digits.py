@@ -75,8 +75,10 @@ def table(rows: Sequence[Row], augmentation: str, version: str) -> str:
 
 
 def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread} ({min(values):.1f} to {max(values):.1f})"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    spread = np.std(values, ddof=1)
+    return f"{np.mean(values):.1f} ± {spread:.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def main() -> None:
