@@ -31,7 +31,7 @@ def assert_same_end(workdir: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_killed_at_arbitrary_moments_ends_bit_for_bit_as_one_that_was_not(kills, tmp_path):
-    epochs = f"num_epochs={2 + kills}"
+    epochs = f"num_epochs={20 + kills}"
     finish(start(tmp_path / "whole", epochs))
     moments = random.Random(kills)
     killed = 0
