@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from aa_flax.data.transforms import normalise
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, first_line
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 
@@ -88,7 +88,7 @@ class Predictor:
         shape = "x".join(map(str, images.shape))
         return InputError(
             f"{self.name} fails on normalised float32 images {shape}: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{type(error).__name__}: {first_line(error)}"
         )
 
     def num_classes(self, crop_size: int, batch_size: int = 1) -> int:
@@ -116,7 +116,7 @@ class Predictor:
             output = jax.eval_shape(self.function, self.state, images)
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"{self.name} cannot see crops of {crop_size} pixels: {_first_line(error)}"
+                f"{self.name} cannot see crops of {crop_size} pixels: {first_line(error)}"
             ) from error
         return getattr(output, "shape", None)
 
@@ -242,8 +242,3 @@ _normalised = jax.jit(lambda images: normalise(images).astype(jnp.float32))
 def normalised(images: Array) -> Array:
     """Images with values in 0..255 as nets see them, compiled; any leading axes."""
     return _normalised(images)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"

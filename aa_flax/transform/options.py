@@ -11,7 +11,7 @@ from jax.errors import InconclusiveDimensionOperation
 from jaxtyping import Array
 
 from aa_flax.arguments import switch, whole_number
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, first_line
 from aa_flax.ops.blur import Padding, check_options
 from aa_flax.pools.blur import BlurPool
 from aa_flax.pools.registry import (
@@ -83,7 +83,7 @@ class Options:
         except InconclusiveDimensionOperation:  # an open size: the caller's to settle
             raise
         except Exception as error:
-            raise Refused(f"the pool refuses it: {_first_line(error)}") from error
+            raise Refused(f"the pool refuses it: {first_line(error)}") from error
         if tuple(found) != tuple(sampled):
             raise Refused(f"the pool makes {tuple(found)} of {dense}, not {tuple(sampled)}")
         return Sampler(pool, Phase())
@@ -104,10 +104,6 @@ class Options:
 
 class _HasWeights(Exception):
     pass
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @dataclass

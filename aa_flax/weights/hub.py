@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aa_flax.arguments import real_number
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, first_line
 from aa_flax.weights.content import checked_images, mapping_in, naming
 
 PREFIX = "hf-hub:"
@@ -73,7 +73,7 @@ def hub_file(name: HubName) -> HubFile:
     raise InputError(
         f"{PREFIX}{name.repository} holds none of {', '.join(_FILES)}"
         + (f" at {name.revision}" if name.revision else "")
-        + f" ({_first_line(errors[0])})"
+        + f" ({first_line(errors[0]).rstrip('.')})"
     )
 
 
@@ -91,14 +91,11 @@ def _download(name: HubName, filename: str) -> Path:
 
 def _not_had(name: HubName, error: Exception) -> InputError:
     """The cause in one line; raised without the hub's chain of errors, which would come first."""
+    cause = first_line(error).rstrip(".")
     return InputError(
-        f"{PREFIX}{name.repository} could not be had: {_first_line(error)}. Download its file of "
-        "weights by other means and give its path"
+        f"{PREFIX}{name.repository} could not be had: {cause}. Download its file of weights by "
+        "other means and give its path"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
 
 
 def _commit(path: Path) -> str:
