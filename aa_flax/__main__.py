@@ -2,7 +2,7 @@
 
 import sys
 
-from aa_flax.tables import unknown
+from aa_flax.errors import unknown
 
 COMMANDS = {
     "aa_flax.train": "trains a model, or resumes a run",

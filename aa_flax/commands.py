@@ -24,13 +24,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from aa_flax.config import Config, check_config, config_fields, unknown_field
-from aa_flax.disk import cache_folder, local_path
-from aa_flax.errors import InputError
-from aa_flax.memory import keep_memory
+from aa_flax.errors import InputError, unknown
+from aa_flax.files import cache_folder, local_path
 from aa_flax.plugins import load_plugins
 from aa_flax.recipes import recipe_file, recipe_names
-from aa_flax.sharding import start_distributed
-from aa_flax.tables import unknown
+from aa_flax.runtime import keep_memory, start_distributed
 
 QUICKSTART = "digits_resnet18_lpf4"
 _HELP = {"--help", "-help", "--h", "-h", "-?", "--?"}

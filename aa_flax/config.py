@@ -11,11 +11,10 @@ from typing import Any
 import jax
 from ml_collections.config_dict import RequiredValueError
 
-from aa_flax.disk import local_path
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, unknown
+from aa_flax.files import local_path
 from aa_flax.models.registry import parse_name
 from aa_flax.pools import pool_factory
-from aa_flax.tables import unknown
 
 MOST = 2**31 - 1  # of any integer
 _BOUNDS = {

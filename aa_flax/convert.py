@@ -23,8 +23,8 @@ from dataclasses import replace
 from typing import Any
 
 from aa_flax.commands import as_called, called, check_platform
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.files import local_path
 from aa_flax.weights.convert import (
     check_output,
     convert_torch_file,

@@ -8,8 +8,7 @@ from typing import Literal, overload
 from flax import nnx
 from jax.typing import DTypeLike
 
-from aa_flax.arguments import switch
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, boolean
 from aa_flax.initialisers import initialised
 from aa_flax.models import registry
 from aa_flax.models.backbone import Backbone
@@ -91,7 +90,7 @@ def create_model(
     rngs = nnx.Rngs(0) if rngs is None else rngs
     if not isinstance(rngs, nnx.Rngs):
         raise InputError(f"rngs are nnx.Rngs, e.g. nnx.Rngs(0), got {rngs!r}")
-    if switch("features_only", features_only):
+    if boolean("features_only", features_only):
         if num_classes:
             raise InputError(
                 f"features_only=True gives no logits, got num_classes={num_classes}; leave one out"

@@ -1,4 +1,15 @@
-"""The one exception for what a user can mend."""
+"""Errors that a user can mend, checks of arguments, and tables of names that users add to."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from math import inf, nan
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -11,3 +22,127 @@ class InputError(ValueError):
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's message, or its type where there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def integer(name: str, value: object, *, least: int) -> int:
+    """The value as an int, of Python's or NumPy's; a truth value is not a number.
+
+    Raises:
+        InputError: another type, or a number below `least`.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def integers(name: str, values: Sequence[int], *, count: int | None = None) -> tuple[int, ...]:
+    """The values as ints of at least 1; `count` of them, or one or more.
+
+    Raises:
+        InputError: another number of values, or a value that is none of these.
+    """
+    wrong_count = len(values) == 0 if count is None else len(values) != count
+    if wrong_count:
+        expected = "at least one entry" if count is None else f"{count} entries"
+        raise InputError(f"{name} must have {expected}, got {tuple(values)}")
+    return tuple(integer(f"every entry of {name}", value, least=1) for value in values)
+
+
+def real(name: str, value: object, *, least: float = -inf, most: float = inf) -> float:
+    """The value as a finite float within the bounds.
+
+    Raises:
+        InputError: another type, not a number or outside the bounds.
+    """
+    try:
+        number = float(value) if isinstance(value, int | float | np.number) else nan
+    except OverflowError:  # an integer beyond any float
+        number = inf
+    if not isinstance(value, bool) and least <= number <= most and abs(number) != inf:
+        return number
+    bounds = f"of at least {least}" if most == inf else f"from {least} to {most}"
+    raise InputError(f"{name} must be a number {bounds}, got {value!r}")
+
+
+def fraction(name: str, value: object) -> float:
+    """A number from 0 to 1, such as a dropout rate.
+
+    Raises:
+        InputError: anything else.
+    """
+    return real(name, value, least=0, most=1)
+
+
+def parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    """What may be given to a function, a class or a `partial` of one, by name."""
+    arguments, keywords = (), {}
+    if isinstance(function, partial):
+        function, arguments, keywords = function.func, function.args, function.keywords
+    if isinstance(function, type):  # the signature of an nnx.Module's class says nothing
+        function, arguments = function.__init__, (None, *arguments)
+    try:
+        return dict(inspect.signature(partial(function, *arguments, **keywords)).parameters)
+    except ValueError:  # some built-in functions have none
+        return {}
+
+
+def boolean(name: str, value: object) -> bool:
+    """True or False, of Python's or NumPy's.
+
+    Raises:
+        InputError: anything else; `"False"`, too, which Python takes for true.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+class Table(Mapping[str, T]):
+    """Things by name, in the order they were added.
+
+    Args:
+        what: one of the things, for messages, e.g. `pool`.
+    """
+
+    def __init__(self, what: str):
+        self.what = what
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str, item: T, *, replace: bool = False) -> None:
+        """Adds a thing under a name.
+
+        Raises:
+            InputError: the name is taken by another thing, and `replace` was not given.
+        """
+        if not replace and self._items.get(name, item) is not item:
+            raise InputError(
+                f"there is a {self.what} {name!r} already; choose another name, or give "
+                "replace=True"
+            )
+        self._items[name] = item
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._items[name]
+        except (KeyError, TypeError):
+            raise UnknownName(unknown(self.what, name, self._items)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+class UnknownName(InputError, KeyError):
+    """A name that a table does not have."""
+
+    def __str__(self) -> str:  # KeyError would print the message in quotes
+        return str(self.args[0])
+
+
+def unknown(what: str, name: object, known: Mapping[str, object] | list[str]) -> str:
+    """The message about an unknown name, with the nearest that are known, or else all of them."""
+    nearest = get_close_matches(str(name), list(known), n=3)
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
+    return f"unknown {what} {name!r}; {hint}"

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
 from aa_flax.layers import BatchNorm, refuse_folded
-from aa_flax.sharding import replicate, replicated
+from aa_flax.runtime import replicate, replicated
 
 Module = TypeVar("Module", bound=nnx.Module)
 # Of each batch norm, in the order of the net's modules, `(3, C)`: the sums over its calls of their
@@ -45,7 +45,7 @@ def recalibrate_batch_norm(
         images: normalised as for training: one batch, or several, one after another; the larger,
             the nearer each batch norm sees what it will see in evaluation.
         mesh: devices that share the work, where each batch lies split over them (`put_batch` of
-            `aa_flax.sharding`); statistics are those of the whole batch.
+            `aa_flax.runtime`); statistics are those of the whole batch.
 
     Returns:
         The same model, in evaluation mode.

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from aa_flax.disk import local_path
-from aa_flax.errors import InputError
-from aa_flax.tables import unknown
+from aa_flax.errors import InputError, unknown
+from aa_flax.files import local_path
 
 _FOLDER = Path(__file__).parent / "configs"
 

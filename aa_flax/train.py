@@ -11,8 +11,8 @@ a second Ctrl-C ends it at once (130).
 from absl import flags
 
 from aa_flax import commands
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.files import local_path
 from aa_flax.training.loop import train
 from aa_flax.training.stopping import EXIT_CODE, Stopped
 

@@ -31,7 +31,7 @@ from aa_flax.data.transforms import normalise
 from aa_flax.evaluation.equivariance import EquivarianceMaps, equivariance_maps
 from aa_flax.evaluation.intervals import of_images
 from aa_flax.evaluation.plots import plot_equivariance
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 
 ROOT = Path(__file__).parents[1]
 SHIFTS = (1, 2, 4, 8, 16, 32)

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import aa_flax
-from aa_flax import InputError, commands, disk
+from aa_flax import InputError, commands, files
 from aa_flax.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -239,14 +239,14 @@ def test_a_user_without_a_home_has_a_cache_folder_of_its_own(tmp_path, monkeypat
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a KeyError, as of an unknown user
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    disk._folder_without_home.cache_clear()
-    folder = disk.cache_folder()
+    files._folder_without_home.cache_clear()
+    folder = files.cache_folder()
     assert folder.parent.parent == tmp_path
     assert folder.parent.stat().st_mode & 0o077 == 0
-    disk._folder_without_home.cache_clear()
+    files._folder_without_home.cache_clear()
     folder.parent.chmod(0o777)  # anybody could have put files there
-    assert disk.cache_folder() != folder
-    disk._folder_without_home.cache_clear()
+    assert files.cache_folder() != folder
+    files._folder_without_home.cache_clear()
 
 
 def test_a_compiled_program_that_was_cut_is_removed_and_reported_once(tmp_path, monkeypatch):

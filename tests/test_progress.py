@@ -13,11 +13,11 @@ from PIL import Image
 
 import aa_flax
 from aa_flax.data.folder_index import scan
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 
 PACKAGE = Path(aa_flax.__file__).parent
 DRAW = """
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 with progress_bar(3, "indexing") as bar:
     bar.update(3)
     bar.refresh()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.files import local_path
 
 _MOST = 1_000_000  # classes
 

@@ -8,14 +8,13 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from aa_flax.arguments import real_number
 from aa_flax.data.digest import digest, file_digest
 from aa_flax.data.folder_index import EXTENSIONS
 from aa_flax.data.images import ImageError
 from aa_flax.data.pictures import Given, Pictures
 from aa_flax.data.video import read_frames, read_header
-from aa_flax.errors import InputError
-from aa_flax.progress import tell
+from aa_flax.errors import InputError, real
+from aa_flax.runtime import log_line
 
 DEFAULT_FPS = 25.0  # of frames that nothing is known of
 
@@ -53,7 +52,7 @@ class Clip:
 
     def _rate(self, fps: float | None) -> tuple[float | None, str]:
         if fps is not None:
-            rate = real_number("--fps", fps, least=0)
+            rate = real("--fps", fps, least=0)
             if not rate:
                 raise InputError("--fps is the number of frames a second, more than 0")
             return rate, "--fps"
@@ -96,12 +95,12 @@ class Clip:
         missing = 0.0 if header.end is None else header.end - times[-1] - 1 / fps
         missing = missing if missing > 1.5 / fps else 0.0  # beyond what rounding explains
         if missing:
-            tell(
+            log_line(
                 f"{self._video} may be cut off: its frames end {missing:.2f} s before its header "
                 "says they do"
             )
         if header.fps and abs(header.fps / fps - 1) * (len(times) - 1) > 1.5:
-            tell(
+            log_line(
                 f"the header of {self._video} says {header.fps:g} frames a second, the times of "
                 f"its frames say {fps:g} on average"
             )
@@ -175,5 +174,5 @@ class Clip:
             return self._frames.tell_lost()
         if self._header is None or not self._header.rotation:
             return {}
-        tell("the video is to be turned when it is played, which is ignored")
+        log_line("the video is to be turned when it is played, which is ignored")
         return {"orientation tag ignored": 1}

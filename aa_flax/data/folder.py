@@ -9,8 +9,8 @@ from aa_flax.data.classes import check_classes_agree, classes_in_order
 from aa_flax.data.digest import digest
 from aa_flax.data.folder_index import EXTENSIONS, class_folders, load_index
 from aa_flax.data.images import Example, ImageError, decode
-from aa_flax.disk import local_path, read_file
 from aa_flax.errors import InputError
+from aa_flax.files import local_path, read_file
 
 _SPLITS = ("train", "val")
 

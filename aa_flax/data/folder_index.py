@@ -9,7 +9,7 @@ import numpy as np
 
 from aa_flax.data.index_cache import dates_tell, pack, read_arrays, unpack, write_arrays
 from aa_flax.errors import InputError
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 
 # What torchvision takes for an image: the end of the name, in any case.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from aa_flax.data.images import ImageError, decode, reading
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.files import local_path
 
 _EXPECTED = (
     "images are paths of files, images of PIL or arrays of bytes (uint8) (H, W, 3) or (N, H, W, 3)"

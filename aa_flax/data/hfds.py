@@ -19,8 +19,8 @@ from aa_flax.data.classes import (
 from aa_flax.data.digest import digest
 from aa_flax.data.images import Example, ImageError, decode
 from aa_flax.data.splits import parse_name, part_of
-from aa_flax.disk import local_path, read_file
 from aa_flax.errors import InputError, first_line
+from aa_flax.files import local_path, read_file
 
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a folder
 

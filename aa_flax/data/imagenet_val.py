@@ -21,9 +21,9 @@ from typing import Any
 from scipy.io import loadmat
 
 from aa_flax.data.classes import read_names
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError, first_line
-from aa_flax.progress import progress_bar
+from aa_flax.files import local_path
+from aa_flax.runtime import progress_bar
 
 
 def sort_validation(val: Path, devkit: Path, out: Path) -> None:

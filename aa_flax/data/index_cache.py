@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aa_flax.disk import cache_folder, replacing
+from aa_flax.files import cache_folder, replacing
 
 _DAY = 86_400 * 10**9  # in ns
 _TICK = 2 * 10**9  # the coarsest clock of a file system, in ns

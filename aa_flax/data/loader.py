@@ -20,8 +20,7 @@ from tqdm import tqdm
 from aa_flax.config import DataConfig
 from aa_flax.data.examples import evaluation_example, training_example
 from aa_flax.data.sources import Source
-from aa_flax.errors import InputError
-from aa_flax.tables import unknown
+from aa_flax.errors import InputError, unknown
 
 # A batch: `image` uint8 (N, H, W, 3) and `label` int32 (N,).
 # For evaluation also `index` int (N,), the image's place in the source, and `mask` bool (N,): False

@@ -12,9 +12,9 @@ from aa_flax.data.folder_index import EXTENSIONS
 from aa_flax.data.given import in_words, listed, lost, name_of, open_image, opened
 from aa_flax.data.images import Example, ImageError
 from aa_flax.data.natural import natural_key
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
-from aa_flax.progress import tell
+from aa_flax.files import local_path
+from aa_flax.runtime import log_line
 
 
 class NoSource:
@@ -117,7 +117,7 @@ class Pictures:
         """Tells what images lose as RGB, and returns it for the results: see `given.lost`."""
         found = lost(self._items)
         if found:
-            tell(in_words(found, len(self)))
+            log_line(in_words(found, len(self)))
         return found
 
     def __len__(self) -> int:

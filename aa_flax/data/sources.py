@@ -11,8 +11,7 @@ from aa_flax.data.hfds import HFDS
 from aa_flax.data.images import Example
 from aa_flax.data.tfds import TFDS
 from aa_flax.data.webdataset import WebDataset
-from aa_flax.errors import InputError
-from aa_flax.tables import Table
+from aa_flax.errors import InputError, Table
 
 
 class Source(Protocol):

@@ -11,9 +11,9 @@ import numpy as np
 
 from aa_flax.data.folder_index import EXTENSIONS
 from aa_flax.data.index_cache import dates_tell, read_arrays, write_arrays
-from aa_flax.disk import parse_json
 from aa_flax.errors import InputError
-from aa_flax.progress import progress_bar
+from aa_flax.files import parse_json
+from aa_flax.runtime import progress_bar
 
 _CACHE = "shards_2"  # the number is that of the format
 _THREADS = 16

@@ -17,8 +17,8 @@ from aa_flax.data.digest import digest
 from aa_flax.data.images import Example, ImageError, decode
 from aa_flax.data.shard_names import find_shards
 from aa_flax.data.tar_index import load_shard_index
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.files import local_path
 
 _NAMES = "classes.txt"
 

@@ -17,8 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import real_number, whole_number
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, integer, real
 from aa_flax.evaluation.intervals import of_images
 from aa_flax.evaluation.moved import MovedFromCentre, RandomPairs, translated
 from aa_flax.evaluation.predict import Predictor, predictor_of
@@ -93,10 +92,10 @@ def mask_consistency(
         InputError: images too small, or what the function gives is no map of two classes or more.
     """
     views = RandomPairs(
-        whole_number("crop_size", crop_size, least=1),
-        whole_number("shift_range", shift_range, least=1),
+        integer("crop_size", crop_size, least=1),
+        integer("shift_range", shift_range, least=1),
         rolled,
-        whole_number("passes", passes, least=1),
+        integer("passes", passes, least=1),
         seed,
     )
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
@@ -145,13 +144,13 @@ def translation_psnr(
     Raises:
         InputError: images too small, no map, or one that is constant and without a dynamic range.
     """
-    crop_size = whole_number("crop_size", crop_size, least=1)
+    crop_size = integer("crop_size", crop_size, least=1)
     views = MovedFromCentre(
         crop_size,
-        crop_size // 8 if max_shift is None else whole_number("max_shift", max_shift, least=0),
+        crop_size // 8 if max_shift is None else integer("max_shift", max_shift, least=0),
         fractional,
         rolled,
-        whole_number("passes", passes, least=1),
+        integer("passes", passes, least=1),
         seed,
     )
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
@@ -191,7 +190,7 @@ def psnr_of(
         InputError: maps that are the same everywhere, or a `dynamic_range` of 0 or less.
     """
     if dynamic_range is not None:
-        dynamic_range = real_number("dynamic_range", dynamic_range, least=0)
+        dynamic_range = real("dynamic_range", dynamic_range, least=0)
     sums, extremes = _over_hosts(_each_batch(predictor, batches, views, _squared_error))
     found = float(extremes[:, 1].max() - extremes[:, 0].min())
     dynamic_range = found if dynamic_range is None else dynamic_range
@@ -236,7 +235,7 @@ def _check_shape(
 
 
 def _batches(images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    images, batch_size = np.asarray(images), whole_number("batch_size", batch_size, least=1)
+    images, batch_size = np.asarray(images), integer("batch_size", batch_size, least=1)
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise InputError(f"images must be an array (N, H, W, 3), got one of shape {images.shape}")
     for start in range(0, len(images), batch_size):

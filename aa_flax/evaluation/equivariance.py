@@ -37,7 +37,7 @@ from aa_flax.evaluation.files import save_arrays
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.models.classifier import Classifier
 from aa_flax.ops import circular_padding
-from aa_flax.sharding import put_batch, replicate, replicated
+from aa_flax.runtime import put_batch, replicate, replicated
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from flax import nnx
 from aa_flax.data.given import is_pictures
 from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, check_source
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluator import Plan, check, run, stored
 from aa_flax.evaluation.files import Results, as_json
@@ -23,9 +22,10 @@ from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.run import digest_of
 from aa_flax.evaluation.schema import why_no_results
 from aa_flax.evaluation.settings import Settings
+from aa_flax.files import local_path
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import Interpolation, ModelConfig
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 
 
 def evaluate(

@@ -29,8 +29,7 @@ from aa_flax.evaluation.files import (
 from aa_flax.evaluation.measure import Measure, Result, Subject, check_numbers
 from aa_flax.evaluation.observe import Observations, observe
 from aa_flax.evaluation.views import Center, check_size
-from aa_flax.progress import progress_bar
-from aa_flax.sharding import is_main_process
+from aa_flax.runtime import is_main_process, progress_bar
 
 
 @dataclass(frozen=True)

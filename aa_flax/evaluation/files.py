@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from aa_flax.disk import parse_json, replacing
 from aa_flax.errors import InputError
 from aa_flax.evaluation.schema import why_no_results
-from aa_flax.progress import tell
+from aa_flax.files import parse_json, replacing
+from aa_flax.runtime import log_line
 
 Results = dict[str, Any]
 
@@ -255,7 +255,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @cache
 def _report_no_lock(folder: Path, reason: str) -> None:
-    tell(f"{folder} cannot be locked ({reason}); let one evaluation at a time write there")
+    log_line(f"{folder} cannot be locked ({reason}); let one evaluation at a time write there")
 
 
 def _same_record(output: Path, results: Results) -> Results:

@@ -10,14 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from aa_flax.data.sources import Source
-from aa_flax.disk import local_path
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, Table, UnknownName, unknown
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.predict import Predictor
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.settings import Settings
 from aa_flax.evaluation.views import Views
-from aa_flax.tables import Table, UnknownName, unknown
+from aa_flax.files import local_path
 
 Result = dict[str, Any]  # what a measure found, as it stands in the results: JSON values
 

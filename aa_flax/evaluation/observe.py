@@ -24,7 +24,7 @@ from aa_flax.data.loader import Batch, put_ahead
 from aa_flax.errors import InputError
 from aa_flax.evaluation.predict import Predictor, logits_of, normalised, predictor_of
 from aa_flax.evaluation.views import Views, check_size
-from aa_flax.sharding import put_batch, replicate
+from aa_flax.runtime import put_batch, replicate
 
 _PER_IMAGE = ("index", "label", "mask")
 

@@ -12,14 +12,14 @@ from aa_flax.data.classes import imagenet_class_names, read_names
 from aa_flax.data.crops import resized_size
 from aa_flax.data.images import ImageError
 from aa_flax.data.pictures import Given, Pictures
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.files import beside, save_arrays
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.settings import Settings
-from aa_flax.sharding import is_main_process
+from aa_flax.files import local_path
+from aa_flax.runtime import is_main_process
 
 
 @dataclass(frozen=True)

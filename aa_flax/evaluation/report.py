@@ -21,7 +21,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.evaluation.judging import (
     dominated_variants,
@@ -38,8 +37,9 @@ from aa_flax.evaluation.plots import pyplot
 from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.rows import circumstances, conditions, gather, weights_of
+from aa_flax.files import local_path
 from aa_flax.plugins import load_plugins
-from aa_flax.progress import tell
+from aa_flax.runtime import log_line
 
 
 def read_rows(paths: Iterable[str | Path]) -> list[Row]:
@@ -108,7 +108,7 @@ def _figures(output: Path, rows: Sequence[Row]) -> tuple[dict[str, list[Path]], 
     try:
         pyplot()
     except InputError as error:
-        tell(f"left out: {error}")
+        log_line(f"left out: {error}")
         return {}, [str(error)]
     return {m.name: m.figures(output, rows) for m in MEASURES.values()}, []
 

@@ -28,8 +28,7 @@ from aa_flax.evaluation.settings import Settings
 from aa_flax.evaluation.summary import summary
 from aa_flax.evaluation.views import Center
 from aa_flax.models.classifier import Classifier
-from aa_flax.progress import progress_bar, tell
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh, log_line, progress_bar
 
 
 def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> Accuracy:
@@ -160,7 +159,7 @@ def _not_loaded(*_: Any) -> Any:
 
 
 def _tell_results(results: Results, asked: Path, output: Path | None) -> None:
-    tell(summary(results))
+    log_line(summary(results))
     if output != asked:
-        tell(f"{asked} holds other results (of other weights, data or settings) and stays")
-    tell(f"written to {output}")
+        log_line(f"{asked} holds other results (of other weights, data or settings) and stays")
+    log_line(f"written to {output}")

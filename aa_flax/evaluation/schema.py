@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import MEASURES, Measure
+from aa_flax.files import local_path
 
 _DEPTH = 50  # of groups in groups
 _MOST = 1e300  # of a number; also not NaN

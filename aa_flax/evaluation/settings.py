@@ -8,12 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from aa_flax.arguments import whole_number
 from aa_flax.config import Config, DataConfig
 from aa_flax.data.examples import evaluation_example
 from aa_flax.data.loader import Batch, evaluation_batches
 from aa_flax.data.sources import Source
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, integer
 from aa_flax.models.model_config import Interpolation
 
 
@@ -48,7 +47,7 @@ class Settings:
     def __post_init__(self):
         counts = {"crop_size", "image_size", "shift_range", "passes"}
         for name in (*sorted(counts), "batch_size", "resize_size", "seed", "num_workers"):
-            value = whole_number(name, getattr(self, name), least=1 if name in counts else 0)
+            value = integer(name, getattr(self, name), least=1 if name in counts else 0)
             object.__setattr__(self, name, value)  # Python's ints, which JSON knows
         if self.image_size < self.crop_size:
             raise InputError(

@@ -15,7 +15,6 @@ from aa_flax.config import Config, check_config
 from aa_flax.data.classes import check_classes_agree
 from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source
-from aa_flax.disk import local_path, parse_json
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, stored
 from aa_flax.evaluation.files import Results
@@ -31,10 +30,11 @@ from aa_flax.evaluation.run import (
     wanted_measures,
 )
 from aa_flax.evaluation.summary import summary
+from aa_flax.files import local_path, parse_json
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import images_of, list_models, released_weights
-from aa_flax.progress import tell
+from aa_flax.runtime import log_line
 from aa_flax.weights.locate import WORDS, Weights, describe, locate
 
 FOLDER = Path("runs/evaluation")  # of nets that have no folder of their own
@@ -105,7 +105,7 @@ def evaluate_in_turn(
             _take_turn(_with_model(config, name), weights, folder, source, wanted, values)
         except (InputError, OSError, jax.errors.JaxRuntimeError) as error:
             failed.append(name)
-            tell(f"{name} is left out: {error}")
+            log_line(f"{name} is left out: {error}")
         except KeyboardInterrupt:
             kept = f"what was measured so far is kept in {folder}; the same command continues"
             raise KeyboardInterrupt(kept) from None
@@ -142,8 +142,8 @@ def _measured_already(plan: Plan) -> Results:
         text = ""
     if not agreed(bool(text)):
         return {}
-    tell(text)
-    tell(f"{place} is there already; to measure again, give another --output or remove it")
+    log_line(text)
+    log_line(f"{place} is there already; to measure again, give another --output or remove it")
     return results
 
 
@@ -173,9 +173,9 @@ def _load_and_evaluate(
         check(Plan(subject_of(config, source, output, values, shapes), wanted, {}))
     other_images = _other_images(found, config)
     model = found.load_model(dtype=config.dtype, **options)
-    tell(header(model, config, source, description))
+    log_line(header(model, config, source, description))
     if other_images:
-        tell(other_images)
+        log_line(other_images)
     return evaluate_config(
         model,
         config,

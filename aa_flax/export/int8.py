@@ -14,10 +14,10 @@ from aa_flax.data.crops import center_image
 from aa_flax.data.given import is_pictures
 from aa_flax.data.pictures import Given, Pictures
 from aa_flax.data.transforms import normalise
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
 from aa_flax.export.onnx_file import INPUT, open_onnx
 from aa_flax.export.program import Program
+from aa_flax.files import local_path
 
 LEAST_AGREEMENT = 0.99  # of the classes; a file below is not kept, unless less is asked for
 LEAST_IMAGES = 200  # so that one image in two counts 1 %

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aa_flax.arguments import share, switch, whole_number
-from aa_flax.disk import check_writable, local_path, replacing
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, boolean, fraction, integer
 from aa_flax.export import onnx_file, stablehlo
 from aa_flax.export.int8 import LEAST_AGREEMENT, pictures_for_int8, quantise
 from aa_flax.export.program import Program, program_of
+from aa_flax.files import check_writable, local_path, replacing
 from aa_flax.models.classifier import Classifier
 
 TOLERANCE = 1e-5  # of the largest value
@@ -111,14 +110,14 @@ def export(
     """
     path, form = check_output(path)
     if size is not None:
-        size = whole_number("size", size, least=1)
+        size = integer("size", size, least=1)
     program = program_of(
         model,
         size,
-        open_size=switch("dynamic_size", dynamic_size),
-        preprocessing=switch("preprocessing", preprocessing),
+        open_size=boolean("dynamic_size", dynamic_size),
+        preprocessing=boolean("preprocessing", preprocessing),
     )
-    least = share("int8_min_agreement", int8_min_agreement)
+    least = fraction("int8_min_agreement", int8_min_agreement)
     if int8 is None and least != LEAST_AGREEMENT:
         raise InputError("int8_min_agreement is of int8 alone; give int8, a folder of images, too")
     pictures = None if int8 is None else pictures_for_int8(int8, program, path)

@@ -16,8 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import share, switch
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, boolean, fraction
 from aa_flax.initialisers import torch_uniform
 from aa_flax.layers import conv2d, linear
 from aa_flax.models.classifier import Classifier
@@ -66,14 +65,14 @@ class AlexNet(Classifier):
         rngs: nnx.Rngs,
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
-        self.relu_first = switch("relu_first", relu_first)
-        self.pool_only = switch("pool_only", pool_only)
+        self.relu_first = boolean("relu_first", relu_first)
+        self.pool_only = boolean("pool_only", pool_only)
         if not self.is_antialiased and (pool_only or not relu_first):
             raise InputError(
                 "relu_first and pool_only need an antialiased net: give a filter_size or a pool"
             )
         factory = pool_factory(filter_size, pool)
-        dropout = share("dropout", dropout)
+        dropout = fraction("dropout", dropout)
         stem_stride = 2 if self.is_antialiased and not pool_only else 4
         self.conv_pool = make_pool(factory, 4 // stem_stride, features=64, rngs=rngs)
         self.pools = nnx.List(

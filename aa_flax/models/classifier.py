@@ -11,8 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import whole_number
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, integer
 from aa_flax.layers import linear
 from aa_flax.models.images import check_images, refuse_too_small, unbounded
 from aa_flax.models.levels import last_blocks
@@ -73,9 +72,9 @@ class Classifier(nnx.Module):
         Raises:
             InputError: a number that is none of these.
         """
-        self.num_classes = whole_number("num_classes", num_classes, least=0)
+        self.num_classes = integer("num_classes", num_classes, least=0)
         if filter_size is not None:
-            filter_size = whole_number("filter_size", filter_size, least=1)
+            filter_size = integer("filter_size", filter_size, least=1)
         self.filter_size = filter_size
         self.is_antialiased = filter_size is not None or pool is not None
 
@@ -192,7 +191,7 @@ class Classifier(nnx.Module):
         Raises:
             InputError: no such number, or a family whose last layer is not known.
         """
-        num_classes = whole_number("num_classes", num_classes, least=0)
+        num_classes = integer("num_classes", num_classes, least=0)
         if not hasattr(self, self.last_layer):
             raise InputError(
                 f"{type(self).__name__} has no layer {self.last_layer!r}; say in the class which "

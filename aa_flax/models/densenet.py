@@ -17,8 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import share, switch, whole_number, whole_numbers
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, boolean, fraction, integer, integers
 from aa_flax.initialisers import kaiming_normal_fan_in, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
@@ -120,16 +119,16 @@ class DenseNet(Classifier):
         rngs: nnx.Rngs,
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
-        self.pool_only = switch("pool_only", pool_only)
+        self.pool_only = boolean("pool_only", pool_only)
         if not self.is_antialiased and not pool_only:
             raise InputError(
                 "pool_only=False needs an antialiased net: give a filter_size or a pool"
             )
-        block_config = whole_numbers("block_config", block_config)
-        growth_rate = whole_number("growth_rate", growth_rate, least=1)
-        features = whole_number("num_init_features", num_init_features, least=2)
-        bn_size = whole_number("bn_size", bn_size, least=1)
-        drop_rate = share("drop_rate", drop_rate)
+        block_config = integers("block_config", block_config)
+        growth_rate = integer("growth_rate", growth_rate, least=1)
+        features = integer("num_init_features", num_init_features, least=2)
+        bn_size = integer("bn_size", bn_size, least=1)
+        drop_rate = fraction("drop_rate", drop_rate)
         factory = pool_factory(filter_size, pool)
 
         conv = stem_convolution(stem, pool_only=self.pool_only)

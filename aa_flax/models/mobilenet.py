@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import real_number, share
+from aa_flax.errors import fraction, real
 from aa_flax.initialisers import normal, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
@@ -149,7 +149,7 @@ class MobileNetV2(Classifier):
         rngs: nnx.Rngs,
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
-        width_mult = real_number("width_mult", width_mult, least=1 / 16)  # of 16 features, one
+        width_mult = real("width_mult", width_mult, least=1 / 16)  # of 16 features, one
         if dropout is None:
             dropout = 0.0 if self.is_antialiased else 0.2
         factory = pool_factory(filter_size, pool)
@@ -175,7 +175,7 @@ class MobileNetV2(Classifier):
                 in_features = features
         self.blocks = nnx.List(blocks)
         self.head = ConvBlock(in_features, last_features, 1, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(share("dropout", dropout), rngs=rngs)
+        self.dropout = nnx.Dropout(fraction("dropout", dropout), rngs=rngs)
         self.classifier = self._new_last_layer(
             last_features, self.num_classes, dtype=dtype, rngs=rngs
         )

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from aa_flax.arguments import real_number, whole_number
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, integer, real
 
 # Of each channel of ImageNet's training images, of values in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,8 +48,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("input_size", 1), ("resize_size", 0)):
-            side = whole_number(name, getattr(self, name), least=least)
-            real_number(name, side, least=least, most=_LARGEST)
+            side = integer(name, getattr(self, name), least=least)
+            real(name, side, least=least, most=_LARGEST)
             object.__setattr__(self, name, side)
         if self.interpolation not in get_args(Interpolation):
             known = " or ".join(get_args(Interpolation))
@@ -63,4 +62,4 @@ def _of_channels(name: str, values: Any, least: float) -> tuple[float, ...]:
     if not isinstance(values, Sequence) or len(values) != 3:
         raise InputError(f"{name} must be three numbers, one a channel, got {values!r}")
     entry = f"every entry of {name}"
-    return tuple(real_number(entry, value, least=least, most=_FARTHEST) for value in values)
+    return tuple(real(entry, value, least=least, most=_FARTHEST) for value in values)

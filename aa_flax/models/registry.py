@@ -19,11 +19,17 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from aa_flax.arguments import parameters, switch, whole_numbers
-from aa_flax.errors import InputError
+from aa_flax.errors import (
+    InputError,
+    Table,
+    UnknownName,
+    boolean,
+    integers,
+    parameters,
+    unknown,
+)
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
-from aa_flax.tables import Table, UnknownName, unknown
 
 FILTER_SIZES = range(1, 8)
 
@@ -92,7 +98,7 @@ def register_model(
     if filter_sizes is None:
         sizes = tuple(FILTER_SIZES) if "filter_size" in parameters(build) else ()
     else:
-        sizes = whole_numbers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
+        sizes = integers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
     net = Net(name, build, published, sizes, config or ModelConfig(), hub)
     _NETS.register(name, net, replace=replace)
 
@@ -200,7 +206,7 @@ def build(name: str, *, remat: bool = False, **options) -> Classifier:
     model = net.build(**options)
     model.name = base if filter_size is None else f"{base}_lpf{filter_size}"
     model.config = net.config
-    model.remat = switch("remat", remat)
+    model.remat = boolean("remat", remat)
     if model.num_classes is None:  # a family that does not say
         default = known["num_classes"].default if "num_classes" in known else None
         model.num_classes = options.get("num_classes", default)

@@ -21,8 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import switch, whole_number, whole_numbers
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, boolean, integer, integers
 from aa_flax.initialisers import ones, zeros
 from aa_flax.layers import BatchNorm, conv2d
 from aa_flax.models.classifier import Classifier
@@ -242,19 +241,19 @@ class ResNet(Classifier):
         rngs: nnx.Rngs,
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
-        self.pool_only = switch("pool_only", pool_only)
+        self.pool_only = boolean("pool_only", pool_only)
         if not self.is_antialiased and not pool_only:
             raise InputError(
                 "pool_only=False needs an antialiased net: give a filter_size or a pool"
             )
         dilated = _dilated_stages(output_stride)
         self.output_stride = int(output_stride)
-        layers = whole_numbers("layers", layers, count=4)
+        layers = integers("layers", layers, count=4)
         factory = pool_factory(filter_size, pool)
         options = {
-            "groups": whole_number("groups", groups, least=1),
-            "base_width": whole_number("width_per_group", width_per_group, least=1),
-            "zero_init_residual": switch("zero_init_residual", zero_init_residual),
+            "groups": integer("groups", groups, least=1),
+            "base_width": integer("width_per_group", width_per_group, least=1),
+            "zero_init_residual": boolean("zero_init_residual", zero_init_residual),
             "pool": factory,
             "dtype": dtype,
             "rngs": rngs,

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import share, switch, whole_numbers
+from aa_flax.errors import boolean, fraction, integers
 from aa_flax.initialisers import normal, zeros
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
@@ -86,9 +86,9 @@ class VGG(Classifier):
         rngs: nnx.Rngs,
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
-        batch_norm = switch("batch_norm", batch_norm)
-        dropout = share("dropout", dropout)
-        layers = whole_numbers("layers", layers, count=5)
+        batch_norm = boolean("batch_norm", batch_norm)
+        dropout = fraction("dropout", dropout)
+        layers = integers("layers", layers, count=5)
         factory = pool_factory(filter_size, pool)
         in_features, stages, pools = 3, [], []
         for features, count in zip((64, 128, 256, 512, 512), layers, strict=True):

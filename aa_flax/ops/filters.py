@@ -6,8 +6,7 @@ from math import pi, sqrt
 import numpy as np
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import real_number, whole_number
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, integer, real
 from aa_flax.ops.blur import check_map, one_for_each_axis, padding_widths
 from aa_flax.ops.lowpass import Axis, Padding, check_sizes, subsampled
 from aa_flax.ops.padding import is_circular
@@ -64,8 +63,8 @@ def gaussian_taps(filter_size: int, sigma: float | None = None) -> Taps:
     Raises:
         InputError: a number that is none of these.
     """
-    k = whole_number("filter_size", filter_size, least=1)
-    sigma = 0.3 * ((k - 1) / 2 - 1) + 0.8 if sigma is None else real_number("sigma", sigma)
+    k = integer("filter_size", filter_size, least=1)
+    sigma = 0.3 * ((k - 1) / 2 - 1) + 0.8 if sigma is None else real("sigma", sigma)
     if sigma <= 0:
         raise InputError(f"sigma must be above 0, got {sigma}")
     return _normalised(np.exp(-(_places(k) ** 2) / (2 * sigma**2)))
@@ -86,9 +85,9 @@ def kaiser_taps(filter_size: int, stride: int, beta: float | None = None) -> Tap
 
     Source: Kaiser, 1974; Oppenheim and Schafer, Discrete-Time Signal Processing, Sec. 7.5.3.
     """
-    k = whole_number("filter_size", filter_size, least=1)
-    stride = whole_number("stride", stride, least=1)
-    beta = _kaiser_beta(k, stride) if beta is None else real_number("beta", beta, least=0)
+    k = integer("filter_size", filter_size, least=1)
+    stride = integer("stride", stride, least=1)
+    beta = _kaiser_beta(k, stride) if beta is None else real("beta", beta, least=0)
     return _normalised(np.sinc(_places(k) / stride) * np.kaiser(k, beta))
 
 

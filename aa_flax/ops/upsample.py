@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import real_number
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, real
 from aa_flax.ops.blur import Options, check_map, check_options, geometry_of, one_for_each_axis
 from aa_flax.ops.lowpass import Geometry, Implementation, Padding, gathered_weights, spread
 
@@ -77,7 +76,7 @@ def check_gain(gain: Gain) -> None:
         if gain not in ("stride", "constant"):
             raise InputError(f"gain must be stride, constant or a number, got {gain!r}")
     else:
-        real_number("gain", gain)
+        real("gain", gain)
 
 
 def _sizes(given: Sequence[int], wanted, options: Options) -> tuple[int, ...]:

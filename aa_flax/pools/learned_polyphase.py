@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from aa_flax.arguments import real_number
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, real
 from aa_flax.layers import conv2d
 from aa_flax.ops import circular_padding
 from aa_flax.ops.blur import check_options
@@ -79,7 +78,7 @@ class LearnedPhasePool(nnx.Module):
             known = ", ".join(get_args(Training))
             raise InputError(f"training must be one of {known}; got {training!r}")
         self.stride = check_options(1, stride, "circular", 0).stride
-        self.temperature = real_number("temperature", temperature)
+        self.temperature = real("temperature", temperature)
         if self.temperature <= 0:
             raise InputError(f"temperature must be above 0, got {temperature}")
         self.score = None if follows else PhaseScore(features, rngs=rngs)

@@ -19,10 +19,16 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float
 
-from aa_flax.arguments import parameters, whole_number, whole_numbers
-from aa_flax.errors import InputError
+from aa_flax.errors import (
+    InputError,
+    Table,
+    UnknownName,
+    integer,
+    integers,
+    parameters,
+    unknown,
+)
 from aa_flax.pools.blur import BlurPool
-from aa_flax.tables import Table, UnknownName, unknown
 
 PoolFactory = Callable[..., Any]  # stride -> module
 
@@ -54,7 +60,7 @@ def register_pool(
     if bool(widths) != name.endswith(_ANY):
         raise InputError(f"widths go with a name that ends in {_ANY}, got {name!r} and {widths}")
     if widths:
-        entry = _Family(factory, whole_numbers("widths", widths))
+        entry = _Family(factory, integers("widths", widths))
     elif not replace and name not in _POOLS and _of_family(name):
         raise InputError(
             f"there is a pool {name!r} already, one of {_family_name(name)!r}; choose another "
@@ -119,7 +125,7 @@ def pool_factory(
     if pool is None:
         if filter_size is None:
             return None
-        return partial(BlurPool, whole_number("filter_size", filter_size, least=1))
+        return partial(BlurPool, integer("filter_size", filter_size, least=1))
     if filter_size is not None:
         raise InputError(
             f"pool={pool!r} and filter_size={filter_size} exclude each other: a net with a pool of "

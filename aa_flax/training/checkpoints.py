@@ -17,11 +17,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from aa_flax.disk import parse_json
 from aa_flax.errors import InputError
+from aa_flax.files import parse_json
 from aa_flax.models.classifier import Classifier
-from aa_flax.progress import tell
-from aa_flax.sharding import is_main_process
+from aa_flax.runtime import is_main_process, log_line
 from aa_flax.training.integrity import checksum, checksum_of_json, first_line, is_out_of_reach
 from aa_flax.training.state import TrainState, split_model, update_model
 
@@ -140,7 +139,7 @@ class Checkpoints:
             if step == damaged:
                 raise self._damage_error(damaged, problem)
             if step is None:
-                tell(f"the checkpoint of step {damaged} is damaged ({problem}) and left out")
+                log_line(f"the checkpoint of step {damaged} is damaged ({problem}) and left out")
         record = self._records.get(step) if step is not None else self.best or self.latest
         if record is not None:
             return record
@@ -314,7 +313,7 @@ class Checkpoints:
             return
         for step, problem in problems.items():
             damaged = f"the checkpoint of step {step} is damaged ({problem})"
-            tell(f"{damaged}; going back to the one before")
+            log_line(f"{damaged}; going back to the one before")
         self._checkpointer.close()
         for step in problems if is_main_process() else ():
             free = _free_name(self.folder / f"{step}.damaged")

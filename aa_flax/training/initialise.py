@@ -9,7 +9,7 @@ from aa_flax.create import create_model
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
-from aa_flax.progress import tell
+from aa_flax.runtime import log_line
 from aa_flax.weights.building import Held
 from aa_flax.weights.fit import last_layer, named_weights, options_of, set_weights
 from aa_flax.weights.locate import OfRun, locate
@@ -56,7 +56,7 @@ def init_from(source: str, model: Classifier) -> None:
     left = _take(held, model, source)
     anew = f"; not taken, so starting anew: {', '.join(left)}" if left else ""
     taken = len(named_weights(model)) - len(left)
-    tell(f"starting from {source} ({held.model}): {taken} arrays taken{anew}")
+    log_line(f"starting from {source} ({held.model}): {taken} arrays taken{anew}")
 
 
 def _take(held: Held, model: Classifier, source: str) -> list[str]:

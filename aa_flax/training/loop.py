@@ -22,8 +22,7 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.run import accuracy_on, evaluate_config
 from aa_flax.evaluation.summary import summary
 from aa_flax.models.classifier import Classifier
-from aa_flax.progress import tell
-from aa_flax.sharding import data_mesh, is_main_process, put_batch, replicate
+from aa_flax.runtime import data_mesh, is_main_process, log_line, put_batch, replicate
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import init_from, model_of
 from aa_flax.training.optimizer import make_optimizer, make_schedule
@@ -124,7 +123,7 @@ def _train(
         locked(workdir),
         Checkpoints(workdir / "checkpoints", keep_every=keep_every, of_run=True) as checkpoints,
     ):
-        tell(_start_line(config, model, sources, workdir))
+        log_line(_start_line(config, model, sources, workdir))
         run = _Run(config, workdir, model, sources, checkpoints, torch_run)
         claim_workdir(workdir, config=config.to_dict(), data=data)
         run.train(stop)
@@ -155,8 +154,8 @@ def _check_same_run(
     check_same_data(data, config, workdir, latest, accept=accept)
     results = finished_results(config, workdir, data, latest, best)
     if results is not None:
-        tell(summary(results))
-        tell(f"the run in {workdir} is finished; these are the results it has written")
+        log_line(summary(results))
+        log_line(f"the run in {workdir} is finished; these are the results it has written")
     return results
 
 
@@ -217,7 +216,7 @@ class _Run:
         self.first_epoch = epochs + 1 if evaluated or within or epochs == 0 else epochs
         if self.step:
             place = f"step {within} behind epoch {epochs}" if within else f"epoch {epochs}"
-            tell(f"continuing after {place} of {self.config.num_epochs}")
+            log_line(f"continuing after {place} of {self.config.num_epochs}")
 
     def train(self, stop: StopRequest) -> None:
         """Trains to the last epoch, from wherever the state stands."""
@@ -258,7 +257,7 @@ class _Run:
         seconds = time.perf_counter() - began
         trained = self.step - first_step
         left = (self.config.num_epochs - epoch) * seconds if trained == self.steps else 0
-        tell(epoch_line(epoch, self.config.num_epochs, numbers, left))
+        log_line(epoch_line(epoch, self.config.num_epochs, numbers, left))
         if stop.reached(self.step):
             raise self._stopped(epoch)
 
@@ -298,7 +297,7 @@ class _Run:
             self.compiled = True
             seconds = time.perf_counter() - began
             meter.leave_out(seconds)
-            tell(f"compiled the training step in {seconds:.1f} s")
+            log_line(f"compiled the training step in {seconds:.1f} s")
         return metrics
 
     def _count(

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from aa_flax.config import Config
-from aa_flax.errors import InputError
-from aa_flax.tables import unknown
+from aa_flax.errors import InputError, unknown
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from aa_flax.progress import tell
+from aa_flax.runtime import log_line
 
 _FIRST, _STEPS = 5, 5  # after compilation and the first fetches of data
 
@@ -41,6 +41,6 @@ class Profile:
             self._running = False
             jax.profiler.stop_trace()
             self._written = True
-            tell(f"profile written to {self._folder}")
+            log_line(f"profile written to {self._folder}")
         elif self._folder is not None and not self._written:
-            tell(f"no profile: it begins after {_FIRST} steps, this start had {self._steps}")
+            log_line(f"no profile: it begins after {_FIRST} steps, this start had {self._steps}")

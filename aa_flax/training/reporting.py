@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aa_flax.config import Config
-from aa_flax.disk import parse_json, replacing
 from aa_flax.errors import InputError
-from aa_flax.progress import progress_bar
-from aa_flax.sharding import is_main_process
+from aa_flax.files import parse_json, replacing
+from aa_flax.runtime import is_main_process, progress_bar
 from aa_flax.training.workdir import writing
 
 Numbers = Mapping[str, float]

@@ -8,9 +8,9 @@ from flax.traverse_util import flatten_dict
 
 from aa_flax.config import Config
 from aa_flax.data.sources import Source
-from aa_flax.disk import parse_json
 from aa_flax.errors import InputError
-from aa_flax.progress import tell
+from aa_flax.files import parse_json
+from aa_flax.runtime import log_line
 from aa_flax.training.checkpoints import Record
 from aa_flax.weights.files import read_metadata
 
@@ -117,7 +117,7 @@ def check_same_data(
             f"the data is not what the run in {workdir} was begun with: {'; '.join(changed)}. Give "
             "--accept_data_change to continue all the same, or another --workdir"
         )
-    tell(f"the data has changed, as accepted: {'; '.join(changed)}")
+    log_line(f"the data has changed, as accepted: {'; '.join(changed)}")
     if before["steps_per_epoch"] != data["steps_per_epoch"] and latest is not None:
         _check_some_left(before["steps_per_epoch"], data["steps_per_epoch"], config, latest.step)
 
@@ -178,7 +178,9 @@ def _check_some_left(old_steps: int, new_steps: int, config: Config, step: int) 
             f"with {new_steps} steps an epoch step {step} is behind the last of "
             f"{config.num_epochs} epochs, so nothing is left to train; give another --workdir"
         )
-    tell(f"epochs are counted by steps: step {step} is behind {step / new_steps:.3g} of them now")
+    log_line(
+        f"epochs are counted by steps: step {step} is behind {step / new_steps:.3g} of them now"
+    )
 
 
 def finished_results(

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import replicate, replicated
+from aa_flax.runtime import replicate, replicated
 
 OnDevice = dict[str, Any]  # a batch of `training_batches`, once `put_batch` has moved it
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 
-from aa_flax.disk import local_path, replacing
 from aa_flax.errors import InputError
-from aa_flax.progress import tell
-from aa_flax.sharding import is_main_process
+from aa_flax.files import local_path, replacing
+from aa_flax.runtime import is_main_process, log_line
 
 _FILES = (
     "config.json",
@@ -159,7 +158,7 @@ def _take_lock(descriptor: int, workdir: Path) -> None:
             f"a run is in progress in {workdir} ({other}); stop it first, or give another --workdir"
         ) from None
     except OSError as error:
-        tell(
+        log_line(
             f"{workdir} is on a file system without locks ({error.strerror}): nothing keeps a "
             "second run out of it, so start one alone"
         )

@@ -10,8 +10,7 @@ from flax import nnx
 from jax.errors import InconclusiveDimensionOperation
 from jaxtyping import Array
 
-from aa_flax.arguments import switch, whole_number
-from aa_flax.errors import InputError, first_line
+from aa_flax.errors import InputError, boolean, first_line, integer
 from aa_flax.ops.blur import Padding, check_options
 from aa_flax.pools.blur import BlurPool
 from aa_flax.pools.registry import (
@@ -42,9 +41,9 @@ class Options:
 
     def __post_init__(self):
         check_options(self.filter_size, 2, self.padding, 0)
-        whole_number("filter_size", self.filter_size, least=1)
-        whole_number("min_channels", self.min_channels, least=0)
-        switch("before", self.before)
+        integer("filter_size", self.filter_size, least=1)
+        integer("min_channels", self.min_channels, least=0)
+        boolean("before", self.before)
         if self.where is not None and not callable(self.where):
             raise InputError(
                 f"where must be a function from a place to True or False, got {self.where!r}"

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from aa_flax.disk import local_path, parse_json
 from aa_flax.errors import InputError
+from aa_flax.files import local_path, parse_json
 from aa_flax.models.model_config import IMAGE_FIELDS, ModelConfig
 from aa_flax.weights.mistaken import what_it_is
 from aa_flax.weights.state_dicts import as_float32, find_state_dict

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from aa_flax.disk import check_writable, local_path
 from aa_flax.errors import InputError
+from aa_flax.files import check_writable, local_path
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import ReleasedWeights

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aa_flax.arguments import real_number
-from aa_flax.errors import InputError, first_line
+from aa_flax.errors import InputError, first_line, real
 from aa_flax.weights.content import checked_images, mapping_in, naming
 
 PREFIX = "hf-hub:"
@@ -135,7 +134,7 @@ def image_config(facts: Mapping[str, Any]) -> dict[str, Any]:
     share = facts.get("test_crop_pct") or facts.get("crop_pct")
     if size and share:
         side = _side(size)
-        share = real_number("crop_pct", share, least=0.01, most=1)
+        share = real("crop_pct", share, least=0.01, most=1)
         found |= {"input_size": side, "resize_size": int(side / share)}
     return checked_images(found)
 

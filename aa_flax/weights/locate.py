@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 
 from aa_flax.config import images_of_config, options_of_config
 from aa_flax.data.classes import imagenet_class_names
-from aa_flax.disk import local_path, parse_json
 from aa_flax.errors import InputError
+from aa_flax.files import local_path, parse_json
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import ReleasedWeights

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from aa_flax.disk import cache_folder, local_path, replacing
 from aa_flax.errors import InputError
+from aa_flax.files import cache_folder, local_path, replacing
 from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 from aa_flax.weights.content import Content
 from aa_flax.weights.convert import check_hash, convert_torch_file
 from aa_flax.weights.torch_files import import_torch

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from aa_flax.disk import local_path
 from aa_flax.errors import InputError
+from aa_flax.files import local_path
 from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 from aa_flax.weights.convert import convert_torch_file
 from aa_flax.weights.files import read_metadata
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.disk import not_written, replacing
 from aa_flax.errors import InputError
+from aa_flax.files import not_written, replacing
 
 
 def parse_torch_file(data: bytes, path: str | Path) -> Any:

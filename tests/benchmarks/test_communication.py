@@ -5,7 +5,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import aa_flax
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 from benchmarks.communication import Collective, collectives, sent
 
 PROGRAM = """

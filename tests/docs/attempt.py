@@ -25,7 +25,7 @@ import aa_flax.evaluation.report
 import aa_flax.training.loop  # noqa: F401 (with the above, what the programs take long to import)
 from aa_flax import InputError
 from aa_flax.data.sources import make_source
-from aa_flax.sharding import start_distributed
+from aa_flax.runtime import start_distributed
 
 ROOT = Path(__file__).parents[2]
 REACHED = "understood"  # the command line is right, and the work would begin

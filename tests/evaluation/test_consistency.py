@@ -13,7 +13,7 @@ from aa_flax.evaluation import views
 from aa_flax.evaluation.consistency import agreement, consistency, diagonal_arrays, worst_case
 from aa_flax.evaluation.intervals import of_images
 from aa_flax.evaluation.observe import observe
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 from benchmarks.reference import reference_net
 from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise, look, slow_logits
 

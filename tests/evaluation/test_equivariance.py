@@ -19,7 +19,7 @@ from aa_flax.evaluation.equivariance import (
     equivariance_maps,
 )
 from aa_flax.models.classifier import Classifier
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 from benchmarks.reference import abstract_model
 
 SIZE = 16

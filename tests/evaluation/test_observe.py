@@ -12,7 +12,7 @@ from aa_flax import InputError
 from aa_flax.evaluation import views
 from aa_flax.evaluation.accuracy import accuracy, accuracy_per_class, save_predictions
 from aa_flax.evaluation.observe import observe
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise, batches, look, slow_logits
 
 CENTER = views.Center(CROP)

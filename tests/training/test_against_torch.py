@@ -11,7 +11,7 @@ from PIL import Image
 from aa_flax import InputError, create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.configs import resnet18_lpf4
 from aa_flax.data.transforms import preprocess
-from aa_flax.sharding import data_mesh, put_batch, replicate
+from aa_flax.runtime import data_mesh, put_batch, replicate
 from aa_flax.training import loop
 from aa_flax.training.optimizer import make_optimizer, make_schedule
 from aa_flax.training.reporting import read_json_lines

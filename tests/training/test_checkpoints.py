@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.integrity import is_out_of_reach
 from aa_flax.training.state import init_state

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aa_flax import InputError
-from aa_flax.sharding import start_distributed
+from aa_flax.runtime import start_distributed
 from tests.training.processes import final_state, finish, start
 from tests.training.tiny import register
 

@@ -7,7 +7,7 @@ import torch
 from flax import nnx
 
 from aa_flax import InputError, create_model
-from aa_flax.sharding import data_mesh, put_batch
+from aa_flax.runtime import data_mesh, put_batch
 from aa_flax.training.state import init_state, make_train_step, split_model
 from tests.training.tiny import TinyNet
 

@@ -13,7 +13,7 @@ from flax import nnx
 import aa_flax.convert
 from aa_flax import InputError, create_model, save_weights
 from aa_flax.models import registry
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.state import init_state
 from aa_flax.weights.building import abstract_net

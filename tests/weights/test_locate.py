@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, save_weights
-from aa_flax.sharding import data_mesh
+from aa_flax.runtime import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.initialise import model_from_workdir
 from aa_flax.training.state import init_state

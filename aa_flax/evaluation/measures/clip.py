@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from aa_flax.arguments import real_number
 from aa_flax.data.clips import Clip as Frames
 from aa_flax.data.crops import center_image
+from aa_flax.errors import real
 from aa_flax.evaluation.flicker import Flicker, flicker, mean_fps
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
@@ -22,7 +22,7 @@ from aa_flax.evaluation.pictured import (
     check_size_of,
     class_namer,
 )
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 
 
 class Clip(PicturesMeasure):
@@ -70,7 +70,7 @@ class Clip(PicturesMeasure):
 
     def check(self, subject: Subject) -> None:
         check_one_process("clip")
-        real_number("--window", subject.options["window"], least=0)
+        real("--window", subject.options["window"], least=0)
         super().check(subject)
         clip = _frames(subject)
         clip.check()

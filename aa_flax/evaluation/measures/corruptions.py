@@ -18,7 +18,7 @@ from aa_flax.evaluation.corruptions import (
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations, observe
 from aa_flax.evaluation.views import Center, ShiftedPairs, Views
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 
 
 class Corruptions(Measure):

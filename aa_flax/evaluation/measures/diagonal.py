@@ -14,7 +14,7 @@ from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.row import Row, by_base
 from aa_flax.evaluation.views import Crops, diagonal
-from aa_flax.sharding import is_main_process
+from aa_flax.runtime import is_main_process
 
 
 class Diagonal(Measure):

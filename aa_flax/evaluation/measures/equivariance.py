@@ -14,8 +14,7 @@ from aa_flax.evaluation.markup import file_name
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.row import Row, by_base
-from aa_flax.progress import progress_bar
-from aa_flax.sharding import is_main_process
+from aa_flax.runtime import is_main_process, progress_bar
 
 IMAGES = 8  # that the maps are the mean of
 

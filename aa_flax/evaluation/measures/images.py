@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.arguments import whole_number
 from aa_flax.data.crops import center_image
 from aa_flax.data.pictures import Pictures
+from aa_flax.errors import integer
 from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.pairs import random_pairs
@@ -25,7 +25,7 @@ from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.stability import least_stable_first, stability, worst_shift
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 
 
 class Images(PicturesMeasure):
@@ -73,7 +73,7 @@ class Images(PicturesMeasure):
 
     def check(self, subject: Subject) -> None:
         for name in ("within", "least_stable"):
-            whole_number(f"--{name}", subject.options[name], least=1)
+            integer(f"--{name}", subject.options[name], least=1)
         super().check(subject)
         size = subject.settings.image_size
         for views in _views(subject).values():

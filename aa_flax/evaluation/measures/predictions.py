@@ -8,7 +8,7 @@ from aa_flax.evaluation.files import check_writable
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.views import Center
-from aa_flax.sharding import is_main_process
+from aa_flax.runtime import is_main_process
 
 
 class Predictions(Measure):

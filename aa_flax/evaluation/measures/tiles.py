@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from aa_flax.arguments import whole_number
 from aa_flax.data.pictures import Pictures
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, integer
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.picture_plots import plot_tiles
@@ -15,7 +14,7 @@ from aa_flax.evaluation.pictured import PicturesMeasure, PicturesOption, check_o
 from aa_flax.evaluation.predict import Predictor, head_of, trunk_of
 from aa_flax.evaluation.tiling import Compared, Grid, compare, compare_logits
 from aa_flax.models.classifier import Classifier
-from aa_flax.progress import progress_bar
+from aa_flax.runtime import progress_bar
 
 _SHOWN = 640  # pixels of the longer side of the picture in the figure
 
@@ -130,15 +129,13 @@ def _picture(subject: Subject) -> Pictures:
 def _sizes(subject: Subject) -> tuple[int, int]:
     """Of a tile, and from what distance to a cut edge on a place is inside."""
     tile, border = subject.options["tile_size"], subject.options["tile_border"]
-    tile = (
-        subject.settings.crop_size if tile is None else whole_number("--tile_size", tile, least=1)
-    )
-    border = tile // 4 if border is None else whole_number("--tile_border", border, least=0)
+    tile = subject.settings.crop_size if tile is None else integer("--tile_size", tile, least=1)
+    border = tile // 4 if border is None else integer("--tile_border", border, least=0)
     return tile, border
 
 
 def _overlap(subject: Subject) -> int:
-    return whole_number("--tile_overlap", subject.options["tile_overlap"], least=0)
+    return integer("--tile_overlap", subject.options["tile_overlap"], least=0)
 
 
 def _stride(output: np.ndarray, tile: int, name: str) -> int:

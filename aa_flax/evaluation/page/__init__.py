@@ -13,7 +13,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from aa_flax.disk import replacing
 from aa_flax.errors import InputError
 from aa_flax.evaluation.page.sections import Section, sections
 from aa_flax.evaluation.page.tables import (
@@ -24,6 +23,7 @@ from aa_flax.evaluation.page.tables import (
 )
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.rows import circumstances, conditions
+from aa_flax.files import replacing
 
 
 def write_page(

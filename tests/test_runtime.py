@@ -84,7 +84,7 @@ def test_several_devices_compute_as_before():
     code = (
         "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
         "import aa_flax, numpy as np; aa_flax.keep_memory()\n"
-        "from aa_flax.sharding import data_mesh, put_batch\n"
+        "from aa_flax.runtime import data_mesh, put_batch\n"
         "x = put_batch({'x': np.arange(8.0, dtype=np.float32)}, data_mesh())['x']\n"
         "f = jax.jit(lambda x: (x - x.mean()).sum() + x.sum())\n"
         "print([float(f(x + i)) for i in range(3)], len(x.devices()))"

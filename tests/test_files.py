@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from aa_flax.disk import parse_json, replacing
+from aa_flax.files import parse_json, replacing
 
 
 @pytest.fixture
