@@ -47,4 +47,4 @@ def test_a_bar_is_drawn_on_a_terminal():
 def test_every_bar_is_made_in_one_place():
     calls = re.compile(r"\b(?:tqdm|trange)\(")
     found = [p.name for p in PACKAGE.rglob("*.py") if calls.search(p.read_text())]
-    assert found == ["progress.py"]
+    assert found == ["runtime.py"]
