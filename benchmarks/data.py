@@ -25,10 +25,10 @@ from photos import photos_data, write_photos
 from reference import torchvision
 from torch.utils.data import DataLoader, Dataset
 
-from aa_flax.data import crops
+from aa_flax.data import pixels as crops
+from aa_flax.data.batches import evaluation_batches, training_batches
 from aa_flax.data.folder import ImageFolder
-from aa_flax.data.images import Example, decode
-from aa_flax.data.loader import evaluation_batches, training_batches
+from aa_flax.data.pixels import Example, decode
 
 BATCH = 64
 PHOTOS = 256  # files, repeated as often as needed

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.data.cache import digest
 from aa_flax.data.classes import check_labels, declared_classes
-from aa_flax.data.digest import digest
-from aa_flax.data.images import Example, ImageError, decode
+from aa_flax.data.pixels import Example, ImageError, decode
 from aa_flax.data.splits import parse_name, part_of
 from aa_flax.errors import InputError, first_line
 from aa_flax.files import local_path
@@ -23,36 +23,35 @@ class TFDS:
         class_order: see `declared_classes`.
 
     Raises:
-        InputError: TFDS is not installed; a set that is unknown, not prepared, prepared in another
-            format, without that split, or without images and class labels; later on, an image
-            with a label that is no class.
+        InputError: TFDS is not installed; the set is unknown, not prepared, prepared in another
+            format, or lacks that split, or images and class labels; later on, a label is not a
+            class.
     """
 
     def __init__(self, name: str, data_dir: str, split: str, class_order: str = ""):
         self._name, expressions = parse_name(name)
         builder = _builder(self._name, data_dir)
-        features = builder.info.features
+        features, splits = builder.info.features, builder.info.splits
         if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
             raise InputError(
                 f"{self._name} has no features image and label, so it is not an image "
                 f"classification set; it has {', '.join(features)}"
             )
-        lengths = {key: part.num_examples for key, part in builder.info.splits.items()}
+        lengths = {key: part.num_examples for key, part in splits.items()}
         self._split, self._part = part_of(split, expressions, lengths, self._name)
-        self._shards = builder.info.splits[self._split]
+        self._shards = splits[self._split]
         self._source = _data_source(builder, self._name, self._split)
         self._version = builder.info.full_name
-        where = f"{self._name} (TFDS)"
-        names = features["label"].names
-        self.class_names, self._label_of = declared_classes(names, class_order, where)
+        names, where = features["label"].names, f"{self._name} (TFDS)"
+        self.class_names, self._logits = declared_classes(names, class_order, where)
         self.num_classes = len(self.class_names)
 
     def name(self, index: int) -> str:
-        """The set, split and number of an image."""
+        """Returns the set, split and number of an image."""
         return f"{self._name}/{self._split}[{self._part[index]}]"
 
     def digest(self) -> str:
-        """A hash of the set, its version and split, which images of it, and the classes."""
+        """Returns a hash of the set, its version, split and part, and the classes."""
         part = f"{self._version} {self._split} {self._part} of {len(self._source)}"
         return digest("tfds", part, self.class_names)
 
@@ -64,16 +63,13 @@ class TFDS:
             example = self._source[self._part[index]]
             encoded, label = example["image"], int(example["label"])
         except Exception as error:  # of many types, from array_record and TFDS
-            where = f"its record in {self._file(index)} is missing or damaged"
-            reason = ValueError(f"{where} ({first_line(error)})")
-            raise ImageError.of(self.name(index), reason) from error
-        check_labels(np.array([label]), len(self._label_of), lambda _: self.name(index))
+            ends = np.cumsum(self._shards.shard_lengths)
+            file = self._shards.filepaths[np.searchsorted(ends, self._part[index], "right")]
+            reason = f"its record in {file} is missing or damaged ({first_line(error)})"
+            raise ImageError.of(self.name(index), ValueError(reason)) from error
+        check_labels(np.array([label]), len(self._logits), lambda _: self.name(index))
         image = decode(encoded, self.name(index))
-        return {"image": image, "label": int(self._label_of[label])}
-
-    def _file(self, index: int) -> str:
-        ends = np.cumsum(self._shards.shard_lengths)
-        return str(self._shards.filepaths[np.searchsorted(ends, self._part[index], "right")])
+        return {"image": image, "label": int(self._logits[label])}
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -85,13 +81,12 @@ def _builder(name: str, data_dir: str) -> Any:
         ) from error
     if data_dir:
         data_dir = str(local_path(data_dir, "config.data.path"))
+    where = data_dir or "TFDS's default folder"
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
-        where = data_dir or "TFDS's default folder"
-        raise InputError(f"TFDS knows no data set {name!r}, nor is it in {where}") from error
+        raise InputError(f"TFDS has no data set {name!r}, nor is it in {where}") from error
     except Exception as error:  # of many types, from JSON, protobuf and TFDS
-        where = data_dir or "TFDS's default folder"
         raise InputError(
             f"TFDS cannot read {name} in {where}: {first_line(error)}; prepare it again: "
             f"{_prepare(name, data_dir)}"

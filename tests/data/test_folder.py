@@ -8,11 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from aa_flax import InputError
-from aa_flax.data import folder_index
+from aa_flax.data import folder as folder_index
 from aa_flax.data.classes import classes_in_order, imagenet_classes
-from aa_flax.data.folder import ImageFolder
-from aa_flax.data.folder_index import load_index
-from aa_flax.data.images import ImageError
+from aa_flax.data.folder import ImageFolder, load_index
+from aa_flax.data.pixels import ImageError
 from aa_flax.data.sources import make_source
 from benchmarks.reference import torchvision
 

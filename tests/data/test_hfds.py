@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from aa_flax import InputError
-from aa_flax.data.images import decode
+from aa_flax.data.pixels import decode
 from aa_flax.data.sources import make_source
 
 with warnings.catch_warnings():

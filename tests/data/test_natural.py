@@ -1,4 +1,4 @@
-from aa_flax.data.natural import natural_key
+from aa_flax.data.folder import natural_key
 
 
 def test_numbers_in_names_are_in_their_order():

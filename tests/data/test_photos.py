@@ -7,9 +7,9 @@ import torch
 
 from aa_flax import create_model, load_torch_state_dict
 from aa_flax.configs import imagenet
-from aa_flax.data.loader import evaluation_batches
+from aa_flax.data.batches import evaluation_batches
+from aa_flax.data.pixels import preprocess_batch
 from aa_flax.data.sources import make_source
-from aa_flax.data.transforms import preprocess
 from benchmarks.photos import write_photos
 from benchmarks.reference import compiled, reference_net, relative_difference, torchvision
 
@@ -35,7 +35,7 @@ def our_batches(folder, resize, crop):
     data = imagenet.get_config().data
     data.update({"path": str(folder.parent), "resize_size": resize})
     batches = evaluation_batches(make_source(data, "val"), BATCH, data, crop=crop)
-    normalised = jax.jit(lambda batch: preprocess(batch, data))
+    normalised = jax.jit(lambda batch: preprocess_batch(batch, data))
     return ((batch, normalised(batch)) for batch in batches)
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 import aa_flax
 from aa_flax import InputError, ModelConfig, create_model, preprocess
 from aa_flax.config import DataConfig
-from aa_flax.data.examples import evaluation_example
-from aa_flax.data.transforms import normalise
+from aa_flax.data.batches import evaluation_example
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.settings import Settings
 from benchmarks.reference import torchvision
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from aa_flax import InputError
 from aa_flax.config import DataConfig
+from aa_flax.data.batches import evaluation_example
 from aa_flax.data.classes import imagenet_classes
-from aa_flax.data.examples import evaluation_example
-from aa_flax.data.images import ImageError
+from aa_flax.data.pixels import ImageError
 from aa_flax.data.sources import make_source
 
 pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")

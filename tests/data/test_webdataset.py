@@ -13,10 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from aa_flax import InputError
-from aa_flax.data import tar_index
-from aa_flax.data.images import decode
-from aa_flax.data.shard_names import expand
+from aa_flax.data import webdataset as tar_index
+from aa_flax.data.pixels import decode
 from aa_flax.data.sources import make_source
+from aa_flax.data.webdataset import expand
 
 
 def write_tar(path, *members):

@@ -10,7 +10,7 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.pictures import Pictures
+from aa_flax.data.unlabelled import Pictures
 from aa_flax.evaluation.report import gather, write_report
 from aa_flax.evaluation.views import random_offsets
 from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write

@@ -6,7 +6,7 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.report import gather, write_report
 from aa_flax.evaluation.tiling import Grid
 from tests.evaluation.pictured import SIZES, strided

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aa_flax.data.clips import Clip as Frames
-from aa_flax.data.crops import center_image
+from aa_flax.data.pixels import center_image
 from aa_flax.errors import real
 from aa_flax.evaluation.flicker import Flicker, flicker, mean_fps
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
@@ -84,7 +84,7 @@ class Clip(PicturesMeasure):
         logits, times = _logits(subject, clip)
         window = subject.options["window"]
         found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
-        told: Result = {"class": name_of(found.most_frequent), "lost": clip.tell_lost()}
+        told: Result = {"class": name_of(found.most_frequent), "lost": clip.log_lost()}
         told |= clip.differences(times)
         return {**found.numbers(), **told, **self.store(subject, _arrays(found, name_of))}
 

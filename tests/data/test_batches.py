@@ -14,8 +14,8 @@ from PIL import Image
 
 from aa_flax import InputError
 from aa_flax.configs import imagenet
-from aa_flax.data.images import ImageError
-from aa_flax.data.loader import evaluation_batches, put_ahead, steps_per_epoch, training_batches
+from aa_flax.data.batches import evaluation_batches, put_ahead, steps_per_epoch, training_batches
+from aa_flax.data.pixels import ImageError
 
 COUNT = 10
 
@@ -254,7 +254,7 @@ ROOT = Path(__file__).parents[2]
 PROCESSES = """
 from itertools import islice
 from aa_flax.data.digits import Digits
-from aa_flax.data.loader import training_batches
+from aa_flax.data.batches import training_batches
 from aa_flax.configs import imagenet
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.given import listed, lost, open_image
+from aa_flax.data.unlabelled import listed, lost, open_image
 from tests.evaluation.pictured import SIZES, flat, strided
 
 
