@@ -23,7 +23,13 @@ from tqdm import tqdm
 
 from aa_flax.config import DataConfig
 from aa_flax.data.classes import check_labels
-from aa_flax.data.pixels import ImageError, center_image, center_within, random_resized_crop
+from aa_flax.data.pixels import (
+    ImageError,
+    center_image,
+    center_within,
+    described,
+    random_resized_crop,
+)
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError, unknown
 
@@ -190,7 +196,7 @@ def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
     except (TypeError, KeyError, IndexError) as error:
         raise InputError(
             f"{source.name(index)}: a source gives a dict of image and an integer label, got "
-            f"{_described(example)}"
+            f"{described(example)}"
         ) from error
     check_labels(np.array([label]), source.num_classes, lambda _: source.name(index))
     if isinstance(image, Image.Image) and image.mode == "RGB":
@@ -203,18 +209,8 @@ def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(image), label
     raise InputError(
         f"{source.name(index)}: a source gives images as PIL images in mode RGB or uint8 arrays "
-        f"(H, W, 3), got {_described(image)}"
+        f"(H, W, 3), got {described(image)}"
     )
-
-
-def _described(thing: Any) -> str:
-    if isinstance(thing, Image.Image):
-        return f"a PIL image in mode {thing.mode}"
-    if isinstance(thing, dict):
-        return "{" + ", ".join(f"{key}: {_described(value)}" for key, value in thing.items()) + "}"
-    shape = getattr(thing, "shape", None)
-    array = f" {getattr(thing, 'dtype', '')} {tuple(shape)}" if shape is not None else ""
-    return type(thing).__name__ + array
 
 
 def _part_of_host(order: grain.MapDataset, batch_size: int, steps: int) -> grain.MapDataset:

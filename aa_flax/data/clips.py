@@ -250,13 +250,14 @@ def _open(path: Path) -> tuple[Any, Any]:
     """Returns the container and its video stream."""
     try:
         import av
+        from av.error import FFmpegError
     except ImportError as error:
         raise InputError(
             "videos are read by PyAV: pip install 'aa_flax[video]'; or give a folder of frames"
         ) from error
     try:
         container = av.open(str(path))
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a video that PyAV reads: {_reason(error)}") from error
     if not container.streams.video:
         container.close()
@@ -265,7 +266,7 @@ def _open(path: Path) -> tuple[Any, Any]:
 
 
 def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
-    import av
+    from av.error import FFmpegError
 
     def broken(reason: str) -> InputError:
         return InputError(
@@ -279,7 +280,7 @@ def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
                 raise broken("it is damaged, or the file was cut off there")
             yield frame
             count += 1
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         raise broken(_reason(error)) from error
 
 

@@ -19,7 +19,7 @@ from aa_flax.data.classes import (
     numbered_classes,
 )
 from aa_flax.data.pixels import Example, ImageError, decode
-from aa_flax.data.splits import parse_name, part_of
+from aa_flax.data.tfds import parse_name, part_of
 from aa_flax.errors import InputError, first_line
 from aa_flax.files import local_path, read_file
 

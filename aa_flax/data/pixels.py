@@ -35,7 +35,7 @@ class ImageError(InputError):
     """An image that cannot be read; the message names it."""
 
     @classmethod
-    def of(cls, name: str, reason: Exception) -> "ImageError":
+    def of(cls, name: str, reason: Exception | str) -> "ImageError":
         return cls(f"cannot read image {name}: {getattr(reason, 'strerror', None) or reason}")
 
     def skippable(self) -> "ImageError":
@@ -46,6 +46,17 @@ class ImageError(InputError):
         )
 
 
+def described(thing: Any) -> str:
+    """Returns a few words about a value that is not the image or example it should be."""
+    if isinstance(thing, Image.Image):
+        return f"a PIL image in mode {thing.mode}"
+    if isinstance(thing, dict):
+        return "{" + ", ".join(f"{key}: {described(value)}" for key, value in thing.items()) + "}"
+    if hasattr(thing, "shape") and hasattr(thing, "dtype"):
+        return f"an array {tuple(thing.shape)} of {thing.dtype}"
+    return f"{thing!r}" if thing in ([], ()) else type(thing).__name__
+
+
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Turns every exception that PIL raises for a broken image into an `ImageError`."""
@@ -54,10 +65,9 @@ def reading(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:  # whose message names a memory address
-        reason = ValueError("not an image, or its beginning is broken")
-        raise ImageError.of(name, reason) from error
+        raise ImageError.of(name, "not an image, or its beginning is broken") from error
     except Image.DecompressionBombError as error:
-        reason = ValueError(
+        reason = (
             f"{str(error).partition(',')[0]}; to accept one that large, set "
             "PIL.Image.MAX_IMAGE_PIXELS to its number of pixels, in Python or in a file of --plugin"
         )
@@ -79,9 +89,9 @@ def decode(encoded: bytes, name: str) -> Image.Image:
         ImageError: the file is not an image, is broken, or has more than twice PIL's
             `Image.MAX_IMAGE_PIXELS`, which is checked before decoding.
     """
+    if not encoded:
+        raise ImageError.of(name, "empty")
     with reading(name):
-        if not encoded:
-            raise ValueError("empty")
         return _decode_plain_jpeg(encoded) or Image.open(io.BytesIO(encoded)).convert("RGB")
 
 

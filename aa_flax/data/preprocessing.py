@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from aa_flax.data.pixels import center_image, normalise
-from aa_flax.data.unlabelled import in_words, listed, lost, name_of, open_image
+from aa_flax.data.unlabelled import Given, Pictures
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
 
@@ -48,17 +49,8 @@ def preprocess(
         >>> aa_flax.preprocess(np.zeros((300, 400, 3), np.uint8), model).shape
         (1, 224, 224, 3)
     """
-    config, given = model.config, listed(images)
-    losses = lost(given)
-    if losses:
-        warnings.warn(in_words(losses, len(given)), stacklevel=2)
-    pixels = [
-        center_image(
-            open_image(image, name_of(image, i)),
-            config.resize_size,
-            config.input_size,
-            config.interpolation,
-        )
-        for i, image in enumerate(given)
-    ]
+    config, given = model.config, Pictures(Given(images))
+    given.log_lost(partial(warnings.warn, stacklevel=3))
+    size = (config.resize_size, config.input_size, config.interpolation)
+    pixels = [center_image(given[i]["image"], *size) for i in range(len(given))]
     return _normalise(np.stack(pixels), mean=config.mean, std=config.std)

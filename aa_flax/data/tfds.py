@@ -1,5 +1,10 @@
-"""Image classification sets of TensorFlow Datasets, read without TensorFlow."""
+"""Image classification sets of TensorFlow Datasets, read without TensorFlow.
 
+The notation of splits, `NAME#train[:90%],train[90%:]`, is also that of `hfds`.
+"""
+
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,9 +12,11 @@ import numpy as np
 from aa_flax.data.cache import digest
 from aa_flax.data.classes import check_labels, declared_classes
 from aa_flax.data.pixels import Example, ImageError, decode
-from aa_flax.data.splits import parse_name, part_of
 from aa_flax.errors import InputError, first_line
 from aa_flax.files import local_path
+
+_USUAL = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
+_NOTATION = "NAME#TRAIN,VAL, e.g. NAME#train[:90%],train[90%:]"
 
 
 class TFDS:
@@ -66,7 +73,7 @@ class TFDS:
             ends = np.cumsum(self._shards.shard_lengths)
             file = self._shards.filepaths[np.searchsorted(ends, self._part[index], "right")]
             reason = f"its record in {file} is missing or damaged ({first_line(error)})"
-            raise ImageError.of(self.name(index), ValueError(reason)) from error
+            raise ImageError.of(self.name(index), reason) from error
         check_labels(np.array([label]), len(self._logits), lambda _: self.name(index))
         image = decode(encoded, self.name(index))
         return {"image": image, "label": int(self._logits[label])}
@@ -114,3 +121,62 @@ def _data_source(builder: Any, name: str, split: str) -> Any:
 def _prepare(name: str, data_dir: str) -> str:
     where = f" --data_dir={data_dir}" if data_dir else ""
     return f"tfds build {name} --file_format=array_record{where}"
+
+
+def parse_name(text: str) -> tuple[str, dict[str, str]]:
+    """Parses `NAME#TRAIN,VAL`: the name, and an expression for `train` and for `val`.
+
+    Without `#` there are no expressions.
+
+    Raises:
+        InputError: there are not two expressions.
+    """
+    name, mark, given = text.partition("#")
+    expressions = given.split(",")
+    if mark and len(expressions) != 2:
+        raise InputError(
+            f"config.data.name {text!r} does not say what train and val are; give {_NOTATION}"
+        )
+    return name, dict(zip(("train", "val"), expressions, strict=True)) if mark else {}
+
+
+def part_of(
+    split: str, expressions: Mapping[str, str], lengths: Mapping[str, int], name: str
+) -> tuple[str, range]:
+    """Returns which of the data's splits `train` or `val` is, and which images of it.
+
+    Args:
+        expressions: `SPLIT`, or a part such as `train[:90%]`, `train[-500:]`, as TFDS writes them.
+            Without one, `val` is `validation`, `val`, `valid` or `test`, the first there is.
+        lengths: the data's splits, and the number of images in each.
+        name: of the data, for the errors.
+
+    Raises:
+        InputError: there is no such split, or the part is malformed or empty.
+    """
+    if not expressions:
+        usual = next((one for one in _USUAL[split] if one in lengths), None)
+        if usual is None:
+            raise InputError(
+                f"{name} has no split {' or '.join(_USUAL[split])}; it has {', '.join(lengths)}; "
+                f"say what is train and what is val: {_NOTATION}"
+            )
+        return usual, range(lengths[usual])
+    text = expressions[split].strip()
+    bound = r"(-?\d+%?)?"
+    match = re.fullmatch(rf"([^\[\]]+)(?:\[{bound}:{bound}\])?", text)
+    if not match:
+        raise InputError(f"config.data.name: {text!r} is not a part of a split; give {_NOTATION}")
+    own, start, stop = match.groups()
+    if own not in lengths:
+        raise InputError(f"{name} has no split {own!r}; it has {', '.join(lengths)}")
+    part = range(lengths[own])[_index(start, lengths[own]) : _index(stop, lengths[own])]
+    if not part:
+        raise InputError(f"{text} of {name} is empty; {own} has {lengths[own]} images")
+    return own, part
+
+
+def _index(bound: str | None, length: int) -> int | None:
+    if bound is None:
+        return None
+    return round(int(bound[:-1]) * length / 100) if bound.endswith("%") else int(bound)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 
 from aa_flax.data.cache import digest, file_digest
 from aa_flax.data.folder import EXTENSIONS, natural_key
-from aa_flax.data.pixels import Example, ImageError, decode, reading
+from aa_flax.data.pixels import Example, ImageError, decode, described, reading
 from aa_flax.errors import InputError
 from aa_flax.files import local_path
 from aa_flax.runtime import log_line
@@ -88,7 +88,8 @@ class Pictures:
 
     def name(self, index: int) -> str:
         """Returns the path of an image, or its number."""
-        return name_of(self._items[index], index)
+        item = self._items[index]
+        return str(item) if isinstance(item, str | Path) else f"image {index}"
 
     def described(self) -> dict[str, Any]:
         """Returns the folder and a hash of names and contents, for a record."""
@@ -116,11 +117,12 @@ class Pictures:
         with opened(self._items[index], self.name(index)) as image:
             return image.size
 
-    def log_lost(self) -> dict[str, int]:
+    def log_lost(self, log: Callable[[str], Any] = log_line) -> dict[str, int]:
         """Logs and returns what the images lose as RGB: see `lost`."""
         found = lost(self._items)
         if found:
-            log_line(in_words(found, len(self)))
+            losses = ", ".join(f"{what} ({count})" for what, count in found.items())
+            log(f"of {len(self)} image{'s' * (len(self) != 1)}: {losses}")
         return found
 
     def __len__(self) -> int:
@@ -171,7 +173,7 @@ def listed(images: Any) -> Sequence[Any]:
     if isinstance(images, str | Path | Image.Image):
         return [images]
     if not isinstance(images, Sequence) or not len(images):
-        raise InputError(f"{_EXPECTED}, one or several; got {_described(images)}")
+        raise InputError(f"{_EXPECTED}, one or several; got {described(images)}")
     return images
 
 
@@ -179,23 +181,12 @@ def _pixels(given: Any) -> np.ndarray:
     try:
         array = np.asarray(given)
     except Exception as error:  # e.g. for a tensor on another device; each library has its own
-        raise InputError(f"{_EXPECTED}; got {_described(given)}: {error}") from error
+        raise InputError(f"{_EXPECTED}; got {described(given)}: {error}") from error
     if array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size:
         return array
     first = array.ndim in (3, 4) and array.shape[-3] == 3
     hint = "; if its channels come first, move them to the last axis" if first else ""
-    raise InputError(f"{_EXPECTED}; got {_described(given)}{hint}")
-
-
-def _described(thing: Any) -> str:
-    if _is_array(thing):
-        return f"an array {tuple(thing.shape)} of {thing.dtype}"
-    return f"{thing!r}" if isinstance(thing, list | tuple) and not thing else type(thing).__name__
-
-
-def name_of(image: Any, index: int) -> str:
-    """Returns the path of an image, or its number."""
-    return str(image) if isinstance(image, str | Path) else f"image {index}"
+    raise InputError(f"{_EXPECTED}; got {described(given)}{hint}")
 
 
 def open_image(given: Any, name: str) -> Image.Image:
@@ -223,15 +214,15 @@ def opened(given: Any, name: str) -> Iterator[Image.Image]:
         yield given
     elif not isinstance(given, str | Path):
         if not _is_array(given):
-            raise InputError(f"{_EXPECTED}; got {_described(given)}")
+            raise InputError(f"{_EXPECTED}; got {described(given)}")
         yield Image.fromarray(_pixels(given))
     else:
         path = local_path(given, "the image")
         with reading(name):
             if path.exists() and not path.is_file():  # reading a pipe would wait
-                raise ValueError("not a file, but a folder, a pipe or a device")
+                raise ImageError.of(name, "not a file, but a folder, a pipe or a device")
             if path.exists() and not path.stat().st_size:
-                raise ValueError("empty")
+                raise ImageError.of(name, "empty")
             image = Image.open(path)
         with image:
             _check(image, name)
@@ -240,13 +231,13 @@ def opened(given: Any, name: str) -> Iterator[Image.Image]:
 
 def _check(image: Image.Image, name: str) -> None:
     if not all(image.size):
-        raise ImageError.of(name, ValueError("it has no pixels"))
+        raise ImageError.of(name, "it has no pixels")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         reason = (
             f"its values (mode {image.mode}) go beyond 8 bits and would be clipped to 0..255; "
             "scale them, and save it with 8 bits a channel"
         )
-        raise ImageError.of(name, ValueError(reason))
+        raise ImageError.of(name, reason)
 
 
 def lost(images: Iterable[Any]) -> dict[str, int]:
@@ -275,9 +266,3 @@ def _lost(image: Image.Image) -> list[str]:
         and image.convert("RGBA").getchannel("A").getextrema()[0] < 255,  # pyright: ignore
     }
     return [name for name, is_lost in losses.items() if is_lost]
-
-
-def in_words(lost: dict[str, int], total: int) -> str:
-    """Describes the result of `lost` for `total` images."""
-    found = ", ".join(f"{what} ({count})" for what, count in lost.items())
-    return f"of {total} image{'s' * (total != 1)}: {found}"

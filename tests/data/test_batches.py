@@ -225,13 +225,16 @@ def test_labels_are_integers_of_any_kind(label):
         ),
         (
             {"image": PIXELS},
-            r"a source gives a dict .*, got \{image: ndarray uint8 \(12, 16, 3\)\}",
+            r"a source gives a dict .*, got \{image: an array \(12, 16, 3\) of uint8\}",
         ),
         ((PIXELS, 1), "a source gives a dict of image and an integer label, got tuple"),
-        ({"image": PIXELS / 255, "label": 1}, r"uint8 arrays .* got ndarray float64 \(12, 16, 3\)"),
-        ({"image": PIXELS[..., 0], "label": 1}, r"got ndarray uint8 \(12, 16\)"),
-        ({"image": PIXELS.transpose(2, 0, 1), "label": 1}, r"got ndarray uint8 \(3, 12, 16\)"),
-        ({"image": PIXELS[:0], "label": 1}, r"got ndarray uint8 \(0, 16, 3\)"),
+        (
+            {"image": PIXELS / 255, "label": 1},
+            r"uint8 arrays .* got an array \(12, 16, 3\) of float64",
+        ),
+        ({"image": PIXELS[..., 0], "label": 1}, r"got an array \(12, 16\) of uint8"),
+        ({"image": PIXELS.transpose(2, 0, 1), "label": 1}, r"got an array \(3, 12, 16\) of uint8"),
+        ({"image": PIXELS[:0], "label": 1}, r"got an array \(0, 16, 3\) of uint8"),
         ({"image": Image.new("L", (9, 9)), "label": 1}, "mode RGB .* got a PIL image in mode L"),
     ],
 )

@@ -152,7 +152,9 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*nowhere \(--images\)"):
         measured(flat, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty \(--images\) holds no files; images end in \.jpg"):
+    with pytest.raises(
+        InputError, match=r"empty \(--images\) contains no files; images end in \.jpg"
+    ):
         measured(flat, tmp_path / "empty")
     (tmp_path / "empty" / "notes.txt").write_text("none")
     with pytest.raises(InputError, match="holds 1 files, none of which is an image"):
