@@ -145,7 +145,7 @@ def load_index(root: Path) -> Index:
 
 
 def _current_index(stored: dict[str, np.ndarray], root: Path) -> Index | None:
-    """Returns the index from the cache; None if there is none, or a folder has changed since."""
+    """Returns the index from the cache; None if it is missing or a folder has changed since."""
     try:
         names = {
             name: os.fsdecode(stored[name].tobytes()).split("\0") for name in ("classes", "folders")

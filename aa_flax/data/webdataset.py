@@ -337,7 +337,7 @@ def _archive(shard: Path, file: Any) -> Generator[tuple[str, Member], None, int]
 
 
 def _next_block(file: Any) -> int | None:
-    """Returns the start of the next block that is not zeros; None: there is none."""
+    """Returns the start of the next block that is not zeros; None at the end of the file."""
     while read := file.read(_AT_ONCE):
         if rest := read.lstrip(b"\0"):
             return (file.tell() - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE

@@ -1,4 +1,4 @@
-"""Images as people give them: what is taken, what RGB loses of them, what is refused."""
+"""Images as users give them: which are accepted, what they lose as RGB, which are refused."""
 
 import os
 
