@@ -1,6 +1,7 @@
 """Clips: frames in the order of time, of a folder, a video (by PyAV) or arrays."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Clip:
     Attributes:
         fps: frames a second; None: the video's frames have times.
         fps_from: `--fps`, `times` or `default`.
+        name: the path, or the number of frames given.
 
     Raises:
         InputError: there is no such folder or file, or it contains no frames; PyAV is not
@@ -36,17 +38,18 @@ class Clip:
     """
 
     def __init__(self, given: Path | Given, fps: float | None = None):
-        self._path = None if isinstance(given, Given) else given
-        is_file = self._path is not None and self._path.is_file()
-        self._video = self._path if is_file else None
-        if self._video is not None and self._video.suffix.lower() in EXTENSIONS:
-            raise InputError(
-                f"--clip {self._video} is one image; give the folder of all frames, or a video"
-            )
-        self._header = None if self._video is None else read_header(self._video)
-        self._frames = Pictures(given, "--clip", below=False) if self._video is None else None
-        if self._frames is not None and len(self._frames) < 2:
-            raise InputError(f"--clip {self.name}: only one frame; flips need two or more")
+        if isinstance(given, Path) and given.is_file():
+            if given.suffix.lower() in EXTENSIONS:
+                raise InputError(
+                    f"--clip {given} is one image; give the folder of all frames, or a video"
+                )
+            self.name, self._frames = str(given), _Video(given)
+            self._header = self._frames.header
+        else:
+            self._frames, self._header = Pictures(given, "--clip", below=False), None
+            self.name = f"{len(self._frames)} frames" if isinstance(given, Given) else str(given)
+            if len(self._frames) < 2:
+                raise InputError(f"--clip {self.name}: only one frame; flips need two or more")
         self.fps, self.fps_from = self._rate(fps)
 
     def _rate(self, fps: float | None) -> tuple[float | None, str]:
@@ -58,7 +61,7 @@ class Clip:
         if self._header is None:
             return DEFAULT_FPS, "default"
         if not self._header.is_timed:
-            raise InputError(f"the frames of {self._video} have no times; give --fps")
+            raise InputError(f"the frames of {self.name} have no times; give --fps")
         return None, "times"
 
     def seconds(self, times: Sequence[float | None]) -> Float[np.ndarray, " n"]:
@@ -76,7 +79,7 @@ class Clip:
         odd = np.flatnonzero(~(np.diff(found) > 0))
         if len(odd):
             raise InputError(
-                f"frame {odd[0] + 1} of {self._video} has no time after that of the frame before; "
+                f"frame {odd[0] + 1} of {self.name} has no time after that of the frame before; "
                 "give --fps"
             )
         return found
@@ -95,47 +98,36 @@ class Clip:
         missing = missing if missing > 1.5 / fps else 0.0  # beyond what rounding explains
         if missing:
             log_line(
-                f"{self._video} may be cut off: its frames end {missing:.2f} s before its header "
+                f"{self.name} may be cut off: its frames end {missing:.2f} s before its header "
                 "says they do"
             )
         if header.fps and abs(header.fps / fps - 1) * (len(known) - 1) > 1.5:
             log_line(
-                f"the header of {self._video} says {header.fps:g} frames a second, the times of "
+                f"the header of {self.name} says {header.fps:g} frames a second, the times of "
                 f"its frames say {fps:g} on average"
             )
         return {"header_fps": header.fps, "seconds_missing": missing}
 
-    @property
-    def name(self) -> str:
-        """The path, or the number of frames given."""
-        return str(self._path or f"{len(self._frames or ())} frames")
-
     def described(self) -> dict[str, Any]:
-        """Returns the path, the rate and a hash of the contents, for a record."""
+        """Returns the path, a hash of the contents and the rate, for a record."""
         rate = {} if self.fps is None else {"fps": self.fps}
-        rate = {**rate, "fps_from": self.fps_from}
-        if self._frames is not None:
-            return self._frames.described() | rate
-        assert self._video is not None
-        video = {"file_of_video": str(self._video.absolute())}
-        return {**video, "digest": digest("video", file_digest(self._video)), **rate}
+        return {**self._frames.described(), **rate, "fps_from": self.fps_from}
 
-    def check(self) -> None:
-        """Raises an InputError if images differ in size; those of a video are checked as read."""
-        if self._frames is not None:
-            for i in range(len(self._frames)):
-                try:
-                    size = self._frames.size(i)
-                except ImageError as error:
-                    raise InputError(f"{error}; a clip needs all of its frames") from error
-                self._check_size(i, self._frames.name(i), size, self._frames.size(0))
+    def log_lost(self) -> dict[str, int]:
+        """Logs and returns what frames lose as RGB: see `aa_flax.data.unlabelled.lost`."""
+        return self._frames.log_lost()
 
     def first_size(self) -> tuple[int, int]:
         """Returns width and height of the first frame."""
-        if self._frames is not None:
-            return self._frames.size(0)
-        assert self._header is not None
-        return self._header.size
+        return self._frames.size(0)
+
+    def check(self) -> None:
+        """Raises an InputError if images differ in size; those of a video are checked as read."""
+        if isinstance(self._frames, Pictures):
+            for i in range(len(self._frames)):
+                with _all_needed():
+                    size = self._frames.size(i)
+                self._check_size(i, size, self.first_size())
 
     def __iter__(self) -> Iterator[tuple[float | None, Image.Image]]:
         """Yields the frames in mode RGB, each with its time in seconds, or None without one.
@@ -144,37 +136,54 @@ class Clip:
             InputError: a frame cannot be read, or differs in size from the first.
         """
         first = self.first_size()
-        for i, (name, time, image) in enumerate(self._named_frames()):
-            self._check_size(i, name, image.size, first)
-            yield time, image
+        with _all_needed():
+            timed = self._frames
+            if isinstance(timed, Pictures):
+                timed = ((None, timed[i]["image"]) for i in range(len(timed)))
+            for i, (time, image) in enumerate(timed):
+                self._check_size(i, image.size, first)
+                yield time, image
 
-    def _named_frames(self) -> Iterator[tuple[str, float | None, Image.Image]]:
-        if self._frames is None:
-            assert self._video is not None
-            for i, (time, image) in enumerate(read_frames(self._video)):
-                yield f"frame {i} of {self._video}", time, image
-            return
-        for i in range(len(self._frames)):
-            try:
-                yield self._frames.name(i), None, self._frames[i]["image"]
-            except ImageError as error:
-                raise InputError(f"{error}; a clip needs all of its frames") from error
-
-    def _check_size(self, i: int, name: str, size: tuple[int, int], first: tuple[int, int]) -> None:
+    def _check_size(self, i: int, size: tuple[int, int], first: tuple[int, int]) -> None:
         if size != first:
             raise InputError(
-                f"frames of different sizes: {name} (frame {i}) has {size[0]} x {size[1]} pixels, "
-                f"the first one {first[0]} x {first[1]}; a clip has one size"
+                f"frames of different sizes: {self._frames.name(i)} (frame {i}) has {size[0]} x "
+                f"{size[1]} pixels, the first one {first[0]} x {first[1]}; a clip has one size"
             )
 
+
+@contextmanager
+def _all_needed() -> Iterator[None]:
+    try:
+        yield
+    except ImageError as error:
+        raise InputError(f"{error}; a clip needs all of its frames") from error
+
+
+class _Video:
+    """A video, with the methods of `Pictures` that a clip needs."""
+
+    def __init__(self, path: Path):
+        self.path, self.header = path, read_header(path)
+
+    def name(self, index: int) -> str:
+        return f"frame {index} of {self.path}"
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.header.size
+
+    def described(self) -> dict[str, Any]:
+        file = {"file_of_video": str(self.path.absolute())}
+        return {**file, "digest": digest("video", file_digest(self.path))}
+
     def log_lost(self) -> dict[str, int]:
-        """Logs and returns what frames lose as RGB: see `aa_flax.data.unlabelled.lost`."""
-        if self._frames is not None:
-            return self._frames.log_lost()
-        if self._header is None or not self._header.rotation:
+        if not self.header.rotation:
             return {}
         log_line("the video has a rotation for playing it, which is ignored")
         return {"orientation tag ignored": 1}
+
+    def __iter__(self) -> Iterator[tuple[float | None, Image.Image]]:
+        return read_frames(self.path)
 
 
 class Header(NamedTuple):

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from scipy.io import loadmat
 
 from aa_flax.data.classes import read_names
 from aa_flax.errors import InputError, first_line
-from aa_flax.files import local_path
+from aa_flax.files import local_path, replacing
 from aa_flax.runtime import progress_bar
 
 
@@ -43,13 +43,10 @@ def sort_validation(val: Path, devkit: Path, out: Path) -> None:
         raise InputError(f"{out} exists and is not the sorted validation set; remove it first")
     _check_images(val, targets)
     partial = out.with_name(f"{out.name}.incomplete")
-    place = _cheapest_way(val, next(iter(targets)), partial)
     with progress_bar(len(targets), f"sorting into {out}") as bar:
         for name, target in targets.items():
-            destination = partial / target
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            if not destination.exists():
-                place(val.resolve() / name, destination)
+            if not (destination := partial / target).exists():
+                _place(val.resolve() / name, destination)
             bar.update()
     partial.rename(out)
     classes = {target.partition("/")[0] for target in targets.values()}
@@ -110,25 +107,15 @@ def _check_images(val: Path, targets: dict[str, str]) -> None:
         )
 
 
-def _cheapest_way(val: Path, name: str, partial: Path) -> Callable[[Path, Path], Any]:
-    """Returns the cheapest way to place an image that the file system allows."""
-    partial.mkdir(parents=True, exist_ok=True)
-    trial = partial / ".trial"
-    for way in (os.link, os.symlink):
-        trial.unlink(missing_ok=True)
-        try:
-            way(val.resolve() / name, trial)
-        except OSError:
-            continue
-        trial.unlink()
-        return way
-    return _copy
-
-
-def _copy(source: Path, destination: Path) -> None:
-    partial = destination.with_suffix(".incomplete")
-    shutil.copyfile(source, partial)
-    partial.replace(destination)
+def _place(image: Path, destination: Path) -> None:
+    """Links an image hard or symbolically, or copies it, whichever the file system allows."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    for link in (os.link, os.symlink):
+        with suppress(OSError):
+            link(image, destination)
+            return
+    with replacing(destination) as temporary:
+        shutil.copyfile(image, temporary)
 
 
 def main() -> None:
