@@ -137,12 +137,15 @@ class Clip:
         """
         first = self.first_size()
         with _all_needed():
-            timed = self._frames
-            if isinstance(timed, Pictures):
-                timed = ((None, timed[i]["image"]) for i in range(len(timed)))
-            for i, (time, image) in enumerate(timed):
+            for i, (time, image) in enumerate(self._timed_frames()):
                 self._check_size(i, image.size, first)
                 yield time, image
+
+    def _timed_frames(self) -> Iterator[tuple[float | None, Image.Image]]:
+        frames = self._frames
+        if isinstance(frames, _Video):
+            return read_frames(frames.path)
+        return ((None, frames[i]["image"]) for i in range(len(frames)))
 
     def _check_size(self, i: int, size: tuple[int, int], first: tuple[int, int]) -> None:
         if size != first:
@@ -181,9 +184,6 @@ class _Video:
             return {}
         log_line("the video has a rotation for playing it, which is ignored")
         return {"orientation tag ignored": 1}
-
-    def __iter__(self) -> Iterator[tuple[float | None, Image.Image]]:
-        return read_frames(self.path)
 
 
 class Header(NamedTuple):

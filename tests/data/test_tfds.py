@@ -104,7 +104,7 @@ def test_a_missing_set_is_named(data_dir, name, message):
         source(data_dir, "train", name)
 
 
-def test_a_part_of_the_training_images_is_set_aside_for_validation(data_dir):
+def test_a_part_of_the_training_images_is_reserved_for_validation(data_dir):
     name = "tfds:tiny#train[:2],train[2:]"
     whole = source(data_dir, "train")
     train, val = (source(data_dir, split, name) for split in ("train", "val"))
