@@ -72,8 +72,8 @@ def _groups(path: Path) -> list[nets_table.Group]:
 
 def _comparisons() -> str:
     """Returns the summary of each comparison, below one another."""
-    head = "| torch | memory kept | pass | batch | precision | of | models | geometric mean | lowest |"
-    lines = [head, "|---" * 9 + "|"]
+    heads = "| torch | memory kept | pass | batch | precision | of | models | geometric mean "
+    lines = [heads + "| lowest |", "|---" * 9 + "|"]
     for name, sides in _COMPARISONS.items():
         summary = nets_table.summary(_groups(ROOT / "docs/benchmarks" / name))
         lines += [f"| {' | '.join(sides)} {row}" for row in summary.splitlines()[2:]]
