@@ -1,4 +1,4 @@
-"""Results of a few nets, made up, with everything that a report can show."""
+"""Made-up results of a few models, with everything that a report can show."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ SIZE = CROP + OFFSETS - 1
 
 
 def write_results(folder: Path, *, seeds: int = 2) -> list[Path]:
-    """A folder of results for each net and seed."""
+    """Writes a folder of results for each model and seed."""
     rng = np.random.default_rng(0)
     folders = []
     for name, numbers in NETS.items():
@@ -37,7 +37,7 @@ def _results(name: str, numbers: list[float]) -> dict:
     data = {"name": "digits", "crop_size": CROP, "image_size": SIZE, "resize_size": 0}
     return {
         "model": name,
-        "weights": "somewhere",
+        "weights": {"kind": "file", "file": "somewhere"},
         "num_images": 450,
         "top1": top1,
         "data": data,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aa_flax.evaluation.rounding import p_value, with_interval, with_spread
+from aa_flax.evaluation.text import p_value, with_interval, with_spread
 
 
 @pytest.mark.parametrize(

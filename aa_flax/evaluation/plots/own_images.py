@@ -1,4 +1,4 @@
-"""Figures of people's own pictures: the least stable images, a clip's flicker, tiles."""
+"""Figures of the user's own images: the least stable ones, the flicker of a clip, tiles."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,34 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.evaluation.plots import pyplot, save_figure
-from aa_flax.evaluation.points import PALETTE
+from aa_flax.evaluation.plots import PALETTE, pyplot, save_figure
 from aa_flax.evaluation.stability import worst_shift
 
-Arrays = Mapping[str, np.ndarray]  # what a measure stored of a net
+Arrays = Mapping[str, np.ndarray]  # stored by a measure for one model
 
 
 def class_names_in(arrays: Arrays) -> dict[int, str]:
-    """The names that were stored, of the classes that a net gave."""
+    """Returns the stored names of the classes that a model predicted."""
     return dict(zip(arrays["class"].tolist(), arrays["class_name"].tolist(), strict=True))
 
 
-def plot_least_stable(path: Path, nets: Mapping[str, Arrays], formats: Sequence[str]) -> None:
-    """The least stable images, a row each: the picture, and for each net a map over the shifts.
+def plot_least_stable(path: Path, models: Mapping[str, Arrays], formats: Sequence[str]) -> None:
+    """Plots the least stable images: a row per image, with a map over the shifts for each model.
 
-    A map shows the probability of the class of the unshifted crop, which is in the middle; crosses
-    are where another class is likelier.
+    A map shows the probability of the class predicted for the unshifted crop, which is in the
+    middle. Crosses mark shifts where another class is likelier.
 
     Args:
-        nets: what the measure `images` stores, by net; all of the same images and shifts. The
-            images that are least stable on average are shown.
+        models: arrays of the measure `images`, by model; all of the same images and shifts.
     """
-    plt = pyplot()
-    chosen = _least_stable(nets)
-    figure, axes = plt.subplots(
+    chosen = _least_stable(models)
+    figure, axes = pyplot().subplots(
         len(chosen),
-        1 + len(nets),
-        figsize=(2.4 + 2.6 * len(nets), 2.5 * len(chosen) + 0.4),
+        1 + len(models),
+        figsize=(2.4 + 2.6 * len(models), 2.5 * len(chosen) + 0.4),
         squeeze=False,
         layout="constrained",
     )
@@ -42,9 +39,8 @@ def plot_least_stable(path: Path, nets: Mapping[str, Arrays], formats: Sequence[
         row[0].imshow(pixels)
         row[0].set_title(fill(Path(image).name, 26), fontsize=8)
         row[0].set_axis_off()
-        for panel, (name, arrays) in zip(row[1:], nets.items(), strict=True):
-            place = arrays["name"].tolist().index(image)
-            _draw_shifts(panel, arrays, place, name)
+        for panel, (name, arrays) in zip(row[1:], models.items(), strict=True):
+            _draw_shifts(panel, arrays, arrays["name"].tolist().index(image), name)
     bar = figure.colorbar(axes[0, 1].images[0], ax=axes, fraction=0.02, pad=0.01)
     bar.set_label("probability of the unshifted crop's class (%)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -55,38 +51,40 @@ def plot_least_stable(path: Path, nets: Mapping[str, Arrays], formats: Sequence[
     save_figure(figure, path, formats)
 
 
-def _least_stable(nets: Mapping[str, Arrays]) -> dict[str, np.ndarray]:
-    """Pixels of the images that are least stable over all nets, of those that were stored."""
+def _least_stable(models: Mapping[str, Arrays]) -> dict[str, np.ndarray]:
+    """Returns the pixels of the images that are least stable over all models."""
     stored: dict[str, np.ndarray] = {}
-    for arrays in nets.values():
+    for arrays in models.values():
         names = arrays["name"][arrays["shown"]].tolist()
         stored |= dict(zip(names, arrays["pixels"], strict=True))
-    steadiness: dict[str, tuple[float, float]] = {}
-    for name in stored:
-        kept, fall = zip(*(_steadiness(arrays, name) for arrays in nets.values()), strict=True)
-        steadiness[name] = (sum(kept), sum(fall))
-    count = max(len(arrays["shown"]) for arrays in nets.values())
-    return {name: stored[name] for name in sorted(stored, key=steadiness.__getitem__)[:count]}
+    stability = {
+        name: tuple(map(sum, zip(*(_stability(a, name) for a in models.values()), strict=True)))
+        for name in stored
+    }
+    count = max(len(arrays["shown"]) for arrays in models.values())
+    return {name: stored[name] for name in sorted(stored, key=stability.__getitem__)[:count]}
 
 
-def _steadiness(arrays: Arrays, name: str) -> tuple[float, float]:
-    """The share of shifts that keep the class, and how far its probability does not fall."""
-    place = arrays["name"].tolist().index(name)
-    probability = arrays["probability"][place]
-    kept = arrays["top1"][place][1:] == arrays["own_class"][place]
+def _stability(arrays: Arrays, name: str) -> tuple[float, float]:
+    """Returns the fraction of shifts that keep the class, and the largest fall of its probability.
+
+    The fall is negative, so that smaller is less stable for both.
+    """
+    i = arrays["name"].tolist().index(name)
+    probability = arrays["probability"][i]
+    kept = arrays["top1"][i][1:] == arrays["own_class"][i]
     return float(kept.mean()), float(probability.min() - probability[0])
 
 
-def _draw_shifts(panel: Any, arrays: Arrays, place: int, net: str) -> None:
-    """One image as one net sees it at every shift."""
-    shift, top = arrays["shift"], arrays["top1"][place]
-    probability, same = 100 * arrays["probability"][place], top == arrays["own_class"][place]
+def _draw_shifts(panel: Any, arrays: Arrays, i: int, model: str) -> None:
+    """Draws one model's probabilities for one image at every shift."""
+    shift, top = arrays["shift"], arrays["top1"][i]
+    probability, same = 100 * arrays["probability"][i], top == arrays["own_class"][i]
     within = int(shift.max())
     grid = np.empty((2 * within + 1, 2 * within + 1))
     grid[shift[:, 0] + within, shift[:, 1] + within] = probability
-    reach = within + 0.5
-    extent = (-reach, reach, reach, -reach)
-    panel.imshow(grid, cmap="viridis", vmin=0, vmax=100, extent=extent)
+    edge = within + 0.5
+    panel.imshow(grid, cmap="viridis", vmin=0, vmax=100, extent=(-edge, edge, edge, -edge))
     down, right = shift[~same].T
     panel.plot(right, down, "x", color="white", markersize=5, markeredgewidth=1.6)
     panel.plot(right, down, "x", color="#b2182b", markersize=4, markeredgewidth=0.9)
@@ -95,27 +93,27 @@ def _draw_shifts(panel: Any, arrays: Arrays, place: int, net: str) -> None:
     panel.set_yticks(ticks, ticks, fontsize=7)
     worst = worst_shift(probability, same)
     names = class_names_in(arrays)
-    told = f"{names[int(top[0])]} {probability[0]:.0f} %, "
+    text = f"{names[int(top[0])]} {probability[0]:.0f} %, "
     if same.all():
-        told += f"never below {probability.min():.0f} %"
+        text += f"never below {probability.min():.0f} %"
     else:
         other = names[int(top[worst])]
-        told += f"at worst {probability[worst]:.0f} %, {other} likelier"
-    panel.set_title(f"{net}\n{fill(told, 34)}", fontsize=7)
+        text += f"at worst {probability[worst]:.0f} %, {other} likelier"
+    panel.set_title(f"{model}\n{fill(text, 34)}", fontsize=7)
 
 
-def plot_flicker(path: Path, nets: Mapping[str, Arrays], formats: Sequence[str]) -> None:
-    """A clip as nets see it: a probability over time, raw and smoothed, and the top-1 class.
+def plot_flicker(path: Path, models: Mapping[str, Arrays], formats: Sequence[str]) -> None:
+    """Plots predictions over a clip: the probability of a class and the top-1 class of each frame.
 
-    For each net the probability of its most frequent class; below it a band with a colour for each
-    class (the most frequent ones; grey: all others); at the end the run lengths of all nets.
+    Each model has a panel with the probability, raw and smoothed, of its most frequent class, and
+    below it a band with a colour for each class (the most frequent ones; grey: all others). The
+    last panel has the run lengths of all models.
 
     Args:
-        nets: what the measure `clip` stores, by net; all of the same frames.
+        models: arrays of the measure `clip`, by model; all of the same frames.
     """
-    plt = pyplot()
-    heights = [3, 0.45] * len(nets) + [2.4]
-    figure, axes = plt.subplots(
+    heights = [3, 0.45] * len(models) + [2.4]
+    figure, axes = pyplot().subplots(
         len(heights),
         1,
         figsize=(8, 0.62 * sum(heights) + 0.4),
@@ -124,24 +122,25 @@ def plot_flicker(path: Path, nets: Mapping[str, Arrays], formats: Sequence[str])
         layout="constrained",
     )
     panels = list(axes[:, 0])
-    for i, (name, arrays) in enumerate(nets.items()):
+    for i, (name, arrays) in enumerate(models.items()):
         _draw_curve(panels[2 * i], name, arrays, PALETTE[i % len(PALETTE)])
         _draw_classes(panels[2 * i + 1], arrays)
-    end = _seconds(next(iter(nets.values())))[-1]
-    for place, panel in enumerate(panels[: 2 * len(nets)]):
+    end = _seconds(next(iter(models.values())))[-1]
+    for i, panel in enumerate(panels[: 2 * len(models)]):
         panel.set_xlim(0, end)
-        panel.tick_params(labelsize=8, labelbottom=place % 2 == 1)
-    _draw_runs(panels[-1], nets)
+        panel.tick_params(labelsize=8, labelbottom=i % 2 == 1)
+    _draw_runs(panels[-1], models)
     save_figure(figure, path, formats)
 
 
 def _seconds(arrays: Arrays) -> np.ndarray:
-    """When each frame begins, and the last one ends."""
+    """Returns when each frame begins, and when the last one ends."""
     start = arrays["seconds"] - arrays["seconds"][0]
     return np.append(start, start[-1] + 1 / float(arrays["fps"]))
 
 
 def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
+    """Draws the probability of one model's most frequent class, raw and smoothed."""
     start, window = _seconds(arrays)[:-1], int(arrays["window"])
     of = class_names_in(arrays)[int(arrays["most_frequent"])]
     seconds = window / float(arrays["fps"])
@@ -157,17 +156,17 @@ def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
 
 
 def _draw_classes(panel: Any, arrays: Arrays) -> None:
-    """A band: which class each frame has, those with the most frames in colour."""
+    """Draws the class of each frame as a band, the five most frequent classes in colour."""
     top = arrays["top1"]
     classes, counts = np.unique(top, return_counts=True)
     first = classes[np.argsort(-counts, kind="stable")][:5]
     edges, names = _seconds(arrays), class_names_in(arrays)
     colours = [*PALETTE[: len(first)], "#bbbbbb"]
-    for place, (label, colour) in enumerate(zip([*first, None], colours, strict=True)):
-        these = ~np.isin(top, first) if label is None else top == label
-        name = "other classes" if label is None else names[int(label)]
-        if place < len(first) or these.any():
-            spans = [(edges[i], edges[i + 1] - edges[i]) for i in np.flatnonzero(these)]
+    for label, colour in zip([*first, None], colours, strict=True):
+        frames = ~np.isin(top, first) if label is None else top == label
+        if label is not None or frames.any():
+            name = "other classes" if label is None else names[int(label)]
+            spans = [(edges[i], edges[i + 1] - edges[i]) for i in np.flatnonzero(frames)]
             panel.broken_barh(spans, (0, 1), color=colour, linewidth=0, label=name)
     panel.set_ylim(0, 1)
     panel.set_yticks([])
@@ -175,17 +174,16 @@ def _draw_classes(panel: Any, arrays: Arrays) -> None:
     panel.legend(fontsize=7, ncols=6, loc="upper left", bbox_to_anchor=(0, -0.9))
 
 
-def _draw_runs(panel: Any, nets: Mapping[str, Arrays]) -> None:
-    """The share of runs that are at most so long."""
-    for i, (name, arrays) in enumerate(nets.items()):
+def _draw_runs(panel: Any, models: Mapping[str, Arrays]) -> None:
+    """Draws the cumulative distribution of run lengths, a curve per model."""
+    for i, (name, arrays) in enumerate(models.items()):
         runs = np.sort(arrays["run_seconds"])
-        share = 100 * np.arange(1, len(runs) + 1) / len(runs)
-        runs_told = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-        label = f"{name}: {runs_told}, median {np.median(runs):.2f} s"
+        percent = 100 * np.arange(1, len(runs) + 1) / len(runs)
+        steps = np.ravel([percent - percent[0], percent], "F")
+        count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+        label = f"{name}: {count}, median {np.median(runs):.2f} s"
         style = {"color": PALETTE[i % len(PALETTE)], "marker": ".", "markersize": 4}
-        panel.plot(
-            np.repeat(runs, 2), np.ravel([share - share[0], share], "F"), label=label, **style
-        )
+        panel.plot(np.repeat(runs, 2), steps, label=label, **style)
     panel.set_xscale("log")
     panel.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
     panel.xaxis.set_major_formatter("{x:g}")
@@ -197,28 +195,27 @@ def _draw_runs(panel: Any, nets: Mapping[str, Arrays]) -> None:
     panel.legend(fontsize=7)
 
 
-def plot_tiles(path: Path, nets: Mapping[str, Arrays], formats: Sequence[str]) -> None:
-    """Where tiles differ from the whole: the image with the cuts, a map for each net, and a curve.
+def plot_tiles(path: Path, models: Mapping[str, Arrays], formats: Sequence[str]) -> None:
+    """Plots where tiles differ from the whole image: its cuts, a map per model, and curves.
 
     Args:
-        nets: what the measure `tiles` stores, by net; all of the same image and tiles.
+        models: arrays of the measure `tiles`, by model; all of the same image and tiles.
     """
-    plt = pyplot()
-    first = next(iter(nets.values()))
-    aspect = first["used"][0] / first["used"][1]
-    columns = 1 + len(nets)
-    figure, axes = plt.subplot_mosaic(
+    first = next(iter(models.values()))
+    height, width = first["used"]
+    aspect = height / width
+    columns = 1 + len(models)
+    figure, axes = pyplot().subplot_mosaic(
         [[f"panel {i}" for i in range(columns)], ["curve"] * columns],
         figsize=(3.1 * columns, 3.1 * aspect + 2.6),
         height_ratios=(3.1 * aspect, 2.0),
         layout="constrained",
     )
-    height, width = first["used"]
     panels = [axes[f"panel {i}"] for i in range(columns)]
     panels[0].imshow(first["picture"], extent=(0, width, height, 0))
     panels[0].set_title(f"{len(first['tiles'])} tiles of {first['tile']} pixels", fontsize=9)
-    most = max(float(arrays["difference_map"].max()) for arrays in nets.values()) or 1.0
-    for panel, (name, arrays) in zip(panels[1:], nets.items(), strict=True):
+    most = max(float(arrays["difference_map"].max()) for arrays in models.values()) or 1.0
+    for panel, (name, arrays) in zip(panels[1:], models.items(), strict=True):
         values = 100 * arrays["difference_map"]
         panel.imshow(values, cmap="magma", vmin=0, vmax=100 * most, extent=(0, width, height, 0))
         panel.set_title(f"{name}: mean {values.mean():.1f} %", fontsize=9)
@@ -229,12 +226,12 @@ def plot_tiles(path: Path, nets: Mapping[str, Arrays], formats: Sequence[str]) -
     what = "tiles with another label" if first["is_of_labels"] else "difference from the whole"
     bar.set_label(f"{what} (%)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    _draw_profiles(axes["curve"], nets, what)
+    _draw_profiles(axes["curve"], models, what)
     save_figure(figure, path, formats)
 
 
 def _draw_cuts(panel: Any, arrays: Arrays, colour: str) -> None:
-    """Where the tiles begin."""
+    """Draws the edges where tiles begin."""
     for start in {int(top) for top, _ in arrays["tiles"]} - {0}:
         panel.axhline(start, color=colour, linewidth=0.7)
     for start in {int(left) for _, left in arrays["tiles"]} - {0}:
@@ -243,9 +240,9 @@ def _draw_cuts(panel: Any, arrays: Arrays, colour: str) -> None:
     panel.set_ylim(arrays["used"][0], 0)
 
 
-def _draw_profiles(panel: Any, nets: Mapping[str, Arrays], what: str) -> None:
-    """Mean and largest difference by the distance to the cut, a colour a net."""
-    for i, (name, arrays) in enumerate(nets.items()):
+def _draw_profiles(panel: Any, models: Mapping[str, Arrays], what: str) -> None:
+    """Draws the mean and largest difference by the distance to the cut, a colour per model."""
+    for i, (name, arrays) in enumerate(models.items()):
         colour = PALETTE[i % len(PALETTE)]
         style = {"color": colour, "marker": ".", "markersize": 4}
         panel.plot(arrays["depth"], 100 * arrays["mean"], label=f"{name}: mean", **style)
