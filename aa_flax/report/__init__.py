@@ -13,15 +13,8 @@ from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.plots import pyplot
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.text import markdown, markdown_table
+from aa_flax.report import comparisons
 from aa_flax.report import html as page
-from aa_flax.report.comparisons import (
-    EXPLAINED,
-    HEAD,
-    compared_cells,
-    dominated_variants,
-    judged_by,
-    pareto_front,
-)
 from aa_flax.report.rows import (
     circumstances,
     conditions,
@@ -41,7 +34,7 @@ def table(rows: Sequence[Row]) -> str:
     Bold: on the Pareto front; italic: beaten by another version of the same model.
     """
     columns = shown_columns(rows)
-    front, dominated = pareto_front(rows), dominated_variants(rows)
+    front, dominated = comparisons.pareto_front(rows), comparisons.dominated_variants(rows)
     lines = []
     for row in rows:
         mark = "**" if row.title in front else "*" if row.title in dominated else ""
@@ -96,21 +89,22 @@ def write_report(
 
 
 def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]) -> list[str]:
+    judged = comparisons.judged_by()
     parts = [
         "# Report",
         "Percentages; results that differ only in their seed are given as mean ± standard "
         "deviation, a single one with its 95 % confidence interval (times: with the quartiles of "
-        f"its passes). **Bold**: no model of the table is better in {judged_by()} without being "
-        "worse in the other; *italic*: another version of the same model is.",
+        f"its passes). **Bold**: no model of the table is better in {judged} without being worse "
+        "in the other; *italic*: another version of the same model is.",
     ]
     if common := conditions(rows):
         parts.append(f"All rows: {markdown(common)}.")
     if measured := circumstances(rows):
         parts.append(f"Measured {markdown(measured)}.")
     parts += [table(rows), legend(rows)]
-    if cells := compared_cells(rows):
-        published = markdown_table(HEAD, [list(map(markdown, row)) for row in cells])
-        parts += ["## Compared with published numbers", EXPLAINED, published]
+    if cells := comparisons.compared_cells(rows):
+        published = markdown_table(comparisons.HEAD, [list(map(markdown, row)) for row in cells])
+        parts += ["## Compared with published numbers", comparisons.EXPLAINED, published]
     parts += [section for m in MEASURES.values() if (section := m.section(rows))]
     parts += [_figure(path) for path in figures]
     if lines := [f"- {markdown(r.title)}: {markdown(w)}" for r in rows if (w := weights_of(r))]:

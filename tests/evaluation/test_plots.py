@@ -7,7 +7,7 @@ from aa_flax.evaluation import plots
 from aa_flax.evaluation.equivariance import EquivarianceMaps
 from aa_flax.evaluation.row import Point, Row, points, time_label
 
-NETS = [
+MODELS = [
     Point("resnet18", None, 70, 60, 0.5, 1.0),
     Point("resnet18", 2, 71, 83),
     Point("resnet18", 4, 71.01, 83.1),
@@ -27,7 +27,7 @@ def kept(monkeypatch):
 
 def test_a_report_has_each_figure_as_picture_and_as_lines_and_twice_the_same(tmp_path):
     for folder in ("a", "b"):
-        plots.plot_models(tmp_path / folder / "nets.png", NETS, "x (%)", "y (%)")
+        plots.plot_models(tmp_path / folder / "nets.png", MODELS, "x (%)", "y (%)")
     for suffix in (".png", ".pdf", ".svg"):
         one, other = ((tmp_path / f / f"nets{suffix}").read_bytes() for f in "ab")
         assert one == other
@@ -35,21 +35,21 @@ def test_a_report_has_each_figure_as_picture_and_as_lines_and_twice_the_same(tmp
 
 
 def test_labels_cover_neither_each_other_nor_points_and_none_is_cut(tmp_path, kept):
-    plots.plot_models(tmp_path / "nets.png", NETS, "x", "y", [".png"])
+    plots.plot_models(tmp_path / "nets.png", MODELS, "x", "y", [".png"])
     (figure,) = kept
     (panel,) = figure.axes
     boxes = [text.get_window_extent() for text in panel.texts if text.get_text()]
-    assert len(boxes) == len(NETS)
+    assert len(boxes) == len(MODELS)
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
         assert figure.bbox.contains(*box.min)
         assert figure.bbox.contains(*box.max)
-        for net in NETS:
+        for net in MODELS:
             assert not box.contains(*panel.transData.transform((net.x, net.y)))
 
 
 def test_only_points_of_several_seeds_have_bars(tmp_path, kept):
-    plots.plot_models(tmp_path / "nets.png", NETS, "x", "y", [".png"])
+    plots.plot_models(tmp_path / "nets.png", MODELS, "x", "y", [".png"])
     (panel,) = kept[0].axes
     bars = [bar for container in panel.containers for bar in container[2]]
     ends = [bar.get_segments()[0].tolist() for bar in bars]

@@ -7,7 +7,7 @@ import numpy as np
 
 from aa_flax.evaluation.equivariance import EquivarianceMaps
 
-NETS = {
+MODELS = {
     "resnet18": (70.0, 59.0, 5.0),
     "resnet18_lpf2": (71.0, 83.0, 5.4),
     "resnet18_lpf4": (72.0, 88.0, 5.9),
@@ -22,7 +22,7 @@ def write_results(folder: Path, *, seeds: int = 2) -> list[Path]:
     """Writes a folder of results for each model and seed."""
     rng = np.random.default_rng(0)
     folders = []
-    for name, numbers in NETS.items():
+    for name, numbers in MODELS.items():
         for seed in range(seeds):
             folders.append(folder / f"{name}_{seed}")
             folders[-1].mkdir(parents=True)

@@ -17,7 +17,7 @@ from aa_flax.report import html as page
 from aa_flax.report.__main__ import main
 from aa_flax.report.html.charts import COLOURS, colours_of, models_chart
 from aa_flax.report.rows import gather
-from tests.report.some_results import CROP, NETS, OFFSETS, SIZE, write_results
+from tests.report.some_results import CROP, MODELS, OFFSETS, SIZE, write_results
 
 LEFT_OUT = "cut.json is <cut>"
 
@@ -100,7 +100,7 @@ def test_a_walk_has_the_stored_images_and_each_model_at_each_offset(data, folder
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
     np.testing.assert_array_equal(pixels, stored["image_pixels"][1])
     assert [model["name"] for model in picture["models"]] == [
-        n for n in NETS if n.startswith("resnet18")
+        n for n in MODELS if n.startswith("resnet18")
     ]
     curve = picture["models"][0]["probability"]
     np.testing.assert_allclose(curve, stored["diag_probs"][2], atol=1e-5)

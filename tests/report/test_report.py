@@ -46,7 +46,7 @@ def rows_of(paths):
     return gather(paths).rows
 
 
-NETS = (
+MODELS = (
     result("resnet18", 70, 80, time={"milliseconds": 5.0, "batch_size": 48}),
     result("resnet18_lpf4", 72, 84, time={"milliseconds": 6.0, "batch_size": 48}),
     result("resnet18_lpf2", 71, 84),
@@ -56,7 +56,7 @@ NETS = (
 
 
 def test_rows_have_the_order_of_the_registry_and_seeds_share_one_row(files):
-    rows = rows_of(files(*NETS, result("resnet18", 72, 82)))
+    rows = rows_of(files(*MODELS, result("resnet18", 72, 82)))
     assert [row.model for row in rows] == [
         "alexnet", "vgg11", "resnet18", "resnet18_lpf2", "resnet18_lpf4",
     ]  # fmt: skip
@@ -64,7 +64,7 @@ def test_rows_have_the_order_of_the_registry_and_seeds_share_one_row(files):
 
 
 def test_the_pareto_front_is_bold_and_beaten_variants_are_italic(files):
-    rows = rows_of(files(*NETS))
+    rows = rows_of(files(*MODELS))
     assert pareto_front(rows) == {"resnet18_lpf4", "alexnet"}
     assert dominated_variants(rows) == {"resnet18", "resnet18_lpf2"}
     table = report.table(rows)
@@ -119,7 +119,7 @@ def test_a_difference_of_1_96_standard_errors_has_a_p_of_five_percent():
 
 def test_a_report_has_its_table_and_figures(files, tmp_path):
     diagonal = {"file": "d.npz", "images": [0, 1]}
-    nets = [dict(net) for net in NETS]
+    nets = [dict(net) for net in MODELS]
     for net in nets[:2]:
         net |= {"diagonal": diagonal, "equivariance": {"file": "e.npz"}}
     folders = files(*nets)
@@ -139,16 +139,16 @@ def test_a_report_has_its_table_and_figures(files, tmp_path):
 
 def test_run_times_are_listed_by_filter_size_next_to_the_baseline(files, tmp_path):
     slow = result("vgg11_lpf3", 75, time={"milliseconds": 9.0, "batch_size": 48})
-    rows = rows_of(files(slow, *NETS))
+    rows = rows_of(files(slow, *MODELS))
     text = report.write_report(rows, tmp_path / "report").read_text()
     assert "| net | baseline | lpf3 | lpf4 |" in text
     assert text.index("| resnet18 | 5.0 |  | 6.0 (1.20) |") < text.index("| vgg11 |  | 9.0 |  |")
-    untimed = rows_of(files(*NETS[2:]))
+    untimed = rows_of(files(*MODELS[2:]))
     assert "## Run time" not in report.write_report(untimed, tmp_path / "other").read_text()
 
 
 def test_the_command_prints_the_table_and_refuses_files_without_results(files, tmp_path, capsys):
-    folders = [str(folder) for folder in files(*NETS)]
+    folders = [str(folder) for folder in files(*MODELS)]
     main([*folders, "--output", str(tmp_path / "out")])
     assert "| **alexnet** |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: no results in"):
@@ -292,7 +292,7 @@ def test_all_results_of_a_folder_are_read_and_everything_left_out_is_named(tmp_p
 
 
 def test_a_model_that_is_not_in_the_registry_has_a_row(files, tmp_path):
-    rows = rows_of(files(result("mynet_lpf3", 50, 60), *NETS))
+    rows = rows_of(files(result("mynet_lpf3", 50, 60), *MODELS))
     assert rows[-1].base == "mynet"
     assert "mynet_lpf3" in report.write_report(rows, tmp_path / "out").read_text()
 
@@ -300,7 +300,7 @@ def test_a_model_that_is_not_in_the_registry_has_a_row(files, tmp_path):
 def test_an_unwritable_report_is_a_one_line_error(files, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="error: the report cannot be written to"):
-        main([str(files(*NETS)[0]), "--output", str(tmp_path / "file/out")])
+        main([str(files(*MODELS)[0]), "--output", str(tmp_path / "file/out")])
 
 
 def test_published_numbers_apply_to_crops_of_224_pixels_only():
@@ -316,7 +316,7 @@ ODD = "a|b\n# c <i>`d`</i> [e](https://f.g) *h* _i_ www.j.k $l$ ../m"
 
 def test_names_with_markup_are_shown_unchanged(files, tmp_path):
     markdown_it = pytest.importorskip("markdown_it")
-    rows = rows_of(files(*NETS, result(ODD, 50, 60), result(f"{ODD}_lpf2", 51, 62)))
+    rows = rows_of(files(*MODELS, result(ODD, 50, 60), result(f"{ODD}_lpf2", 51, 62)))
     text = report.write_report(rows, tmp_path / "report", [ODD]).read_text()
     page = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(text)
     words = html.unescape(re.sub("<[^>]*>", "", page))
@@ -334,7 +334,7 @@ def test_a_figure_of_a_name_with_slashes_stays_in_its_folder(files, tmp_path):
 
 def test_without_matplotlib_the_report_omits_only_the_figures(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    rows = rows_of(files(*NETS))
+    rows = rows_of(files(*MODELS))
     text = report.write_report(rows, tmp_path / "out").read_text()
     assert report.table(rows) in text
     assert (
@@ -346,7 +346,7 @@ def test_without_matplotlib_the_report_omits_only_the_figures(files, tmp_path, m
 def test_the_report_has_date_versions_device_and_weights_if_recorded(files, tmp_path):
     facts = {"date": "2026-11-30", "aa_flax": "0.1.0", "jax": "0.10.2", "Python": "3.11.7"}
     measured = {"accuracy": facts | {"device": "cpu"}, "time": facts | {"date": "2026-12-02"}}
-    rows = rows_of(files(result("resnet18", 70, measured=measured), *NETS[1:]))
+    rows = rows_of(files(result("resnet18", 70, measured=measured), *MODELS[1:]))
     text = report.write_report(rows, tmp_path).read_text()
     words = (
         "Measured 2026-11-30 to 2026-12-02 on cpu, with aa_flax 0.1.0, jax 0.10.2, Python 3.11.7."

@@ -42,6 +42,24 @@ def pyplot() -> Any:
     return pyplot
 
 
+def new_figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Any:
+    """Returns a figure of a size in inches, and an array `(rows, columns)` of its panels."""
+    options |= {"figsize": size, "squeeze": False, "layout": "constrained"}
+    return pyplot().subplots(rows, columns, **options)
+
+
+def colour_of(i: int) -> str:
+    """Returns the colour of the i-th model or family of a figure."""
+    return PALETTE[i % len(PALETTE)]
+
+
+def add_colour_bar(figure: Any, image: Any, axes: Any, label: str, **options: Any) -> None:
+    """Adds a bar with the colours of an image next to the panels."""
+    bar = figure.colorbar(image, ax=axes, pad=0.01, **options)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
 def save_figure(figure: Any, path: Path, formats: Sequence[str]) -> None:
     """Writes a figure in each format, without dates, and closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +87,9 @@ def plot_models(
 
     Error bars are standard deviations over seeds, where there are several.
     """
-    figure, panel = pyplot().subplots(figsize=(8, 6), layout="constrained")
-    families = list(dict.fromkeys(model.family for model in models))
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(families)}
+    figure, ((panel,),) = new_figure(1, 1, (8, 6))
+    families = dict.fromkeys(model.family for model in models)
+    colours = {name: colour_of(i) for i, name in enumerate(families)}
     baselines = {m.family: (m.x, m.y) for m in models if m.filter_size is None}
     for family, k, x, y, dx, dy, _ in models:
         style = {"color": colours[family], "markersize": 6, "elinewidth": 1, "capsize": 3}
@@ -80,15 +98,13 @@ def plot_models(
         if k is not None and family in baselines:
             arrow = {"arrowstyle": "->", "color": colours[family], "alpha": 0.45, "shrinkB": 4}
             panel.annotate("", (x, y), xytext=baselines[family], arrowprops=arrow)
-    panel.set_xlabel(x_label)
-    panel.set_ylabel(y_label)
+    panel.set(xlabel=x_label, ylabel=y_label)
     panel.grid(alpha=0.3)
     panel.margins(0.08)
-    several = any(model.x_error or model.y_error for model in models)
-    of_bars = "; bars: standard deviation over seeds" if several else ""
-    panel.set_title(
-        f"circles: baselines; squares: antialiased, with the filter size{of_bars}", size=9
-    )
+    title = "circles: baselines; squares: antialiased, with the filter size"
+    if any(model.x_error or model.y_error for model in models):
+        title += "; bars: standard deviation over seeds"
+    panel.set_title(title, size=9)
     texts = {(m.x, m.y): (str(m.filter_size or m.family), colours[m.family]) for m in models}
     lines = [(baselines[m.family], (m.x, m.y)) for m in models if m.family in baselines]
     for _, _, x, y, dx, dy, _ in models:
@@ -99,14 +115,10 @@ def plot_models(
 
 # Offsets from a mark in points of 1/72 inch, and the alignment of a text there.
 _OFFSETS = (
-    (5, 5, "left", "bottom"),
-    (5, -5, "left", "top"),
-    (-5, 5, "right", "bottom"),
-    (-5, -5, "right", "top"),
-    (0, 9, "center", "bottom"),
-    (0, -9, "center", "top"),
-    (9, 0, "left", "center"),
-    (-9, 0, "right", "center"),
+    *((5, 5, "left", "bottom"), (5, -5, "left", "top")),
+    *((-5, 5, "right", "bottom"), (-5, -5, "right", "top")),
+    *((0, 9, "center", "bottom"), (0, -9, "center", "top")),
+    *((9, 0, "left", "center"), (-9, 0, "right", "center")),
 )
 
 
@@ -173,7 +185,7 @@ def plot_run_times(
         families: milliseconds of every seed by family and filter size; None: the baseline.
     """
     names = sorted(families, key=lambda name: -fastest(families[name]))
-    figure, panel = pyplot().subplots(figsize=(7, 0.35 * len(names) + 1.2), layout="constrained")
+    figure, ((panel,),) = new_figure(1, 1, (7, 0.35 * len(names) + 1.2))
     sizes = {k for family in families.values() for k in family}
     for k in sorted(sizes, key=lambda k: k or 0):
         timed = [name for name in names if k in families[name]]
@@ -191,8 +203,7 @@ def plot_run_times(
             capsize=3,
         )
     panel.set_yticks(range(len(names)), names)
-    panel.set_ylim(-0.5, len(names) - 0.5)
-    panel.set_xlabel(x_label)
+    panel.set(xlabel=x_label, ylim=(-0.5, len(names) - 0.5))
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
     save_figure(figure, path, formats)
@@ -207,22 +218,15 @@ def plot_diagonal(
     """Plots the true class's probability along the diagonal: a panel per image, a line per model.
 
     Args:
-        formats: suffixes of the files to write; see `ALL_FORMATS`.
+        formats: suffixes of the files to write.
     """
     columns = min(len(images), 4)
     rows = -(-len(images) // columns)
-    figure, axes = pyplot().subplots(
-        rows,
-        columns,
-        figsize=(3.2 * columns, 2.5 * rows + 0.3),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = new_figure(rows, columns, (3.2 * columns, 2.5 * rows + 0.3), sharey=True)
     for panel, image in zip(axes.flat, images, strict=False):
         for i, (name, values) in enumerate(probabilities.items()):
-            colour, mark = PALETTE[i % len(PALETTE)], _MARKS[i % len(_MARKS)]
-            panel.plot(values[image], marker=mark, markersize=4, color=colour, label=name)
+            style = {"marker": _MARKS[i % len(_MARKS)], "markersize": 4, "color": colour_of(i)}
+            panel.plot(values[image], label=name, **style)
         panel.set_title(f"image {image}", fontsize=10)
         panel.set_ylim(-0.04, 1.04)
         panel.grid(alpha=0.3)
@@ -247,25 +251,17 @@ def plot_equivariance(
     shifted image are farther away than those of another image.
 
     Args:
-        formats: suffixes of the files to write; see `ALL_FORMATS`.
+        formats: suffixes of the files to write.
     """
     columns = max(len(maps.blocks) for maps in models.values())
-    figure, axes = pyplot().subplots(
-        len(models),
-        columns,
-        figsize=(max(1.25 * columns, 6.5), 1.55 * len(models) + 0.9),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (max(1.25 * columns, 6.5), 1.55 * len(models) + 0.9)
+    figure, axes = new_figure(len(models), columns, size)
     for row, (name, maps) in zip(axes, models.items(), strict=True):
         _draw_maps(row, name, maps)
     period = next(iter(models.values())).maps.shape[-1]
-    ticks = [0, 10, 20, 30, 40, 50]
-    bar = figure.colorbar(
-        axes[0, 0].images[0], ax=axes, extend="max", ticks=ticks, fraction=0.02, pad=0.01
-    )
-    bar.set_label("% of the distance of two images", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    options = {"extend": "max", "ticks": [0, 10, 20, 30, 40, 50], "fraction": 0.02}
+    label = "% of the distance of two images"
+    add_colour_bar(figure, axes[0, 0].images[0], axes, label, **options)
     figure.suptitle(
         f"Deviation from shift-equivariance at shifts of 0 to {period - 1} pixels, down and right",
         fontsize=10,
@@ -282,8 +278,7 @@ def _draw_maps(row: Any, name: str, maps: EquivarianceMaps) -> None:
     """Draws the blocks of one model."""
     count = len(maps.blocks)
     for panel in row:
-        panel.set_xticks([])
-        panel.set_yticks([])
+        panel.set(xticks=[], yticks=[])
     for panel in row[count:]:
         panel.set_axis_off()
     for i, panel in enumerate(row[:count]):

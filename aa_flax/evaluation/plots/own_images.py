@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.evaluation.plots import PALETTE, pyplot, save_figure
+from aa_flax.evaluation.plots import (
+    PALETTE,
+    add_colour_bar,
+    colour_of,
+    new_figure,
+    pyplot,
+    save_figure,
+)
 from aa_flax.evaluation.stability import worst_shift
 
 Arrays = Mapping[str, np.ndarray]  # stored by a measure for one model
@@ -28,22 +35,16 @@ def plot_least_stable(path: Path, models: Mapping[str, Arrays], formats: Sequenc
         models: arrays of the measure `images`, by model; all of the same images and shifts.
     """
     chosen = _least_stable(models)
-    figure, axes = pyplot().subplots(
-        len(chosen),
-        1 + len(models),
-        figsize=(2.4 + 2.6 * len(models), 2.5 * len(chosen) + 0.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (2.4 + 2.6 * len(models), 2.5 * len(chosen) + 0.4)
+    figure, axes = new_figure(len(chosen), 1 + len(models), size)
     for row, (image, pixels) in zip(axes, chosen.items(), strict=True):
         row[0].imshow(pixels)
         row[0].set_title(fill(Path(image).name, 26), fontsize=8)
         row[0].set_axis_off()
         for panel, (name, arrays) in zip(row[1:], models.items(), strict=True):
             _draw_shifts(panel, arrays, arrays["name"].tolist().index(image), name)
-    bar = figure.colorbar(axes[0, 1].images[0], ax=axes, fraction=0.02, pad=0.01)
-    bar.set_label("probability of the unshifted crop's class (%)", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    label = "probability of the unshifted crop's class (%)"
+    add_colour_bar(figure, axes[0, 1].images[0], axes, label, fraction=0.02)
     figure.supxlabel(
         "crop moved right (pixels; vertically: down); crosses: another class is likelier",
         fontsize=8,
@@ -113,17 +114,11 @@ def plot_flicker(path: Path, models: Mapping[str, Arrays], formats: Sequence[str
         models: arrays of the measure `clip`, by model; all of the same frames.
     """
     heights = [3, 0.45] * len(models) + [2.4]
-    figure, axes = pyplot().subplots(
-        len(heights),
-        1,
-        figsize=(8, 0.62 * sum(heights) + 0.4),
-        height_ratios=heights,
-        squeeze=False,
-        layout="constrained",
-    )
-    panels = list(axes[:, 0])
+    size = (8, 0.62 * sum(heights) + 0.4)
+    figure, axes = new_figure(len(heights), 1, size, height_ratios=heights)
+    panels = axes[:, 0]
     for i, (name, arrays) in enumerate(models.items()):
-        _draw_curve(panels[2 * i], name, arrays, PALETTE[i % len(PALETTE)])
+        _draw_curve(panels[2 * i], name, arrays, colour_of(i))
         _draw_classes(panels[2 * i + 1], arrays)
     end = _seconds(next(iter(models.values())))[-1]
     for i, panel in enumerate(panels[: 2 * len(models)]):
@@ -147,7 +142,7 @@ def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
     panel.plot(start, 100 * arrays["probability"], color="#999999", linewidth=0.8, label="raw")
     label = f"mean over {window} frames ({seconds:.2f} s)"
     panel.plot(start, 100 * arrays["smoothed"], color=colour, linewidth=1.6, label=label)
-    rate = float((np.diff(arrays["top1"]) != 0).mean() * arrays["fps"])
+    rate = (np.diff(arrays["top1"]) != 0).mean() * arrays["fps"]
     panel.set_title(f"{name}: {rate:.2f} flips a second", fontsize=9)
     panel.set_ylabel(f"P of {fill(of, 16)} (%)", fontsize=8)
     panel.set_ylim(-4, 104)
@@ -168,8 +163,7 @@ def _draw_classes(panel: Any, arrays: Arrays) -> None:
             name = "other classes" if label is None else names[int(label)]
             spans = [(edges[i], edges[i + 1] - edges[i]) for i in np.flatnonzero(frames)]
             panel.broken_barh(spans, (0, 1), color=colour, linewidth=0, label=name)
-    panel.set_ylim(0, 1)
-    panel.set_yticks([])
+    panel.set(ylim=(0, 1), yticks=[])
     panel.set_xlabel("time (s)", fontsize=8, loc="right")
     panel.legend(fontsize=7, ncols=6, loc="upper left", bbox_to_anchor=(0, -0.9))
 
@@ -182,17 +176,13 @@ def _draw_runs(panel: Any, models: Mapping[str, Arrays]) -> None:
         steps = np.ravel([percent - percent[0], percent], "F")
         count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
         label = f"{name}: {count}, median {np.median(runs):.2f} s"
-        style = {"color": PALETTE[i % len(PALETTE)], "marker": ".", "markersize": 4}
+        style = {"color": colour_of(i), "marker": ".", "markersize": 4}
         panel.plot(np.repeat(runs, 2), steps, label=label, **style)
     panel.set_xscale("log")
     panel.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_formatter("")
-    panel.set_xlabel("length of a run of one class (s)", fontsize=8)
-    panel.set_ylabel("runs at most\nso long (%)", fontsize=8)
-    panel.tick_params(labelsize=8)
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize=7)
+    _finish(panel, "length of a run of one class (s)", "runs at most\nso long (%)")
 
 
 def plot_tiles(path: Path, models: Mapping[str, Arrays], formats: Sequence[str]) -> None:
@@ -222,10 +212,8 @@ def plot_tiles(path: Path, models: Mapping[str, Arrays], formats: Sequence[str])
     for panel in panels:
         _draw_cuts(panel, first, "white" if panel is panels[0] else "#40c0ff")
         panel.tick_params(labelsize=7)
-    bar = figure.colorbar(panels[-1].images[0], ax=panels, fraction=0.03, pad=0.01)
     what = "tiles with another label" if first["is_of_labels"] else "difference from the whole"
-    bar.set_label(f"{what} (%)", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    add_colour_bar(figure, panels[-1].images[0], panels, f"{what} (%)", fraction=0.03)
     _draw_profiles(axes["curve"], models, what)
     save_figure(figure, path, formats)
 
@@ -236,21 +224,23 @@ def _draw_cuts(panel: Any, arrays: Arrays, colour: str) -> None:
         panel.axhline(start, color=colour, linewidth=0.7)
     for start in {int(left) for _, left in arrays["tiles"]} - {0}:
         panel.axvline(start, color=colour, linewidth=0.7)
-    panel.set_xlim(0, arrays["used"][1])
-    panel.set_ylim(arrays["used"][0], 0)
+    panel.set(xlim=(0, arrays["used"][1]), ylim=(arrays["used"][0], 0))
 
 
 def _draw_profiles(panel: Any, models: Mapping[str, Arrays], what: str) -> None:
     """Draws the mean and largest difference by the distance to the cut, a colour per model."""
     for i, (name, arrays) in enumerate(models.items()):
-        colour = PALETTE[i % len(PALETTE)]
-        style = {"color": colour, "marker": ".", "markersize": 4}
+        style = {"color": colour_of(i), "marker": ".", "markersize": 4}
         panel.plot(arrays["depth"], 100 * arrays["mean"], label=f"{name}: mean", **style)
         largest = 100 * arrays["largest"]
         panel.plot(arrays["depth"], largest, "--", label=f"{name}: largest", **style)
-    panel.set_xlabel("pixels to the nearest cut edge", fontsize=8)
-    panel.set_ylabel(f"{fill(what, 20)} (%)", fontsize=8)
     panel.set_ylim(bottom=0)
+    _finish(panel, "pixels to the nearest cut edge", f"{fill(what, 20)} (%)", ncols=2)
+
+
+def _finish(panel: Any, x_label: str, y_label: str, **legend: Any) -> None:
+    panel.set_xlabel(x_label, fontsize=8)
+    panel.set_ylabel(y_label, fontsize=8)
     panel.tick_params(labelsize=8)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=7, ncols=2)
+    panel.legend(fontsize=7, **legend)

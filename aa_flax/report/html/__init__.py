@@ -20,23 +20,8 @@ from aa_flax.evaluation.equivariance import EquivarianceMaps
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.row import Row, points, time_label
 from aa_flax.files import replacing
-from aa_flax.report.comparisons import (
-    EXPLAINED,
-    HEAD,
-    compared_cells,
-    dominated_variants,
-    judged_by,
-    pareto_front,
-)
-from aa_flax.report.html.charts import (
-    breakable,
-    maps_grid,
-    models_chart,
-    plotly,
-    png_uri,
-    profile_chart,
-    walks,
-)
+from aa_flax.report import comparisons
+from aa_flax.report.html import charts
 from aa_flax.report.rows import (
     by_conditions,
     circumstances,
@@ -110,7 +95,7 @@ def _file(name: str) -> str:
 def _results_table(rows: Sequence[Row]) -> str:
     """Returns the table of all numbers, sorted by a click on a head, with its explanations."""
     columns, notes = shown_columns(rows), explained_columns(rows)
-    front, beaten = pareto_front(rows), dominated_variants(rows)
+    front, beaten = comparisons.pareto_front(rows), comparisons.dominated_variants(rows)
     heads = ['<th scope="col"><button type="button">model</button></th>']
     for column, _ in columns:
         title = escape(column.title + (" (%)" if column.unit == "%" else ""))
@@ -119,16 +104,17 @@ def _results_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         mark = "front" if row.title in front else "beaten" if row.title in beaten else ""
-        cells = [f'<th scope="row" class="{mark}">{breakable(row.title)}</th>']
+        cells = [f'<th scope="row" class="{mark}">{charts.breakable(row.title)}</th>']
         for column, path in columns:
             text, values = row.text(path, column.unit, column.interval), row.values(path)
             value = f' data-value="{np.mean(values):.9g}"' if values else ""
             cells.append(f"<td{value}>{text}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     table = _table("table of all models", heads, lines, ' id="results"')
+    judged = escape(comparisons.judged_by())
     legend = (
-        f'<p><span class="front">Bold</span>: no model is better in {escape(judged_by())} without '
-        'being worse in the other. <span class="beaten">Italic</span>: another version of the same '
+        f'<p><span class="front">Bold</span>: no model is better in {judged} without being worse '
+        'in the other. <span class="beaten">Italic</span>: another version of the same '
         "model is better. ±: standard deviation over training seeds; in brackets: the 95 % "
         "confidence interval of a single result, or the quartiles of the passes for times.</p>"
     )
@@ -151,19 +137,19 @@ def _definitions(terms: Iterable[tuple[str, str]]) -> str:
 
 def _published_section(rows: Sequence[Row]) -> str:
     lines = [
-        f'<tr><th scope="row">{breakable(name)}</th>'
+        f'<tr><th scope="row">{charts.breakable(name)}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
-        for name, *cells in compared_cells(rows)
+        for name, *cells in comparisons.compared_cells(rows)
     ]
-    heads = [f'<th scope="col">{head}</th>' for head in HEAD]
+    heads = [f'<th scope="col">{head}</th>' for head in comparisons.HEAD]
     table = _table("measured and published", heads, lines)
-    body = f"<p>{escape(EXPLAINED.replace('`', ''))}</p>{table}"
+    body = f"<p>{escape(comparisons.EXPLAINED.replace('`', ''))}</p>{table}"
     return _section("published", "Compared with published numbers", body) if lines else ""
 
 
 def _weights_section(rows: Sequence[Row]) -> str:
-    terms = [(breakable(row.title), text) for row in rows if (text := weights_of(row))]
+    terms = [(charts.breakable(row.title), text) for row in rows if (text := weights_of(row))]
     return _section("weights", "Weights", _definitions(terms)) if terms else ""
 
 
@@ -213,7 +199,7 @@ def _shift(rows: Sequence[Row]) -> Section | None:
         "are baselines, squares antialiased models with their filter size; arrows lead from each "
         "baseline to its antialiased models, bars are standard deviations over seeds.</p>"
     )
-    chart = models_chart(models, "accuracy (%)", "consistency (%)")
+    chart = charts.models_chart(models, "accuracy (%)", "consistency (%)")
     body = about + _chart("consistency", "accuracy against consistency, a point per model")
     html = _section("consistency", "Accuracy and consistency", body)
     return Section(html, {"consistency": chart})
@@ -227,14 +213,14 @@ def _time(rows: Sequence[Row]) -> Section | None:
         "<p>The median time of a compiled forward pass, in milliseconds, against accuracy. Up and "
         "to the left is better.</p>"
     )
-    x_label = plotly(time_label(rows)).replace(" on ", "<br>on ")
-    chart = models_chart(models, x_label, "accuracy (%)")
+    x_label = charts.plotly(time_label(rows)).replace(" on ", "<br>on ")
+    chart = charts.models_chart(models, x_label, "accuracy (%)")
     body = about + _chart("time", "run time against accuracy, a point per model")
     return Section(_section("time", "Run time", body), {"time": chart})
 
 
 def _diagonal(rows: Sequence[Row]) -> Section | None:
-    found = walks([row for row in rows if row.first("diagonal")])
+    found = charts.walks([row for row in rows if row.first("diagonal")])
     if not found:
         return None
     about = (
@@ -260,9 +246,9 @@ def _equivariance(rows: Sequence[Row]) -> Section | None:
     data = {}
     for i, (title, members) in enumerate(groups.items()):
         maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in members}
-        data[f"profile-{i}"] = profile_chart(maps)
+        data[f"profile-{i}"] = charts.profile_chart(maps)
         chart = _chart(f"profile-{i}", f"mean deviation of each block, {title}")
-        body.append(f"<h3>{escape(title)}</h3>{chart}{maps_grid(maps)}")
+        body.append(f"<h3>{escape(title)}</h3>{chart}{charts.maps_grid(maps)}")
     return Section(_section("equivariance", "Equivariance, block by block", "".join(body)), data)
 
 
@@ -272,7 +258,7 @@ _DRAWN = {"shift": _shift, "time": _time, "diagonal": _diagonal, "equivariance":
 def _images(name: str, paths: Sequence[Path]) -> Section | None:
     """Returns a section with the figures of a measure that the page does not draw itself."""
     images = [
-        f'<img class="figure" src="{png_uri(path.read_bytes())}" '
+        f'<img class="figure" src="{charts.png_uri(path.read_bytes())}" '
         f'alt="{escape(path.stem, quote=True)}">'
         for path in paths
         if path.suffix.lower() == ".png"

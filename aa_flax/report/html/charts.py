@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from aa_flax.evaluation.equivariance import EquivarianceMaps
-from aa_flax.evaluation.plots import PALETTE
+from aa_flax.evaluation.plots import colour_of
 from aa_flax.evaluation.row import Point, Row
 from aa_flax.evaluation.text import mean_with_spread
 from aa_flax.report.rows import by_conditions
@@ -86,7 +86,7 @@ def models_chart(models: Sequence[Point], x_label: str, y_label: str) -> Chart:
     data = []
     for i, family in enumerate(dict.fromkeys(model.family for model in models)):
         members = [model for model in models if model.family == family]
-        colour = PALETTE[i % len(PALETTE)]
+        colour = colour_of(i)
         data += _arrows(plotly(family), members, colour)
         data.append(_markers(plotly(family), members, colour, (x_label, y_label)))
     return {"data": data, "layout": _layout(x_label, y_label)}
@@ -175,7 +175,7 @@ def profile_chart(models: Mapping[str, EquivarianceMaps]) -> Chart:
             "name": plotly(name),
             "x": list(map(plotly, maps.blocks)),
             "y": [round(float(100 * fraction.mean()), 3) for fraction in maps.relative],
-            "line": {"color": PALETTE[i % len(PALETTE)]},
+            "line": {"color": colour_of(i)},
             "marker": {"symbol": i % 5, "size": 8},
             "hovertemplate": "%{x}: %{y:.1f} %<extra>%{fullData.name}</extra>",
         }
@@ -262,7 +262,7 @@ def _walk_image(i: int, arrays: Mapping[str, dict[str, np.ndarray]], offsets: in
             {
                 "name": name,
                 "label": plotly(name),
-                "colour": PALETTE[n % len(PALETTE)],
+                "colour": colour_of(n),
                 "probability": found["diag_probs"][i, :offsets].astype(float).round(5).tolist(),
                 "right": None if right is None else right[i, :offsets].astype(bool).tolist(),
             }
