@@ -15,12 +15,12 @@ def test_the_interval_of_a_fraction_is_scipys(hits, count):
     )
 
 
-def test_pairs_that_are_all_alike_count_as_their_image():
+def test_equal_pairs_count_as_one_image():
     fractions = np.array([1.0] * 90 + [0.0] * 10)
     assert clustered_interval(fractions, pairs=5) == pytest.approx(wilson_interval(0.9, 100))
 
 
-def test_independent_pairs_count_one_by_one(rng):
+def test_independent_pairs_count_individually(rng):
     fractions = rng.binomial(5, 0.7, 20_000) / 5
     found, expected = (
         clustered_interval(fractions, pairs=5),

@@ -79,8 +79,8 @@ def test_names_in_a_chart_are_escaped_for_plotly():
     chart = models_chart(
         [Point(odd, None, 1, 2, name=odd), Point(odd, 2, 3, 4, name=odd)], "x", "y"
     )
-    words = [trace.get("name", "") for trace in chart["data"]] + chart["data"][-1]["customdata"][0]
-    assert not any("<a" in text or "{" in text for text in words)
+    texts = [trace.get("name", "") for trace in chart["data"]] + chart["data"][-1]["customdata"][0]
+    assert not any("<a" in text or "{" in text for text in texts)
 
 
 def test_the_table_has_every_number_and_explains_each_column(text, folders):

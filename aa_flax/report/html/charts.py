@@ -1,6 +1,6 @@
-"""What the page draws: charts as plotly.js accepts them, maps as small images, walks along shifts.
+"""Contents that the page draws: charts, maps of equivariance, walks along shifts.
 
-A chart is a dict of `data` and `layout`.
+A chart is a dict of `data` and `layout`, as plotly.js accepts it.
 """
 
 import base64
