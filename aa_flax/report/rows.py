@@ -75,10 +75,8 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
                 left_out.append(str(error))
     if not found:
         below = next(iter(sorted(path.glob("*/results*.json"))), None)
-        hint = f"; folders below are not read, give them, e.g. {below.parent}" if below else ""
-        raise InputError(
-            f"no results in {path}: give files that hold results, or their folders{hint}"
-        )
+        hint = f"; subfolders are not searched, give them, e.g. {below.parent}" if below else ""
+        raise InputError(f"no results in {path}: give results files, or folders of them{hint}")
     return found
 
 
@@ -86,18 +84,18 @@ def _read_file(file: Path, left_out: list[str]) -> Results:
     """Reads results whose paths can be opened; adds a line for each measure that is left out."""
     results = read_results(file)
     if not {"model", "num_images"} <= results.keys():
-        raise InputError(f"{file} holds no results of an evaluation")
+        raise InputError(f"{file} contains no results of an evaluation; give another file")
     for name, found in list(results.items()):
         if not isinstance(found, dict) or name in _NO_MEASURES:
             continue
         if name not in MEASURES:
-            left_out.append(f"{file}: {name}, which is no measure known here; give its --plugin")
+            left_out.append(f"{file}: {name}, which is not a known measure; give its --plugin")
         elif isinstance(found.get("file"), str):  # and not a class of that name
             arrays = file.parent / found["file"]
             if arrays.is_file():
                 results[name] = found | {"file": str(arrays)}
             else:
-                left_out.append(f"{file}: {name}, since {arrays} is gone")
+                left_out.append(f"{file}: {name}, since {arrays} is missing")
                 del results[name]
     return results
 
@@ -118,7 +116,7 @@ def _facts(results: Results) -> dict[str, Any]:
         "resize_size": data.get("resize_size"),
         "shift_range": shift.get("shift_range", settings.get("shift_range")),
         "passes": shift.get("passes", settings.get("passes")),
-        "images_per_draw": None if per_draw == 1 else per_draw,  # 1: the default
+        "images_per_draw": None if per_draw == 1 else per_draw,  # 1: each has its own
         "dtype": results.get("dtype"),
         "options": results.get("options"),
         "weights": "run" if is_run else weights.get("training") or weights.get("file"),

@@ -161,7 +161,7 @@ def test_the_command_prints_the_table_and_refuses_files_without_results(files, t
         main([str(tmp_path / "out"), "--output", str(tmp_path / "out")])
     (tmp_path / "runs/one").mkdir(parents=True)
     (tmp_path / "runs/one/results.json").write_text("{}")
-    with pytest.raises(SystemExit, match=f"not read, give them, e.g. {tmp_path / 'runs/one'}"):
+    with pytest.raises(SystemExit, match=f"not searched, give them, e.g. {tmp_path / 'runs/one'}"):
         main([str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match="holds no results"):
@@ -288,8 +288,11 @@ def test_all_results_of_a_folder_are_read_and_everything_left_out_is_named(tmp_p
     for number in ("70.00", "50.00", "60.00"):
         assert number in printed
     assert f"left out: {folder / 'cut.json'} is cut" in printed
-    assert f"left out: {folder / 'resnet18.json'}: diagonal, since {folder / 'gone.npz'}" in printed
-    assert f"left out: {folder / 'results.json'}: mine, which is no measure known" in printed
+    assert (
+        f"left out: {folder / 'resnet18.json'}: diagonal, since {folder / 'gone.npz'} is missing"
+        in printed
+    )
+    assert f"left out: {folder / 'results.json'}: mine, which is not a known measure" in printed
     assert "config.json" not in printed
     assert "data.json" not in printed
     assert "## Left out" in (tmp_path / "out/report.md").read_text()
