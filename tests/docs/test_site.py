@@ -17,7 +17,7 @@ import aa_flax.pools
 import aa_flax.transform
 from tests.docs.markdown import ROOT
 
-PACKAGES = ("data", "evaluation", "training", "weights")
+PACKAGES = ("data", "evaluation", "report", "training", "weights")
 ENTRIES = {
     entry
     for page in (ROOT / "docs/reference").glob("*.md")
@@ -30,6 +30,7 @@ INTERNAL = {
     "splits tar_index video",
     "evaluation": "evaluator files intervals own_images predict run schema settings summary "
     "text turns",
+    "report": "__main__ comparisons",
     "training": "integrity profiling same_run workdir",
     "weights": "building checks content fit mistaken",
 }

@@ -62,10 +62,12 @@ MODELS = (
 
 
 def test_rows_have_the_order_of_the_registry_and_seeds_share_one_row(files):
-    rows = rows_of(files(*MODELS, result("resnet18", 72, 82)))
+    more = (result("my_lpf3", 50, 60), result("resnet18", 72, 82))
+    rows = rows_of(files(*more, *MODELS))
     assert [row.model for row in rows] == [
-        "alexnet", "vgg11", "resnet18", "resnet18_lpf2", "resnet18_lpf4",
+        "alexnet", "vgg11", "resnet18", "resnet18_lpf2", "resnet18_lpf4", "my_lpf3",
     ]  # fmt: skip
+    assert rows[-1].base == "my"
     assert "| *resnet18* | 71.0 ± 1.4 | 81.0 ± 1.4 |" in report.table(rows)
 
 
@@ -117,6 +119,7 @@ def test_released_weights_are_compared_with_published_numbers():
     assert pairs["consistency"].published == 88.36
     assert pairs["consistency"].difference == pytest.approx(-0.36)
     assert compared(result("resnet18_lpf4", 71.67)) == {}
+    assert published_for(found | {"data": {"crop_size": 64}}) is None
 
 
 def test_a_difference_of_1_96_standard_errors_has_a_p_of_five_percent():
@@ -298,25 +301,10 @@ def test_all_results_of_a_folder_are_read_and_everything_left_out_is_named(tmp_p
     assert "## Left out" in (tmp_path / "out/report.md").read_text()
 
 
-@pytest.mark.usefixtures("without_matplotlib")
-def test_a_model_that_is_not_in_the_registry_has_a_row(files, tmp_path):
-    rows = rows_of(files(result("mynet_lpf3", 50, 60), *MODELS))
-    assert rows[-1].base == "mynet"
-    assert "mynet_lpf3" in report.write_report(rows, tmp_path / "out").read_text()
-
-
 def test_an_unwritable_report_is_a_one_line_error(files, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="error: the report cannot be written to"):
         main([str(files(*MODELS)[0]), "--output", str(tmp_path / "file/out")])
-
-
-def test_published_numbers_apply_to_crops_of_224_pixels_only():
-    released = choose("resnet18_lpf4").filename
-    found = result("resnet18_lpf4", 71.67, 88.0)
-    found["weights"] = {"kind": "released", "training": "finetuned", "file": released}
-    assert published_for(found).accuracy == 71.67
-    assert published_for(found | {"data": {"crop_size": 64}}) is None
 
 
 ODD = "a|b\n# c <i>`d`</i> [e](https://f.g) *h* _i_ www.j.k $l$ ../m"
