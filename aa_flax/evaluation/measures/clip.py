@@ -13,8 +13,7 @@ from aa_flax.errors import real
 from aa_flax.evaluation.flicker import Flicker, flicker, mean_fps
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.picture_plots import plot_flicker
-from aa_flax.evaluation.pictured import (
+from aa_flax.evaluation.own_images import (
     CLASS_NAMES,
     PicturesMeasure,
     PicturesOption,
@@ -22,6 +21,7 @@ from aa_flax.evaluation.pictured import (
     check_size_of,
     class_namer,
 )
+from aa_flax.evaluation.plots.own_images import plot_flicker
 from aa_flax.runtime import progress_bar
 
 
