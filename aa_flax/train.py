@@ -10,7 +10,7 @@ a second Ctrl-C ends it at once (130).
 
 from absl import flags
 
-from aa_flax import commands
+from aa_flax import cli
 from aa_flax.errors import InputError
 from aa_flax.files import local_path
 from aa_flax.training.loop import train
@@ -21,23 +21,23 @@ _INTERRUPTED = "stopped at once; the same command continues from the latest chec
 
 def main() -> None:
     """The command; see the top of this file."""
-    commands.define_flags()
+    cli.define_flags()
     flags.DEFINE_string("resume", None, "a training checkpoint of the PyTorch original")
     flags.DEFINE_bool(
         "accept_data_change", False, "continue a run although its images are others than before"
     )
-    text = commands.as_called(str(__doc__), "aa_flax.train")
-    commands.run(_train, text, interrupted=_INTERRUPTED)
+    text = cli.as_called(str(__doc__), "aa_flax.train")
+    cli.run(_train, text, interrupted=_INTERRUPTED)
 
 
 def _train() -> None:
     given = flags.FLAGS
     resume = local_path(given.resume, "--resume") if given.resume else None
-    config, workdir = commands.config_and_workdir()
+    config, workdir = cli.config_and_workdir()
     try:
         train(config, workdir, resume=resume, accept_data_change=given.accept_data_change)
     except Stopped as stopped:
-        commands.leave(str(stopped), EXIT_CODE)
+        cli.leave(str(stopped), EXIT_CODE)
     except OSError as error:  # of a full disk, say, in what other packages write
         raise InputError(
             f"{error.filename or workdir}: {error.strerror or error}; see to that and give the "

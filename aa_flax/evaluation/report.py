@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from aa_flax.cli import load_plugins
 from aa_flax.errors import InputError
 from aa_flax.evaluation.judging import (
     dominated_variants,
@@ -38,7 +39,6 @@ from aa_flax.evaluation.published import EXPLAINED, HEAD, compared_cells
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.rows import circumstances, conditions, gather, weights_of
 from aa_flax.files import local_path
-from aa_flax.plugins import load_plugins
 from aa_flax.runtime import log_line
 
 

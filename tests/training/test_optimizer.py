@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from aa_flax import InputError
+from aa_flax.cli import recipe_names
 from aa_flax.configs import digits_resnet18, imagenet
-from aa_flax.recipes import recipe_names
 from aa_flax.training.optimizer import make_optimizer, make_schedule
 
 RECIPES = recipe_names()

@@ -145,7 +145,7 @@ def test_whatever_else_the_system_refuses_is_one_line_of_the_command(monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.tfevents")
 
     monkeypatch.setattr("aa_flax.train.train", full)
-    monkeypatch.setattr("aa_flax.commands.config_and_workdir", lambda: ("config", "run"))
+    monkeypatch.setattr("aa_flax.cli.config_and_workdir", lambda: ("config", "run"))
     given = types.SimpleNamespace(resume=None, accept_data_change=False)
     monkeypatch.setattr("absl.flags.FLAGS", given)
     with pytest.raises(InputError, match=r"^events\.tfevents: No space left on device; see to"):

@@ -88,7 +88,7 @@ def fake_wandb(began: list, logged: list) -> types.SimpleNamespace:
 
 
 def main(workdir: str, *arguments: str) -> None:
-    from aa_flax.commands import leave
+    from aa_flax.cli import leave
     from aa_flax.runtime import start_distributed
     from aa_flax.training import loop
     from aa_flax.training.stopping import EXIT_CODE, Stopped
