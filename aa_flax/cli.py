@@ -94,7 +94,16 @@ def load_plugins(argv: Sequence[str]) -> list[str]:
 def _load_plugin(name: str) -> str:
     path = local_path(name, "--plugin")
     if path.suffix != ".py" and not path.is_file():
-        return _import_module(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module exists; something that it imports does not
+            raise InputError(
+                f"no module or file {name} (--plugin); a file's name ends in .py, a module is "
+                "found where Python looks"
+            ) from error
+        return name
     if not path.is_file():
         raise InputError(f"no file {path} (--plugin); give a Python file, or a module's name")
     folder = str(path.resolve().parent)
@@ -106,19 +115,6 @@ def _load_plugin(name: str) -> str:
             f"--plugin {path} has the name of another module ({found or path.stem}); rename it"
         )
     return path.stem
-
-
-def _import_module(name: str) -> str:
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module exists; something that it imports does not
-        raise InputError(
-            f"no module or file {name} (--plugin); a file's name ends in .py, a module is found "
-            "where Python looks"
-        ) from error
-    return name
 
 
 def called() -> str:

@@ -18,26 +18,18 @@ from aa_flax.pools import pool_factory
 
 MOST = 2**31 - 1  # the largest integer that is accepted
 _BOUNDS = {
-    "at least": operator.ge,
-    "at most": operator.le,
+    "at_least": operator.ge,
+    "at_most": operator.le,
     "above": operator.gt,
     "below": operator.lt,
 }
 
 
-def _number(
-    default: float,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A number within bounds."""
-    if isinstance(default, int) and at_most is None:
-        at_most = MOST
-    bounds = dict(zip(_BOUNDS, (at_least, at_most, above, below), strict=True))
-    return field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
+def _number(default: float, **bounds: float) -> Any:
+    """A number within bounds, which `_BOUNDS` has the names of."""
+    if isinstance(default, int):
+        bounds.setdefault("at_most", MOST)
+    return field(default=default, metadata=bounds)
 
 
 def _one_of(*known: str) -> Any:
@@ -319,7 +311,9 @@ def _checked(spec: Any, value: Any, where: str) -> Any:
         return value
     for bound, limit in spec.metadata.items():
         if not _BOUNDS[bound](value, limit):
-            raise InputError(f"{where} is {_shown(value)}; it has to be {bound} {limit}")
+            raise InputError(
+                f"{where} is {_shown(value)}; it has to be {bound.replace('_', ' ')} {limit}"
+            )
     return value
 
 

@@ -206,7 +206,7 @@ def _remove_unreadable_programs(folder: Path) -> None:
 
 
 def _processor() -> str:
-    """Returns a name for this kind of CPU, since JAX's own cache keys do not tell two apart.
+    """Returns a name for this kind of CPU, since JAX's own cache keys do not distinguish them.
 
     A program for one CPU may use instructions that another lacks, and a home may be shared.
     """

@@ -1,7 +1,7 @@
 """Checkpoints of a run, by Orbax: the two latest, the best by top-1, and every tenth epoch's.
 
-A checkpoint that is damaged, by its checksums, is told from one that cannot be read now: the first
-is set aside and the one before is used, the second is an error and nothing is changed.
+If checksums show that a checkpoint is damaged, it is set aside and the one before is used; if one
+cannot be read now, that is an error and nothing is changed.
 """
 
 import gc

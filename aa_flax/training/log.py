@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -22,14 +22,6 @@ Numbers = Mapping[str, float]
 
 _REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 _PROFILE_AFTER, _PROFILE_STEPS = 5, 5  # after compilation and the first fetches of data
-
-
-class Writer(Protocol):
-    """A destination of numbers, by step."""
-
-    def write(self, step: int, numbers: Numbers) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -130,16 +122,15 @@ def check_writers(log: LogConfig) -> None:
             ) from error
 
 
-def make_writers(workdir: Path, config: dict[str, Any], start_step: int) -> list[Writer]:
+def make_writers(workdir: Path, config: dict[str, Any], start_step: int) -> list[Any]:
     """Returns the writers that a config asks for; none in processes that do not report."""
     if not is_main_process():
         return []
-    writers: list[Writer] = []
-    if config["log"]["tensorboard"]:
-        writers.append(TensorBoard(workdir / "tensorboard"))
-    if config["log"]["wandb"]:
-        writers.append(WeightsAndBiases(workdir, config))
-    return [*writers, JsonLines(workdir / "metrics.jsonl", start_step)]
+    return [
+        *([TensorBoard(workdir / "tensorboard")] if config["log"]["tensorboard"] else []),
+        *([WeightsAndBiases(workdir, config)] if config["log"]["wandb"] else []),
+        JsonLines(workdir / "metrics.jsonl", start_step),
+    ]
 
 
 class RunLog:
@@ -155,7 +146,7 @@ class RunLog:
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int):
         self._writers = make_writers(workdir, config, start_step)
-        self._profile = Profile(workdir / "profile" if config["profile"] else None)
+        self.profile = Profile(workdir / "profile" if config["profile"] else None)
         self._num_epochs, self._batch_size = config["num_epochs"], config["batch_size"]
         self._compiled = False
 
@@ -163,7 +154,7 @@ class RunLog:
         return self
 
     def __exit__(self, *_):
-        self._profile.stop()
+        self.profile.stop()
         for writer in self._writers:
             writer.close()
 
@@ -178,12 +169,8 @@ class RunLog:
         with progress_bar(steps, title, "step", initial=done) as self._bar:
             yield
 
-    def before_step(self, state: Any) -> None:
-        """Is called before each step, with the state it starts from."""
-        self._profile.before_step(state)
-
     def called_step(self, seconds: float) -> None:
-        """Is called after each step, with the seconds of its call: of the first, to compile it."""
+        """Logs the compilation; called after each step, with the seconds of its call."""
         if not self._compiled:
             self._compiled = True
             self._began += seconds
@@ -265,7 +252,7 @@ class Profile:
         self._running = self._written = False
 
     def before_step(self, state: Any) -> None:
-        """Is called before each step, with the state it starts from."""
+        """Begins or ends the trace; called before each step, with the state it starts from."""
         if self._folder is None:
             return
         if self._steps == _PROFILE_AFTER:

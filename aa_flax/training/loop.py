@@ -80,7 +80,7 @@ def train_epochs(
     log = RunLog(folder.path, folder.config, int(state.step))
     folder.claim()
     batches = batches_from(int(state.step))
-    with stop.from_step_to_step(), log:
+    with stop.interruptible(False), log:
         for epoch in range(first_epoch, num_epochs + 1):
             began, first_step = time.perf_counter(), int(state.step)
             with log.epoch(epoch, steps, first_step - (epoch - 1) * steps):
@@ -163,7 +163,7 @@ def _train_steps(
         began = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - began
-        log.before_step(state)
+        log.profile.before_step(state)
         began = time.perf_counter()
         state, metrics = train_step(state, batch)
         log.called_step(time.perf_counter() - began)

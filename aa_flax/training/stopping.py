@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -27,8 +27,8 @@ class Interrupted(BaseException):
 class StopRequest:
     """Handles SIGTERM and Ctrl-C as requests to stop the run.
 
-    A context manager. A request ends the work in it with `Stopped`, except `from_step_to_step`,
-    where the run checks `reached` after every step. A second Ctrl-C ends the process at once.
+    A context manager. A request ends the work in it with `Stopped`, except in
+    `interruptible(False)`, where the run checks `reached` after every step. A second Ctrl-C ends the process at once.
     Several processes stop after the same step, even if only one got the signal: `jax.distributed`
     listens for SIGTERM and agrees on a step.
     """
@@ -74,25 +74,19 @@ class StopRequest:
         return self._received
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self, within: bool = True) -> Iterator[None]:
         """Runs work that can be repeated, e.g. evaluation: a request ends it with `Interrupted`.
+
+        Args:
+            within: False for work that no request ends, since it checks `reached` itself.
 
         Raises:
             Interrupted: there was a request, before or within.
         """
-        with self._set(interruptible=True):
-            if self._received and jax.process_count() == 1:
-                raise Interrupted
-            yield
-
-    def from_step_to_step(self) -> AbstractContextManager[None]:
-        """Runs work that no request ends, since it checks `reached` itself."""
-        return self._set(interruptible=False)
-
-    @contextmanager
-    def _set(self, *, interruptible: bool) -> Iterator[None]:
-        before, self._interruptible = self._interruptible, interruptible
+        before, self._interruptible = self._interruptible, within
         try:
+            if within and self._received and jax.process_count() == 1:
+                raise Interrupted
             yield
         finally:
             self._interruptible = before

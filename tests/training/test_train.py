@@ -141,7 +141,7 @@ def test_a_run_stopped_before_or_after_its_steps_stops_at_once_and_continues(
 
 @pytest.mark.usefixtures("heard")
 def test_a_second_ctrl_c_stops_at_once():
-    with StopRequest() as stop, stop.from_step_to_step():
+    with StopRequest() as stop, stop.interruptible(False):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.reached(1)
         with pytest.raises(KeyboardInterrupt):
