@@ -28,9 +28,9 @@ class StopRequest:
     """Handles SIGTERM and Ctrl-C as requests to stop the run.
 
     A context manager. A request ends the work in it with `Stopped`, except in
-    `interruptible(False)`, where the run checks `reached` after every step. A second Ctrl-C ends the process at once.
-    Several processes stop after the same step, even if only one got the signal: `jax.distributed`
-    listens for SIGTERM and agrees on a step.
+    `interruptible(False)`, where the run checks `reached` after every step. A second Ctrl-C ends
+    the process at once. Several processes stop after the same step, even if only one got the
+    signal: `jax.distributed` listens for SIGTERM and agrees on a step.
     """
 
     def __init__(self):

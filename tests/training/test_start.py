@@ -70,6 +70,7 @@ def test_published_weights_are_the_models_or_its_baselines(baseline, tmp_path, m
     assert asked[1].startswith("resnet18-")
 
 
+@pytest.mark.usefixtures("no_final_evaluation")
 def test_a_run_starts_from_another_runs_best_checkpoint(tmp_path, capsys):
     config = tiny_config(num_epochs=1, max_steps_per_epoch=2)
     train.train(config, tmp_path / "first")
