@@ -180,7 +180,7 @@ def _momentum_buffers(
 
 
 def _as_tree(buffers: Mapping[str, np.ndarray], model: Classifier, path: Path) -> Any:
-    """Returns the buffers in the tree of the parameters, zero where there is none."""
+    """Returns the buffers in the tree of the parameters; a missing one is zero."""
     twin = nnx.clone(model)
     for name, slot in torch_slots(twin).items():
         buffer = buffers.get(name, np.zeros(slot.torch_shape, np.float32))
