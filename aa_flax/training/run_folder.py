@@ -76,15 +76,15 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = local_path(path, "--workdir")
         check_directory(self.path, f"--workdir {path}")
-        if (path / "checkpoints").is_file():
+        self._checkpoints = self.path / "checkpoints"
+        if self._checkpoints.is_file():
             raise InputError(
-                f"{path / 'checkpoints'} is a file, but a directory is needed; give another "
-                "--workdir"
+                f"{self._checkpoints} is a file, but a directory is needed; give another --workdir"
             )
-        for file in (path / name for name in _FILES):
+        for file in (self.path / name for name in _FILES):
             if file.exists() and not file.is_file():
                 raise InputError(f"{file} is not a regular file; give another --workdir")
-        names = (found.name for found in (path / "checkpoints").glob("*"))
+        names = (found.name for found in self._checkpoints.glob("*"))
         self.continues = any(name.partition(".damaged")[0].isdigit() for name in names)
 
     def check(
@@ -108,7 +108,7 @@ class RunFolder:
         if not self.continues:
             self._check_nothing_lost()
             return None
-        with Checkpoints(self.path / "checkpoints") as checkpoints:
+        with Checkpoints(self._checkpoints) as checkpoints:
             latest, best = checkpoints.latest, checkpoints.best
         if latest is not None:  # else all are damaged, as restoring one reports
             check_same_config(latest.config, config, self.path)
