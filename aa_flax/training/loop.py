@@ -78,7 +78,7 @@ def train_epochs(
         where = f"step {within} after epoch {done}" if within else f"epoch {done}"
         log_line(f"continuing after {where} of {num_epochs}")
     log = RunLog(folder.path, folder.config, int(state.step))
-    folder.claim()
+    folder.claim()  # not earlier: a run that cannot be restored must not change the folder
     batches = batches_from(int(state.step))
     with stop.interruptible(False), log:
         for epoch in range(first_epoch, num_epochs + 1):
@@ -87,7 +87,7 @@ def train_epochs(
                 state = train_steps(state, batches, epoch * steps, log)
             numbers, step = log.epoch_means(), int(state.step)
             try:
-                if step < epoch * steps:
+                if step < epoch * steps:  # a request ended the steps: nothing to evaluate yet
                     raise Interrupted
                 with stop.interruptible():
                     if config.recalibrate_batches:
@@ -97,6 +97,7 @@ def train_epochs(
             except Interrupted:
                 raise _stopped(epoch, state, steps, save, checkpoints) from None
             numbers |= {f"val_{name}": accuracy[name] for name in ("loss", "top1", "top5")}
+            # Before saving: a checkpoint that is not finite would be resumed from.
             _check_finite(numbers["val_loss"], step, numbers.get("learning_rate"), checkpoints)
             save(state, epoch=epoch, top1=accuracy["top1"])
             seconds = time.perf_counter() - began
