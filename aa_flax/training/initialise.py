@@ -10,9 +10,9 @@ from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
 from aa_flax.runtime import log_line
-from aa_flax.weights.building import Held
 from aa_flax.weights.fit import last_layer, named_weights, options_of, set_weights
 from aa_flax.weights.locate import OfRun, locate
+from aa_flax.weights.read import Weights
 
 
 def model_of(config: Config, num_classes: int) -> Classifier:
@@ -52,14 +52,14 @@ def init_from(source: str, model: Classifier) -> None:
             f"{source} holds weights of {weights.name}; a {base} starts from those of {base} or "
             f"{base}_lpf1 to {base}_lpf7"
         )
-    held = weights.hold_relative(options_of(model))
+    held = weights.load_relative(options_of(model))
     left = _take(held, model, source)
     anew = f"; not taken, so starting anew: {', '.join(left)}" if left else ""
     taken = len(named_weights(model)) - len(left)
     log_line(f"starting from {source} ({held.model}): {taken} arrays taken{anew}")
 
 
-def _take(held: Held, model: Classifier, source: str) -> list[str]:
+def _take(held: Weights, model: Classifier, source: str) -> list[str]:
     """Sets the variables; gives those the weights do not have, or for other classes."""
     own = {name: tuple(v.shape) for name, v in named_weights(model).items()}
     given = {name: tuple(array.shape) for name, array in held.arrays.items()}
@@ -88,5 +88,5 @@ def model_from_workdir(workdir: str | Path, step: int | None = None) -> tuple[Cl
     Raises:
         InputError: no run there, no such checkpoint, or a damaged one.
     """
-    weights = OfRun(workdir, step)
+    weights = OfRun(workdir, step=step)
     return weights.load_model(), weights.sentence()

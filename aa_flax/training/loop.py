@@ -53,9 +53,9 @@ from aa_flax.training.workdir import (
     locked,
     writing,
 )
-from aa_flax.weights.files import save_weights
 from aa_flax.weights.fit import num_classes_of
 from aa_flax.weights.locate import locate
+from aa_flax.weights.save_load import save_weights
 
 _REPORT_EVERY = 50  # steps between two rows of metrics.jsonl
 

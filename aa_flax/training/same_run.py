@@ -12,7 +12,7 @@ from aa_flax.errors import InputError
 from aa_flax.files import parse_json
 from aa_flax.runtime import log_line
 from aa_flax.training.checkpoints import Record
-from aa_flax.weights.files import read_metadata
+from aa_flax.weights.read import read_metadata
 
 # What may change between two parts of a run: none of it changes what the parameters become.
 _FREE = (

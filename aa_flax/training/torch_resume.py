@@ -15,9 +15,9 @@ from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
 from aa_flax.training.state import TrainState
-from aa_flax.weights.content import read_content
 from aa_flax.weights.fit import fit, set_weights
-from aa_flax.weights.torch_format import torch_slots
+from aa_flax.weights.read import read_weights
+from aa_flax.weights.state_dicts import torch_slots
 
 
 class TorchRun(NamedTuple):
@@ -45,7 +45,7 @@ def read_torch_run(path: Path, model: Classifier, config: Config) -> TorchRun:
         InputError: it is not a training checkpoint of this net, or not of SGD with the config's
             momentum and weight decay: the run would not be the one that was begun.
     """
-    read = read_content(path)
+    read = read_weights(path)
     content = read.checkpoint
     if not isinstance(content, Mapping) or not {"epoch", "optimizer"} <= content.keys():
         raise InputError(

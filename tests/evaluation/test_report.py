@@ -11,7 +11,7 @@ from aa_flax.evaluation import report
 from aa_flax.evaluation import rows as rows_module
 from aa_flax.evaluation.equivariance import EquivarianceMaps
 from aa_flax.evaluation.published import compare, comparisons, published_for
-from aa_flax.weights.pretrained import choose
+from aa_flax.weights.published import choose
 
 
 def result(model, top1, consistency=None, **more):
