@@ -55,7 +55,7 @@ def fitted(weights: Weights, name: str, options: Mapping[str, Any]) -> Weights:
     head, num_classes = last_layer(model), num_classes_of(model)
     if head:
         num_classes = arrays[head[0]].shape[-1] if head[0] in arrays else None
-    return Weights(weights.label, arrays, False, name, weights.options, num_classes, head)
+    return Weights(weights.label, arrays, False, model.name, weights.options, num_classes, head)
 
 
 def filled(

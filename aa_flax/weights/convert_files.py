@@ -56,8 +56,8 @@ def convert_file(
     weights = read_weights(source)
     if not to_torch and not weights.torch_names:
         raise InputError(
-            f"{source} is a file of this package already, of {weights.model or None}; to write a "
-            "torch file from it give --to-torch"
+            f"{source} is a file of this package already, of {weights.model or 'no model'}; to "
+            "write a torch file from it give --to-torch"
         )
     facts = {"source": Path(source).name, "sha256": weights.sha256}
     released = None if to_torch else released_file(Path(source).name)
@@ -65,10 +65,9 @@ def convert_file(
         check_hash(released, weights.sha256, source)
         facts |= {"training": released.training, "licence": licence_of(released)}
     name = name_of(weights, model, source)
-    weights = fitted(weights, name, options)
-    if weights.model != name:
+    if weights.model not in ("", name):
         raise InputError(f"{source} holds weights of {weights.model}, not of {name}")
-    whole = whole_model(weights, **options)
+    whole = whole_model(fitted(weights, name, options), **options)
     if released is not None and num_parameters(whole) != released.parameters:
         raise InputError(
             f"{source} has {num_parameters(whole)} parameters, {released.parameters} were published"

@@ -113,7 +113,10 @@ def test_an_object_that_is_no_state_dict_is_refused_by_its_type(source, model):
 def test_safetensors_with_torchs_names_load_as_ours_do(model, state, tmp_path):
     save_file(state, tmp_path / "w.safetensors")
     load_weights(model, tmp_path / "w.safetensors")
-    assert np.array_equal(torch_weights(model)["classifier.0.bias"], state["classifier.0.bias"])
+    other = create_model(f"{NAME}_finetune", pretrained=tmp_path / "w.safetensors", **OPTIONS)
+    for found in (model, other):
+        bias = torch_weights(found)["classifier.0.bias"]
+        assert np.array_equal(bias, state["classifier.0.bias"])
 
 
 def build(*, num_classes, rngs):

@@ -174,10 +174,10 @@ def test_processes_that_want_the_same_weights_download_them_once(released, serve
     root = Path(__file__).parents[2]
     processes = [
         subprocess.Popen(command, cwd=root, env=os.environ, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     outputs = [process.communicate()[0].strip() for process in processes]
-    assert outputs == [str(cache / released.filename.replace(".pth", ".safetensors"))] * 3
+    assert outputs == [str(cache / released.filename.replace(".pth", ".safetensors"))] * 2
     assert len(requests) == 1
 
 
