@@ -126,11 +126,7 @@ def add_arguments_of_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def option(given: str) -> tuple[str, Any]:
-    """Parses a model's option: NAME=VALUE, a Python literal or else a word.
-
-    Raises:
-        InputError: something else.
-    """
+    """Parses a model's option: NAME=VALUE, a Python literal or else a word."""
     name, equals, value = given.partition("=")
     if not (name.isidentifier() and equals):
         raise InputError(f"--option is NAME=VALUE, e.g. pool_only=False; got {given!r}")
@@ -141,11 +137,7 @@ def option(given: str) -> tuple[str, Any]:
 
 
 def published_or_of_a_run(source: str, model: str | None, step: int | None) -> WeightsSource | None:
-    """Locates published weights, or those of a run's folder; None: the source is a file.
-
-    Raises:
-        InputError: published weights without a model, a run of another model, or a step of a file.
-    """
+    """Locates published weights, or those of a run's folder; None: the source is a file."""
     if source in WORDS:
         if model is None:
             raise InputError(f"{source}: of which model? Give --model NAME, e.g. resnet50_lpf4")

@@ -118,11 +118,11 @@ class PerceptualDistance(nnx.Module):
 
     def maps(self, images: Float[Array, "N H W 3"]) -> list[Float[Array, "N h w C"]]:
         """Returns the trunk's five maps of normalized images."""
-        net: Any = self.net.net
-        taps = _taps(net)
+        model: Any = self.net.net
+        taps = _taps(model)
         found, x = [], images
-        for name, block in net.named_blocks():
-            x = net._run_block(name, block, x, images.shape)
+        for name, block in model.named_blocks():
+            x = model._run_block(name, block, x, images.shape)
             if name in taps:
                 found.append(x)
             if len(found) == len(taps):
@@ -160,21 +160,21 @@ def _unit_vectors(x: Float[Array, "N h w C"]) -> Float[Array, "N h w C"]:
     return jnp.where(squares > 0, x / (lengths + _EPSILON), 0)
 
 
-def _kind(net: Classifier) -> type:
+def _kind(model: Classifier) -> type:
     for kind in _FILES:
-        if isinstance(net, kind):
+        if isinstance(model, kind):
             return kind
-    name = net.name or type(net).__name__
+    name = model.name or type(model).__name__
     raise InputError(
         f"the perceptual distance is by features of AlexNet or VGG, not of {name}; give alexnet "
         "or vgg16, with _lpf1 to _lpf7 if it is to tolerate shifts"
     )
 
 
-def _taps(net: AlexNet | VGG) -> list[str]:
-    if isinstance(net, AlexNet):
+def _taps(model: AlexNet | VGG) -> list[str]:
+    if isinstance(model, AlexNet):
         return ["stem", "conv2", "conv3", "conv4", "conv5"]
-    return [f"conv{i}_{len(stage)}" for i, stage in enumerate(net.stages, 1)]
+    return [f"conv{i}_{len(stage)}" for i, stage in enumerate(model.stages, 1)]
 
 
 def _trunk(net: str | Classifier | Backbone, pretrained: Pretrained) -> Backbone:
@@ -225,13 +225,13 @@ def _channel_weights(
     return weights
 
 
-def _file_of_lpips(net: Classifier) -> Path:
+def _file_of_lpips(model: Classifier) -> Path:
     """Finds the weights of a model in the package lpips, which is not imported."""
-    name = net.name.partition("_lpf")[0]
+    name = model.name.partition("_lpf")[0]
     if name not in ("alexnet", "vgg16"):
         raise InputError(
             "the package lpips has weights for alexnet and vgg16, not for "
-            f"{net.name or 'this model'}; give channel_weights=None for none, or five arrays"
+            f"{model.name or 'this model'}; give channel_weights=None for none, or five arrays"
         )
     package = find_spec("lpips")
     folders = package.submodule_search_locations if package else None
@@ -240,4 +240,4 @@ def _file_of_lpips(net: Classifier) -> Path:
             "the weights of channels are in the package lpips: pip install 'aa_flax[lpips]', or "
             "give channel_weights, a file or None"
         )
-    return Path(folders[0], "weights", "v0.1", _FILES[_kind(net)])
+    return Path(folders[0], "weights", "v0.1", _FILES[_kind(model)])

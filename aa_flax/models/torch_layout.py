@@ -45,11 +45,7 @@ def sequential(prefix: str, layers: Sequence[Layer | None]) -> Layers:
 
 
 def pool_filter(pool: nnx.Module, channels: int) -> Filter | None:
-    """Returns what a torch file has for a pool; None: nothing.
-
-    Raises:
-        InputError: the pool has variables, for which no torch file has names.
-    """
+    """Returns what a torch file has for a pool; None: nothing. A pool with variables is refused."""
     size = binomial_size(pool)
     if size is not None:
         return Filter(size, channels)

@@ -63,13 +63,8 @@ def filled(
 ) -> Classifier:
     """Builds a model with these weights; variables that they lack stay abstract.
 
-    A last layer for another number of classes is not used; with `num_classes=0` there is none.
-
-    Args:
-        trunk_only: the classifier is not needed: no warning about layers of it that are absent.
-
-    Raises:
-        InputError: weights of another model.
+    A last layer for another number of classes is not used; `num_classes=0` leaves it out. With
+    `trunk_only` no warning says that layers of the classifier are absent.
     """
     model = abstract(lambda rngs: build(num_classes=num_classes, rngs=rngs))
     check_same_model(weights, model)

@@ -80,15 +80,7 @@ def convert_file(
 
 
 def check_output(output: str | Path, *, to_torch: bool, source: str | Path | None = None) -> Path:
-    """Returns the path of a file to write.
-
-    Args:
-        source: the file to convert, which must not be overwritten.
-
-    Raises:
-        InputError: the source, a directory, a device, a suffix of the other kind, or a path that
-            cannot be written.
-    """
+    """Returns the path of a file to write, checked; `source` must not be overwritten."""
     path = local_path(output, "the output")
     check_writable(path)
     if source is not None and path.exists() and path.samefile(weights_path(source)[0]):
@@ -104,24 +96,15 @@ def check_output(output: str | Path, *, to_torch: bool, source: str | Path | Non
 
 
 def save_as_torch(model: Classifier, output: Path) -> None:
-    """Writes a model's weights as a torch file; see `convert_file`.
-
-    Raises:
-        InputError: the output cannot be written.
-    """
-    state_dict = to_torch_state_dict(model)
-    antialiased = model.filter_size is not None
-    write_torch_file({"state_dict": state_dict} if antialiased else state_dict, output)
+    """Writes a model's weights as a torch file; see `convert_file`."""
+    state = to_torch_state_dict(model)
+    write_torch_file(state if model.filter_size is None else {"state_dict": state}, output)
 
 
 def whole_model(weights: Weights, **options: Any) -> Classifier:
-    """Builds the model with these weights, all else abstract, and the last layer only if they do.
+    """Builds the model with these weights, all else abstract; without a last layer if they lack it.
 
-    Args:
-        options: the model's, added to those of the weights.
-
-    Raises:
-        InputError: the weights are of a trunk; a model without its last layer has other layers.
+    A trunk is refused where the model has other layers before the last one, as VGG does.
     """
     build = partial(registry.build, weights.model, **{**(weights.options or {}), **options})
     model = filled(weights, build, weights.num_classes or 0, trunk_only=True)
@@ -141,11 +124,7 @@ def num_parameters(model: nnx.Module) -> int:
 
 
 def name_of(weights: Weights, model: str | None, source: str | Path) -> str:
-    """Returns a model's name as given, or as a file's name, metadata or checkpoint say it.
-
-    Raises:
-        InputError: it is unknown.
-    """
+    """Returns a model's name as given, or as a file's name, metadata or checkpoint say it."""
     if model is not None:
         return model
     filename = Path(source).name
@@ -167,7 +146,7 @@ def name_of(weights: Weights, model: str | None, source: str | Path) -> str:
 
 
 def released_file(filename: str) -> ReleasedWeights | None:
-    """Returns the released file of this name; None: there is none."""
+    """Returns the released file of this name, if there is one."""
     return next((r for r in registry.released_weights() if r.filename == filename), None)
 
 

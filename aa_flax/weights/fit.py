@@ -67,13 +67,9 @@ def _variables_of(model: nnx.Module, layers: Collection[str]) -> list[str]:
     return [name for name in named_weights(model) if name.partition(".")[0] in layers]
 
 
-def num_classes_of(model: nnx.Module) -> int:
+def num_classes_of(model: Classifier) -> int:
     """Returns the outputs of a model's last layer; 0 for a model without one."""
-    count = getattr(model, "num_classes", None)
-    if count is not None:
-        return count
-    shapes = [named_weights(model)[name].shape for name in last_layer(model)]
-    return shapes[0][-1] if shapes else 0
+    return model.num_classes or 0
 
 
 def options_of(model: nnx.Module) -> dict[str, Any]:
@@ -82,11 +78,7 @@ def options_of(model: nnx.Module) -> dict[str, Any]:
 
 
 def check_same_model(weights: Weights, model: nnx.Module) -> None:
-    """Compares the name and the options of weights with a model's, as far as both are known.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Refuses weights of another model or other options, as far as both are known."""
     own = getattr(model, "name", "")
     if not own:
         return
@@ -116,14 +108,7 @@ def _listed(options: Mapping[str, Any]) -> str:
 def check_names_and_shapes(
     expected: Mapping[str, Shape], given: Mapping[str, Shape], hint: str = ""
 ) -> None:
-    """Compares names and shapes; one error lists all that are missing, unexpected or different.
-
-    Args:
-        hint: a cause or a remedy, added to the error.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Compares names and shapes; one error lists all differences, and `hint` with them."""
     problems = []
     if missing := [name for name in expected if name not in given]:
         problems.append(f"missing in the weights: {_some(missing)}")
@@ -271,8 +256,7 @@ def _about_filters(
 ) -> str:
     """Returns what the fixed filters of weights show about their model; "" for nothing.
 
-    Raises:
-        InputError: everything fits but the filters' sizes: these are weights of another variant.
+    Where everything fits but the filters' sizes, an InputError says which variant would fit.
     """
     found = {s[-1] for name, s in given.items() if _is_filter(name) and s}
     own = {taps.shape[-1] for taps in filters.values()}

@@ -37,11 +37,7 @@ class HubFile(NamedTuple):
 
 
 def parse_hub_name(name: str) -> HubName:
-    """Splits `hf-hub:OWNER/NAME[@REVISION][#sha256=HEX]`.
-
-    Raises:
-        InputError: another syntax.
-    """
+    """Splits `hf-hub:OWNER/NAME[@REVISION][#sha256=HEX]`; raises an InputError for others."""
     match = _SYNTAX.fullmatch(name)
     if match is None:
         raise InputError(
@@ -114,12 +110,9 @@ def _facts(name: HubName) -> tuple[dict[str, Any], str | None]:
 
 
 def image_config(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the images that a `pretrained_cfg` describes, as fields of `ModelConfig`.
+    """Returns the images that a `pretrained_cfg` describes, as fields of `ModelConfig`, checked.
 
     Sizes are those of the test, where there are any; fields that it does not have are left out.
-
-    Raises:
-        InputError: a value that makes no sense.
     """
     found = {key: facts[key] for key in ("mean", "std") if facts.get(key) is not None}
     if facts.get("interpolation") in ("bilinear", "bicubic"):

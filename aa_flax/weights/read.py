@@ -160,8 +160,7 @@ def _hashed(path: Path, modified: int, size: int) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
-# Files that are no weights, although they are given as such.
-
+# Files that are given as weights and are something else, by their beginnings.
 _BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer, not the weights: fetch them by git lfs pull",
     b"<": "a web page or XML, not weights: download the file itself",
@@ -177,11 +176,10 @@ def _other_kind(data: bytes, path: Path) -> str:
         return "the index of weights in several files: merge them into one, e.g. by safetensors"
     if data[8:9] == b"{":  # safetensors, whatever the length of its header looks like
         return ""
-    start = data.lstrip()[:32]
     for beginning, kind in _BEGINNINGS.items():
-        if start.startswith(beginning):
+        if data[:200].lstrip().startswith(beginning):
             return kind
-    if start.startswith(b"PK"):
+    if data.startswith(b"PK"):
         return _other_zip(data)
     is_text = data[:200].isascii() and b"\0" not in data[:200]
     return "a text, not weights" if is_text else ""
@@ -211,11 +209,7 @@ _DTYPES = {
 
 
 def read_metadata(source: str | Path) -> dict[str, str]:
-    """Returns the metadata of a safetensors file, read without its arrays; {} for a torch file.
-
-    Raises:
-        InputError: no such file, or an incomplete safetensors file.
-    """
+    """Returns the metadata of a safetensors file, read without its arrays; {} for a torch file."""
     path, _ = weights_path(source)
     try:
         with path.open("rb") as file:
@@ -263,11 +257,7 @@ def _incomplete(path: Path, error: Exception) -> InputError:
 
 
 def images_in(metadata: Mapping[str, str], label: object) -> dict[str, Any]:
-    """Returns the metadata's description of a model's images, as fields of `ModelConfig`.
-
-    Raises:
-        InputError: a value that makes no sense; the message names the file and the field.
-    """
+    """Returns the metadata's description of a model's images: fields of `ModelConfig`, checked."""
     fields = json_in(metadata, "images", label)
     with prefixed(f"{label}: images"):
         return checked_images({k: v for k, v in fields.items() if k in IMAGE_FIELDS})
@@ -280,11 +270,7 @@ def checked_images(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_in(metadata: Mapping[str, str], key: str, label: object) -> dict[str, Any]:
-    """Returns a mapping that is stored in metadata as JSON; {} where it is absent.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """Returns a mapping that is stored in metadata as JSON; {} where it is absent."""
     text = metadata.get(key, "{}")
     try:
         found = parse_json(text)
@@ -296,7 +282,7 @@ def json_in(metadata: Mapping[str, str], key: str, label: object) -> dict[str, A
 
 
 def integer_in(metadata: Mapping[str, str], key: str) -> int | None:
-    """Returns an integer that is stored in metadata as text; None where there is none."""
+    """Returns an integer that is stored in metadata as text; None where it is absent."""
     text = metadata.get(key, "")
     return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
@@ -362,8 +348,8 @@ def _harmless(torch: Any) -> list[Any]:
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         found += [(multiarray._reconstruct, f"{module}._reconstruct")]
         found += [(multiarray.scalar, f"{module}.scalar")]
-    numbers = "?bBhHiIlLqQefdgU"  # and text; no objects, which may be anything
-    found += {type(np.dtype(kind)) for kind in numbers}
+    # Numbers and text; no objects, which may be anything.
+    found += {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgU"}
     found += [(np.dtypes.BytesDType, "numpy.dtypes.BytesDType")]
     for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
         pure = getattr(pathlib, f"Pure{name.removeprefix('Pure')}")
@@ -386,11 +372,7 @@ def _reason(error: Exception) -> str:
 
 
 def import_torch(purpose: str) -> Any:
-    """Imports torch, which is an extra.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Imports torch, an extra; an InputError explains how to install it."""
     try:
         import torch
     except ImportError as error:

@@ -152,11 +152,7 @@ def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) 
 
 
 def write_torch_file(content: Mapping[str, Any], path: Path) -> None:
-    """Writes names and arrays, or names and such mappings, as tensors; atomically.
-
-    Raises:
-        InputError: torch is not installed, or the path cannot be written.
-    """
+    """Writes names and arrays, or names and such mappings, as tensors; atomically."""
     torch = import_torch(f"writing {path}")
 
     def tensors(content: Any) -> Any:
