@@ -12,7 +12,7 @@ from aa_flax.models.densenet import DenseNet
 
 def test_a_model_is_a_linen_module_through_flaxs_bridge(rng):
     tiny = partial(DenseNet, (1, 1), growth_rate=4, num_init_features=8, drop_rate=0.1)
-    register_model("tiny_bridged", tiny, filter_sizes=(4,), replace=True)
+    register_model("tiny_bridged", tiny, replace=True)
     x = jnp.asarray(rng.standard_normal((1, 40, 40, 3)), jnp.float32)
     net = nnx.bridge.to_linen(create_model, "tiny_bridged_lpf4", num_classes=10)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}

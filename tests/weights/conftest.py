@@ -10,12 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from aa_flax import register_model
 from aa_flax.models import registry
+from aa_flax.models.densenet import DenseNet
 from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights import published
 from benchmarks.reference import reference_net
 
 NAME = "mobilenet_v2_lpf4"
+TINY = "tiny_densenet_lpf4"  # of a few layers, and as quick to build
+register_model(
+    "tiny_densenet", partial(DenseNet, (1, 1), growth_rate=4, num_init_features=8), replace=True
+)
 
 
 @pytest.fixture(scope="session")

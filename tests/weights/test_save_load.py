@@ -11,17 +11,8 @@ import pytest
 import safetensors
 from flax import nnx
 
-from aa_flax import (
-    BlurPool,
-    InputError,
-    ModelConfig,
-    create_model,
-    load_weights,
-    register_model,
-    save_weights,
-)
+from aa_flax import BlurPool, InputError, ModelConfig, create_model, load_weights, save_weights
 from aa_flax.evaluation.files import check_writable
-from aa_flax.models.densenet import DenseNet
 from aa_flax.weights.convert_files import save_as_torch
 from aa_flax.weights.fit import named_weights
 from aa_flax.weights.locate import locate
@@ -247,18 +238,10 @@ def test_a_failed_write_of_a_torch_file_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-tiny = partial(DenseNet, (1, 1), growth_rate=4, num_init_features=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered():
-    register_model("tiny_of_pools", tiny, replace=True)
-
-
 def made(pool, seed=0, **options):
     classes = {} if "pretrained" in options else {"num_classes": 3}
     rngs = nnx.Rngs(seed)
-    return create_model("tiny_of_pools", pool=pool, rngs=rngs, **classes, **options)
+    return create_model("tiny_densenet", pool=pool, rngs=rngs, **classes, **options)
 
 
 @pytest.mark.parametrize("pool", ["learned3", "lps", "aps_l2"])
