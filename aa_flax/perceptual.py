@@ -64,12 +64,12 @@ class PerceptualDistance(nnx.Module):
 
     Example:
         >>> import aa_flax
-        >>> import jax.numpy as jnp
+        >>> import jax
         >>> distance = aa_flax.PerceptualDistance(
         ...     "alexnet", pretrained=False, channel_weights=None
         ... )
-        >>> black, white = jnp.zeros((2, 32, 32, 3)), jnp.ones((2, 32, 32, 3))
-        >>> distance(black, white).shape
+        >>> images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
+        >>> jax.eval_shape(distance, images, images).shape  # of distance(images, images)
         (2,)
     """
 
