@@ -19,8 +19,8 @@ from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, regis
 from aa_flax.recalibrate import recalibrate_batch_norm
 from aa_flax.runtime import keep_memory
 from aa_flax.transform import antialias
-from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
-from aa_flax.weights.torch_format import to_torch_state_dict
+from aa_flax.weights.save_load import load_torch_state_dict, load_weights, save_weights
+from aa_flax.weights.state_dicts import to_torch_state_dict
 
 if TYPE_CHECKING:
     from aa_flax.data.classes import imagenet_class_names

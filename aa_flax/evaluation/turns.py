@@ -35,7 +35,7 @@ from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import images_of, list_models, released_weights
 from aa_flax.runtime import log_line
-from aa_flax.weights.locate import WORDS, Weights, describe, locate
+from aa_flax.weights.locate import WORDS, WeightsSource, describe, locate
 
 FOLDER = Path("runs/evaluation")  # of nets that have no folder of their own
 # Parts of a config that an evaluation says, and what of them belongs to the training all the same.
@@ -147,12 +147,12 @@ def _measured_already(plan: Plan) -> Results:
     return results
 
 
-def _facts(config: Config, found: Weights, source: Source) -> dict[str, Any]:
+def _facts(config: Config, found: WeightsSource, source: Source) -> dict[str, Any]:
     return facts_of(config, found.name, found.description(), source)
 
 
 def _load_and_evaluate(
-    found: Weights,
+    found: WeightsSource,
     config: Config,
     source: Source,
     output: Path,
@@ -187,7 +187,7 @@ def _load_and_evaluate(
     )
 
 
-def _other_images(found: Weights, config: Config) -> str:
+def _other_images(found: WeightsSource, config: Config) -> str:
     """What to say where weights know of images of other sizes than the config's; else nothing.
 
     Raises:
@@ -222,7 +222,7 @@ def header(model: Classifier, config: Config, source: Source, weights: Mapping[s
     )
 
 
-def default_output(found: Weights) -> Path:
+def default_output(found: WeightsSource) -> Path:
     """Where results go: to the run's folder, beside a file of weights, or to `runs/evaluation`."""
     description = found.description()
     if description["kind"] == "released":
@@ -292,7 +292,7 @@ def _check_classes(weights: str, source: Source) -> None:
         )
 
 
-def _check_class_order(found: Weights, source: Source) -> None:
+def _check_class_order(found: WeightsSource, source: Source) -> None:
     """A run's logits have the order of its own data; in another they would be other classes'."""
     description = found.description()
     path = Path(description.get("file", ""), "data.json")
@@ -313,7 +313,7 @@ def _of_net(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options[key].value_for(name, value) for key, value in values.items()}
 
 
-def _as_trained(config: Config, found: Weights) -> Config:
+def _as_trained(config: Config, found: WeightsSource) -> Config:
     """Returns the config with the weights' interpolation, and their training for the record."""
     asked: dict[Any, Any] = flatten_dict(config.to_dict())
     told = images_of(config.model).interpolation

@@ -12,7 +12,7 @@ from flax import nnx
 
 from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.models.registry import base_names, has_reference
-from aa_flax.weights.torch_format import torch_slots
+from aa_flax.weights.state_dicts import torch_slots
 from benchmarks.reference import reference_net, relative_difference
 
 FAMILIES = (

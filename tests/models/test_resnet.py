@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, list_models, load_torch_state_dict, save_weights
-from aa_flax.weights.torch_format import to_torch_state_dict
+from aa_flax.weights.state_dicts import to_torch_state_dict
 from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,

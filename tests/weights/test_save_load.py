@@ -3,6 +3,7 @@ import os
 import re
 import resource
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 import safetensors
 from flax import nnx
 
-from aa_flax import InputError, ModelConfig, create_model, load_weights, save_weights
+from aa_flax import BlurPool, InputError, ModelConfig, create_model, load_weights, save_weights
 from aa_flax.evaluation.files import check_writable
-from aa_flax.weights.content import images_in
-from aa_flax.weights.convert import save_as_torch
-from aa_flax.weights.files import named_weights, read_weights
+from aa_flax.weights.convert_files import save_as_torch
+from aa_flax.weights.fit import named_weights
 from aa_flax.weights.locate import locate
+from aa_flax.weights.read import images_in, read_weights
+from aa_flax.weights.save_load import write_torch_file
 from tests.compiled import run
 
 
@@ -26,7 +28,7 @@ def model():
 
 @contextmanager
 def full_disk(size):
-    """No file grows beyond a size, as on a disk that is full."""
+    """No file grows beyond a size, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -52,15 +54,18 @@ def test_weights_survive_bit_for_bit(model, path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_create_model_takes_weights_and_classes_from_a_file(model, path):
-    other = create_model("mobilenet_v2_lpf4", pretrained=path)
-    x = jax.random.normal(jax.random.key(0), (1, 40, 40, 3))
+def test_create_model_takes_weights_and_classes_from_a_file(tmp_path):
+    model = made("binomial4", drop_rate=0.5)
+    save_weights(model, tmp_path / "w.safetensors")
+    other = made("binomial4", seed=1, drop_rate=0.5, pretrained=tmp_path / "w.safetensors")
+    assert other.num_classes == 3
+    x = jax.random.normal(jax.random.key(0), (2, 40, 40, 3))
     np.testing.assert_array_equal(run(model, x), run(other, x))
-    other.train()  # dropout, which no file holds, works
-    assert run(other, jax.numpy.concatenate([x, -x])).shape == (2, 10)
+    other.train()  # dropout, which no file contains, works
+    assert (run(other, x) != run(model, x)).all()
 
 
-def test_what_images_a_net_takes_goes_with_its_weights(model, path):
+def test_the_images_of_a_model_are_stored_with_its_weights(model, path):
     options = {"num_classes": 3, "width_mult": 0.25}
     net = create_model("mobilenet_v2_lpf4", **options)
     halves = (0.5, 0.5, 0.5)
@@ -104,15 +109,15 @@ def test_options_that_make_no_sense_are_refused_by_file(odd, model, path):
         create_model("mobilenet_v2_lpf4", pretrained=path)
 
 
-def test_numbers_in_metadata_that_are_none_say_nothing(model, path):
+def test_numbers_in_metadata_that_are_not_are_ignored(model, path):
     save_weights(model, path, epoch="\u00b2", step="9" * 5000, num_classes="\u00b2")
     weights = locate(path, model="mobilenet_v2_lpf4")
     assert weights.description().keys() == {"kind", "model", "file", "sha256"}
     assert weights.load_model().num_classes == 10
 
 
-def test_metadata_names_net_source_and_licence(path):
-    _, metadata = read_weights(path)
+def test_metadata_name_model_source_and_licence(path):
+    metadata = dict(read_weights(path).metadata)
     images = json.loads(metadata.pop("images"))
     assert ModelConfig(**images | {k: tuple(images[k]) for k in ("mean", "std")}) == ModelConfig()
     assert metadata == {
@@ -152,7 +157,7 @@ def test_a_number_alone_is_a_weight_like_any_other(tmp_path):
     assert load_weights(Scale(1.0), tmp_path / "w.safetensors").scale[...] == 2
 
 
-def test_weights_of_another_net_are_refused_by_name(path):
+def test_weights_of_another_model_are_refused_by_name(path):
     other = create_model("mobilenet_v2_lpf3", num_classes=10)
     with pytest.raises(InputError, match=r"holds weights of mobilenet_v2_lpf4, not of .*_lpf3"):
         load_weights(other, path)
@@ -196,7 +201,7 @@ def test_a_path_that_cannot_be_written_is_one_line_that_names_it(target, cause, 
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
-def test_what_is_no_text_in_metadata_is_refused(model, path):
+def test_metadata_that_are_not_text_are_refused(model, path):
     before = path.read_bytes()
     for odd in (3, None, "\udcff"):
         with pytest.raises(InputError, match=r"w\.safetensors cannot be written: "):
@@ -217,8 +222,56 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(write, model, tmp_path)
 
 def test_a_failed_write_leaves_the_old_file(model, path, monkeypatch):
     before = path.read_bytes()
-    monkeypatch.setattr("aa_flax.weights.files.save_file", lambda *_: 1 / 0)
+    monkeypatch.setattr("aa_flax.weights.save_load.save_file", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_weights(model, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_of_a_torch_file_leaves_the_old_file(tmp_path):
+    path = tmp_path / "w.pth"
+    write_torch_file({"a": np.ones(3)}, path)
+    with pytest.raises(TypeError):
+        write_torch_file({"a": np.array([object()])}, path)
+    assert read_weights(path).arrays["a"].tolist() == [1, 1, 1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def made(pool, seed=0, **options):
+    classes = {} if "pretrained" in options else {"num_classes": 3}
+    rngs = nnx.Rngs(seed)
+    return create_model("tiny_densenet", pool=pool, rngs=rngs, **classes, **options)
+
+
+@pytest.mark.parametrize("pool", ["learned3", "lps", "aps_l2"])
+def test_a_model_with_a_pool_is_saved_and_loaded_with_its_weights(pool, tmp_path):
+    model = made(pool)
+    save_weights(model, tmp_path / "mine.safetensors")
+    again = made(pool, seed=1, pretrained=tmp_path / "mine.safetensors")
+    by_hand = load_weights(made(pool, seed=1), tmp_path / "mine.safetensors")
+    for name, variable in named_weights(model).items():
+        np.testing.assert_array_equal(named_weights(again)[name], variable)
+        np.testing.assert_array_equal(named_weights(by_hand)[name], variable)
+    assert any("pool" in name for name in named_weights(model)) == (pool != "aps_l2")
+
+
+def test_weights_of_one_pool_are_refused_by_a_model_with_another(tmp_path):
+    save_weights(made("gaussian5"), tmp_path / "mine.safetensors")
+    with pytest.raises(InputError, match="pool='gaussian5', this model has pool='gaussian7'"):
+        load_weights(made("gaussian7"), tmp_path / "mine.safetensors")
+
+
+def nameless():
+    return lambda stride: BlurPool(3, stride)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [lambda stride: BlurPool(5, stride), nameless(), partial(lambda k, s: BlurPool(k, s), 3)],
+)
+def test_a_pool_without_a_name_is_not_stored_under_one_that_others_have(pool, tmp_path):
+    model = made(pool)  # usable all the same
+    with pytest.raises(InputError, match=r"mine.*pool=.* without a unique name.*register"):
+        save_weights(model, tmp_path / "mine.safetensors")
+    assert not list(tmp_path.iterdir())

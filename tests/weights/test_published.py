@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 
 from aa_flax import InputError, create_model, to_torch_state_dict
 from aa_flax.models import registry
-from aa_flax.weights import pretrained
-from aa_flax.weights.files import read_weights
-from aa_flax.weights.pretrained import choose, pretrained_file
+from aa_flax.weights import published
+from aa_flax.weights.published import choose, published_file
+from aa_flax.weights.read import read_weights
 from tests.weights.conftest import NAME
 
 
@@ -57,7 +57,7 @@ def test_a_download_is_checked_converted_and_kept(net, released, serve, cache):
     assert [path.suffix for path in cache.iterdir() if path.suffix != ".lock"] == [".safetensors"]
 
 
-def test_a_file_in_the_local_folder_is_taken_before_any_download(
+def test_a_file_in_the_local_folder_is_used_before_any_download(
     net, released, released_folder, serve, monkeypatch
 ):
     requests = serve()
@@ -70,12 +70,12 @@ def test_a_converted_file_in_the_local_folder_needs_no_torch_file(
     net, released, serve, cache, tmp_path, monkeypatch
 ):
     serve()
-    converted = pretrained_file(released)
+    converted = published_file(released)
     folder = tmp_path / "converted"
     folder.mkdir()
     converted.rename(folder / converted.name)
     monkeypatch.setenv("AA_FLAX_WEIGHTS", str(folder))
-    assert pretrained_file(released) == folder / converted.name
+    assert published_file(released) == folder / converted.name
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_a_broken_download_names_address_and_folder_and_leaves_nothing(
     serve(fault)
     with pytest.raises(InputError, match=message) as error:
         create_model(NAME, pretrained=True)
-    assert pretrained.address_of(released) in str(error.value)
+    assert published.address_of(released) in str(error.value)
     assert "AA_FLAX_WEIGHTS=" in str(error.value)
     assert [path.suffix for path in cache.iterdir()] in ([], [".lock"])
 
 
 def test_without_a_network_the_address_is_named(released, monkeypatch):
     closed = "http://127.0.0.1:1/"
-    monkeypatch.setattr(pretrained, "ADDRESSES", dict.fromkeys(pretrained.ADDRESSES, closed))
+    monkeypatch.setattr(published, "ADDRESSES", dict.fromkeys(published.ADDRESSES, closed))
     what = f"{closed}{released.filename} could not be downloaded. Download it"
     with pytest.raises(InputError, match=rf"^no connection \(.*refused\): {what}") as error:
         create_model(NAME, pretrained=True)
@@ -114,10 +114,10 @@ def test_without_torch_nothing_is_downloaded(released, serve, monkeypatch):
     assert requests == []
 
 
-def test_a_local_folder_that_is_none_is_named(released, monkeypatch):
+def test_a_local_folder_that_is_missing_is_named(released, monkeypatch):
     monkeypatch.setenv("AA_FLAX_WEIGHTS", "no/such/folder")
     with pytest.raises(InputError, match="AA_FLAX_WEIGHTS is no/such/folder"):
-        pretrained_file(released)
+        published_file(released)
 
 
 def test_a_local_folder_may_begin_with_the_home_folder(
@@ -126,7 +126,7 @@ def test_a_local_folder_may_begin_with_the_home_folder(
     requests = serve()
     monkeypatch.setenv("HOME", str(released_folder.parent))
     monkeypatch.setenv("AA_FLAX_WEIGHTS", f"~/{released_folder.name}")
-    assert pretrained_file(released).is_file()
+    assert published_file(released).is_file()
     assert requests == []
 
 
@@ -136,10 +136,10 @@ def test_without_a_cache_a_download_is_kept_as_long_as_the_process(
     requests = serve()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    path = pretrained_file(released)
-    assert path == pretrained_file(released)
+    path = published_file(released)
+    assert path == published_file(released)
     assert tmp_path not in path.parents
-    arrays, _ = read_weights(path)
+    arrays = read_weights(path).arrays
     bias = net.state_dict()["classifier.0.bias"].numpy()
     np.testing.assert_array_equal(arrays["classifier.bias"], bias)
     assert len(requests) == 1
@@ -153,7 +153,7 @@ def test_a_converted_file_that_was_made_from_another_is_refused(released, cache)
         create_model(NAME, pretrained=True)
 
 
-def test_a_net_without_published_weights_says_so(monkeypatch):
+def test_a_model_without_published_weights_is_one_error(monkeypatch):
     monkeypatch.setattr(registry, "released_weights", lambda: ())
     with pytest.raises(InputError, match="no weights were released for resnet18; there are: none"):
         choose("resnet18")
@@ -162,22 +162,22 @@ def test_a_net_without_published_weights_says_so(monkeypatch):
 def test_processes_that_want_the_same_weights_download_them_once(released, serve, cache):
     requests = serve()
     code = (
-        "from aa_flax.weights import pretrained\n"
+        "from aa_flax.weights import published\n"
         "from aa_flax.models.registry import ReleasedWeights\n"
         "from aa_flax.models import registry\n"
         f"row = ReleasedWeights(*{tuple(released)!r})\n"
         "registry.released_weights = lambda: (row,)\n"
-        f"pretrained.ADDRESSES = {pretrained.ADDRESSES!r}\n"
-        "print(pretrained.pretrained_file(row))"
+        f"published.ADDRESSES = {published.ADDRESSES!r}\n"
+        "print(published.published_file(row))"
     )
     command = [sys.executable, "-c", code]
     root = Path(__file__).parents[2]
     processes = [
         subprocess.Popen(command, cwd=root, env=os.environ, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     outputs = [process.communicate()[0].strip() for process in processes]
-    assert outputs == [str(cache / released.filename.replace(".pth", ".safetensors"))] * 3
+    assert outputs == [str(cache / released.filename.replace(".pth", ".safetensors"))] * 2
     assert len(requests) == 1
 
 

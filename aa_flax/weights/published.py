@@ -1,4 +1,4 @@
-"""Published weights: found on this machine, or downloaded, checked, converted and kept."""
+"""Published weights: found on this machine, or downloaded, checked, converted and cached."""
 
 import atexit
 import hashlib
@@ -19,11 +19,10 @@ from aa_flax.files import cache_folder, local_path, replacing
 from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
 from aa_flax.runtime import progress_bar
-from aa_flax.weights.content import Content
-from aa_flax.weights.convert import check_hash, convert_torch_file
-from aa_flax.weights.torch_files import import_torch
+from aa_flax.weights.convert_files import check_hash, convert_file
+from aa_flax.weights.read import Weights, import_torch
 
-# Where the originals' files and torchvision's stand.
+# Of the original's files, and torchvision's.
 ADDRESSES = {
     "original": "https://antialiased-cnns.s3.us-east-2.amazonaws.com/weights_v0.1/",
     "torchvision": "https://download.pytorch.org/models/",
@@ -32,13 +31,14 @@ _TIMEOUT = 30  # seconds without a byte
 
 
 def choose(name: str, training: str | None = None) -> ReleasedWeights:
-    """The released file for a net.
+    """Returns the released file for a model.
 
     Args:
-        name: a net's name; `..._finetune` asks for the fine-tuned weights, as the original's does.
-        training: `finetuned` or `scratch`; None takes what the original takes: fine-tuned weights
-            where there are any (every net at `_lpf4`), else those trained from scratch, and for a
-            baseline torchvision's.
+        name: a model's name; `..._finetune` requests the fine-tuned weights, as the original's
+            does.
+        training: `finetuned` or `scratch`; None chooses as the original does: fine-tuned weights
+            where there are any (every model at `_lpf4`), else those trained from scratch, and
+            torchvision's for a baseline.
 
     Raises:
         InputError: nothing of that kind was released; the message lists what was.
@@ -55,20 +55,18 @@ def choose(name: str, training: str | None = None) -> ReleasedWeights:
     for kind in wanted:
         if kind in found:
             return found[kind]
-    kind = f"{training} " if training else ""
-    raise InputError(f"no {kind}weights were released for {model}; {_what_there_is(base)}")
-
-
-def _what_there_is(base: str) -> str:
     there = [r for r in registry.released_weights() if registry.parse_name(r.model)[0] == base]
-    return "there are: " + (", ".join(f"{r.model} ({r.training})" for r in there) or "none")
+    listed = ", ".join(f"{r.model} ({r.training})" for r in there) or "none"
+    kind = f"{training} " if training else ""
+    raise InputError(f"no {kind}weights were released for {model}; there are: {listed}")
 
 
-def pretrained_file(released: ReleasedWeights) -> Path:
-    """The released weights as safetensors, from wherever they are nearest.
+def published_file(released: ReleasedWeights) -> Path:
+    """Returns released weights as a safetensors file.
 
-    In turn: a converted file in the folder `AA_FLAX_WEIGHTS`, or in the cache; a released file in
-    `AA_FLAX_WEIGHTS`, converted into the cache; the file downloaded, converted into the cache.
+    The first of these is used: a converted file in the folder `AA_FLAX_WEIGHTS`, or in the cache;
+    a released file in `AA_FLAX_WEIGHTS`, converted into the cache; a download, converted into the
+    cache.
 
     Raises:
         InputError: a file that is not the released one, or a download that fails; the message says
@@ -76,43 +74,52 @@ def pretrained_file(released: ReleasedWeights) -> Path:
     """
     converted = Path(released.filename).with_suffix(".safetensors").name
     local = _local_folder()
-    folders = [*([] if local is None else [local]), *_caches()]
-    for folder in folders:
-        if (folder / converted).is_file():
+    for folder in (local, _cache()):
+        if folder is not None and (folder / converted).is_file():
             return folder / converted
     with _locked(converted) as cached:
-        if cached.is_file():  # another process has done the work
+        if cached.is_file():  # another process has converted it meanwhile
             return cached
         if local is not None and (local / released.filename).is_file():
-            convert_torch_file(local / released.filename, cached)
-        else:
-            _download_and_convert(released, cached)
+            convert_file(local / released.filename, cached)
+            return cached
+        import_torch(f"converting {released.filename}")  # before anything is downloaded
+        downloaded = cached.parent / released.filename
+        try:
+            download(released, downloaded)
+            convert_file(downloaded, cached)
+        finally:
+            downloaded.unlink(missing_ok=True)
     return cached
 
 
-def weights_cache() -> Path:
-    """Where converted weights are kept."""
+def _local_folder() -> Path | None:
+    """Returns the folder `AA_FLAX_WEIGHTS`, if it is set."""
+    given = os.environ.get("AA_FLAX_WEIGHTS")
+    if not given:
+        return None
+    folder = local_path(given, "AA_FLAX_WEIGHTS")
+    if not folder.is_dir():
+        raise InputError(
+            f"AA_FLAX_WEIGHTS is {given}, which is not a directory; correct it or unset it"
+        )
+    return folder
+
+
+def _cache() -> Path:
     return cache_folder() / "weights"
-
-
-def _caches() -> list[Path]:
-    """The cache, where there can be one."""
-    try:
-        return [weights_cache()]
-    except (OSError, RuntimeError):  # no home folder
-        return []
 
 
 @contextmanager
 def _locked(filename: str) -> Iterator[Path]:
-    """A file of the cache, for this process alone; a temporary one where nothing can be kept."""
-    for folder_of in (weights_cache, _temporary_folder):
+    """Locks a file of the cache for this process; a temporary one where nothing can be cached."""
+    for folder_of in (_cache, _temporary_folder):
         try:
             folder = folder_of()
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / Path(filename).with_suffix(".lock"))
             lock.acquire()
-        except (OSError, RuntimeError):  # not writable, without locks, or no home folder
+        except (OSError, NotImplementedError):  # not writable, or without locks
             continue
         try:
             yield folder / filename
@@ -120,61 +127,40 @@ def _locked(filename: str) -> Iterator[Path]:
             lock.release()
         return
     raise InputError(
-        "published weights can be kept neither in the cache nor in TMPDIR; make room there"
+        "published weights can be stored neither in the cache nor in TMPDIR; make room there"
     )
 
 
 @cache
 def _temporary_folder() -> Path:
-    """A folder that goes when this process ends."""
+    """Makes a folder that is removed when this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="aa_flax_")
     atexit.register(folder.cleanup)
     return Path(folder.name)
 
 
-def _local_folder() -> Path | None:
-    """The folder `AA_FLAX_WEIGHTS`, if it is set."""
-    given = os.environ.get("AA_FLAX_WEIGHTS")
-    if not given:
-        return None
-    folder = local_path(given, "AA_FLAX_WEIGHTS")
-    if not folder.is_dir():
-        raise InputError(f"AA_FLAX_WEIGHTS is {given}, which is no folder; correct it or unset it")
-    return folder
-
-
-def check_is_released(released: ReleasedWeights, content: Content) -> None:
-    """Raises an InputError if a file converted from a released one says it is of another."""
-    origin = content.metadata.get("sha256", "")
+def check_is_released(released: ReleasedWeights, weights: Weights) -> None:
+    """Raises an InputError if a converted file says that it was made from another one."""
+    origin = weights.metadata.get("sha256", "")
     if origin and not origin.startswith(released.sha256_prefix):
         raise InputError(
-            f"{content.label} was converted from another file than {released.filename} (SHA-256 "
+            f"{weights.label} was converted from another file than {released.filename} (SHA-256 "
             f"{origin[:8]}); delete it"
         )
 
 
-def _download_and_convert(released: ReleasedWeights, cached: Path) -> None:
-    import_torch(f"converting {released.filename}")  # before anything is downloaded
-    downloaded = cached.parent / released.filename
-    try:
-        download(released, downloaded)
-        convert_torch_file(downloaded, cached)
-    finally:
-        downloaded.unlink(missing_ok=True)
-
-
 def address_of(released: ReleasedWeights) -> str:
-    """Where a released file is published."""
+    """Returns the address where a released file is published."""
     site = "torchvision" if released.training == "baseline" else "original"
     return ADDRESSES[site] + released.filename
 
 
 def download(released: ReleasedWeights, path: Path) -> None:
-    """Downloads a released file, whole and with the right hash or not at all.
+    """Downloads a released file, complete and with the right hash or not at all.
 
     Raises:
-        InputError: no connection, one that broke off, or another file; it names the address and
-            the folder to put the file in.
+        InputError: no connection, one that broke off, or another file; the message has the address
+            and the folder to put the file in.
     """
     address = address_of(released)
     try:
@@ -190,11 +176,11 @@ def download(released: ReleasedWeights, path: Path) -> None:
             f"{cause}: {address} could not be downloaded. Download it by other means, put it in a "
             f"folder, and give that folder: AA_FLAX_WEIGHTS=FOLDER (converted weights are kept in "
             f"{path.parent})"
-        ) from None  # a chain of urllib's errors would stand before the cause
+        ) from None  # urllib's chain of errors would be printed before the cause
 
 
 def _copy(response, path: Path, title: str) -> str:
-    """Writes what arrives to a file, and gives its SHA-256."""
+    """Writes a response to a file, and returns its SHA-256."""
     size = int(response.headers.get("Content-Length") or 0)
     digest = hashlib.sha256()
     with path.open("wb") as file, progress_bar(size or None, title, "B", unit_scale=True) as bar:

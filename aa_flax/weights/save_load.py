@@ -1,6 +1,7 @@
-"""Weights as safetensors: one file, no code in it, its metadata naming net, source and licence."""
+"""Saves and loads weights: safetensors, whose metadata name the model, and torch files."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,22 +16,8 @@ from aa_flax.files import local_path, not_written, parse_json, replacing
 from aa_flax.layers import refuse_folded
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import IMAGE_FIELDS
-from aa_flax.weights.content import (
-    content_of,
-    is_safetensors,
-    not_whole,
-    parse_safetensors,
-    read_content,
-    weights_path,
-)
-from aa_flax.weights.fit import (
-    check_named,
-    fit,
-    named_weights,
-    num_classes_of,
-    options_of,
-    set_weights,
-)
+from aa_flax.weights.fit import fit, named_weights, num_classes_of, options_of, set_weights
+from aa_flax.weights.read import import_torch, read_weights, weights_in
 
 Model = TypeVar("Model", bound=Classifier)
 
@@ -41,12 +28,19 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
     Args:
         path: the `.safetensors` file.
         metadata: further facts to store, e.g. `source`, `sha256`, `licence`; the model's name,
-            options, number of classes and what its `config` says of images always are.
-            `read_weights` gives them back.
+            options, number of classes and the images that its `config` describes always are.
 
     Raises:
-        InputError: an option is a function without a name to store it by, such as a lambda; a net
+        InputError: an option is a function without a name to store it by, such as a lambda; a model
             of `aa_flax.fuse`; or a path that cannot be written.
+
+    Example:
+        >>> import aa_flax
+        >>> model = aa_flax.create_model("resnet18_lpf4", num_classes=10)
+        >>> aa_flax.save_weights(model, "mine.safetensors", licence="CC0")
+        >>> model = aa_flax.create_model("resnet18_lpf4", pretrained="mine.safetensors")
+        >>> model.num_classes, model.config.licence
+        (10, 'CC0')
     """
     refuse_folded(model, to="save")
     path = local_path(path, "weights file")
@@ -55,7 +49,7 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
         for name, variable in named_weights(model).items()
     }
     if isinstance(model, Classifier) and model.name:
-        check_named(str(path), options := options_of(model))
+        _check_named(path, options := options_of(model))
         images = {name: getattr(model.config, name) for name in IMAGE_FIELDS}
         facts = {"model": model.name, "options": json.dumps(options, sort_keys=True)}
         facts["images"] = json.dumps(images)
@@ -66,6 +60,17 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
             _sort_header(temporary)
     except (OSError, safetensors.SafetensorError, TypeError, UnicodeError) as error:
         raise not_written(path, error) from error
+
+
+def _check_named(path: Path, options: Mapping[str, Any]) -> None:
+    """Refuses an option that is a function whose name others have, too."""
+    for option, value in options.items():
+        if re.search(r"<lambda>|<locals>| at 0x[0-9a-f]+", json.dumps(value)):
+            raise InputError(
+                f"{path}: {option}={value!r} is a function without a unique name, so models with "
+                "several such cannot be told apart; register a pool (aa_flax.register_pool) and "
+                "give its name, or define the function at the top of a module"
+            )
 
 
 def _sort_header(path: Path) -> None:
@@ -86,30 +91,38 @@ def load_weights(model: Model, path: str | Path) -> Model:
 
     Args:
         path: safetensors, of this package or with torch's names, or a torch file (needs torch; read
-            with `weights_only=True`, so code in it is refused), of any suffix. `FILE#ema` takes the
-            averaged weights in it.
+            with `weights_only=True`, so code in it is refused), with any suffix. `FILE#ema` loads
+            the averaged weights in it.
 
     Returns:
         The same model.
 
     Raises:
-        InputError: an unreadable file, weights of another net or of other options, or names or
+        InputError: an unreadable file, weights of another model or of other options, or names or
             shapes that do not fit; nothing is changed then.
+
+    Example:
+        >>> import aa_flax
+        >>> trained, fresh = (aa_flax.create_model("resnet18_lpf4") for _ in range(2))
+        >>> aa_flax.save_weights(trained, "mine.safetensors")
+        >>> aa_flax.load_weights(fresh, "mine.safetensors") is fresh
+        True
     """
-    set_weights(model, fit(model, read_content(path)))
+    set_weights(model, fit(model, read_weights(path)))
     return model
 
 
 def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) -> Model:
     """Fills a model with the weights of a torch file or state dict, strictly, in place.
 
-    Takes released files, torchvision's, and training checkpoints, in memory or on disk: wrapped
+    Accepts released files, torchvision's, and training checkpoints, in memory or on disk: wrapped
     (`state_dict`, `model` ...), under prefixes (`module.`, `_orig_mod.`, one that all names have),
     with old DenseNet names, Parameters or tensors on any device, floats of any width. Every tensor
-    is used, but `num_batches_tracked` and the fixed filters, which are compared with the model's.
+    is used, except `num_batches_tracked` and the fixed filters, which are compared with the
+    model's.
 
     Args:
-        model: a net of `create_model`.
+        model: a model of `create_model`.
         source: a file as `load_weights` takes it, or a state dict of tensors or arrays.
 
     Returns:
@@ -118,39 +131,40 @@ def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) 
     Raises:
         InputError: an unreadable file, no state dict or several, or keys, shapes or filters that do
             not fit; nothing is changed then.
+
+    Example:
+        >>> import aa_flax
+        >>> model = aa_flax.create_model("resnet18_lpf4")
+        >>> state_dict = aa_flax.to_torch_state_dict(model)  # or torch_model.state_dict()
+        >>> wrapped = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state_dict.items()}}
+        >>> aa_flax.load_torch_state_dict(model, wrapped) is model
+        True
     """
     if isinstance(source, str | Path):
         return load_weights(model, source)
     if not isinstance(source, Mapping):
         raise InputError(
-            "weights are a file or a state dict, as a torch net's state_dict() gives it; got a "
+            "weights are a file or a state dict, as a torch model's state_dict() returns it; got a "
             f"{type(source).__name__}"
         )
-    set_weights(model, fit(model, content_of(source, "the given mapping")))
+    set_weights(model, fit(model, weights_in(source, "the given mapping")))
     return model
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays in a safetensors file by name, and its metadata.
+def write_torch_file(content: Mapping[str, Any], path: Path) -> None:
+    """Writes names and arrays, or names and such mappings, as tensors; atomically."""
+    torch = import_torch(f"writing {path}")
 
-    Raises:
-        InputError: no such file, or not a whole safetensors file.
-    """
-    path, _ = weights_path(path)
-    if not is_safetensors(path):
-        raise InputError(f"{path} is not a safetensors file")
-    return parse_safetensors(path.read_bytes(), path)
+    def tensors(content: Any) -> Any:
+        if isinstance(content, Mapping):
+            return {name: tensors(value) for name, value in content.items()}
+        return torch.tensor(content)
 
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file, read without its arrays.
-
-    Raises:
-        InputError: no such file, or not a whole safetensors file.
-    """
-    path, _ = weights_path(path)
+    converted = tensors(content)
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            return file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise not_whole(path, error) from error
+        # Given a path, torch stores its name in the file and hides why writing failed.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(converted, file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise not_written(path, cause) from error
