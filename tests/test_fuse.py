@@ -8,9 +8,9 @@ from flax import nnx
 
 import aa_flax
 from aa_flax import InputError, create_model, fuse
-from aa_flax.layers import BatchNorm, Folded, conv2d
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
+from aa_flax.nn.layers import BatchNorm, Folded, conv2d
 from tests.compiled import run as logits
 from tests.randomised import randomised
 

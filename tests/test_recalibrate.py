@@ -7,8 +7,8 @@ import torch
 from flax import nnx
 
 from aa_flax import InputError, create_model, fuse, load_torch_state_dict, recalibrate_batch_norm
-from aa_flax.layers import BatchNorm
 from aa_flax.models.resnet import BasicBlock, ResNet
+from aa_flax.nn.layers import BatchNorm
 from aa_flax.runtime import data_mesh, put_batch
 from benchmarks.reference import reference_net
 

@@ -9,9 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from aa_flax.errors import InputError
-from aa_flax.initialisers import abstract, initial_values
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
+from aa_flax.nn.initializers import abstract, initial_values
 from aa_flax.weights.checks import check_names_and_shapes
 from aa_flax.weights.content import Content, count_in, naming
 from aa_flax.weights.fit import (

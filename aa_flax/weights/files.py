@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 
 from aa_flax.errors import InputError
 from aa_flax.files import local_path, not_written, parse_json, replacing
-from aa_flax.layers import refuse_folded
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import IMAGE_FIELDS
+from aa_flax.nn.layers import refuse_folded
 from aa_flax.weights.content import (
     content_of,
     is_safetensors,

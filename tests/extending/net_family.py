@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 import aa_flax
-from aa_flax.layers import BatchNorm, conv2d, linear
+from aa_flax.nn.layers import BatchNorm, conv2d, linear
 from aa_flax.pools import make_pool, pool_factory, subsample
 
 

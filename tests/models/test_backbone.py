@@ -16,12 +16,12 @@ from aa_flax import (
     load_torch_state_dict,
     save_weights,
 )
-from aa_flax.layers import conv2d, linear
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.mobilenet import MobileNetV2
 from aa_flax.models.registry import base_names, has_reference
 from aa_flax.models.resnet import BasicBlock, ResNet
 from aa_flax.models.vgg import VGG
+from aa_flax.nn.layers import conv2d, linear
 from benchmarks.reference import reference_net, relative_difference
 from tests.extending.net_family import Stack
 

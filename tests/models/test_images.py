@@ -10,7 +10,7 @@ from flax import nnx
 
 from aa_flax import InputError
 from aa_flax.models.densenet import DenseNet
-from aa_flax.models.images import check_images, smallest_size
+from aa_flax.models.shapes import check_images, smallest_size
 from benchmarks.reference import abstract_model, logits_shape
 
 SMALLEST = {

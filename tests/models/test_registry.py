@@ -3,9 +3,9 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, list_models
-from aa_flax.layers import linear
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
+from aa_flax.nn.layers import linear
 
 
 def test_every_net_is_listed_as_baseline_and_with_seven_filter_sizes():
@@ -61,7 +61,7 @@ class Own(Classifier):
 @pytest.fixture
 def own_net(monkeypatch):
     """A net of one's own, registered for one test."""
-    monkeypatch.setattr(registry._NETS, "_items", dict(registry._NETS._items))
+    monkeypatch.setattr(registry._MODELS, "_items", dict(registry._MODELS._items))
     registry.register_model("own.net", Own)
     return "own.net"
 

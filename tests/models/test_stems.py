@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from aa_flax.models.images import smallest_size
+from aa_flax.models.shapes import smallest_size
 from benchmarks.reference import abstract_model, logits_shape, state_shapes
 
 # How many times smaller than the images the last map is.

@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 
 from aa_flax import ops
-from aa_flax.ops.depthwise import Window
-from aa_flax.ops.forms import Multilinear, apply, static
-from aa_flax.ops.winograd import winograd_conv
+from aa_flax.ops.cpu.depthwise import Window
+from aa_flax.ops.cpu.dispatch import Multilinear, apply, static
+from aa_flax.ops.cpu.winograd import winograd_conv
 
 
 def arrays(*shape: int) -> jax.Array:

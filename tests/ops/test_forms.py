@@ -9,9 +9,9 @@ from jax import export
 
 from aa_flax import create_model, ops
 from aa_flax.data.transforms import normalise
-from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
-from aa_flax.pools.blur import BlurPool, MaxBlurPool
+from aa_flax.nn.blur import BlurPool, MaxBlurPool
+from aa_flax.nn.layers import BatchNorm, conv2d, linear
 from tests.ops.operations import OPERATIONS, arrays, conv
 
 everyone = pytest.mark.parametrize("name", OPERATIONS)

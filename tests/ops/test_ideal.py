@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aa_flax import InputError
-from aa_flax.ops.ideal import ideal_pool
+from aa_flax.ops.filters import ideal_pool
 
 
 def by_fft(x: np.ndarray, length: int, axis: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from jax import lax
 
 import aa_flax
 from aa_flax import ops
-from aa_flax.ops import winograd
-from aa_flax.ops.dense import dense_conv
-from aa_flax.ops.depthwise import Window
-from aa_flax.ops.forms import Multilinear, apply, static
+from aa_flax.ops.cpu import winograd
+from aa_flax.ops.cpu.convolution import dense_conv
+from aa_flax.ops.cpu.depthwise import Window
+from aa_flax.ops.cpu.dispatch import Multilinear, apply, static
 
 ONE = ((1, 1), (1, 1))
 # Image and padding: even and odd sizes, and every padding that a gradient turns into another.
@@ -134,7 +134,7 @@ def test_a_net_whose_convolutions_all_take_it_has_the_same_logits(monkeypatch):
     def takes(window, x, kernel):
         return window.taps == (3, 3) and window.strides == (1, 1)
 
-    monkeypatch.setattr("aa_flax.ops.dense.gains_by_winograd", takes)
+    monkeypatch.setattr("aa_flax.ops.cpu.convolution.gains_by_winograd", takes)
     model = aa_flax.create_model("resnet18_lpf4", num_classes=3)
     model.eval()
     graphdef, state = nnx.split(model)

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError
-from aa_flax.pools.registry import (
+from aa_flax.nn.pool_registry import (
     binomial_size,
     decide,
     list_pools,

@@ -1,12 +1,12 @@
-"""3x3 convolutions on CPU by Winograd's algorithm: 16 products where there were 36.
+"""Winograd's algorithm for 3x3 convolutions on CPU: 16 products instead of 36.
 
 Two outputs of three taps, `y[i] = sum_j k[j] x[i + j]`, take four products instead of six: with
 `X = (x0 - x2, x1 + x2, x2 - x1, x1 - x3)` and `K = (k0, (k0 + k1 + k2)/2, (k0 - k1 + k2)/2, k2)`,
 `y0 = XK[0] + XK[1] + XK[2]` and `y1 = XK[1] - XK[2] - XK[3]`. On both axes and over all channels
-that is 16 products of matrices, each for a quarter of the pixels (Lavin and Gray, Fast Algorithms
-for Convolutional Neural Networks, 2016: F(2x2, 3x3)). Sums are ordered otherwise: float32 results
-stray from the definition's by about 1e-6 of the largest. bfloat16 is computed in float32 and
-rounded at the end, as XLA's own does.
+that is 16 matrix products, each over a quarter of the pixels (Lavin and Gray, Fast Algorithms for
+Convolutional Neural Networks, 2016: F(2x2, 3x3)). Sums are ordered differently: float32 results
+differ from the definition's by about 1e-6 of the largest value. bfloat16 is computed in float32 and
+rounded at the end, as by XLA.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,17 +18,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from aa_flax.ops.depthwise import Window
-from aa_flax.ops.forms import Multilinear, on_one_device, static, unfused
+from aa_flax.ops.cpu.depthwise import Window
+from aa_flax.ops.cpu.dispatch import Multilinear, on_one_device, static, unfused
 
 Padding = tuple[tuple[int, int], ...]
-_NUMBERS = 2**19  # of the images of one step: their parts, four times as many, stay in a cache
+_VALUES = 2**19  # of the images of one step: their parts, four times as many, stay in cache
 
 
 def gains_by_winograd(
     window: Window, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct
 ) -> bool:
-    """Whether fewer products pay for more passes over memory (measured on ResNet's and VGG's)."""
+    """Checks whether fewer products pay for more memory traffic (measured on ResNet and VGG)."""
     batch, height, width, _ = x.shape
     if not all(isinstance(n, int) for n in (batch, height, width)):  # export may leave them open
         return False
@@ -36,14 +36,15 @@ def gains_by_winograd(
     fits = fits and max(map(max, window.padding)) <= 2 and on_one_device()
     fits = fits and x.dtype == kernel.dtype and x.dtype in (jnp.float32, jnp.bfloat16)
     fewest, most = sorted(kernel.shape[2:])
-    pixels = batch * height * width  # kernels are transformed, too: that wants some pixels to pay,
-    # and the program takes a sixth of a second to compile, which wants some milliseconds to gain.
+    # Transforming the kernel pays only over enough pixels, and compiling the program takes a sixth
+    # of a second, which pays only for a convolution of some milliseconds.
+    pixels = batch * height * width
     enough = pixels >= 384 and pixels * fewest * most >= 2**26 and fewest >= 32
     return fits and enough and _strips(x, window.padding, most) is not None
 
 
 def winograd_conv(window: Window) -> Multilinear:
-    """The convolution of an image `(N, H, W, C)` and a kernel `(3, 3, C, O)`, and its gradients."""
+    """Returns the kernels of a convolution of `(N, H, W, C)` by `(3, 3, C, O)`."""
     full = tuple((2 - before, 2 - after) for before, after in window.padding)
     return Multilinear(
         unfused(static(_conv, padding=window.padding)),
@@ -78,12 +79,12 @@ def _conv(
 
 
 def _image_gradient(kernel: Array, g: Array, padding: Padding) -> Array:
-    """The turned kernel over the cotangent, padded to what a full convolution reads."""
+    """Convolves the cotangent, padded for a full convolution, with the flipped kernel."""
     return _conv(g, kernel[::-1, ::-1], padding, product="nhwo,io->nhwi")
 
 
 def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
-    """Each step of `_conv` transposed, in reverse."""
+    """Applies the transpose of each step of `_conv`, in reverse order."""
 
     def add(total: list[Array], some: tuple[Array, Array]) -> tuple[list[Array], None]:
         x, g = (part.astype(jnp.float32) for part in some)
@@ -101,24 +102,24 @@ def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
 
 
 def _strips(x: Any, padding: Padding, channels: int) -> int | None:
-    """The fewest equal strips of an image's result that stay in a cache, eight at most."""
+    """Returns the smallest number of equal strips of a result that fit in cache, eight at most."""
     height, width = _output_size(x, padding)
-    most = 4 * _NUMBERS // (width * channels)  # rows of a strip, which reads two more
+    most = 4 * _VALUES // (width * channels)  # rows of a strip, which reads two more
     equal = [n for n in range(1, 9) if height % n == 0 and height // n <= most]
     return next((n for n in equal if n == 1 or height // n + 2 <= x.shape[1]), None)
 
 
 def _rows_with_zeros(x: Array, first: Array, count: int) -> Array:
-    """`count` rows from `first` on, which may lie up to two outside of the image."""
+    """Returns `count` rows from `first` on, up to two of which may be outside of the image."""
     inside = jnp.clip(first, 0, x.shape[1] - count)
     rows = jnp.pad(lax.dynamic_slice_in_dim(x, inside, count, 1), ((0, 0), (2, 2), *[(0, 0)] * 2))
     return lax.dynamic_slice_in_dim(rows, 2 + first - inside, count, 1)
 
 
 def _in_steps(x: Array, channels: int) -> Array:
-    """`(steps, images, H, W, C)`, filled with images of zeros."""
+    """Splits a batch into `(steps, images, H, W, C)`, filling up with images of zeros."""
     batch, height, width, _ = x.shape
-    steps = ceil(batch / max(1, _NUMBERS // (height * width * channels)))
+    steps = ceil(batch / max(1, _VALUES // (height * width * channels)))
     images = ceil(batch / steps)
     x = jnp.pad(x, ((0, steps * images - batch), *[(0, 0)] * 3))
     return x.reshape(steps, images, *x.shape[1:])
@@ -129,14 +130,14 @@ def _output_size(x: Array, padding: Padding) -> tuple[int, ...]:
 
 
 def _tiled(x: Array, padding: Padding) -> Array:
-    """Padded, at the end by one more where outputs would not come in pairs."""
+    """Pads an image, and by one more at the end where the number of outputs would be odd."""
     odd = [n % 2 for n in _output_size(x, padding)]
     pads = [(before, after + more) for (before, after), more in zip(padding, odd, strict=True)]
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
 def _grid(parts: Callable[..., Sequence[Array]], x: Array, axes: tuple[int, int]) -> list[Array]:
-    """The 4x4 parts on two axes, row by row; written, which halves the compiler's work."""
+    """Returns the 4x4 parts on two axes, row by row; the barriers halve the time to compile."""
     rows = lax.optimization_barrier(parts(x, axes[0]))
     return lax.optimization_barrier([part for row in rows for part in parts(row, axes[1])])
 
@@ -173,6 +174,6 @@ def _product_cotangents(g: Array, axis: int) -> tuple[Array, ...]:
 
 
 def _interleaved(pair: Sequence[Array], axis: int) -> Array:
-    """Of two arrays, in turn: `(..., n, ...)` to `(..., 2n, ...)`."""
+    """Interleaves two arrays on an axis: `(..., n, ...)` to `(..., 2n, ...)`."""
     shape = pair[0].shape
     return jnp.stack(pair, axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])

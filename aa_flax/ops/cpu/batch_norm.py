@@ -1,4 +1,4 @@
-"""Normalisation of a batch by its own statistics, with a derivative in affine form."""
+"""Normalisation of a batch by its statistics, with its derivative written as an affine map."""
 
 from functools import partial
 from math import prod
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from aa_flax.ops import forms
-from aa_flax.ops.forms import Multilinear, on_one_device, static
+from aa_flax.ops.cpu import dispatch
+from aa_flax.ops.cpu.depthwise import sums_over_batch
+from aa_flax.ops.cpu.dispatch import Multilinear, static
 
 
 class Normalised(NamedTuple):
-    """What `batch_norm` gives: the batch, and the mean and biased variance it had, `(C,)` each."""
+    """The normalised batch, and its mean and biased variance, `(C,)` each."""
 
     y: Array
     mean: Array
@@ -27,24 +28,24 @@ def batch_norm(
     bias: Float[Array, " C"],
     epsilon: float,
 ) -> Normalised:
-    """`(x - mean) / sqrt(var + epsilon) * scale + bias` over all axes but the last.
+    """Returns `(x - mean) / sqrt(var + epsilon) * scale + bias`, over all axes but the last.
 
     The variance is biased, and taken about the mean, which does not cancel at large means.
 
-    The derivative is written out (Ioffe and Szegedy 2015, Sec. 3, its terms collected): with
-    `d = x - mean`, a direction `t` gives `a t + c1 d + c0`, and so does a cotangent, where the
-    numbers `a`, `c1`, `c0` of each channel follow from two sums, of `t` and of `t d`. That is what
-    automatic differentiation computes in several passes more; it is so on every platform. Within
-    `ops.definitions()` it is automatic differentiation's.
+    The derivative is that of Ioffe and Szegedy 2015, Sec. 3, with its terms collected: for
+    `d = x - mean`, a tangent or cotangent `t` becomes `a t + c1 d + c0`, where the coefficients of
+    each channel follow from two sums, of `t` and of `t d`. Automatic differentiation computes the
+    same in several more passes over memory; only within `ops.definitions()` it is used.
 
     Args:
         x: floating point, in the type that statistics are computed in.
     """
-    return (_by_definition if forms.are_forced() else _affine)(x, scale, bias, epsilon)
+    forced = dispatch.definitions_are_forced()
+    return (_by_definition if forced else _affine)(x, scale, bias, epsilon)
 
 
 def along(values: Float[Array, " C"], x: Array) -> Array:
-    """A value for each channel, with the axes of `x`."""
+    """Returns one value for each channel, shaped to broadcast against `x`."""
     return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
@@ -62,7 +63,7 @@ def _affine(x: Array, scale: Array, bias: Array, epsilon: float) -> Normalised:
     mean = x.mean(tuple(range(x.ndim - 1)))
     centred = x - along(mean, x)
     rest, squares = _sums(centred, centred) / prod(x.shape[:-1])
-    var = squares - jnp.square(rest)  # `rest` is what rounding has left of the mean
+    var = squares - jnp.square(rest)  # `rest` is the rounding error of the mean
     y = centred * along(scale * lax.rsqrt(var + epsilon), x) + along(bias, x)
     return Normalised(y, mean, var)
 
@@ -82,15 +83,15 @@ def _derivative(epsilon: float, primals, tangents) -> tuple[Normalised, Normalis
 
 
 def _spread(centred: Array, coefficients: Float[Array, "2 C"]) -> Array:
-    """`c0 + c1 d` for the two numbers of each channel: linear in them, and in `(1, d)`."""
+    """Returns `c0 + c1 d`, linear in the two coefficients of each channel and in `(1, d)`."""
     basis = jnp.stack([jnp.ones_like(centred), centred])
-    sums = static(_sums_over_batch_first, at_once=on_one_device())
+    sums = static(_sums_over_batch_first, in_one_pass=dispatch.on_one_device())
     cpu = Multilinear(static(_combination), (static(_outer), sums))
-    return forms.apply(Multilinear(static(_combination)), cpu, basis, coefficients)
+    return dispatch.apply(Multilinear(static(_combination)), cpu, basis, coefficients)
 
 
 def _sums(t: Array, centred: Array) -> Float[Array, "2 C"]:
-    """For each channel the sums of `t` and of `t d`: the transpose of `_spread`."""
+    """Returns for each channel the sums of `t` and of `t d`: the transpose of `_spread`."""
     shape = jax.ShapeDtypeStruct((2, t.shape[-1]), t.dtype)
     return jax.linear_transpose(partial(_spread, centred), shape)(t)[0]
 
@@ -104,16 +105,13 @@ def _outer(coefficients: Array, g: Array) -> Array:
     return jnp.stack([g * along(c, g) for c in coefficients])
 
 
-def _sums_over_batch_first(basis: Array, g: Array, at_once: bool) -> Array:
-    """Both sums over the batch, `at_once` in one pass, as large as an image; then over the image.
+def _sums_over_batch_first(basis: Array, g: Array, in_one_pass: bool) -> Array:
+    """Returns both sums, over the batch and then over the image.
 
-    XLA's own sums over all axes at once take four times as long on CPU, and want `basis * g`
-    written to memory.
+    XLA:CPU's sum over all axes at once takes four times as long, and writes `basis * g` to memory.
     """
     shape = (g.shape[0], prod(g.shape[1:-1]), g.shape[-1])
     products = [(each * g).reshape(shape) for each in basis]
-    if not at_once:  # image by image first: what devices send one another is a number a channel
+    if not in_one_pass:  # the image first: devices then exchange one number for each channel
         return jnp.stack([each.sum(1).sum(0) for each in products])
-    zeros = [jnp.zeros((), g.dtype) for _ in products]
-    sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (0,))
-    return jnp.stack([each.sum(0) for each in sums])
+    return jnp.stack([each.sum(0) for each in sums_over_batch(products)])

@@ -1,14 +1,14 @@
-"""Pools: what subsamples in an antialiased net, by name or by factory.
+"""The registry of pools: layers that subsample in an antialiased model, by name or by factory.
 
-A net asks for a pool for a stride (`make_pool`) and knows none by name. A pool is a module that
-maps `(N, H, W, C)` to every `stride`-th position, `(N, ceil(H / stride), ceil(W / stride), C)`. It
-may hold variables. One whose sampling follows from what it sees defines two methods:
+A model requests a pool for a stride (`make_pool`) and refers to none by name. A pool is a module
+that maps `(N, H, W, C)` to `(N, ceil(H / stride), ceil(W / stride), C)`. It may have variables. A
+pool whose sampling grid depends on its input defines two methods:
 
-    choose(x) -> choice         what it decides from a feature map, any pytree of arrays
+    choose(x) -> choice         the decision for a feature map, any pytree of arrays
     __call__(x, choice)         subsamples by that decision
 
-The nets call it by `decide` and `subsample` alone, and hand the choice of a residual block's main
-branch to its shortcut, so that both keep the same positions.
+Models call pools by `decide` and `subsample`, and pass the choice of a residual block's main branch
+to its shortcut, so that both keep the same positions.
 """
 
 import re
@@ -28,7 +28,7 @@ from aa_flax.errors import (
     parameters,
     unknown,
 )
-from aa_flax.pools.blur import BlurPool
+from aa_flax.nn.blur import BlurPool
 
 PoolFactory = Callable[..., Any]  # stride -> module
 
@@ -39,23 +39,29 @@ _ANY = "<k>"
 def register_pool(
     name: str, factory: PoolFactory, *, widths: Sequence[int] = (), replace: bool = False
 ) -> None:
-    """Makes a pool known by name to every net: `create_model("resnet18", pool=name)`.
+    """Registers a pool under a name for all models: `create_model("resnet18", pool=name)`.
 
     Args:
-        name: what `pool=` and a config's `pool` say. One that ends in `<k>` stands for every whole
-            number there: `gaussian<k>` for `gaussian5`.
-        factory: called with a stride, returns a module; of a name in `<k>` with k and a stride. If
-            it names the parameters `features` (channels of the maps), `rngs` or `follows` (whether
-            it will always be given another pool's choice), it is given them: a pool may have
-            weights.
-        widths: numbers k that `list_pools` lists, of a name in `<k>`; all others are made, too.
-        replace: whether an earlier pool of that name may be replaced.
+        name: name for `pool=` and for a config's `pool`. A name that ends in `<k>` stands for any
+            integer there: `gaussian<k>` for `gaussian5`.
+        factory: function of a stride that returns a module; for a name in `<k>`, of k and a stride.
+            Parameters named `features` (channels of the maps), `rngs` and `follows` (True if
+            another pool's choice is always given) are passed to it, so a pool may have weights.
+        widths: numbers k that `list_pools` lists for a name in `<k>`; all others work, too.
+        replace: True to replace an earlier pool of that name.
 
     Raises:
-        InputError: the name is taken or empty, or the factory cannot be called.
+        InputError: the name is taken or empty, or the factory is not callable.
+
+    >>> import aa_flax
+    >>> def every_other(stride):
+    ...     return lambda x: x[:, ::stride, ::stride]
+    >>> aa_flax.register_pool("every_other", every_other, replace=True)
+    >>> "every_other" in aa_flax.list_pools()
+    True
     """
     if not name or not isinstance(name, str):
-        raise InputError(f"a pool's name must be a string that is not empty, got {name!r}")
+        raise InputError(f"a pool's name must be a non-empty string, got {name!r}")
     entry: PoolFactory | _Family = _callable(factory)
     if bool(widths) != name.endswith(_ANY):
         raise InputError(f"widths go with a name that ends in {_ANY}, got {name!r} and {widths}")
@@ -71,9 +77,13 @@ def register_pool(
 
 
 def list_pools() -> list[str]:
-    """Names that `pool=` accepts; a number at the end, of taps, may be any other: `gaussian9`.
+    """Returns the names that `pool=` accepts; the number of taps may be any other: `gaussian9`.
 
-    `binomial<k>` is BlurPool with k taps, as in `_lpf<k>` nets.
+    `binomial<k>` is BlurPool with k taps, as in `_lpf<k>` models.
+
+    >>> import aa_flax
+    >>> aa_flax.list_pools()[:3]
+    ['binomial1', 'binomial2', 'binomial3']
     """
     names = []
     for name, pool in _POOLS.items():
@@ -83,19 +93,19 @@ def list_pools() -> list[str]:
 
 
 class _Family(NamedTuple):
-    """Pools of one name and any number behind it."""
+    """Pools of one name followed by any number."""
 
     factory: PoolFactory  # of the number and a stride
     widths: tuple[int, ...]
 
 
 def _family_name(name: str) -> str:
-    """`gaussian<k>` for `gaussian5`."""
+    """Returns `gaussian<k>` for `gaussian5`."""
     return re.sub(r"[1-9]\d*$", _ANY, name)
 
 
 def _of_family(name: str) -> PoolFactory | None:
-    """The factory of a name with a number behind it; None: there is none."""
+    """Returns the factory for a name that ends in a number, or None."""
     family = _POOLS.get(_family_name(name))
     if not isinstance(family, _Family) or name.endswith(_ANY):
         return None
@@ -113,14 +123,14 @@ def _named(name: str) -> PoolFactory:
 def pool_factory(
     filter_size: int | None, pool: str | PoolFactory | None = None
 ) -> PoolFactory | None:
-    """What a net's constructor was told about antialiasing, as one factory; None: the baseline.
+    """Returns the factory for a model's `filter_size` and `pool`; None for the baseline.
 
     Args:
         filter_size: taps of the binomial BlurPool.
         pool: a registered name or a factory, instead of a filter size.
 
     Raises:
-        InputError: both are given, an unknown name, or no such thing as either.
+        InputError: both are given, an unknown name, or a value of another kind.
     """
     if pool is None:
         if filter_size is None:
@@ -128,8 +138,8 @@ def pool_factory(
         return partial(BlurPool, integer("filter_size", filter_size, least=1))
     if filter_size is not None:
         raise InputError(
-            f"pool={pool!r} and filter_size={filter_size} exclude each other: a net with a pool of "
-            "its own goes by the baseline's name, without filter_size or _lpf<k>"
+            f"pool={pool!r} and filter_size={filter_size} exclude each other: with pool=, use the "
+            "baseline's name, without filter_size or _lpf<k>"
         )
     return _named(pool) if isinstance(pool, str) else _callable(pool)
 
@@ -142,17 +152,17 @@ def make_pool(
     rngs: nnx.Rngs,
     follows: bool = False,
 ) -> Any:
-    """The pool that carries a layer's stride; None: the layer strides itself, or not at all.
+    """Makes the pool that applies a layer's stride; None if the layer applies it, or has none.
 
     Args:
-        factory: of `pool_factory`; None: a baseline.
+        factory: that of `pool_factory`; None for a baseline.
         stride: subsampling factor of both axes.
-        features: channels of the maps it will see.
+        features: channels of the maps.
         rngs: random keys, for pools with weights.
-        follows: whether it will always be given the choice of another pool.
+        follows: True if another pool's choice is always given.
 
     Raises:
-        InputError: the factory gave something that cannot be called.
+        InputError: the factory returned something that is not callable.
     """
     if factory is None or stride == 1:
         return None
@@ -165,19 +175,24 @@ def make_pool(
 
 
 def decide(pool: Any, x: Float[Array, "N H W C"]) -> Any:
-    """The pool's choice for a feature map; None: it makes none."""
+    """Returns the pool's choice for a feature map; None if it makes none."""
     return pool.choose(x) if hasattr(pool, "choose") else None
 
 
 def subsample(pool: Any, x: Float[Array, "N H W C"], choice: Any = None) -> Float[Array, "N h w C"]:
-    """The pool's output; a choice is that of `decide`, by default the one for this map."""
+    """Applies a pool, by the choice of `decide` for this map unless another one is given.
+
+    A pool that is None (see `make_pool`) is the identity.
+    """
+    if pool is None:
+        return x
     if not hasattr(pool, "choose"):
         return pool(x)
     return pool(x, decide(pool, x) if choice is None else choice)
 
 
 def binomial_size(pool: object) -> int | None:
-    """Taps of a pool that is BlurPool itself, the same on both axes; None: another pool."""
+    """Returns the taps of a BlurPool with the same filter on both axes; None for other pools."""
     size = pool.filter_size if type(pool) is BlurPool else None
     return size if isinstance(size, int) else None
 
@@ -189,6 +204,3 @@ def _callable(factory: PoolFactory) -> PoolFactory:
             f"that returns a module, got {factory!r}"
         )
     return factory
-
-
-register_pool("binomial<k>", BlurPool, widths=range(1, 8))

@@ -1,10 +1,11 @@
-"""Depthwise convolution as a sum of shifted products: the form that is fast on CPU.
+"""Depthwise convolution on CPU: a sum of shifted products.
 
-XLA's CPU backend runs grouped convolutions, and above all their gradients, one to three orders
-slower than dense ones. The gradients are sums of shifted products, too: what autodiff makes of the
-kernel's takes ten times as long. Sums are float32 or wider.
+XLA:CPU runs grouped convolutions, and above all their gradients, one to three orders of magnitude
+slower than dense ones. The gradients are sums of shifted products, too, written out here: autodiff
+of the sum takes ten times as long for the kernel's. Sums are float32 or wider.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,11 +14,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from aa_flax.ops.forms import Multilinear, static, unfused
+from aa_flax.ops.cpu.dispatch import Multilinear, static, unfused
 
 
 class Window(NamedTuple):
-    """A kernel of `taps` and how it moves over an image: one entry for each axis."""
+    """The window of a convolution; each field has one entry for each spatial axis."""
 
     taps: tuple[int, ...]
     strides: tuple[int, ...]
@@ -25,7 +26,7 @@ class Window(NamedTuple):
     dilation: tuple[int, ...]
 
     def views(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N h w C"]]:
-        """What each tap reads of an image, padded with zeros: a strided slice each."""
+        """Returns, for each tap, what it reads of an image padded with zeros: a strided slice."""
         x = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
         rows, columns = (
             [slice(i * step, size - (taps - 1 - i) * step, stride) for i in range(taps)]
@@ -37,12 +38,7 @@ class Window(NamedTuple):
 
 
 def depthwise_conv(window: Window, size: tuple[int, int]) -> Multilinear:
-    """Each channel convolved by itself, as a function of an image `(N, *size, C)` and a kernel.
-
-    Args:
-        window: its `taps` `(kh, kw)` are those of the kernel, `(kh, kw, 1, C)`.
-        size: the image's.
-    """
+    """Returns the kernels of a depthwise convolution of `(N, *size, C)` by `(kh, kw, 1, C)`."""
     image = unfused(static(_input_gradient, window=window, size=size))
     kernel = unfused(static(_kernel_gradient, window=window))
     return Multilinear(static(_depthwise_conv, window=window), transposes=(image, kernel))
@@ -54,7 +50,7 @@ def _depthwise_conv(x: Array, kernel: Array, window: Window) -> Array:
 
 
 def _input_gradient(kernel: Array, g: Array, window: Window, size: tuple[int, int]) -> Array:
-    """The flipped kernel over `g`, which a stride of the convolution has spread out."""
+    """Convolves `g`, with zeros between its values for a stride, with the flipped kernel."""
     wide = np.promote_types(g.dtype, jnp.float32)
     spread = [(0, 0, 0)]
     for n, outputs, taps, stride, (before, _), dilation in zip(
@@ -69,17 +65,21 @@ def _input_gradient(kernel: Array, g: Array, window: Window, size: tuple[int, in
 
 
 def _kernel_gradient(x: Array, g: Array, window: Window) -> Array:
-    """For each tap, the sum over the batch and the image of what it reads times `g`.
-
-    One reduction sums all taps over the batch first: `x` and `g` are read once, and the sums, as
-    large as an image, still run on every core.
-    """
+    """Returns for each tap the sum, over batch and image, of what it reads times `g`."""
     wide = np.promote_types(g.dtype, jnp.float32)
     products = [view * g.astype(wide) for view in window.views(x.astype(wide))]
-    zeros = [jnp.zeros((), wide) for _ in products]
-    batch_sums = lax.reduce(products, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (0,))
-    taps = [batch_sum.sum((0, 1)) for batch_sum in batch_sums]
+    taps = [batch_sum.sum((0, 1)) for batch_sum in sums_over_batch(products)]
     return jnp.stack(taps).reshape(*window.taps, 1, x.shape[-1]).astype(g.dtype)
+
+
+def sums_over_batch(arrays: Sequence[Array]) -> Sequence[Array]:
+    """Returns the sum of each array over axis 0.
+
+    It is one reduction of all arrays, so what they are computed from is read once; and its results
+    are as large as an image, so it runs on every core, which a sum over all axes would not.
+    """
+    zeros = [jnp.zeros((), a.dtype) for a in arrays]
+    return lax.reduce(list(arrays), zeros, lambda a, b: jax.tree.map(jnp.add, a, b), (0,))
 
 
 def _sum_of_products(views: list[Array], kernel: Array) -> Array:

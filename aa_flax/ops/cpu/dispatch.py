@@ -1,10 +1,10 @@
-"""The one switch of `ops`: an operation's definition, or a faster form of the same sum on CPU.
+"""Dispatch by platform: an operation's definition, or a faster CPU kernel for the same sum.
 
-An operation with two forms is one primitive of JAX. Which form it becomes is decided when a program
-is compiled, for the platform it is compiled for, and only that form is in the program. The
-operations are linear in each of their arrays (a blur in one, a convolution in image and kernel), so
-all that JAX transforms follows: the derivative is the operation itself, once for each array, and
-its transposes are forms, too.
+An operation with two implementations is one JAX primitive. The implementation is chosen when a
+program is lowered, for the platform it is compiled for, and only the chosen one is in the program.
+The operations are linear in each of their arrays (a blur in one, a convolution in image and
+kernel), so every JAX transformation follows: the derivative is the operation itself, once for each
+array, and its transposes have two implementations, too.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -22,30 +22,30 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, get_abstract_mesh
 from jaxtyping import Array
 
-_definitions = jax.make_user_context(False)  # a part of what `jax.jit` looks a trace up by
+_definitions = jax.make_user_context(False)  # part of the key of `jax.jit`'s cache of traces
 
 
 @contextmanager
 def definitions() -> Iterator[None]:
-    """Within it, every operation is traced as its definition, whatever the platform.
+    """Traces every operation as its definition, whatever the platform.
 
-    For export and for whoever reads programs: a blur is one pad and one grouped convolution, a
+    For export and for reading programs: a blur is one pad and one grouped convolution, a
     convolution `lax.conv_general_dilated`, a max pool `lax.reduce_window`, without a primitive of
-    this package. On CPU that is many times slower. It acts while a function is traced; a function
-    that was jitted outside is traced anew.
+    this package. On CPU that is many times slower. It acts at trace time; a function that was
+    jitted outside is traced again.
     """
     with _definitions(True):
         yield
 
 
-def are_forced() -> bool:
-    """Whether `definitions` is in force."""
+def definitions_are_forced() -> bool:
+    """Checks whether `definitions` is in force."""
     return _definitions.value
 
 
 @dataclass(frozen=True)
 class Static:
-    """A function with options bound to it: `functools.partial`, but equal and hashed by value."""
+    """A function with options bound to it: a `functools.partial` compared and hashed by value."""
 
     function: Callable[..., Array]
     options: tuple[tuple[str, Hashable], ...]
@@ -55,25 +55,25 @@ class Static:
 
 
 def static(function: Callable[..., Array], /, **options: Hashable) -> Static:
-    """`function` of arrays with those options."""
+    """Returns `function` of arrays with those options bound."""
     return Static(function, tuple(sorted(options.items())))
 
 
 @dataclass(frozen=True)
 class Multilinear:
-    """A function that is linear in each of its arrays, hashed by value, and its transposes.
+    """A function that is linear in each of its arrays, and its transposes; hashed by value.
 
     Args:
         function: of arrays.
-        transposes: for each array, the function of the others (in order) and of the result's
-            cotangent that gives its cotangent. Default: what JAX makes of `function`.
+        transposes: for each array, the function from the others (in order) and the cotangent of
+            the result to the array's cotangent. Default: JAX's transposes of `function`.
     """
 
     function: Callable[..., Array]
     transposes: tuple[Callable[..., Array], ...] = ()
 
     def by_slot(self, shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[Callable[..., Array], ...]:
-        """The transposes, then the function itself: see `_Form`."""
+        """Returns the transposes, then the function itself: see `_Operation`."""
         transposes = self.transposes or tuple(
             Transpose(self.function, i, shape) for i, shape in enumerate(shapes)
         )
@@ -81,7 +81,7 @@ class Multilinear:
 
 
 def unfused(function: Callable[..., Array]) -> Static:
-    """`function`, of arrays that are written to memory first, so that XLA fuses nothing into it."""
+    """Returns `function` with its inputs written to memory first: XLA fuses nothing into it."""
     return static(_of_written_arrays, function=function)
 
 
@@ -90,43 +90,63 @@ def _of_written_arrays(*arrays: Array, function: Callable[..., Array]) -> Array:
 
 
 def on_one_device() -> bool:
-    """Whether no array can lie on several devices: there, partitioning a program makes it gather
-    what a loop over the batch or a reduction of several arrays reads."""
+    """Checks that no array can be split over devices.
+
+    A partitioned program gathers what a loop over the batch or a reduction of several arrays reads.
+    """
     return jax.device_count() == 1
 
 
 def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
-    """`definition.function(*arrays)`; on CPU, unless `definitions` is in force, `cpu`'s instead."""
+    """Returns `definition.function(*arrays)`, computed by `cpu` on CPU.
+
+    Within `definitions` it is the definition everywhere.
+    """
     arrays = tuple(map(jnp.asarray, arrays))
-    if are_forced() or _types_hold_axes(arrays) or _sizes_are_unknown(arrays):
+    if definitions_are_forced() or _types_have_axes(arrays) or _sizes_are_open(arrays):
         return definition.function(*arrays)
     result = jax.eval_shape(definition.function, *arrays)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays, result))
-    form = _Form(definition.by_slot(shapes[:-1]), cpu.by_slot(shapes[:-1]), shapes)
+    form = _Operation(definition.by_slot(shapes[:-1]), cpu.by_slot(shapes[:-1]), shapes)
     return _form_p.bind(*arrays, form=form, slot=len(arrays))
 
 
-def _types_hold_axes(arrays: Sequence[Array]) -> bool:
-    """Whether types say where arrays lie (Explicit axes, what varies over `shard_map`'s).
+def materialised(x: Array) -> Array:
+    """Returns `x`, and its cotangent, through an optimization barrier on CPU.
 
-    Only JAX's own operations carry that on. `shard_map(..., check_vma=False)` has no such types.
+    XLA:CPU recomputes a cheap value in every consumer: the sum at the end of a residual block in
+    the sum of the next block, and so all sums before it. Elsewhere, and within `definitions`, it is
+    the identity.
+    """
+    same, written = static(_same), static(lax.optimization_barrier)
+    return apply(Multilinear(same, (same,)), Multilinear(written, (written,)), x)
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+def _types_have_axes(arrays: Sequence[Array]) -> bool:
+    """Checks whether types contain mesh axes: Explicit ones, or `shard_map`'s varying ones.
+
+    Only JAX's own operations propagate these. `shard_map(..., check_vma=False)` has no such types.
     """
     explicit = AxisType.Explicit in get_abstract_mesh().axis_types
     manual = (getattr(jax.typeof(x), "manual_axis_type", None) for x in arrays)
     return explicit or any(getattr(axes, "varying", None) for axes in manual)
 
 
-def _sizes_are_unknown(arrays: Sequence[Array]) -> bool:
-    """Whether export leaves more than the first axis open: the CPU's forms need numbers there."""
+def _sizes_are_open(arrays: Sequence[Array]) -> bool:
+    """Checks whether export leaves more than the first axis symbolic; CPU kernels need numbers."""
     return any(not isinstance(n, int) for x in arrays for n in x.shape[1:])
 
 
 @dataclass(frozen=True)
-class _Form:
-    """One multilinear operation, told by slots: its arrays in order, and last its result.
+class _Operation:
+    """One multilinear operation by slots: one for each of its arrays, and the last for its result.
 
-    Function i of `definitions` and of `cpu` takes what stands in all slots but i, in order, and
-    gives what stands in slot i; the last is the operation, the others are its transposes. So the
+    Function i of `definitions` and of `cpu` maps the contents of all slots but i, in order, to the
+    contents of slot i. The last function is the operation, the others are its transposes, so the
     transpose of any of them is another one of them.
     """
 
@@ -154,7 +174,7 @@ class Transpose:
 
 @dataclass(frozen=True)
 class _Batched:
-    """A function over a batch of its arrays, those of axis 0; summed if its result has no batch."""
+    """A function mapped over axis 0 of some arrays; summed if its result has no batch axis."""
 
     function: Callable[..., Array]
     axes: tuple[int | None, ...]
@@ -170,19 +190,19 @@ _compiled = jax.jit(_form_p.bind, static_argnames=("form", "slot"))
 
 
 @_form_p.def_impl
-def _run(*arrays: Array, form: _Form, slot: int) -> Array:
-    if jax.config.values["jax_disable_jit"]:  # nothing is compiled, which would choose a form
+def _run(*arrays: Array, form: _Operation, slot: int) -> Array:
+    if jax.config.values["jax_disable_jit"]:  # nothing is lowered, so nothing chooses
         return _run_definition(*arrays, form=form, slot=slot)
     return _compiled(*arrays, form=form, slot=slot)
 
 
 @_form_p.def_abstract_eval
-def _abstract(*_: Any, form: _Form, slot: int):
+def _abstract(*_: Any, form: _Operation, slot: int):
     shape = form.shapes[slot]
     return jax.core.ShapedArray(shape.shape, shape.dtype)
 
 
-def _jvp(primals, tangents, *, form: _Form, slot: int):
+def _jvp(primals, tangents, *, form: _Operation, slot: int):
     terms = [
         _form_p.bind(*primals[:i], tangent, *primals[i + 1 :], form=form, slot=slot)
         for i, tangent in enumerate(tangents)
@@ -191,8 +211,8 @@ def _jvp(primals, tangents, *, form: _Form, slot: int):
     return _form_p.bind(*primals, form=form, slot=slot), reduce(ad.add_jaxvals, terms)
 
 
-def _transpose(cotangent, *arrays, form: _Form, slot: int):
-    """The cotangent takes the slot of the result, and what is linear becomes the result."""
+def _transpose(cotangent, *arrays, form: _Operation, slot: int):
+    """Puts the cotangent into the result's slot; the slot of the linear array is the result."""
     linear = next(i for i, x in enumerate(arrays) if ad.is_undefined_primal(x))
     results: list[Any] = [None] * len(arrays)
     if isinstance(cotangent, ad.Zero):
@@ -205,7 +225,7 @@ def _transpose(cotangent, *arrays, form: _Form, slot: int):
     return results
 
 
-def _batch(arrays, axes, *, form: _Form, slot: int):
+def _batch(arrays, axes, *, form: _Operation, slot: int):
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
     arrays = [x if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(arrays, axes, strict=True)]
     by_slot = [None if axis is None else 0 for axis in axes]
@@ -221,15 +241,15 @@ def _batch(arrays, axes, *, form: _Form, slot: int):
         s if axis is None else jax.ShapeDtypeStruct((size, *s.shape), s.dtype)
         for s, axis in zip(form.shapes, by_slot, strict=True)
     )
-    form = _Form(batched(form.definitions), batched(form.cpu), shapes)
+    form = _Operation(batched(form.definitions), batched(form.cpu), shapes)
     return _form_p.bind(*arrays, form=form, slot=slot), 0
 
 
-def _run_definition(*arrays: Array, form: _Form, slot: int) -> Array:
+def _run_definition(*arrays: Array, form: _Operation, slot: int) -> Array:
     return form.definitions[slot](*arrays)
 
 
-def _run_cpu(*arrays: Array, form: _Form, slot: int) -> Array:
+def _run_cpu(*arrays: Array, form: _Operation, slot: int) -> Array:
     return form.cpu[slot](*arrays)
 
 

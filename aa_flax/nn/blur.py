@@ -13,19 +13,23 @@ from aa_flax.ops.blur import check_options
 from aa_flax.ops.lowpass import Padding
 from aa_flax.ops.upsample import Gain, check_gain
 
-_MOST_TAPS = 31  # more are a number of channels, the original's first argument
+_MOST_TAPS = 31  # a larger value is a number of channels, the first argument in the original
 
 
 class BlurPool(nnx.Module):
-    """`blur_pool` as a layer. It holds no variable: the filter is fixed and never trained.
+    """`blur_pool` as a layer. It has no variables: the filter is fixed and never trained.
 
     Args are those of `blur_pool`; `filter_size` is at most 31 on each axis.
 
     Raises:
-        InputError: an option that `blur_pool` does not take, or the arguments of the PyTorch
+        InputError: an option that `blur_pool` does not accept, or the arguments of the PyTorch
             original, whose first is a number of channels.
 
     Source: Zhang, ICML 2019, Sec. 3.1, "BlurPool".
+
+    >>> import aa_flax, jax.numpy as jnp
+    >>> aa_flax.BlurPool(filter_size=4, stride=2)(jnp.ones((2, 56, 56, 64))).shape
+    (2, 28, 28, 64)
     """
 
     def __init__(
@@ -53,12 +57,15 @@ class BlurPool(nnx.Module):
 
 
 class BlurUpsample(nnx.Module):
-    """`blur_upsample` as a layer: `BlurPool`'s partner, in decoders. It holds no variable.
+    """`blur_upsample` as a layer: the counterpart of `BlurPool` in decoders, without variables.
 
-    Args are those of `blur_upsample`; what it is called with may also name the size, that of the
-    map which BlurPool made smaller:
+    Args are those of `blur_upsample`, except for the size, which is an argument of the call.
 
-        y = BlurUpsample(4)(BlurPool(4)(x), size=x.shape[1:-1])  # of the shape of x
+    >>> import aa_flax, jax.numpy as jnp
+    >>> x = jnp.ones((1, 9, 7, 3))
+    >>> y = aa_flax.BlurPool(4)(x)
+    >>> aa_flax.BlurUpsample(4)(y, size=x.shape[1:-1]).shape
+    (1, 9, 7, 3)
     """
 
     def __init__(
@@ -88,11 +95,15 @@ class MaxBlurPool(nnx.Module):
     """An antialiased max pool: a dense maximum (stride 1), then `BlurPool`.
 
     Args:
-        window: side of the window the maximum is taken over.
-        window_padding: pixels around the input for the maximum (never the maximum themselves).
-        filter_size, stride, padding: those of `blur_pool`.
+        window: side of the window of the maximum, in pixels.
+        window_padding: pixels of padding for the maximum, which are never the maximum.
+        filter_size, stride, padding: as in `blur_pool`.
 
     Source: Zhang, ICML 2019, Sec. 3.2, "MaxPool -> MaxBlurPool".
+
+    >>> import aa_flax, jax.numpy as jnp
+    >>> aa_flax.MaxBlurPool(window=2)(jnp.ones((1, 32, 32, 8))).shape
+    (1, 16, 16, 8)
     """
 
     def __init__(

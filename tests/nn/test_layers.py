@@ -6,7 +6,7 @@ import torch
 from flax import nnx
 
 from aa_flax import InputError
-from aa_flax.layers import BatchNorm, conv2d, linear
+from aa_flax.nn.layers import BatchNorm, conv2d, linear
 
 
 def to_torch(x: np.ndarray) -> torch.Tensor:

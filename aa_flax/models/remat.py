@@ -1,4 +1,4 @@
-"""Blocks whose insides the backward pass computes again instead of keeping them."""
+"""Rematerialised blocks: the backward pass recomputes their activations instead of storing them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +9,12 @@ from flax import nnx
 
 
 def rematerialised(block: Callable) -> Callable:
-    """A block as it was, except that the backward pass keeps its input alone.
+    """Returns the same block, of which the backward pass stores the input alone.
 
     Args:
-        block: a module, a method of one, a function (lambdas, too), or a `partial` of any of these.
-            The modules it holds or closes over are handed through, so that batch statistics and
-            random counts that change inside have changed outside.
+        block: a module, a method of one, a function (or lambda), or a `partial` of any of these.
+            The modules in it, closures included, become arguments of `nnx.remat`, so that batch
+            statistics and random counts that change inside change outside.
     """
     modules: list[nnx.Module] = []
 
@@ -32,7 +32,7 @@ def rematerialised(block: Callable) -> Callable:
 
 
 def _rebuilt(block: Any, replace: Callable[[nnx.Module], nnx.Module]) -> Any:
-    """A callable as it was, of other modules: `replace` gives what takes the place of each."""
+    """Returns the same callable with each of its modules replaced by `replace(module)`."""
     rebuilt = partial(_rebuilt, replace=replace)
     if isinstance(block, nnx.Module):
         return replace(block)

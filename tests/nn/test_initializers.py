@@ -12,7 +12,8 @@ from flax import nnx
 from scipy import stats
 
 import aa_flax
-from aa_flax.initialisers import (
+from aa_flax.models.densenet import DenseNet
+from aa_flax.nn.initializers import (
     Initialiser,
     initialised,
     kaiming_normal_fan_in,
@@ -22,7 +23,6 @@ from aa_flax.initialisers import (
     torch_uniform,
     zeros,
 )
-from aa_flax.models.densenet import DenseNet
 
 SHAPE = (3, 3, 16, 64)
 DISTRIBUTIONS = [
