@@ -292,7 +292,7 @@ def _as_json(value: Any) -> Any:
 def released_weights() -> tuple[ReleasedWeights, ...]:
     """Returns every released file, model by model."""
     return tuple(
-        ReleasedWeights(**row | {"parameters": int(row["parameters"])})
+        ReleasedWeights(**{**row, "parameters": int(row["parameters"])})
         for row in _rows("released_weights.tsv")
     )
 
@@ -301,7 +301,7 @@ def released_weights() -> tuple[ReleasedWeights, ...]:
 def published_results() -> tuple[PublishedResult, ...]:
     """Returns every published result, in the order of the original's tables."""
     return tuple(
-        PublishedResult(**row | {name: float(row[name]) for name in ("accuracy", "consistency")})
+        PublishedResult(**{**row, **{k: float(row[k]) for k in ("accuracy", "consistency")}})
         for row in _rows("published_results.tsv")
     )
 

@@ -64,6 +64,6 @@ def conv_general_dilated(
         )
     if set(lhs_dilation) != {1} or options.get("preferred_element_type") is not None:
         return definition(x, kernel)
-    shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel))
-    cpu = convolution(definition, window, *shapes, output_size)
+    image, taps = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel))
+    cpu = convolution(definition, window, image, taps, output_size)
     return dispatch.apply(Multilinear(definition), cpu, x, kernel)
