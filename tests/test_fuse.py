@@ -153,7 +153,7 @@ def test_what_is_no_net_is_refused():
 def test_a_fused_net_is_neither_trained_nor_saved_nor_converted(tmp_path):
     fused = fuse(randomised(NETS["basic"]()))
     fused.eval()
-    with pytest.raises(InputError, match="a fused net cannot be trained"):
+    with pytest.raises(InputError, match="a fused model cannot be trained"):
         fused.train()
     with pytest.raises(InputError, match=r"save the net that aa_flax\.fuse was given"):
         aa_flax.save_weights(fused, tmp_path / "w.safetensors")

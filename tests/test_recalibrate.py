@@ -120,7 +120,7 @@ def test_statistics_that_are_not_finite_have_no_part_in_the_new_ones():
     ("make", "given", "message"),
     [
         (lambda: create_model("alexnet", num_classes=0), images(), "alexnet has no batch norm"),
-        (fused, images(), "recalibrate the net that aa_flax.fuse"),
+        (fused, images(), "recalibrate the model that aa_flax.fuse"),
         (tiny, [], "no images are given"),
         (tiny, [(images(), 0)], "got a tuple; give the images alone"),
         (tiny, images() * np.nan, "not finite; nothing is changed"),

@@ -41,7 +41,7 @@ class AveragePool(nnx.Module):
 
 
 class StridedShortcutBlock(Bottleneck):
-    """A bottleneck block with a pool in its main branch and a strided 1x1 convolution beside it."""
+    """A bottleneck block with a pool in its main branch and a strided 1x1 convolution as shortcut."""
 
     def __init__(
         self, make: LayerFactory, in_features: int, features: int, *, stride: int, **options: Any

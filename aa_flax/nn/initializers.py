@@ -1,11 +1,11 @@
-"""Initial values that NumPy draws, so that a new net need not compile a draw for each shape.
+"""Initial values drawn by NumPy, so that a new model needs no compilation for each shape.
 
-A layer's `Initialiser` is one of Flax's: called with a key of JAX, in a constructor, it draws as
-any other, and can be traced. `initialised` builds a net in the abstract, notes which variable came
-from which initialiser, and has NumPy draw the values: from Philox (Salmon et al., SC 2011), a
-generator that counts, keyed by the seed and the variable's name. They are the same on every
-platform, with every version of JAX and on any number of devices, however layers are ordered.
-What comes from elsewhere (Flax's initialisers, the keys of dropout) JAX computes, in one program.
+An `Initializer` is also one of Flax's: called with a JAX key it draws by JAX, and can be traced.
+`initialised` builds a model of shapes alone, records which variable came from which initializer,
+and draws the values by NumPy: from Philox (Salmon et al., SC 2011), a counter-based generator,
+keyed by the seed and the variable's name. They are the same on every platform, with every version
+of JAX, on any number of devices and for any order of layers. Other values (those of Flax's
+initializers, the keys of dropout) are computed by JAX, in one program.
 """
 
 import hashlib
@@ -31,19 +31,19 @@ from jaxtyping import Array
 
 Module = TypeVar("Module", bound=nnx.Module)
 Path = tuple[Any, ...]
-_BLOCK = 2**20  # values that one thread draws at a time; another number gives other values
-_notes: ContextVar[list[tuple[Array, "Initialiser"]] | None] = ContextVar("notes", default=None)
+_BLOCK = 2**20  # values that one thread draws at a time; another size gives other values
+_notes: ContextVar[list[tuple[Array, "Initializer"]] | None] = ContextVar("notes", default=None)
 
 
 @dataclass(frozen=True)
-class Initialiser:
-    """A distribution of initial values, as layers take it for `kernel_init` and the like.
+class Initializer:
+    """A distribution of initial values, for `kernel_init` and the like.
 
     Attributes:
         kind: `normal` of mean 0, `uniform` around 0, or `constant`.
         scale: the standard deviation, the bound, or the constant.
-        fan: the scale is divided by the root of this many inputs (`in`) or outputs (`out`) of a
-            kernel `(..., in, out)`.
+        fan: divides the scale by the square root of the number of inputs (`in`) or outputs (`out`)
+            of a kernel `(..., in, out)`.
     """
 
     kind: Literal["normal", "uniform", "constant"]
@@ -51,14 +51,14 @@ class Initialiser:
     fan: Literal["in", "out"] | None = None
 
     def scale_of(self, shape: tuple[int, ...]) -> float:
-        """The scale of a variable of this shape."""
+        """Returns the scale for a variable of this shape."""
         if self.fan is None:
             return self.scale
         fan = prod(shape[:-1]) if self.fan == "in" else prod(shape[:-2]) * shape[-1]
         return self.scale / sqrt(max(fan, 1))
 
     def __call__(self, key, shape, dtype: DTypeLike = jnp.float32, out_sharding=None) -> Array:
-        """Values drawn by JAX, as Flax's layers ask for them."""
+        """Returns values drawn by JAX, with the signature of Flax's initializers."""
         shape, notes = tuple(shape), _notes.get()
         draw = _Draw(self, shape, jax.dtypes.canonicalize_dtype(dtype))
         if self.kind == "constant":
@@ -83,16 +83,16 @@ class Initialiser:
 
 
 class _Draw(NamedTuple):
-    initialiser: Initialiser
+    initializer: Initializer
     shape: tuple[int, ...]
     dtype: Any
 
 
 @partial(jax.jit, static_argnames=("draw", "out_sharding"))
 def _by_jax(key: Array, *, draw: _Draw, out_sharding=None) -> Array:
-    initialiser, shape, dtype = draw
-    scale, options = initialiser.scale_of(shape), {"out_sharding": out_sharding}
-    if initialiser.kind == "normal":
+    initializer, shape, dtype = draw
+    scale, options = initializer.scale_of(shape), {"out_sharding": out_sharding}
+    if initializer.kind == "normal":
         return scale * jax.random.normal(key, shape, dtype, **options)
     return jax.random.uniform(key, shape, dtype, -scale, scale, **options)
 
@@ -101,35 +101,35 @@ def _batch(keys: tuple[Array], axes: tuple[int], *, draw: _Draw) -> tuple[Array,
     return jax.vmap(partial(_by_jax, draw=draw), axes)(*keys), 0
 
 
-# What `_by_jax` computes, which is traced only if it is compiled: where NumPy draws, it is not.
+# `_by_jax` as a primitive, whose body is traced only if it is compiled: not where NumPy draws.
 _draw_p = Primitive("aa_flax_draw")
 _draw_p.def_impl(_by_jax)
 _draw_p.def_abstract_eval(lambda key, *, draw: jax.core.ShapedArray(draw.shape, draw.dtype))
 batching.primitive_batchers[_draw_p] = _batch
 mlir.register_lowering(_draw_p, mlir.lower_fun(_by_jax, multiple_results=False))
 
-zeros = Initialiser("constant", 0.0)
-ones = Initialiser("constant", 1.0)
-kaiming_normal_fan_in = Initialiser("normal", sqrt(2), fan="in")
-kaiming_normal_fan_out = Initialiser("normal", sqrt(2), fan="out")
+zeros = Initializer("constant", 0.0)
+ones = Initializer("constant", 1.0)
+kaiming_normal_fan_in = Initializer("normal", sqrt(2), fan="in")
+kaiming_normal_fan_out = Initializer("normal", sqrt(2), fan="out")
 
 
-def normal(std: float) -> Initialiser:
-    """A normal distribution of mean 0."""
-    return Initialiser("normal", std)
+def normal(std: float) -> Initializer:
+    """Returns a normal distribution of mean 0."""
+    return Initializer("normal", std)
 
 
-def torch_uniform(fan_in: int) -> Initialiser:
-    """torch's default for weights and biases: uniform in +-1 / sqrt(fan_in)."""
-    return Initialiser("uniform", 1 / sqrt(fan_in))
+def torch_uniform(fan_in: int) -> Initializer:
+    """Returns torch's default for weights and biases: uniform in +-1 / sqrt(fan_in)."""
+    return Initializer("uniform", 1 / sqrt(fan_in))
 
 
 def initialised(build: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs) -> Module:
-    """The net that `build` makes, with its initial values; within a trace simply `build(rngs)`.
+    """Returns the model of `build(rngs)` with initial values; within a trace, `build(rngs)` itself.
 
     Args:
-        build: makes the net from random keys; it is traced.
-        rngs: the stream `params` is the seed; all streams move on as `build` moves them.
+        build: constructor of the model from random keys; it is traced.
+        rngs: the stream `params` is the seed; all streams advance as in `build`.
     """
     if _traced(rngs):
         return build(rngs)
@@ -142,7 +142,7 @@ def initialised(build: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs) -> Module:
 def initial_values(
     build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, paths: Collection[Path]
 ) -> dict[Path, Array]:
-    """The values that `initialised` gives some variables, by their paths in the net."""
+    """Returns the values of `initialised` for some variables, by their paths in the model."""
     if _traced(rngs):
         fresh = nnx.to_flat_state(nnx.state(build(rngs)))
         return {path: v.get_value() for path, v in fresh if path in paths}
@@ -151,7 +151,7 @@ def initial_values(
 
 
 def abstract(build: Callable[[nnx.Rngs], Module]) -> Module:
-    """The net that `build` makes, of shapes alone."""
+    """Returns the model of `build(rngs)` with shapes instead of values."""
 
     def build_counting() -> Module:
         with _counting_in_python({"default": jax.random.key(0)}, {"default": 0}) as rngs:
@@ -161,12 +161,11 @@ def abstract(build: Callable[[nnx.Rngs], Module]) -> Module:
 
 
 class _Plan(NamedTuple):
-    """Which variable gets its value how.
+    """A model of shapes, and the origin of the value of each variable.
 
     Attributes:
-        leaves: paths of all variables, in the order of the state's leaves.
-        tree: how the leaves make a state.
-        drawn: by NumPy. computed: by JAX, as part of the net's constructor.
+        tree: structure of the state. leaves: paths of its leaves, in order.
+        drawn: variables that NumPy draws. computed: those that JAX computes.
     """
 
     graphdef: Any
@@ -179,7 +178,7 @@ class _Plan(NamedTuple):
 def _plan(
     build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, paths: Collection[Path] | None = None
 ) -> tuple[_Plan, list[Array], bytes]:
-    """The plan, the values that JAX computed, and the seed; moves the streams of `rngs` on."""
+    """Returns the plan, the values that JAX computed, and the seed; advances `rngs`."""
     plans: list[_Plan] = []
     counts = {name: int(stream.count[...]) for name, stream in rngs.items()}
 
@@ -199,7 +198,7 @@ def _plan(
 
 
 class _Stream(nnx.RngStream):
-    """A stream that counts in Python: to trace the counting can take longer than all else."""
+    """A stream that counts in Python: tracing the counts can take longer than everything else."""
 
     drawn: int | None = None  # None: as Flax counts
 
@@ -215,7 +214,7 @@ class _Stream(nnx.RngStream):
 
 @contextmanager
 def _counting_in_python(keys: dict[str, Array], counts: dict[str, int]) -> Iterator[nnx.Rngs]:
-    """Random keys for a trace; at its end they count as Flax does, and `counts` is how far."""
+    """Yields random keys for a trace; afterwards they count as in Flax, and `counts` is updated."""
     rngs = nnx.Rngs()
     streams = {name: _Stream(key, tag=name) for name, key in keys.items()}
     for name, stream in streams.items():
@@ -228,12 +227,12 @@ def _counting_in_python(keys: dict[str, Array], counts: dict[str, int]) -> Itera
 
 
 def _sort(
-    model: nnx.Module, notes: list[tuple[Array, Initialiser]], paths: Collection[Path] | None
+    model: nnx.Module, notes: list[tuple[Array, Initializer]], paths: Collection[Path] | None
 ) -> tuple[_Plan, dict[Path, Array]]:
-    """Tells values that an initialiser gave, which are still the same arrays, from all others."""
+    """Separates values that are still the arrays of an initializer from all others."""
     graphdef, state = nnx.split(model)
     values = {path: variable.get_value() for path, variable in nnx.to_flat_state(state)}
-    noted = {id(value): initialiser for value, initialiser in notes}
+    noted = {id(value): initializer for value, initializer in notes}
     drawn, computed = {}, []
     for path, value in values.items():
         if paths is not None and path not in paths:
@@ -248,8 +247,8 @@ def _sort(
 
 
 @contextmanager
-def _noting() -> Iterator[list[tuple[Array, Initialiser]]]:
-    notes: list[tuple[Array, Initialiser]] = []
+def _noting() -> Iterator[list[tuple[Array, Initializer]]]:
+    notes: list[tuple[Array, Initializer]] = []
     token = _notes.set(notes)
     try:
         yield notes
@@ -258,13 +257,13 @@ def _noting() -> Iterator[list[tuple[Array, Initialiser]]]:
 
 
 def _traced(rngs: nnx.Rngs) -> bool:
-    """Whether keys are not known yet, or whatever is computed now belongs to a trace."""
+    """Checks whether the keys, or any values computed now, are tracers."""
     leaves = [*jax.tree.leaves(nnx.state(rngs)), jax.device_put(0)]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def _seed(rngs: nnx.Rngs) -> bytes:
-    """The stream `params`, as far as it has come: another net from the same stream is another."""
+    """Returns the key and count of the stream `params`, so that each model from it differs."""
     stream = rngs.params
     key = np.asarray(jax.random.key_data(stream.key[...]), np.uint32)
     count = np.asarray(stream.count[...], np.uint32)
@@ -272,13 +271,13 @@ def _seed(rngs: nnx.Rngs) -> bytes:
 
 
 def _draw_all(plan: _Plan, seed: bytes) -> dict[Path, Array]:
-    """Draws variables by threads, in blocks, each of which has a part of the counter's range."""
+    """Draws variables in blocks by threads; each block has its own range of the counter."""
     values: dict[Path, np.ndarray] = {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         blocks = []
-        for path, (initialiser, shape, dtype) in plan.drawn.items():
-            scale = initialiser.scale_of(shape)
-            if initialiser.kind == "constant":
+        for path, (initializer, shape, dtype) in plan.drawn.items():
+            scale = initializer.scale_of(shape)
+            if initializer.kind == "constant":
                 values[path] = np.full(shape, scale, dtype)
                 continue
             values[path] = _aligned(shape)
@@ -286,7 +285,7 @@ def _draw_all(plan: _Plan, seed: bytes) -> dict[Path, Array]:
             for block in range(-(-flat.size // _BLOCK)):
                 generator = np.random.Generator(np.random.Philox(key=key, counter=block << 128))
                 part = flat[block * _BLOCK : (block + 1) * _BLOCK]
-                blocks.append(threads.submit(initialiser.draw, generator, part, scale))
+                blocks.append(threads.submit(initializer.draw, generator, part, scale))
         for block in blocks:
             block.result()
     typed = [v.astype(plan.drawn[path].dtype, copy=False) for path, v in values.items()]
@@ -294,7 +293,7 @@ def _draw_all(plan: _Plan, seed: bytes) -> dict[Path, Array]:
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """An array to fill, float32, where JAX takes memory over on CPU instead of copying it."""
+    """Returns an empty float32 array, aligned so that JAX on CPU adopts its memory uncopied."""
     size, alignment = prod(shape) * 4, 64
     memory = np.empty(size + alignment, np.uint8)
     start = -memory.ctypes.data % alignment
@@ -302,6 +301,6 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _key(seed: bytes, path: Path) -> int:
-    """Philox's key, 128 bits, of a variable."""
+    """Returns Philox's key of a variable, 128 bits."""
     name = "/".join(map(str, path)).encode()
     return int.from_bytes(hashlib.sha256(seed + name).digest()[:16], "little")

@@ -182,7 +182,7 @@ def decide(pool: Any, x: Float[Array, "N H W C"]) -> Any:
 def subsample(pool: Any, x: Float[Array, "N H W C"], choice: Any = None) -> Float[Array, "N h w C"]:
     """Applies a pool, by the choice of `decide` for this map unless another one is given.
 
-    A pool that is None (see `make_pool`) is the identity.
+    Without a pool (None, see `make_pool`) the map stays as it is.
     """
     if pool is None:
         return x

@@ -268,7 +268,7 @@ class CallAlone(Classifier):
 def test_a_head_that_is_not_known_is_not_guessed():
     with pytest.raises(InputError, match="CallAlone defines __call__ and no forward_head"):
         CallAlone().forward_head(jnp.zeros((1, 2, 2, 4)))
-    with pytest.raises(InputError, match="Unnamed has no layer 'fc'; say in the class"):
+    with pytest.raises(InputError, match="Unnamed has no layer 'fc'; set in the class"):
         type("Unnamed", (CallAlone,), {"last_layer": "fc"})().reset_classifier(3)
 
 

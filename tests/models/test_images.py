@@ -58,7 +58,7 @@ def test_batch_norms_own_complaint_is_not_taken_for_the_size():
     ],
 )
 def test_what_is_no_batch_of_images_says_what_is_expected(images, message):
-    expected = r"the net takes images \(N, H, W, 3\) of normalised floats, got .*"
+    expected = r"the model takes images \(N, H, W, 3\) of normalised floats, got .*"
     with pytest.raises(InputError, match=expected + message):
         check_images(images)
 

@@ -8,6 +8,7 @@ from flax import nnx
 from aa_flax import InputError, to_torch_state_dict
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Downsample
+from aa_flax.nn.layers import LayerFactory
 from aa_flax.ops import circular_padding
 from benchmarks.reference import abstract_model, logits_shape, state_shapes
 from tests.compiled import run
@@ -67,19 +68,9 @@ def test_pools_with_weights_have_as_many_as_they_see_channels(base):
 
 
 def residual_block(seed: int) -> BasicBlock:
-    block = BasicBlock(
-        4,
-        8,
-        stride=2,
-        dilation=1,
-        next_dilation=1,
-        groups=1,
-        base_width=64,
-        pool=LargestPhase,
-        zero_init_residual=False,
-        dtype=None,
-        rngs=nnx.Rngs(seed),
-    )
+    make = LayerFactory(nnx.Rngs(seed), pool_factory=LargestPhase)
+    width = {"groups": 1, "base_width": 64, "zero_init_residual": False}
+    block = BasicBlock(make, 4, 8, stride=2, dilation=1, next_dilation=1, **width)
     block.eval()
     return block
 
@@ -116,7 +107,7 @@ def test_a_block_that_chooses_phases_commutes_with_every_shift(rng):
 def test_a_pool_and_a_filter_size_exclude_each_other():
     with pytest.raises(InputError, match="exclude each other"):
         abstract_model("resnet18_lpf4", pool=box)
-    with pytest.raises(InputError, match="filter_size is part of a net's name"):
+    with pytest.raises(InputError, match="filter_size is part of the model's name"):
         abstract_model("resnet18", filter_size=4)
 
 

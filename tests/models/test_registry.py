@@ -89,11 +89,11 @@ def test_a_constructor_without_filter_size_makes_the_plain_net_alone(own_net):
 @pytest.mark.parametrize(
     ("name", "build", "message"),
     [
-        ("own_lpf4", Own, "would be the antialiased version of another net"),
-        ("own_lpf3_finetune", Own, "would be the antialiased version of another net"),
+        ("own_lpf4", Own, "would be the antialiased version of another model"),
+        ("own_lpf3_finetune", Own, "would be the antialiased version of another model"),
         ("a/b", Own, "name has letters, digits"),
         ("", Own, "name has letters, digits"),
-        ("resnet18", Own, "there is a net 'resnet18' already"),
+        ("resnet18", Own, "there is a model 'resnet18' already"),
         ("other", None, "build must be a class or function"),
     ],
 )

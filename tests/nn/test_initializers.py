@@ -14,7 +14,7 @@ from scipy import stats
 import aa_flax
 from aa_flax.models.densenet import DenseNet
 from aa_flax.nn.initializers import (
-    Initialiser,
+    Initializer,
     initialised,
     kaiming_normal_fan_in,
     kaiming_normal_fan_out,
@@ -36,12 +36,12 @@ DISTRIBUTIONS = [
 class Bag(nnx.Module):
     """A variable for each initialiser, all of one shape."""
 
-    def __init__(self, *initialisers, shape=SHAPE, rngs):
-        self.values = nnx.List([nnx.Param(init(rngs.params(), shape)) for init in initialisers])
+    def __init__(self, *initializers, shape=SHAPE, rngs):
+        self.values = nnx.List([nnx.Param(init(rngs.params(), shape)) for init in initializers])
 
 
-def drawn(*initialisers, shape=SHAPE, rngs=None):
-    build = partial(Bag, *initialisers, shape=shape)
+def drawn(*initializers, shape=SHAPE, rngs=None):
+    build = partial(Bag, *initializers, shape=shape)
     bag = initialised(lambda rngs: build(rngs=rngs), rngs or nnx.Rngs(0))
     return [np.asarray(value[...]) for value in bag.values]
 
@@ -116,7 +116,7 @@ def test_a_net_has_the_constructors_distributions_and_random_state():
 
 
 class Mixed(nnx.Module):
-    """Flax's initialisers, ours changed afterwards, ours under `vmap`, and the keys themselves."""
+    """Flax's initializers, ours changed afterwards, ours under `vmap`, and the keys themselves."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.linear = nnx.Linear(3, 4, rngs=rngs)
@@ -127,7 +127,7 @@ class Mixed(nnx.Module):
         self.rngs = rngs
 
 
-def test_what_is_not_an_initialisers_value_is_what_the_constructor_computes():
+def test_what_is_not_an_initializers_value_is_what_the_constructor_computes():
     model, expected = (
         initialised(lambda rngs: Mixed(rngs=rngs), nnx.Rngs(3)),
         Mixed(rngs=nnx.Rngs(3)),
@@ -159,5 +159,5 @@ def test_a_new_head_starts_as_that_of_a_new_net(tmp_path):
 
 
 def test_a_scale_follows_the_fan():
-    assert Initialiser("normal", 3.0, fan="in").scale_of((2, 2, 9, 5)) == 3 / 6
-    assert Initialiser("uniform", 3.0, fan="out").scale_of((2, 2, 5, 9)) == 3 / 6
+    assert Initializer("normal", 3.0, fan="in").scale_of((2, 2, 9, 5)) == 3 / 6
+    assert Initializer("uniform", 3.0, fan="out").scale_of((2, 2, 5, 9)) == 3 / 6

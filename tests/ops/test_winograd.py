@@ -72,7 +72,7 @@ def test_values_and_derivatives_are_the_definitions(name):
 
 @pytest.mark.parametrize("numbers", [1, 4 * 6 * 5, 3 * 4 * 6 * 5])
 def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
-    monkeypatch.setattr(winograd, "_NUMBERS", numbers)  # of five images one, one and three
+    monkeypatch.setattr(winograd, "_VALUES", numbers)  # of five images one, one and three
     fast, slow = both(derivatives, ONE)
     arrays = operands((5, 4, 6, 5))
     assert_agree(fast(*arrays), slow(*arrays))
@@ -81,7 +81,7 @@ def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize(("numbers", "rows"), [(7, 1), (13, 2)])
 def test_large_images_are_taken_in_strips(monkeypatch, numbers, rows, before):
-    monkeypatch.setattr(winograd, "_NUMBERS", numbers)
+    monkeypatch.setattr(winograd, "_VALUES", numbers)
     x, kernel = operands((2, 6, 5, 5))
     padding = ((before, 2 - before), (1, 1))
     assert winograd._strips(x, padding, channels=5) == 6 // rows

@@ -147,7 +147,7 @@ def test_a_pool_that_follows_has_no_weights_and_takes_any_choice(rng):
         ),
         (
             lambda: upsample_phase(jnp.ones((1, 4, 4, 1)), jnp.array([0]), size=9),
-            r"size \(9, 9\) cannot be had from \(4, 4\)",
+            r"size \(9, 9\) is not possible for \(4, 4\)",
         ),
     ],
 )
