@@ -90,8 +90,8 @@ def register_model(
     >>> import aa_flax
     >>> from aa_flax.models.resnet import BasicBlock, ResNet
     >>> aa_flax.register_model("resnet10", partial(ResNet, BasicBlock, (1, 1, 1, 1)), replace=True)
-    >>> aa_flax.list_models("resnet10*_lpf4")
-    ['resnet10_lpf4', 'resnet101_lpf4']
+    >>> aa_flax.list_models("resnet10_lpf[2-4]")
+    ['resnet10_lpf2', 'resnet10_lpf3', 'resnet10_lpf4']
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise InputError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")

@@ -41,7 +41,7 @@ class AveragePool(nnx.Module):
 
 
 class StridedShortcutBlock(Bottleneck):
-    """A bottleneck block with a pool in its main branch and a strided 1x1 convolution as shortcut."""
+    """A bottleneck block with a pool in its main branch and a strided shortcut without one."""
 
     def __init__(
         self, make: LayerFactory, in_features: int, features: int, *, stride: int, **options: Any

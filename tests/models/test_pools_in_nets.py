@@ -12,7 +12,7 @@ from aa_flax.nn.layers import LayerFactory
 from aa_flax.ops import circular_padding
 from benchmarks.reference import abstract_model, logits_shape, state_shapes
 from tests.compiled import run
-from tests.pools.toys import LargestPhase, WeightedBox, box
+from tests.nn.toys import LargestPhase, WeightedBox, box
 
 BASES = ("alexnet", "vgg11", "resnet18", "densenet121", "mobilenet_v2")
 
@@ -112,7 +112,7 @@ def test_a_pool_and_a_filter_size_exclude_each_other():
 
 
 def test_a_factory_is_recorded_by_its_name():
-    assert abstract_model("vgg11", pool=box).options == {"pool": "tests.pools.toys.box"}
+    assert abstract_model("vgg11", pool=box).options == {"pool": "tests.nn.toys.box"}
 
 
 @pytest.mark.parametrize("base", ["resnet18", "densenet121"])

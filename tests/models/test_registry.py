@@ -6,6 +6,7 @@ from aa_flax import InputError, create_model, list_models
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from aa_flax.nn.layers import linear
+from benchmarks.reference import abstract_model
 
 
 def test_every_net_is_listed_as_baseline_and_with_seven_filter_sizes():
@@ -100,3 +101,12 @@ def test_a_constructor_without_filter_size_makes_the_plain_net_alone(own_net):
 def test_what_is_no_net_is_refused(name, build, message):
     with pytest.raises(InputError, match=message):
         registry.register_model(name, build)
+
+
+@pytest.mark.parametrize("base", ["alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2"])
+def test_every_block_has_its_own_name_with_and_without_blur(base):
+    plain, antialiased = (
+        [name for name, _ in abstract_model(name).named_blocks()] for name in (base, f"{base}_lpf4")
+    )
+    assert plain == antialiased
+    assert len(set(plain)) == len(plain) >= 6

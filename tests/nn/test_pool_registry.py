@@ -15,7 +15,7 @@ from aa_flax.nn.pool_registry import (
     register_pool,
     subsample,
 )
-from tests.pools.toys import LargestPhase, WeightedBox, box
+from tests.nn.toys import LargestPhase, WeightedBox, box
 
 
 def made(pool, stride=2, features=4):
@@ -104,7 +104,7 @@ def test_a_choice_follows_the_image_and_serves_another_map(rng, shift):
         (lambda: pool_factory(None, "gaussian<k>"), "unknown pool 'gaussian<k>'; did you mean"),
         (lambda: pool_factory(None, "gaussian0"), "unknown pool 'gaussian0'"),
         (lambda: pool_factory(None, "ideal3"), "unknown pool 'ideal3'; did you mean ideal"),
-        (lambda: register_pool("", box), "not empty"),
+        (lambda: register_pool("", box), "non-empty"),
         (lambda: register_pool("none", None), "function of the stride"),
     ],
 )
