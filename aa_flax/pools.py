@@ -10,7 +10,6 @@ from aa_flax.nn.blur import BlurPool, BlurUpsample, MaxBlurPool
 from aa_flax.nn.filters import AveragePool, GaussianPool, IdealPool, KaiserPool, LearnedPool
 from aa_flax.nn.polyphase import AdaptivePool, LearnedPhasePool
 from aa_flax.nn.pool_registry import (
-    PoolFactory,
     decide,
     list_pools,
     make_pool,
@@ -31,7 +30,6 @@ __all__ = [
     "LearnedPhasePool",
     "LearnedPool",
     "MaxBlurPool",
-    "PoolFactory",
     "decide",
     "list_pools",
     "make_pool",

@@ -31,9 +31,9 @@ from aa_flax.models.torch_layout import (
     sequential,
 )
 from aa_flax.nn.initializers import torch_uniform
-from aa_flax.nn.layers import LayerFactory, max_pool_2
+from aa_flax.nn.layers import LayerFactory, strided_max_pool
+from aa_flax.nn.pool_registry import PoolFactory, pool_factory, subsample
 from aa_flax.ops import adaptive_avg_pool
-from aa_flax.pools import PoolFactory, pool_factory, subsample
 
 
 class _Layers(LayerFactory):
@@ -105,13 +105,13 @@ class AlexNet(Classifier):
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         pool1, pool2, pool5 = self.pools
         yield "stem", self.stem
-        yield "pool1", partial(max_pool_2, pool1, window=3)
+        yield "pool1", partial(strided_max_pool, pool1, window=3)
         yield "conv2", partial(_conv_relu, self.conv2)
-        yield "pool2", partial(max_pool_2, pool2, window=3)
+        yield "pool2", partial(strided_max_pool, pool2, window=3)
         yield "conv3", partial(_conv_relu, self.conv3)
         yield "conv4", partial(_conv_relu, self.conv4)
         yield "conv5", partial(_conv_relu, self.conv5)
-        yield "pool5", partial(max_pool_2, pool5, window=3)
+        yield "pool5", partial(strided_max_pool, pool5, window=3)
 
     def torch_layers(self) -> Layers:
         pool1, pool2, pool5 = (

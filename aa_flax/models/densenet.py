@@ -24,9 +24,9 @@ from aa_flax.models.remat import rematerialised
 from aa_flax.models.stems import stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.nn.initializers import kaiming_normal_fan_in, zeros
-from aa_flax.nn.layers import BatchNorm, LayerFactory, concatenated, max_pool_2
+from aa_flax.nn.layers import BatchNorm, LayerFactory, concatenated, strided_max_pool
+from aa_flax.nn.pool_registry import PoolFactory, pool_factory, subsample
 from aa_flax.ops import avg_pool
-from aa_flax.pools import PoolFactory, pool_factory, subsample
 
 
 class _Layers(LayerFactory):
@@ -156,7 +156,7 @@ class DenseNet(Classifier):
         return subsample(self.conv_pool, x)  # BlurPool only with pool_only=False
 
     def _stem_pool(self, x: Float[Array, "N H W c"]) -> Float[Array, "N h w c"]:
-        return max_pool_2(self.pool, x, window=3, padding=1)
+        return strided_max_pool(self.pool, x, window=3, padding=1)
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem

@@ -22,7 +22,7 @@ from aa_flax.models.stems import is_small
 from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.nn.initializers import normal, zeros
 from aa_flax.nn.layers import LayerFactory
-from aa_flax.pools import PoolFactory, pool_factory, subsample
+from aa_flax.nn.pool_registry import PoolFactory, pool_factory, subsample
 
 # Rows of table 2 of the paper: expansion, features, blocks, stride of the first block.
 _STAGES = (

@@ -27,8 +27,8 @@ from aa_flax.models.stems import stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.nn.initializers import ones, zeros
 from aa_flax.nn.layers import LayerFactory, residual_relu
+from aa_flax.nn.pool_registry import PoolFactory, decide, pool_factory, subsample
 from aa_flax.ops import max_pool
-from aa_flax.pools import PoolFactory, decide, pool_factory, subsample
 
 
 class BasicBlock(nnx.Module):

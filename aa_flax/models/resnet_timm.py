@@ -25,9 +25,9 @@ from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import register_model
 from aa_flax.models.resnet import Bottleneck, Downsample, ResNet
 from aa_flax.models.torch_layout import Layers
+from aa_flax.nn.blur import BlurPool
 from aa_flax.nn.layers import LayerFactory
 from aa_flax.ops import avg_pool, max_pool
-from aa_flax.pools import BlurPool
 
 
 class AveragePool(nnx.Module):

@@ -30,9 +30,9 @@ from aa_flax.models.torch_layout import (
     sequential,
 )
 from aa_flax.nn.initializers import normal, zeros
-from aa_flax.nn.layers import LayerFactory, max_pool_2
+from aa_flax.nn.layers import LayerFactory, strided_max_pool
+from aa_flax.nn.pool_registry import PoolFactory, pool_factory
 from aa_flax.ops import adaptive_avg_pool
-from aa_flax.pools import PoolFactory, pool_factory
 
 _LINEAR_INIT = {"kernel_init": normal(0.01), "bias_init": zeros}
 
@@ -98,7 +98,7 @@ class VGG(Classifier):
         for i, (stage, pool) in enumerate(zip(self.stages, self.pools, strict=True), 1):
             for j, block in enumerate(stage, 1):
                 yield f"conv{i}_{j}", block
-            yield f"pool{i}", partial(max_pool_2, pool, window=2)
+            yield f"pool{i}", partial(strided_max_pool, pool, window=2)
 
     def torch_layers(self) -> Layers:
         features: list[Layer | None] = []

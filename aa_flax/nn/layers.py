@@ -193,10 +193,10 @@ class LayerFactory:
         return make_pool(self.pool_factory, stride, **options)
 
 
-def max_pool_2(
+def strided_max_pool(
     pool: Any, x: Float[Array, "N H W C"], window: int, padding: int = 0
 ) -> Float[Array, "N h w C"]:
-    """Applies a max pool of stride 2, antialiased by `pool`: a dense maximum, then the pool."""
+    """Applies a max pool of stride 2; with a pool, a dense maximum and then the pool."""
     stride = 2 if pool is None else 1
     return subsample(pool, max_pool(x, window, stride=stride, padding=padding))
 
