@@ -105,13 +105,13 @@ class AlexNet(Classifier):
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         pool1, pool2, pool5 = self.pools
         yield "stem", self.stem
-        yield "pool1", partial(strided_max_pool, pool1, window=3)
+        yield "pool1", partial(_max_pool, pool1)
         yield "conv2", partial(_conv_relu, self.conv2)
-        yield "pool2", partial(strided_max_pool, pool2, window=3)
+        yield "pool2", partial(_max_pool, pool2)
         yield "conv3", partial(_conv_relu, self.conv3)
         yield "conv4", partial(_conv_relu, self.conv4)
         yield "conv5", partial(_conv_relu, self.conv5)
-        yield "pool5", partial(strided_max_pool, pool5, window=3)
+        yield "pool5", partial(_max_pool, pool5)
 
     def torch_layers(self) -> Layers:
         pool1, pool2, pool5 = (
@@ -142,6 +142,10 @@ class AlexNet(Classifier):
         x = jax.nn.relu(self.fc1(self.dropout1(x)))
         x = jax.nn.relu(self.fc2(self.dropout2(x)))
         return self._classified(x, pre_logits)
+
+
+def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    return strided_max_pool(pool, x, window=3)
 
 
 def _conv_relu(conv: nnx.Conv, x: Float[Array, "N H W C"]) -> Float[Array, "N H W c"]:

@@ -98,7 +98,7 @@ class VGG(Classifier):
         for i, (stage, pool) in enumerate(zip(self.stages, self.pools, strict=True), 1):
             for j, block in enumerate(stage, 1):
                 yield f"conv{i}_{j}", block
-            yield f"pool{i}", partial(strided_max_pool, pool, window=2)
+            yield f"pool{i}", partial(_max_pool, pool)
 
     def torch_layers(self) -> Layers:
         features: list[Layer | None] = []
@@ -121,6 +121,10 @@ class VGG(Classifier):
         x = self.dropout1(jax.nn.relu(self.fc1(x)))
         x = self.dropout2(jax.nn.relu(self.fc2(x)))
         return self._classified(x, pre_logits)
+
+
+def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    return strided_max_pool(pool, x, window=2)
 
 
 _LAYERS = {
