@@ -1,4 +1,4 @@
-"""A net family of one's own, in one file: a stack of strided convolutions, plain or antialiased.
+"""A model family written by a user, in one file: a stack of strided convolutions, plain or antialiased.
 
 python train.py --plugin tests/extending/net_family.py --config.model=stack2_lpf3
 """
@@ -46,7 +46,7 @@ class Stack(aa_flax.Classifier):
             yield f"blocks.{i}", block
 
     def torch_layers(self):
-        """The names in a torch net whose blocks are `Sequential(conv, bn, relu)`."""
+        """The names in a torch model whose blocks are `Sequential(conv, bn, relu)`."""
         for i, block in enumerate(self.blocks):
             yield f"blocks.{i}.0", block.conv
             yield f"blocks.{i}.1", block.bn

@@ -1,4 +1,4 @@
-"""Options of the nets: what is kept of them, what is refused, and nets without a classifier."""
+"""Options of the models: what is kept of them, what is refused, and models without a classifier."""
 
 import jax.numpy as jnp
 import numpy as np

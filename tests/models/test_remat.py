@@ -1,4 +1,4 @@
-"""What `remat` means, the same for every net; by tracing alone where numbers are not needed."""
+"""What `remat` means, the same for every model; by tracing alone where numbers are not needed."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Images that a net does not take are refused in one line, for every net."""
+"""Images that a model does not take are refused in one line, for every model."""
 
 import re
 
@@ -26,7 +26,7 @@ SMALLEST = {
 
 
 @pytest.mark.parametrize(("name", "size"), SMALLEST.items())
-def test_the_smallest_image_is_found_and_a_smaller_one_names_net_block_and_size(name, size):
+def test_the_smallest_image_is_found_and_a_smaller_one_names_model_block_and_size(name, size):
     model = abstract_model(name)
     assert smallest_size(model) == size
     assert logits_shape(model, size) == (1, 1000)
@@ -64,7 +64,7 @@ def test_what_is_no_batch_of_images_says_what_is_expected(images, message):
 
 
 @pytest.mark.parametrize("base", ["alexnet", "vgg11", "resnet18", "densenet121", "mobilenet_v2"])
-def test_every_net_refuses_images_of_another_order(base):
+def test_every_model_refuses_images_of_another_order(base):
     graphdef, state = nnx.split(abstract_model(base))
     images = jax.ShapeDtypeStruct((1, 3, 224, 224), jnp.float32)
     with pytest.raises(InputError, match="channels come last"):
@@ -77,7 +77,7 @@ def test_sizes_that_export_does_not_know_are_not_compared():
         jax.eval_shape(lambda x: check_images(x) or x, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-def test_nets_are_tabulated():
+def test_models_are_tabulated():
     model = DenseNet((1, 1), growth_rate=4, num_init_features=8, rngs=nnx.Rngs(0))
     model.eval()
     assert "DenseLayer" in nnx.tabulate(model, jnp.ones((1, 16, 16, 3)), depth=3)

@@ -92,14 +92,14 @@ def test_blocks_of_a_large_variable_are_independent_of_threads_and_of_each_other
     assert np.abs(np.corrcoef(blocks) - np.eye(3)).max() < 0.005
 
 
-def test_a_net_and_its_baseline_start_with_the_same_values():
+def test_a_model_and_its_baseline_start_with_the_same_values():
     plain, blurred = aa_flax.create_model("mobilenet_v2"), aa_flax.create_model("mobilenet_v2_lpf4")
     a, b = flat(plain), flat(blurred)
     assert a.keys() == b.keys()
     assert all((np.asarray(a[p]) == np.asarray(b[p])).all() for p in a if a[p].dtype == jnp.float32)
 
 
-def test_a_net_has_the_constructors_distributions_and_random_state():
+def test_a_model_has_the_constructors_distributions_and_random_state():
     build = partial(DenseNet, (1,), growth_rate=8, num_init_features=8, drop_rate=0.1)
     expected, rngs = flat(build(rngs=nnx.Rngs(0))), nnx.Rngs(0)
     found = flat(initialised(lambda rngs: build(rngs=rngs), rngs))
@@ -140,7 +140,7 @@ def test_what_is_not_an_initializers_value_is_what_the_constructor_computes():
     assert model.rngs.params() != model.rngs.params()
 
 
-def test_within_a_trace_a_net_is_what_its_constructor_makes():
+def test_within_a_trace_a_model_is_what_its_constructor_makes():
     build = partial(Bag, normal(1), shape=(3, 4))
 
     @jax.jit
@@ -151,7 +151,7 @@ def test_within_a_trace_a_net_is_what_its_constructor_makes():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), traced, expected)
 
 
-def test_a_new_head_starts_as_that_of_a_new_net(tmp_path):
+def test_a_new_head_starts_as_that_of_a_new_model(tmp_path):
     aa_flax.save_weights(aa_flax.create_model("resnet18"), tmp_path / "w.safetensors")
     tuned = aa_flax.create_model("resnet18", pretrained=tmp_path / "w.safetensors", num_classes=7)
     fresh = aa_flax.create_model("resnet18", num_classes=7)

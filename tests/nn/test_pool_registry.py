@@ -54,7 +54,7 @@ def test_a_number_of_taps_that_is_not_listed_is_made_too(name):
     np.testing.assert_allclose(y, np.full((1, 12, 12, 4), 2.5), rtol=1e-5)
 
 
-def test_a_family_of_ones_own_is_given_the_number_and_the_stride():
+def test_a_custom_family_is_given_the_number_and_the_stride():
     def numbered(k, stride):
         return partial(np.full, (k, stride))
 

@@ -1,4 +1,4 @@
-"""Which form is in a program, and what the definitions are made of."""
+"""The implementation in a program, and the operations of the definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from tests.ops.operations import OPERATIONS, arrays, conv
 everyone = pytest.mark.parametrize("name", OPERATIONS)
 
 
-class EveryForm(Classifier):
-    """A net with every operation that has a form for CPU."""
+class EveryKernel(Classifier):
+    """A model with every operation that has a kernel for CPU."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -44,8 +44,8 @@ class EveryForm(Classifier):
 
 
 @pytest.fixture(scope="module")
-def net() -> EveryForm:
-    net = EveryForm()
+def net() -> EveryKernel:
+    net = EveryKernel()
     net.eval()
     return net
 
@@ -86,7 +86,7 @@ def test_a_program_holds_the_form_of_its_platform_alone(name):
     assert "feature_group_count = 1 " in cpu or "stablehlo.convolution" not in cpu
 
 
-def test_a_jitted_function_is_traced_anew_within_definitions_and_circular_padding():
+def test_a_jitted_function_is_traced_again_within_definitions_and_circular_padding():
     x = arrays(1, 8, 8, 2)
     blur = jax.jit(ops.blur_pool)
     plain = blur(x)
@@ -105,7 +105,7 @@ def test_gather_by_name_gives_way_to_definitions():
         assert "conv_general_dilated" in str(program(arrays(1, 8, 8, 2)))
 
 
-def test_a_net_has_the_same_values_and_derivatives_by_its_definitions(net):
+def test_a_model_has_the_same_values_and_derivatives_by_its_definitions(net):
     x = arrays(2, 12, 12, 3)
 
     def derivatives(x):
@@ -121,7 +121,7 @@ def test_a_net_has_the_same_values_and_derivatives_by_its_definitions(net):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_net_runs_without_jit(net):
+def test_a_model_runs_without_jit(net):
     x = arrays(2, 12, 12, 3)
     derivatives = jax.value_and_grad(lambda x: jnp.sin(net(x)).sum())
     with jax.disable_jit():
@@ -130,7 +130,7 @@ def test_a_net_runs_without_jit(net):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_net_has_a_hessian(net):
+def test_a_model_has_a_hessian(net):
     direction, x = arrays(2, 1, 8, 8, 3)
 
     def loss(step):

@@ -130,7 +130,7 @@ def test_convolutions_that_are_large_enough_take_it(monkeypatch, dtype):
 
 
 @pytest.mark.slow
-def test_a_net_whose_convolutions_all_take_it_has_the_same_logits(monkeypatch):
+def test_a_model_whose_convolutions_all_take_it_has_the_same_logits(monkeypatch):
     def takes(window, x, kernel):
         return window.taps == (3, 3) and window.strides == (1, 1)
 

@@ -1,4 +1,4 @@
-"""Nets with another pool in BlurPool's place."""
+"""Models with another pool in BlurPool's place."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,7 @@ def test_a_pool_without_variables_leaves_the_baselines_state(base):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_every_stride_of_the_antialiased_net_is_a_pools(base):
+def test_every_stride_of_the_antialiased_model_is_a_pools(base):
     def places(model, kind):
         modules = nnx.iter_modules(model)
         return [path for path, module in modules if type(module).__name__ == kind]
@@ -39,7 +39,7 @@ def test_every_stride_of_the_antialiased_net_is_a_pools(base):
     assert places(abstract_model(base, pool=box), "Box") == expected
 
 
-def test_a_pools_name_builds_the_net_of_its_filter_size(rng):
+def test_a_pools_name_builds_the_model_of_its_filter_size(rng):
     x = jnp.asarray(rng.standard_normal((1, 16, 16, 3), np.float32))
     by_name, by_size = (
         DenseNet((1, 1), growth_rate=4, num_init_features=8, rngs=nnx.Rngs(0), **options)
@@ -53,7 +53,7 @@ def test_a_pools_name_builds_the_net_of_its_filter_size(rng):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_without_taps_the_torch_layout_is_the_antialiased_nets_without_filters(base):
+def test_without_taps_the_torch_layout_is_the_antialiased_models_without_filters(base):
     given = [name for name, _ in abstract_model(base, pool=box).torch_layers()]
     of_lpf4 = abstract_model(f"{base}_lpf4").torch_layers()
     assert given == [name for name, layer in of_lpf4 if type(layer).__name__ != "Filter"]
@@ -116,7 +116,7 @@ def test_a_factory_is_recorded_by_its_name():
 
 
 @pytest.mark.parametrize("base", ["resnet18", "densenet121"])
-def test_a_dense_stem_has_a_pool_of_its_own(base):
+def test_a_dense_stem_has_its_own_pool(base):
     model = abstract_model(base, pool=WeightedBox, pool_only=False)
     paths = {path for path, _ in state_shapes(model).items()}
     assert {("pool", "scale"), ("conv_pool", "scale")} <= paths
