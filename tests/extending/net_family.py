@@ -1,4 +1,4 @@
-"""A model family written by a user, in one file: a stack of strided convolutions, plain or antialiased.
+"""A user's model family in one file: a stack of strided convolutions, plain or antialiased.
 
 python train.py --plugin tests/extending/net_family.py --config.model=stack2_lpf3
 """
