@@ -9,9 +9,9 @@ from aa_flax.errors import InputError
 from aa_flax.fuse import fuse
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
-from aa_flax.models.levels import FeatureLevel
 from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import list_models, register_model
+from aa_flax.models.shapes import FeatureLevel
 from aa_flax.ops.blur import blur_pool
 from aa_flax.ops.upsample import blur_upsample
 from aa_flax.perceptual import PerceptualDistance

@@ -10,10 +10,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from aa_flax.errors import InputError, boolean
-from aa_flax.initialisers import initialised
 from aa_flax.models import registry
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
+from aa_flax.nn.initializers import initialised
 from aa_flax.weights.building import complete
 from aa_flax.weights.locate import locate
 

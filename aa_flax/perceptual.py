@@ -27,8 +27,8 @@ from aa_flax.errors import InputError
 from aa_flax.models.alexnet import AlexNet
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
-from aa_flax.models.images import wrong_shape
 from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD
+from aa_flax.models.shapes import wrong_shape
 from aa_flax.models.vgg import VGG
 from aa_flax.weights.read import read_weights
 

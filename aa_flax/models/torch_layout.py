@@ -11,8 +11,8 @@ import jax
 from flax import nnx
 
 from aa_flax.errors import InputError
-from aa_flax.layers import BatchNorm
-from aa_flax.pools.registry import binomial_size
+from aa_flax.nn.layers import BatchNorm
+from aa_flax.nn.pool_registry import binomial_size
 
 
 class Filter(NamedTuple):

@@ -8,9 +8,9 @@ import jax
 from flax import nnx
 
 from aa_flax.errors import InputError
-from aa_flax.initialisers import abstract, initial_values
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
+from aa_flax.nn.initializers import abstract, initial_values
 from aa_flax.weights.fit import (
     check_names_and_shapes,
     check_same_model,

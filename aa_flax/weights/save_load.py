@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from aa_flax.errors import InputError
 from aa_flax.files import local_path, not_written, parse_json, replacing
-from aa_flax.layers import refuse_folded
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import IMAGE_FIELDS
+from aa_flax.nn.layers import refuse_folded
 from aa_flax.weights.fit import fit, named_weights, num_classes_of, options_of, set_weights
 from aa_flax.weights.read import import_torch, read_weights, weights_in
 

@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.errors import InputError, first_line
-from aa_flax.layers import BatchNorm, refuse_folded
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.torch_layout import Filter, Flattened
+from aa_flax.nn.layers import BatchNorm, refuse_folded
 from aa_flax.ops.blur import binomial_taps
 
 T = TypeVar("T")

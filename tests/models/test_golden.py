@@ -1,4 +1,4 @@
-"""Every net against logits of the original that are stored here: needs no torch."""
+"""Every model against logits of the original that are stored here: needs no torch."""
 
 import json
 
@@ -17,7 +17,7 @@ GOLDEN = json.loads(LOGITS.read_text())
 QUICK = ("alexnet_lpf4", "vgg11_bn", "resnet18_lpf4", "densenet121_lpf4", "mobilenet_v2_lpf4")
 
 
-def test_all_nets_have_golden_logits():
+def test_all_models_have_golden_logits():
     bases = [name for name in GOLDEN if "_lpf" not in name]
     assert bases == list(filter(registry.has_reference, registry.base_names()))
     assert {f"{base}_lpf4" for base in bases} == GOLDEN.keys() - set(bases)
