@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from aa_flax.config import Config
 from aa_flax.data.transforms import preprocess
 from aa_flax.models.classifier import Classifier
-from aa_flax.recalibrate import check_batch_norms, recalibrate_batch_norm
+from aa_flax.models.recalibrate import check_batch_norms, recalibrate_batch_norm
 from aa_flax.runtime import replicate
 from aa_flax.training.state import OnDevice, TrainState, split_model, update_model
 

@@ -1,4 +1,4 @@
-"""Nets as functions of their state, with statistics and affine parameters that matter."""
+"""Models as functions of their state, with statistics and affine parameters that matter."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from flax import nnx
 
 
 def randomised(model: nnx.Module) -> nnx.Module:
-    """Draws every variable of an abstract net: two nets with the same ones draw the same."""
+    """Draws every variable of an abstract model; models with the same variables get the same."""
     rng = np.random.default_rng(0)
     graphdef, state, others = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
 
@@ -23,7 +23,7 @@ def randomised(model: nnx.Module) -> nnx.Module:
 
 
 class functional:
-    """The features of a net as a function of its state and of images; with the new state."""
+    """The features of a model as a function of its state and images; also returns its state."""
 
     def __init__(self, model: nnx.Module, *, train: bool = False):
         model.train() if train else model.eval()
