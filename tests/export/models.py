@@ -1,4 +1,4 @@
-"""Small nets of every kind, with batch norms that show, for images of 40 pixels and more."""
+"""Small models of every kind, with batch norms that show, for images of 40 pixels and more."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def densenet(**options) -> DenseNet:
     )
 
 
-NETS: dict[str, Callable[[], aa_flax.Classifier]] = {
+MODELS: dict[str, Callable[[], aa_flax.Classifier]] = {
     "basic": resnet,
     "bottleneck": lambda: resnet(Bottleneck, filter_size=3, groups=8),
     "baseline": lambda: resnet(filter_size=None),
@@ -34,5 +34,5 @@ NETS: dict[str, Callable[[], aa_flax.Classifier]] = {
 
 
 def small(name: str) -> aa_flax.Classifier:
-    """A net of `NETS`, in evaluation mode."""
-    return randomised(NETS[name]())
+    """Returns a model of `MODELS`, in evaluation mode."""
+    return randomised(MODELS[name]())
