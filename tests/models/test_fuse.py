@@ -20,7 +20,10 @@ def folded(net: aa_flax.Classifier) -> int:
 
 
 def small_resnet(block, **options) -> ResNet:
-    return ResNet(block, (1, 1, 1, 1), num_classes=5, rngs=nnx.Rngs(0), **options)
+    """Returns an abstract model, without values."""
+    return nnx.eval_shape(
+        lambda: ResNet(block, (1, 1, 1, 1), num_classes=5, rngs=nnx.Rngs(0), **options)
+    )
 
 
 MODELS = {
@@ -28,7 +31,9 @@ MODELS = {
     "vgg": lambda **o: create_model("vgg11_lpf2", num_classes=5, **o),
     "vgg_bn": lambda **o: create_model("vgg11_bn_lpf4", num_classes=5, **o),
     "basic": lambda **o: small_resnet(BasicBlock, filter_size=4, **o),
-    "bottleneck": lambda **o: small_resnet(Bottleneck, filter_size=3, groups=8, **o),
+    "bottleneck": lambda **o: small_resnet(
+        Bottleneck, filter_size=3, groups=8, width_per_group=8, **o
+    ),
     "baseline": lambda **o: small_resnet(BasicBlock, **o),
     "densenet": lambda **o: DenseNet((2, 1), filter_size=4, num_classes=5, rngs=nnx.Rngs(0), **o),
     "mobilenet": lambda **o: create_model("mobilenet_v2_lpf4", num_classes=5, **o),
@@ -77,8 +82,7 @@ def test_numpy_arrays_are_not_written_to(rng):
 
 
 def test_rematerialized_blocks_are_fused_too():
-    net = MODELS["bottleneck"]()
-    net.eval()
+    net = randomised(MODELS["bottleneck"]())
     net.remat = True
     assert folded(fuse(net, image_size=64)) == FOLDED["bottleneck"]
 

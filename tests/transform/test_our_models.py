@@ -15,7 +15,8 @@ from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
 from aa_flax.models.vgg import VGG
 from aa_flax.ops import max_pool
 from aa_flax.pools import subsample
-from tests.transform.models import functional, randomised
+from tests.randomised import randomised
+from tests.transform.models import functional
 
 
 class ResNetWithWindow3(ResNet):
