@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 import aa_flax
-from aa_flax.data.folder_index import scan
+from aa_flax.data.folder import scan
 from aa_flax.runtime import progress_bar
 
 PACKAGE = Path(aa_flax.__file__).parent

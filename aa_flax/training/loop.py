@@ -15,9 +15,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from aa_flax.config import Config, check_config, check_training, images_of_config
-from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
+from aa_flax.data.batches import put_ahead, steps_per_epoch, training_batches
+from aa_flax.data.pixels import preprocess_batch
 from aa_flax.data.sources import Source, make_sources
-from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
 from aa_flax.evaluation.run import accuracy_on, evaluate_config
 from aa_flax.evaluation.summary import summary
@@ -366,7 +366,7 @@ def _train_step(config: Config, model: Classifier, optimizer, schedule, mesh):
     return make_train_step(
         model,
         optimizer,
-        partial(preprocess, data=config.data),
+        partial(preprocess_batch, data=config.data),
         schedule=schedule,
         mesh=mesh,
         label_smoothing=options.label_smoothing,
