@@ -22,7 +22,7 @@ from aa_flax.evaluation.views import ShiftedPairs
 from aa_flax.models.classifier import Classifier
 from aa_flax.ops import conv, definitions, forms, materialise
 from aa_flax.runtime import data_mesh, put_batch
-from aa_flax.training.state import init_state, make_train_step
+from aa_flax.training.step import init_state, make_train_step
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
 SHIFT_RANGE = 32  # pixels

@@ -135,7 +135,7 @@ def test_names_of_classes_are_read_as_an_editor_writes_them(tmp_path, encoding):
     ("options", "message"),
     [
         ({"within": 3}, r"images of 16x16 pixels are too small .*they need 17"),
-        ({"within": 0}, r"--within must be a whole number of at least 1, got 0"),
+        ({"within": 0}, r"--within must be an integer of at least 1, got 0"),
         ({"image_size": 17}, r"frame0\.png has 16 x 16 pixels, but a square of 17 is cut from it"),
         ({"class_names": "names.txt"}, r"cannot read names\.txt: No such file"),
         ({"class_names": "imagenet"}, r"imagenet has 1000 names, but flat gives 6 logits"),

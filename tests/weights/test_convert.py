@@ -15,7 +15,7 @@ from aa_flax import InputError, create_model, save_weights
 from aa_flax.models import registry
 from aa_flax.runtime import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
-from aa_flax.training.state import init_state
+from aa_flax.training.step import init_state
 from aa_flax.weights.building import abstract_net
 from aa_flax.weights.convert import num_parameters
 from aa_flax.weights.files import read_metadata, read_weights
@@ -186,8 +186,8 @@ def test_every_net_has_the_published_number_of_parameters(released):
             ("--to-torch", "in.pth", "out.safetensors"),
             r"is to be a torch file; call it e\.g\. \.pth",
         ),
-        (("in.pth", "folder"), "folder is a folder; give the name of a file"),
-        (("in.pth", "file/out.safetensors"), "cannot be written: no writing in .*file"),
+        (("in.pth", "folder"), "folder is a directory; give the name of a file"),
+        (("in.pth", "file/out.safetensors"), "file is a file, but a directory is needed"),
         (("in.pth", "gs://bucket/out.safetensors"), "gs://bucket/out.safetensors is an address"),
         (("in.pth", "out.safetensors"), r"no file in\.pth"),
         (("--to-torch", "in.pth", "pipe"), "pipe is a device or a pipe; give the name of a file"),
