@@ -15,8 +15,8 @@ from aa_flax.config import Config, OptimizerConfig, images_of_config, options_of
 from aa_flax.create import create_model
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.recalibrate import check_batch_norms
 from aa_flax.models.registry import parse_name
-from aa_flax.recalibrate import check_batch_norms
 from aa_flax.runtime import log_line
 from aa_flax.training.step import TrainState
 from aa_flax.weights.fit import fit, last_layer, named_weights, options_of, set_weights

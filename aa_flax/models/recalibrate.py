@@ -1,4 +1,4 @@
-"""Batch statistics estimated anew, for weights whose net has become another function."""
+"""`recalibrate_batch_norm`: re-estimates batch statistics for weights in a changed model."""
 
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
@@ -17,8 +17,8 @@ from aa_flax.nn.layers import BatchNorm, refuse_folded
 from aa_flax.runtime import replicate, replicated
 
 Module = TypeVar("Module", bound=nnx.Module)
-# Of each batch norm, in the order of the net's modules, `(3, C)`: the sums over its calls of their
-# means and of their variances, and how many there were.
+# For each batch norm, in the order of the model's modules, `(3, C)`: the sums over its calls of
+# their means and of their variances, and the number of calls.
 Sums = list[Any]
 
 
@@ -30,29 +30,34 @@ def recalibrate_batch_norm(
 ) -> Module:
     """Re-estimates the running statistics of all batch norms from images, in place.
 
-    For a net that computes another function than the one its statistics were gathered in: an
-    antialiased net with the weights of its baseline, say. No other variable changes.
+    For a model that is no longer the function its statistics were gathered in: an antialiased
+    model with the weights of its baseline, say. No other variable changes.
 
-    Every batch passes through the net once, each batch norm normalising it by its own mean and
+    Every batch passes through the model once, normalized in each batch norm by its own mean and
     biased variance; all else is as in evaluation (no dropout). A running mean becomes the mean over
     the batches of the batches' means, a running variance that of their unbiased variances (Flax's
-    `nnx.BatchNorm` keeps biased ones). Batches count alike, of whatever size, and so do the calls
-    of a batch norm that is called several times; one that is never called keeps what it has. What
-    was there before has no part in it. So does torch's `BatchNorm2d` with `momentum=None`, which
-    `torch.optim.swa_utils.update_bn` uses.
+    `nnx.BatchNorm` uses biased ones). Batches count equally, of whatever size, and so do the calls
+    of a batch norm that is called several times; one that is never called keeps its statistics.
+    The previous statistics have no influence. These are the semantics of torch's `BatchNorm2d` with
+    `momentum=None`, which `torch.optim.swa_utils.update_bn` uses.
 
     Args:
-        images: normalised as for training: one batch, or several, one after another; the larger,
-            the nearer each batch norm sees what it will see in evaluation.
-        mesh: devices that share the work, where each batch lies split over them (`put_batch` of
+        images: normalized as for training: one batch, or several, one after another. With larger
+            batches the statistics are nearer to those that evaluation needs.
+        mesh: devices that share the work, where each batch is split over them (`put_batch` of
             `aa_flax.runtime`); statistics are those of the whole batch.
 
     Returns:
         The same model, in evaluation mode.
 
     Raises:
-        InputError: no batch, a net without batch norms or one of `aa_flax.fuse`, or statistics that
-            are not finite; nothing is changed then.
+        InputError: no batch, a model without batch norms or one of `aa_flax.fuse`, or statistics
+            that are not finite; nothing is changed then.
+
+    >>> import aa_flax, numpy as np
+    >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
+    >>> images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
+    >>> model = aa_flax.recalibrate_batch_norm(model, images)
     """
     check_batch_norms(model)
     model.eval()
@@ -65,7 +70,11 @@ def recalibrate_batch_norm(
 
 
 def check_batch_norms(model: nnx.Module) -> None:
-    """Raises an InputError if a net has no batch norms to recalibrate."""
+    """Refuses a model that has no batch norms to recalibrate.
+
+    Raises:
+        InputError: it has none, or `aa_flax.fuse` has folded them.
+    """
     refuse_folded(model, to="recalibrate")
     if not any(True for _ in _batch_norms(model)):
         raise InputError(
@@ -93,15 +102,15 @@ def _sums(model: nnx.Module, batches: Iterable[Any], mesh: Mesh | None) -> Sums:
         found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
         total = found if total is None else jax.tree.map(np.add, total, found)
     if total is None:
-        raise InputError("no images are given to estimate batch statistics from; give a batch")
+        raise InputError("no images to estimate batch statistics from; give at least one batch")
     if not all(np.isfinite(x).all() for x in total):
         raise InputError("the batch statistics of these images are not finite; nothing is changed")
     return total
 
 
-@cache  # a class is a part of what a trace is looked up by
+@cache  # one class a kind, since jit caches traces by it
 def _averaging(kind: Any) -> type:
-    """A kind of batch norm that counts its calls and averages over them."""
+    """Returns a batch norm of that kind that counts its calls and averages over them."""
 
     class Averaging(kind):
         @property
@@ -116,13 +125,13 @@ def _averaging(kind: Any) -> type:
 
 
 def _measuring(model: nnx.Module) -> nnx.Module:
-    """A copy of the net whose batch norms begin with nothing and average the calls that follow."""
+    """Returns a copy of the model whose batch norms start at zero and average over their calls."""
     copy: Any = nnx.clone(model)
     for layer in list(_batch_norms(copy)):
         layer.use_running_average = False
         del layer.momentum
         layer.__class__ = _averaging(type(layer))
-        for name in ("mean", "var", "calls"):  # `calls` of their shape, to be treated alike
+        for name in ("mean", "var", "calls"):  # `calls` has their shape, to be stacked with them
             setattr(layer, name, nnx.BatchStat(jnp.zeros(layer.mean.shape)))
     return copy
 

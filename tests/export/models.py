@@ -1,4 +1,4 @@
-"""Small nets of every kind, with batch norms that show, for images of 40 pixels and more."""
+"""Small models of every kind, with batch norms that show, for images of 40 pixels and more."""
 
 from collections.abc import Callable
 
@@ -12,20 +12,22 @@ from tests.randomised import randomised
 SIZE = 40
 
 
+# Abstract models: without values, for `randomised`.
+
+
 def resnet(block=BasicBlock, **options) -> ResNet:
     options = {"num_classes": 5, "filter_size": 4} | options
-    return ResNet(block, (1, 1, 1, 1), rngs=nnx.Rngs(0), **options)
+    return nnx.eval_shape(lambda: ResNet(block, (1, 1, 1, 1), rngs=nnx.Rngs(0), **options))
 
 
 def densenet(**options) -> DenseNet:
-    return DenseNet(
-        (2, 1), growth_rate=8, num_init_features=8, num_classes=5, rngs=nnx.Rngs(0), **options
-    )
+    options = {"growth_rate": 8, "num_init_features": 8, "num_classes": 5} | options
+    return nnx.eval_shape(lambda: DenseNet((2, 1), rngs=nnx.Rngs(0), **options))
 
 
-NETS: dict[str, Callable[[], aa_flax.Classifier]] = {
+MODELS: dict[str, Callable[[], aa_flax.Classifier]] = {
     "basic": resnet,
-    "bottleneck": lambda: resnet(Bottleneck, filter_size=3, groups=8),
+    "bottleneck": lambda: resnet(Bottleneck, filter_size=3, groups=8, width_per_group=8),
     "baseline": lambda: resnet(filter_size=None),
     "densenet": lambda: densenet(filter_size=4),
     "densenet_baseline": densenet,
@@ -34,5 +36,5 @@ NETS: dict[str, Callable[[], aa_flax.Classifier]] = {
 
 
 def small(name: str) -> aa_flax.Classifier:
-    """A net of `NETS`, in evaluation mode."""
-    return randomised(NETS[name]())
+    """Returns a model of `MODELS`, in evaluation mode."""
+    return randomised(MODELS[name]())

@@ -1,4 +1,4 @@
-"""What takes the place of each operation that subsamples."""
+"""The replacement of each operation that subsamples."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ EVEN = arrays(2, 8, 12, 4)
 PADS = ((1, 1), (1, 1))
 SCALE = arrays(4)[:, None, None]
 
-PLACES = {
+SITES = {
     "max pool": (lambda x: max_window(x, 3, 2), lambda x: blur_pool(max_pool(x, 3, stride=1)), X),
     "uneven padding": (
         lambda x: max_window(x, 2, 2, ((0, 0), (0, 1), (1, 0), (0, 0))),
@@ -196,7 +196,7 @@ PLACES = {
 
 
 def filtered(x, stride):
-    """A blur that this package does not know: a depthwise convolution with a constant kernel."""
+    """A blur that is not of this package: a depthwise convolution with a constant kernel."""
     taps = jnp.array([1, 2, 1]) / 4
     kernel = jnp.tile(jnp.outer(taps, taps)[..., None, None], (1, 1, 1, x.shape[-1]))
     return conv(x, kernel, (stride, stride), PADS, feature_group_count=x.shape[-1])
@@ -212,9 +212,9 @@ def groups_normalised(x):
     return jax.nn.standardize(groups, axis=(1, 2, 4)).reshape(x.shape)
 
 
-@pytest.mark.parametrize("name", PLACES)
-def test_every_place_becomes_what_the_paper_puts_there(name):
-    f, expected, x = PLACES[name]
+@pytest.mark.parametrize("name", SITES)
+def test_every_site_becomes_what_the_paper_puts_there(name):
+    f, expected, x = SITES[name]
     found = jax.jit(antialias(f))(x)
     original = jax.eval_shape(f, x)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, original)
@@ -251,7 +251,10 @@ ALONE = {
         lambda x: lax.reduce_window(x, jnp.inf, lax.min, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
         "no pool that is known",
     ),
-    "padded sum": (lambda x: sum_window(x, 3, 2, "SAME"), "cannot be told"),
+    "padded sum": (
+        lambda x: sum_window(x, 3, 2, "SAME"),
+        "divisor of its sum cannot be determined",
+    ),
     "dilated input": (
         lambda x: conv(x, K3, (2, 2), PADS, lhs_dilation=(3, 3)),
         "its input is dilated",
@@ -261,7 +264,7 @@ ALONE = {
 }
 
 
-NO_PLACES = {
+NOT_SITES = {
     "flip": lambda x: jnp.take(x, np.arange(8)[::-1], axis=1),
     "window": lambda x: jnp.take(x, np.arange(2, 6), axis=1),
     "look-up by values": lambda x: jnp.take(x, (x[0, :4, 0, 0] > 0).astype(int), axis=1),
@@ -271,9 +274,9 @@ NO_PLACES = {
 }
 
 
-@pytest.mark.parametrize("name", NO_PLACES)
-def test_what_keeps_all_pixels_has_no_row(name):
-    assert not antialias.report(NO_PLACES[name], arrays(2, 8, 8, 4))
+@pytest.mark.parametrize("name", NOT_SITES)
+def test_operations_that_keep_all_pixels_have_no_row(name):
+    assert not antialias.report(NOT_SITES[name], arrays(2, 8, 8, 4))
 
 
 @pytest.mark.parametrize("taps", [[0, 1, 0], [-1, 0, 1]], ids=["delta", "derivative"])
@@ -286,7 +289,7 @@ def test_a_constant_kernel_that_passes_high_frequencies_is_antialiased(taps):
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_what_cannot_be_antialiased_is_left_and_said(name):
+def test_sites_that_cannot_be_antialiased_are_left_alone_with_a_reason(name):
     f, reason = ALONE[name]
     x = arrays(2, 8, 8, 4)
     report = antialias.report(f, x)

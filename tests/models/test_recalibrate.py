@@ -1,4 +1,4 @@
-"""Batch statistics estimated anew, beside torch's own cumulative average."""
+"""Re-estimated batch statistics, compared with torch's cumulative average."""
 
 import jax
 import numpy as np
@@ -73,7 +73,7 @@ def test_a_batch_split_over_devices_has_the_statistics_of_the_whole():
     assert_close(statistics(split), statistics(whole))
 
 
-def test_flaxs_own_batch_norms_are_estimated_too():
+def test_batch_norms_of_flax_are_estimated_too():
     class Net(nnx.Module):
         def __init__(self):
             self.bn = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
@@ -86,7 +86,7 @@ def test_flaxs_own_batch_norms_are_estimated_too():
 
 
 class Shared(nnx.Module):
-    """Calls one batch norm twice, one not at all, and one with its own word about the mode."""
+    """Calls one batch norm twice, one never, and one with an explicit mode."""
 
     def __init__(self):
         self.twice, self.never = (BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
@@ -110,7 +110,7 @@ def test_all_calls_of_a_batch_norm_count_as_in_torch():
     assert (model.frozen.var[...] > 3).all()  # of a sum of two normalised maps, one of the other
 
 
-def test_statistics_that_are_not_finite_have_no_part_in_the_new_ones():
+def test_previous_statistics_that_are_not_finite_have_no_influence():
     model, broken = tiny(), tiny()
     broken.bn1.var.set_value(broken.bn1.var[...] * np.nan)
     assert_close(*(statistics(recalibrate_batch_norm(m, images())) for m in (broken, model)))
@@ -120,13 +120,13 @@ def test_statistics_that_are_not_finite_have_no_part_in_the_new_ones():
     ("make", "given", "message"),
     [
         (lambda: create_model("alexnet", num_classes=0), images(), "alexnet has no batch norm"),
-        (fused, images(), "recalibrate the model that aa_flax.fuse"),
-        (tiny, [], "no images are given"),
+        (fused, images(), "recalibrate the model that aa_flax.models.fuse"),
+        (tiny, [], "no images to estimate"),
         (tiny, [(images(), 0)], "got a tuple; give the images alone"),
         (tiny, images() * np.nan, "not finite; nothing is changed"),
     ],
 )
-def test_what_cannot_be_estimated_is_refused(make, given, message):
+def test_invalid_input_is_refused_and_nothing_is_changed(make, given, message):
     model = make()
     with pytest.raises(InputError, match=message):
         recalibrate_batch_norm(model, given)

@@ -1,4 +1,4 @@
-"""A fused net is the same function, whatever the family, and no net to go on with."""
+"""A fused model is the same function, whatever the family, and can only run."""
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,20 @@ def folded(net: aa_flax.Classifier) -> int:
 
 
 def small_resnet(block, **options) -> ResNet:
-    return ResNet(block, (1, 1, 1, 1), num_classes=5, rngs=nnx.Rngs(0), **options)
+    """Returns an abstract model, without values."""
+    return nnx.eval_shape(
+        lambda: ResNet(block, (1, 1, 1, 1), num_classes=5, rngs=nnx.Rngs(0), **options)
+    )
 
 
-NETS = {
+MODELS = {
     "alexnet": lambda **o: create_model("alexnet_lpf3", num_classes=5, **o),
     "vgg": lambda **o: create_model("vgg11_lpf2", num_classes=5, **o),
     "vgg_bn": lambda **o: create_model("vgg11_bn_lpf4", num_classes=5, **o),
     "basic": lambda **o: small_resnet(BasicBlock, filter_size=4, **o),
-    "bottleneck": lambda **o: small_resnet(Bottleneck, filter_size=3, groups=8, **o),
+    "bottleneck": lambda **o: small_resnet(
+        Bottleneck, filter_size=3, groups=8, width_per_group=8, **o
+    ),
     "baseline": lambda **o: small_resnet(BasicBlock, **o),
     "densenet": lambda **o: DenseNet((2, 1), filter_size=4, num_classes=5, rngs=nnx.Rngs(0), **o),
     "mobilenet": lambda **o: create_model("mobilenet_v2_lpf4", num_classes=5, **o),
@@ -38,10 +43,10 @@ FOLDED = {"alexnet": 0, "vgg": 0, "vgg_bn": 8, "basic": 12, "bottleneck": 17, "b
 FOLDED |= {"densenet": 4, "mobilenet": 52}
 
 
-@pytest.mark.parametrize("name", [n for n in NETS if n not in ("alexnet", "vgg")])
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("alexnet", "vgg")])
 def test_logits_are_the_same(name, rng):
     x = jnp.asarray(rng.standard_normal((1, 96, 96, 3)), jnp.float32)
-    net = randomised(NETS[name]())
+    net = randomised(MODELS[name]())
     fused = fuse(net)
     assert folded(fused) == FOLDED[name]
     assert folded(net) == 0
@@ -51,23 +56,23 @@ def test_logits_are_the_same(name, rng):
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg"])
-def test_a_net_without_batch_norm_stays_as_it_is(name):
-    net = nnx.eval_shape(NETS[name])
+def test_a_model_without_batch_norm_is_unchanged(name):
+    net = nnx.eval_shape(MODELS[name])
     assert jax.tree.structure(nnx.state(fuse(net))) == jax.tree.structure(nnx.state(net))
 
 
 @pytest.mark.slow
 def test_bfloat16_is_kept(rng):
     x = jnp.asarray(rng.standard_normal((2, 64, 64, 3)), jnp.float32)
-    net = randomised(NETS["basic"](dtype=jnp.bfloat16))
+    net = randomised(MODELS["basic"](dtype=jnp.bfloat16))
     fused, expected = logits(fuse(net), x), logits(net, x)
     assert fused.dtype == expected.dtype == jnp.bfloat16
     difference = jnp.abs(fused - expected).max() / jnp.abs(expected).max()
     assert difference <= 0.05
 
 
-def test_arrays_of_numpy_are_not_written_to(rng):
-    net = randomised(NETS["basic"]())
+def test_numpy_arrays_are_not_written_to(rng):
+    net = randomised(MODELS["basic"]())
     nnx.update(net, jax.device_get(nnx.state(net)))
     for array in jax.tree.leaves(nnx.state(net)):
         array.setflags(write=False)
@@ -76,9 +81,8 @@ def test_arrays_of_numpy_are_not_written_to(rng):
     np.testing.assert_allclose(logits(fuse(net), x), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_computed_again_in_the_backward_pass_is_fused_too():
-    net = NETS["bottleneck"]()
-    net.eval()
+def test_rematerialized_blocks_are_fused_too():
+    net = randomised(MODELS["bottleneck"]())
     net.remat = True
     assert folded(fuse(net, image_size=64)) == FOLDED["bottleneck"]
 
@@ -95,13 +99,13 @@ def test_a_fused_backbone_gives_the_same_maps(rng):
 
 
 def test_fusing_again_changes_nothing():
-    once = fuse(randomised(NETS["basic"]()))
+    once = fuse(randomised(MODELS["basic"]()))
     for a, b in zip(*(jax.tree.leaves(nnx.state(n)) for n in (once, fuse(once))), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 class Registered(aa_flax.Classifier):
-    """A family of a user's, where only `plain` is a pair that can be folded."""
+    """A custom family, where only `plain` is a pair that can be folded."""
 
     def __init__(self):
         def make(**options):
@@ -129,7 +133,7 @@ class Registered(aa_flax.Classifier):
         return self.forward_features(x).mean((1, 2))
 
 
-def test_what_is_no_plain_pair_is_left_alone(rng):
+def test_only_plain_pairs_are_folded(rng):
     net = randomised(Registered())
     fused = fuse(net, image_size=5)
     assert folded(fused) == 1
@@ -138,20 +142,20 @@ def test_what_is_no_plain_pair_is_left_alone(rng):
     np.testing.assert_allclose(fused(x), net(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_net_in_training_mode_is_refused():
+def test_a_model_in_training_mode_is_refused():
     net = small_resnet(BasicBlock)
     net.train()
     with pytest.raises(InputError, match=r"batch norm bn1 .*call model\.eval\(\)"):
         fuse(net)
 
 
-def test_what_is_no_net_is_refused():
+def test_other_objects_are_refused():
     with pytest.raises(InputError, match=r"takes a model of .*create_model, got a BatchNorm"):
         fuse(BatchNorm(3, rngs=nnx.Rngs(0)))  # pyright: ignore
 
 
-def test_a_fused_net_is_neither_trained_nor_saved_nor_converted(tmp_path):
-    fused = fuse(randomised(NETS["basic"]()))
+def test_a_fused_model_is_neither_trained_nor_saved_nor_converted(tmp_path):
+    fused = fuse(randomised(MODELS["basic"]()))
     fused.eval()
     with pytest.raises(InputError, match="a fused model cannot be trained"):
         fused.train()

@@ -1,4 +1,4 @@
-"""The plain nets, transformed, are the antialiased nets with the same weights."""
+"""Plain models, transformed, are the antialiased models with the same weights."""
 
 from functools import partial
 
@@ -15,11 +15,12 @@ from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
 from aa_flax.models.vgg import VGG
 from aa_flax.ops import max_pool
 from aa_flax.pools import subsample
-from tests.transform.nets import functional, randomised
+from tests.randomised import randomised
+from tests.transform.models import functional
 
 
 class ResNetWithWindow3(ResNet):
-    """The antialiased stem with the plain net's max pool, not the original's smaller one."""
+    """The antialiased stem with the plain model's max pool, not the original's smaller one."""
 
     def stem(self, x):
         if self.pool is None:
@@ -28,7 +29,7 @@ class ResNetWithWindow3(ResNet):
         return subsample(self.pool, max_pool(x, 3, stride=1, padding=1))
 
 
-NETS = {
+MODELS = {
     "vgg": partial(VGG, (1, 1, 1, 1, 1), batch_norm=True),
     "mobilenet": partial(MobileNetV2, width_mult=0.25, dropout=0.0),
     "densenet": partial(DenseNet, (2, 2, 2), growth_rate=4, num_init_features=8),
@@ -38,15 +39,15 @@ NETS = {
 
 
 def pair(name, filter_size=4, **options):
-    """The plain net and its antialiased version with the same weights, as functions of both."""
-    build = partial(NETS[name], num_classes=0, **options)
+    """Returns the plain model and its antialiased version with the same weights."""
+    build = partial(MODELS[name], num_classes=0, **options)
 
     def abstract(size):
         return nnx.eval_shape(lambda: build(filter_size=size, rngs=nnx.Rngs(0)))
 
     nets = [abstract(size) for size in (None, filter_size)]
     for net in nets if name == "vgg" else ():
-        net.fc1 = net.fc2 = None  # of a hundred million parameters, behind the features
+        net.fc1 = net.fc2 = None  # of a hundred million parameters, after the features
     plain, blurred = map(randomised, nets)
     return plain, blurred
 
@@ -63,10 +64,10 @@ def relative_difference(a, b):
     "name",
     [
         pytest.param(n, marks=pytest.mark.slow if n in ("bottleneck", "mobilenet") else ())
-        for n in NETS
+        for n in MODELS
     ],
 )
-def test_values_and_gradients_are_those_of_the_antialiased_net(name):
+def test_values_and_gradients_are_those_of_the_antialiased_model(name):
     plain, blurred = (functional(net) for net in pair(name))
     x, weights = images(), jax.random.normal
     assert jax.tree.structure(plain.state) == jax.tree.structure(blurred.state)
@@ -90,7 +91,7 @@ def scale(x):
 
 
 @pytest.mark.parametrize("name", ["densenet", "resnet"])
-def test_training_normalises_by_the_antialiased_nets_statistics(name):
+def test_training_uses_the_antialiased_models_statistics(name):
     plain, blurred = (functional(net, train=True) for net in pair(name))
     (y, state), (expected, expected_state) = (
         jax.jit(f)(plain.state, images()) for f in (antialias(plain), blurred)
@@ -103,7 +104,7 @@ def test_training_normalises_by_the_antialiased_nets_statistics(name):
 
 
 @pytest.mark.parametrize("filter_size", [1, 3, 7])
-def test_every_filter_size_is_that_of_the_net(filter_size):
+def test_every_filter_size_matches_the_antialiased_model(filter_size):
     plain, blurred = (functional(net) for net in pair("densenet", filter_size))
     found, expected = (
         jax.jit(f)(plain.state, images()) for f in (antialias(plain, filter_size), blurred)
@@ -111,14 +112,14 @@ def test_every_filter_size_is_that_of_the_net(filter_size):
     assert relative_difference(found[0], expected[0]) < 1e-5
 
 
-def test_half_precision_stays():
+def test_half_precision_is_kept():
     plain, blurred = (functional(net) for net in pair("resnet", dtype=jnp.bfloat16))
     found, expected = (jax.jit(f)(plain.state, images())[0] for f in (antialias(plain), blurred))
     assert found.dtype == expected.dtype == jnp.bfloat16
     assert relative_difference(found.astype(jnp.float32), expected.astype(jnp.float32)) < 0.05
 
 
-def test_an_antialiased_net_is_left_alone():
+def test_an_antialiased_model_is_left_alone():
     _, blurred = (functional(net) for net in pair("resnet"))
     with pytest.warns(UserWarning, match="antialias changes nothing"):
         found = jax.jit(antialias(blurred))(blurred.state, images())[0]
