@@ -1,4 +1,4 @@
-"""Where this package keeps files of its own, and files that appear whole or not at all."""
+"""Paths that users give, the cache folder, and files that are written completely or not at all."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from aa_flax.errors import InputError
 
 
 def cache_folder() -> Path:
-    """`aa_flax` in `$XDG_CACHE_HOME`, or in the user's cache folder, e.g. `~/.cache`.
+    """Returns `aa_flax` in `$XDG_CACHE_HOME`, or in the user's cache folder, e.g. `~/.cache`.
 
-    It may not be there yet, nor be writable. A user without a home has one in the temporary folder.
+    It need not exist, nor be writable. Without a home folder it is in the temporary folder.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or platformdirs.user_cache_dir())
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 
 @cache
 def _folder_without_home() -> Path:
-    """A folder in the temporary one that is this user's alone: what is cached is trusted."""
+    """Returns a temporary folder that only this user can write to, since the cache is trusted."""
     folder = Path(tempfile.gettempdir()) / f"aa_flax_{os.getuid()}"
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -42,14 +42,14 @@ def _folder_without_home() -> Path:
 
 
 def local_path(path: str | Path, what: str) -> Path:
-    """A path as a user gives it, `~` being the home folder.
+    """Returns a path as a user gives it, with `~` for the home folder.
 
     Args:
-        what: which path it is, for the error, e.g. `--workdir`.
+        what: names the path in the error, e.g. `--workdir`.
 
     Raises:
         InputError: an address such as `gs://bucket/run`, which would become a local folder `gs:`;
-            or what can be no path, its name too long, say.
+            or an impossible path, e.g. with a name that is too long.
     """
     text = str(path)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}", text)
@@ -74,7 +74,7 @@ def read_file(path: str | Path) -> bytes:
     """Returns the bytes of a regular file.
 
     Raises:
-        OSError: it cannot be read; or it is a pipe or a device, which might be waited for forever.
+        OSError: it cannot be read; or it is a pipe or a device, which could block forever.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("it is a pipe, a device or a folder, not a file")
@@ -82,32 +82,58 @@ def read_file(path: str | Path) -> bytes:
         return file.read()
 
 
-def check_writable(path: Path) -> None:
-    """Raises an InputError if a file cannot be written there: a folder or device is, or no way to.
+def check_writable(path: Path, *, room: bool = False) -> None:
+    """Checks that a file can be written at a path; missing directories are made when it is.
 
-    Folders that are missing on the way will be made.
+    Args:
+        room: make them now, and write 64 KiB there for a moment: a full disk may still have room
+            for a name.
+
+    Raises:
+        InputError: a directory, device or pipe is there, or its directory cannot be written to.
     """
     if path.is_dir():
-        raise InputError(f"the output {path} is a folder; give the name of a file")
+        raise InputError(f"the output {path} is a directory; give the name of a file")
     if path.exists() and not path.is_file():
         raise InputError(f"the output {path} is a device or a pipe; give the name of a file")
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"the output {path} cannot be written: no writing in {there}")
+    check_directory(path.parent, f"the output {path}")
+    if room:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:
+                file.write(bytes(2**16))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def check_directory(path: Path, what: str) -> None:
+    """Checks that a directory can be written to, or can be made where it is missing.
+
+    Args:
+        what: what is to be written there, for the error.
+
+    Raises:
+        InputError: it cannot.
+    """
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError(f"{what}: {there} is a file, but a directory is needed; give another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{what} cannot be written: no permission in {there}; give another path")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary file beside `path` to write to, and puts it in its place at the end.
+    """Yields a temporary file next to `path`, which replaces `path` at the end.
 
-    If anything fails, `path` stays as it was and the temporary file goes. Several processes may
-    write the same path at once: the last one stays.
+    On an error `path` is unchanged and the temporary file is removed. Several processes may write
+    the same path at once: the last one wins.
 
     Raises:
-        InputError: a device or pipe is there, which a file must not take the place of.
+        InputError: `path` is a device or a pipe, which must not be replaced.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path} is a device or a pipe, which nothing is written to; give a file")
+        raise InputError(f"{path} is a device or a pipe; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")
     # The mode that open() gives a new file, which the kernel masks; mkstemp's would be 0600.
@@ -119,14 +145,29 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def not_written(path: Path, error: Exception) -> InputError:
-    """The error of a file that cannot be written, with its cause."""
+@contextmanager
+def writing(path: Path, advice: str = "make room there or give another path") -> Iterator[None]:
+    """Turns an error of writing a file, such as a full disk, into one line that names the file.
+
+    Raises:
+        InputError: the file could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise not_written(path, error, advice) from error
+
+
+def not_written(
+    path: Path, error: Exception, advice: str = "make room there or give another path"
+) -> InputError:
+    """Returns the error of a file that could not be written, with its cause."""
     cause = getattr(error, "strerror", None) or error
-    return InputError(f"{path} cannot be written: {cause}; make room there or give another path")
+    return InputError(f"{path} cannot be written: {cause}; {advice}")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Returns `json.loads(text)`, with one kind of error for all that is no JSON.
+    """Returns `json.loads(text)`, with one type of error for whatever is not JSON.
 
     Raises:
         ValueError: the text is not JSON, or is nested too deeply to be read.

@@ -9,7 +9,6 @@ import numpy as np
 
 from aa_flax.evaluation.plots import pyplot, save_figure
 from aa_flax.evaluation.points import PALETTE
-from aa_flax.evaluation.stability import worst_shift
 
 Arrays = Mapping[str, np.ndarray]  # what a measure stored of a net
 
@@ -17,6 +16,12 @@ Arrays = Mapping[str, np.ndarray]  # what a measure stored of a net
 def class_names_in(arrays: Arrays) -> dict[int, str]:
     """The names that were stored, of the classes that a net gave."""
     return dict(zip(arrays["class"].tolist(), arrays["class_name"].tolist(), strict=True))
+
+
+def worst_shift(probability: np.ndarray, correct: np.ndarray) -> int:
+    """Returns the view where the class is least likely, among those that change it if any do."""
+    among = np.flatnonzero(~correct) if not correct.all() else np.arange(len(correct))
+    return int(among[probability[among].argmin()])
 
 
 def plot_least_stable(path: Path, nets: Mapping[str, Arrays], formats: Sequence[str]) -> None:

@@ -19,8 +19,8 @@ from aa_flax.data.loader import put_ahead, steps_per_epoch, training_batches
 from aa_flax.data.sources import Source, make_sources
 from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
-from aa_flax.evaluation.run import accuracy_on, evaluate_config
-from aa_flax.evaluation.summary import summary
+from aa_flax.evaluation.by_config import evaluate_config
+from aa_flax.evaluation.engine import accuracy_on, summary
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import data_mesh, is_main_process, log_line, put_batch, replicate
 from aa_flax.training.checkpoints import Checkpoints

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aa_flax.evaluation.bandlimited import shift_band_limited
+from aa_flax.evaluation.shifts import shift_band_limited
 
 
 def shift(image, down, right):

@@ -11,7 +11,7 @@ import aa_flax
 from aa_flax import InputError
 from aa_flax.data.clips import Clip
 from aa_flax.data.video import Header, read_frames
-from aa_flax.evaluation.flicker import flicker, moving_average, odd_window
+from aa_flax.evaluation.measures.clip import flicker, moving_average, odd_window
 from aa_flax.evaluation.report import gather, write_report
 from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write
 from tests.evaluation.tiny import CROP

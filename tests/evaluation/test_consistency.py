@@ -10,8 +10,13 @@ from PIL import Image
 from aa_flax import InputError, create_model, load_torch_state_dict
 from aa_flax.data.transforms import normalise
 from aa_flax.evaluation import views
-from aa_flax.evaluation.consistency import agreement, consistency, diagonal_arrays, worst_case
 from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.measures.consistency import (
+    agreement,
+    consistency,
+    diagonal_arrays,
+    worst_case,
+)
 from aa_flax.evaluation.observe import observe
 from aa_flax.runtime import data_mesh
 from benchmarks.reference import reference_net

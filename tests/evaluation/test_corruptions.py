@@ -10,9 +10,11 @@ from PIL import Image
 
 from aa_flax import InputError
 from aa_flax.data.transforms import normalise
-from aa_flax.evaluation.corruptions import (
+from aa_flax.evaluation.evaluate import evaluate
+from aa_flax.evaluation.measures.corruptions import (
     ALEXNET_ERRORS,
     SEVERITIES,
+    Corruptions,
     corruption_folders,
     corruption_summary,
     flip_rate,
@@ -20,8 +22,6 @@ from aa_flax.evaluation.corruptions import (
     perturbation_summary,
     read_flip_rates,
 )
-from aa_flax.evaluation.evaluate import evaluate
-from aa_flax.evaluation.measures.corruptions import Corruptions
 from aa_flax.evaluation.measures.perturbations import _place
 from tests.evaluation.tiny import CLASSES, CROP, Flat, Noise
 

@@ -7,9 +7,9 @@ import pytest
 
 from aa_flax import InputError, evaluate
 from aa_flax.data.transforms import normalise
-from aa_flax.evaluation.dense import mask_consistency, translation_psnr
 from aa_flax.evaluation.intervals import of_images
-from aa_flax.evaluation.moved import lanczos_matrices
+from aa_flax.evaluation.measures.maps import mask_consistency, translation_psnr
+from aa_flax.evaluation.shifts import lanczos_matrices
 from aa_flax.evaluation.views import random_offsets
 from tests.evaluation.tiny import CROP, SIZE, Noise
 

@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from aa_flax import BlurPool, InputError, create_model
-from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.equivariance import (
     EquivarianceMaps,
     block_strides,
@@ -18,6 +17,7 @@ from aa_flax.evaluation.equivariance import (
     cosine_distance,
     equivariance_maps,
 )
+from aa_flax.evaluation.shifts import shift_band_limited
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import data_mesh
 from benchmarks.reference import abstract_model

@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError
-from aa_flax.evaluation import evaluator
-from aa_flax.evaluation.files import read_results, same_weights
+from aa_flax.evaluation import engine as evaluator
+from aa_flax.evaluation.by_config import evaluate_config
 from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.measures.time import time_forward
+from aa_flax.evaluation.results import read_results, same_weights
 from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.rows import gather
-from aa_flax.evaluation.run import evaluate_config
-from aa_flax.evaluation.timing import time_forward
 from benchmarks.reference import abstract_model
 from tests.evaluation.tiny import CLASSES, COUNT, CROP, Flat, Noise, Small, noise_config
 
@@ -168,7 +168,7 @@ def test_another_experiment_is_written_beside_and_never_over(tmp_path, capsys):
     ],
 )
 def test_what_changes_a_figure_makes_another_experiment(tmp_path, change, is_another):
-    from aa_flax.evaluation.run import facts_of, subject_of, wanted_measures
+    from aa_flax.evaluation.by_config import facts_of, subject_of, wanted_measures
 
     config, output = noise_config(), tmp_path / "results.json"
     measures, options = wanted_measures(("shift",), {})

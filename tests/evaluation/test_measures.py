@@ -7,9 +7,9 @@ import pytest
 
 from aa_flax import InputError
 from aa_flax.evaluation import report
+from aa_flax.evaluation.by_config import evaluate_config
 from aa_flax.evaluation.measure import MEASURES, Column, Measure, Option
 from aa_flax.evaluation.measures import register_measure
-from aa_flax.evaluation.run import evaluate_config
 from aa_flax.evaluation.views import Center
 from tests.evaluation.tiny import Flat, Noise, noise_config
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from aa_flax import InputError
 from aa_flax.evaluation import views
-from aa_flax.evaluation.accuracy import accuracy, accuracy_per_class, save_predictions
+from aa_flax.evaluation.measures.accuracy import accuracy, accuracy_per_class, save_predictions
 from aa_flax.evaluation.observe import observe
 from aa_flax.runtime import data_mesh
 from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise, batches, look, slow_logits

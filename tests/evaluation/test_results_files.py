@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from aa_flax import InputError, evaluate
-from aa_flax.evaluation import files, report, rows
-from aa_flax.evaluation.files import check_writable, read_results, write_results
+from aa_flax import InputError, evaluate, files
+from aa_flax.evaluation import report, rows
+from aa_flax.evaluation.engine import summary
 from aa_flax.evaluation.measures import MEASURES
-from aa_flax.evaluation.summary import summary
+from aa_flax.evaluation.results import find_file, read_results, write_results
+from aa_flax.files import check_writable
 from tests.evaluation.tiny import CLASSES, COUNT, Noise
 
 SIZES: dict[str, Any] = {
@@ -77,7 +78,8 @@ def test_arrays_go_where_their_results_go(tmp_path):
 
 def test_measures_that_processes_add_to_one_file_are_all_kept(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from aa_flax.evaluation.files import write_results\n"
+        "import sys; from pathlib import Path\n"
+        "from aa_flax.evaluation.results import write_results\n"
         "for i in range(20):\n"
         f"    write_results(Path(sys.argv[2]), {FACTS} | {{f'{{sys.argv[1]}}{{i}}': i}})"
     )
@@ -135,7 +137,7 @@ def test_a_full_disk_is_found_before_anything_is_measured(tmp_path, monkeypatch)
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match=r"r\.json cannot be written: No space left on device"):
-        check_writable(tmp_path / "r.json")
+        check_writable(tmp_path / "r.json", room=True)
 
 
 PICTURE = {
@@ -196,7 +198,7 @@ def everything_that_reads(path):
         measure.section(gathered.rows)
         getattr(measure, "groups", len)(gathered.rows)
     results = read_results(path)
-    files.place_of(path, results, {"shift": {"passes": 3}, "diagonal": {"images": [0]}})
+    find_file(path, results, {"shift": {"passes": 3}, "diagonal": {"images": [0]}})
     with suppress(KeyError):  # a number is missing
         summary(results)
 

@@ -7,8 +7,8 @@ from PIL import Image
 import aa_flax
 from aa_flax import InputError
 from aa_flax.data.transforms import normalise
+from aa_flax.evaluation.measures.tiles import Grid
 from aa_flax.evaluation.report import gather, write_report
-from aa_flax.evaluation.tiling import Grid
 from tests.evaluation.pictured import SIZES, strided
 from tests.evaluation.tiny import CLASSES, Small
 

@@ -11,7 +11,7 @@ import safetensors
 from flax import nnx
 
 from aa_flax import InputError, ModelConfig, create_model, load_weights, save_weights
-from aa_flax.evaluation.files import check_writable
+from aa_flax.evaluation.results import check_writable
 from aa_flax.weights.content import images_in
 from aa_flax.weights.convert import save_as_torch
 from aa_flax.weights.files import named_weights, read_weights
