@@ -138,7 +138,7 @@ def test_maps_survive_a_file(noise, tmp_path):
 
 def test_a_crop_that_is_no_multiple_of_the_stride_is_refused(rng):
     images = rng.integers(0, 256, (2, 18, 18, 3), np.uint8)
-    with pytest.raises(InputError, match=r"multiple of the net's stride, 4 .*crop_size=20"):
+    with pytest.raises(InputError, match=r"multiple of the model's stride, 4 .*crop_size=20"):
         equivariance_maps(Stack(1), batch(images), crop_size=18, mesh=data_mesh())
 
 
@@ -189,7 +189,7 @@ def test_a_stride_that_is_no_power_of_two_is_found():
 
 
 def test_a_block_without_a_stride_is_refused():
-    with pytest.raises(InputError, match="need blocks with a whole stride"):
+    with pytest.raises(InputError, match="need blocks with an integer stride"):
         block_strides(Third(fixed=True))
 
 

@@ -109,7 +109,7 @@ def test_results_of_a_net_are_continued_and_those_of_another_stand_beside(tmp_pa
 @pytest.mark.parametrize(
     ("predict", "message"),
     [
-        (3, "int is no net and no function of images"),
+        (3, "int is neither a model nor a function of images"),
         (lambda x: x, r"gives an array of shape \(8, 10, 10, 3\) for 8 images; it has to give"),
         (lambda x: x.mean((1, 2)), "gives 3 logits, but the data has 6 classes; give a source"),
         (lambda x: np.float32(x) @ "no", "fails on normalised float32 images 8x10x10x3: "),
@@ -124,7 +124,9 @@ def test_a_measure_that_looks_inside_refuses_a_function(tmp_path):
     def predict(images):
         return jnp.zeros((len(images), 6))
 
-    with pytest.raises(InputError, match=r"equivariance looks into a net of aa_flax; predict is a"):
+    with pytest.raises(
+        InputError, match=r"equivariance needs a model of aa_flax, and predict is a"
+    ):
         evaluate(predict, Noise(), ["equivariance"], output=tmp_path / "r.json", **SETTINGS)
 
 

@@ -100,7 +100,7 @@ def test_names_are_taken_once():
 
     with pytest.raises(InputError, match="there is a measure 'confidence' already"):
         register_measure(Another())
-    with pytest.raises(InputError, match="mine has an option 'power', as confidence has"):
+    with pytest.raises(InputError, match="mine has an option 'power', which confidence has"):
         register_measure(Borrower())
     with pytest.raises(InputError, match="the measure Nameless has no options"):
         register_measure(Nameless())  # pyright: ignore[reportArgumentType]

@@ -135,7 +135,7 @@ def only_tiles(x):
 
 
 def test_what_has_no_places_is_refused(image, tmp_path):
-    with pytest.raises(InputError, match="holds one tile of 8 alone"):
+    with pytest.raises(InputError, match="has room for only one tile of 8"):
         measured(strided, image[:9, :10])
     with pytest.raises(
         InputError, match=r"shape \(1, 3, 3, 3\) for a tile of 8 pixels; --tiles ta"
@@ -143,7 +143,7 @@ def test_what_has_no_places_is_refused(image, tmp_path):
         measured(lambda x: x[:, ::3, ::3], image)
     with pytest.raises(InputError, match="only_tiles fails on normalised float32 images 1x18x24"):
         measured(only_tiles, image)
-    with pytest.raises(InputError, match=r"--tiles is one large image, got 2"):
+    with pytest.raises(InputError, match=r"--tiles takes one large image, got 2"):
         measured(strided, [image, image])
     with pytest.raises(InputError, match=r"no folder .*nowhere\.png \(--tiles\)"):
         measured(strided, tmp_path / "nowhere.png")

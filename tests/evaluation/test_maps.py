@@ -1,4 +1,4 @@
-"""Measures of functions to maps, where theory or a slow NumPy computation says what they are."""
+"""Measures of functions to maps, compared with theory or a slow NumPy computation."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,7 @@ from aa_flax import InputError, evaluate
 from aa_flax.data.transforms import normalise
 from aa_flax.evaluation.intervals import of_images
 from aa_flax.evaluation.measures.maps import mask_consistency, translation_psnr
-from aa_flax.evaluation.shifts import lanczos_matrices
-from aa_flax.evaluation.views import random_offsets
+from aa_flax.evaluation.shifts import lanczos_matrices, random_offsets
 from tests.evaluation.tiny import CROP, SIZE, Noise
 
 KERNEL = np.random.default_rng(0).normal(size=(5, 5, 3, 4)).astype(np.float32)
@@ -186,9 +185,9 @@ def test_they_are_measures_of_aa_flax_evaluate(tmp_path):
 @pytest.mark.parametrize(
     ("predict", "message"),
     [
-        (lambda x: x.mean((1, 2)), r"gives an array of shape \(8, 3\).* has to give maps"),
-        (lambda x: x[:, :7, :7], "a whole number of times smaller"),
-        (lambda x: x[..., :1], "one channel, and masks need logits of two classes"),
+        (lambda x: x.mean((1, 2)), r"returns an array of shape \(8, 3\).* has to return maps"),
+        (lambda x: x[:, :7, :7], "or smaller by an integer factor"),
+        (lambda x: x[..., :1], "one channel, and masks need logits of two or more classes"),
         (lambda x: jnp.log(-(x**2)), "are not finite"),
     ],
 )
@@ -198,13 +197,13 @@ def test_what_is_no_mask_is_refused(predict, message):
 
 
 def test_logits_of_a_class_are_refused_before_anything_is_measured():
-    with pytest.raises(InputError, match="has to give maps"):
+    with pytest.raises(InputError, match="has to return maps"):
         evaluate(lambda x: x.mean((1, 2)), Noise(), "mask_consistency", batch_size=8, **SETTINGS)
 
 
 def test_maps_are_no_logits():
     names = ("accuracy", "translation_psnr")
-    with pytest.raises(InputError, match="has to give logits"):
+    with pytest.raises(InputError, match="has to return logits"):
         evaluate(conv, Noise(), names, batch_size=8, **SETTINGS)
 
 
