@@ -11,7 +11,7 @@ from PIL import Image
 import aa_flax
 from aa_flax import InputError
 from aa_flax.data.given import listed, lost, open_image
-from tests.evaluation.pictured import SIZES, flat, strided
+from tests.evaluation.random_images import SIZES, flat, strided
 
 
 @pytest.fixture

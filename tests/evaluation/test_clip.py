@@ -12,8 +12,8 @@ from aa_flax import InputError
 from aa_flax.data.clips import Clip
 from aa_flax.data.video import Header, read_frames
 from aa_flax.evaluation.measures.clip import flicker, moving_average, odd_window
-from aa_flax.evaluation.report import gather, write_report
-from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write
+from aa_flax.report import gather, write_report
+from tests.evaluation.random_images import SIZES, flat, on_host, probabilities, write
 from tests.evaluation.tiny import CROP
 
 MARGIN, FPS = 3, 10.0

@@ -19,8 +19,8 @@ from aa_flax.evaluation.measure import measures_and_options
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.measures.time import time_forward
 from aa_flax.evaluation.results import same_weights
-from aa_flax.evaluation.rounding import with_interval
-from aa_flax.evaluation.rows import gather
+from aa_flax.evaluation.text import with_interval
+from aa_flax.report.rows import gather
 from benchmarks.reference import abstract_model
 from tests.evaluation.tiny import CLASSES, COUNT, CROP, Flat, Noise, Small, noise_config
 

@@ -11,9 +11,9 @@ from PIL import Image
 import aa_flax
 from aa_flax import InputError
 from aa_flax.data.pictures import Pictures
-from aa_flax.evaluation.report import gather, write_report
 from aa_flax.evaluation.views import random_offsets
-from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write
+from aa_flax.report import gather, write_report
+from tests.evaluation.random_images import SIZES, flat, on_host, probabilities, write
 from tests.evaluation.tiny import CROP
 
 WITHIN, MARGIN = 2, 3  # of the centre crop in an image

@@ -7,7 +7,7 @@ import pytest
 
 from aa_flax import InputError, evaluate
 from aa_flax.data.transforms import normalise
-from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.measures.maps import mask_consistency, translation_psnr
 from aa_flax.evaluation.shifts import lanczos_matrices, random_offsets
 from tests.evaluation.tiny import CROP, SIZE, Noise
@@ -92,7 +92,7 @@ def test_mask_consistency_equals_a_computation_pixel_by_pixel():
     np.testing.assert_allclose(found["per_class"], per_class)
     assert found["consistency"] == pytest.approx(per_class.mean())
     assert found["agreement"] == pytest.approx(100 * np.mean(shares), rel=1e-5)
-    interval = of_images(np.reshape(shares, (-1, 3)).mean(1), 3)
+    interval = clustered_interval(np.reshape(shares, (-1, 3)).mean(1), 3)
     assert found["agreement_interval"] == pytest.approx(interval, rel=1e-4)
 
 

@@ -14,8 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from aa_flax import InputError, evaluate, files
-from aa_flax.evaluation import report, rows
+from aa_flax import InputError, evaluate, files, report
 from aa_flax.evaluation.engine import summary
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.results import (
@@ -202,7 +201,7 @@ def complete(tmp_path_factory):
 
 def everything_that_reads(path):
     results = read_results(path)
-    gathered = rows.gather([path])
+    gathered = report.gather([path])
     report.table(gathered.rows)
     for measure in MEASURES.values():
         measure.section(gathered.rows)

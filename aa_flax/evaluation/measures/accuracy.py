@@ -8,11 +8,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from aa_flax.data.sources import Source
-from aa_flax.evaluation.intervals import wilson
+from aa_flax.evaluation.intervals import wilson_interval
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.results import save_arrays
-from aa_flax.evaluation.rounding import with_interval
+from aa_flax.evaluation.text import with_interval
 from aa_flax.evaluation.views import Center
 from aa_flax.files import check_writable
 from aa_flax.runtime import is_main_process
@@ -95,7 +95,7 @@ class Accuracy(CenterMeasure):
         assert seen is not None
         seen.check_finite()
         found = accuracy(seen)
-        return {**found, "top1_interval": wilson(found["top1"] / 100, found["num_images"])}
+        return {**found, "top1_interval": wilson_interval(found["top1"] / 100, found["num_images"])}
 
     def line(self, result: Result) -> str:
         top1 = with_interval(result["top1"], result["top1_interval"])

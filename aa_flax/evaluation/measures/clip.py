@@ -11,8 +11,7 @@ from aa_flax.data.crops import center_image
 from aa_flax.errors import InputError, real
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.picture_plots import plot_flicker
-from aa_flax.evaluation.pictured import (
+from aa_flax.evaluation.own_images import (
     CLASS_NAMES,
     PicturesMeasure,
     PicturesOption,
@@ -20,6 +19,7 @@ from aa_flax.evaluation.pictured import (
     check_size_of,
     class_namer,
 )
+from aa_flax.evaluation.plots.own_images import plot_flicker
 from aa_flax.evaluation.predict import in_batches
 from aa_flax.runtime import progress_bar
 

@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from aa_flax.evaluation import plots
-from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.points import points
-from aa_flax.evaluation.rounding import with_interval
-from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.row import Row, points
 from aa_flax.evaluation.settings import Settings
+from aa_flax.evaluation.text import with_interval
 from aa_flax.evaluation.views import (
     Crops,
     JitteredPairs,
@@ -54,7 +53,7 @@ def agreement(seen: Observations) -> Float[np.ndarray, " n"]:
 def consistency(seen: Observations) -> Consistency:
     """Computes how often the two views of a pair get the same class.
 
-    The images are the sample of the confidence interval; see `of_images`.
+    The images are the sample of the confidence interval; see `clustered_interval`.
 
     Raises:
         InputError: outputs that are not finite; such a model would count as perfectly consistent.
@@ -66,7 +65,7 @@ def consistency(seen: Observations) -> Consistency:
     return {
         "num_images": len(agreed),
         "consistency": 100 * float(agreed.mean()),
-        "consistency_interval": of_images(agreed, probability.shape[1] // 2),
+        "consistency_interval": clustered_interval(agreed, probability.shape[1] // 2),
         "consistent_and_correct": 100 * float(both.mean()),
         "probability_change": 100 * float(change.mean(dtype=np.float64)),
         "top1_shifted": 100 * float(seen.correct.mean()),
@@ -149,7 +148,7 @@ class Shift(PairMeasure):
         if not models:
             return []
         path = folder / "accuracy_consistency.png"
-        plots.plot_nets(path, models, "accuracy (%)", "consistency (%)")
+        plots.plot_models(path, models, "accuracy (%)", "consistency (%)")
         return [path]
 
 

@@ -10,20 +10,19 @@ from jaxtyping import Float, Int
 from aa_flax.data.crops import center_image
 from aa_flax.data.pictures import Pictures
 from aa_flax.errors import InputError, integer
-from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.consistency import consistency, random_pairs
 from aa_flax.evaluation.observe import Observations, observe
-from aa_flax.evaluation.picture_plots import class_names_in, plot_least_stable, worst_shift
-from aa_flax.evaluation.pictured import (
+from aa_flax.evaluation.own_images import (
     CLASS_NAMES,
     PicturesMeasure,
     PicturesOption,
     check_room,
     class_namer,
 )
-from aa_flax.evaluation.rounding import with_interval
+from aa_flax.evaluation.plots.own_images import class_names_in, plot_least_stable, worst_shift
 from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.text import markdown, markdown_table, with_interval
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
 from aa_flax.runtime import progress_bar
 
@@ -188,14 +187,16 @@ class Images(PicturesMeasure):
             found = [row.first("images") or {} for row in group]
             where = found[0].get("folder", f"{found[0]['num_images']} images")
             heads = ["model", "least stable images", "class there", "elsewhere", "same class"]
-            lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            for row, result in zip(group, found, strict=True):
-                lines += [_line(row.title, one) for one in result["least_stable"]]
+            cells = [
+                _cells(row.title, one)
+                for row, result in zip(group, found, strict=True)
+                for one in result["least_stable"]
+            ]
             about = (
                 f"Of {markdown(where)}, with shifts within {found[0]['within']} pixels on each "
                 "axis."
             )
-            parts += ["## Own images", about, "\n".join(lines)]
+            parts += ["## Own images", about, markdown_table(heads, cells)]
         return "\n\n".join(parts)
 
 
@@ -259,7 +260,7 @@ def _worst_of(arrays: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
     }
 
 
-def _line(model: str, one: Mapping[str, Any]) -> str:
+def _cells(model: str, one: Mapping[str, Any]) -> list[str]:
     down, right = one["worst_shift"]
     cells = [
         model,
@@ -269,4 +270,4 @@ def _line(model: str, one: Mapping[str, Any]) -> str:
         f"({down}, {right})",
         f"{one['same_class']:.0f} %",
     ]
-    return f"| {' | '.join(map(markdown, cells))} |"
+    return [markdown(cell) for cell in cells]

@@ -17,12 +17,12 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, integer, real
-from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.predict import Predictor, predictor_of
-from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.shifts import MovedPairs, RandomPairs, translated
+from aa_flax.evaluation.text import with_interval
 from aa_flax.evaluation.views import check_size
 
 Batches = Iterable[Mapping[str, np.ndarray]]  # `image`, `index` and `mask`, as `Settings.batches`
@@ -181,7 +181,7 @@ def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> MaskNumber
         "num_images": len(per_image),
         "consistency": float(np.mean([value for value in per_class if value is not None])),
         "agreement": 100 * float(per_image.mean()),
-        "agreement_interval": of_images(per_image, pairs.passes),
+        "agreement_interval": clustered_interval(per_image, pairs.passes),
         "per_class": per_class,
     }
 

@@ -13,8 +13,8 @@ from aa_flax.data.pictures import Pictures
 from aa_flax.errors import InputError, integer
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.picture_plots import plot_tiles
-from aa_flax.evaluation.pictured import PicturesMeasure, PicturesOption, check_one_process
+from aa_flax.evaluation.own_images import PicturesMeasure, PicturesOption, check_one_process
+from aa_flax.evaluation.plots.own_images import plot_tiles
 from aa_flax.evaluation.predict import Predictor, head_of, in_batches, trunk_of
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import progress_bar

@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from aa_flax.evaluation import plots
-from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.points import TimesByFilter, fastest, points, time_label
 from aa_flax.evaluation.predict import predictor_of
-from aa_flax.evaluation.rounding import with_interval
-from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.row import Row, TimesByFilter, fastest, points, time_label
+from aa_flax.evaluation.text import markdown, markdown_table, with_interval
 
 BATCH_SIZE = 48  # as in the run times of the PyTorch original
 _EXPLAINED = (
@@ -103,7 +101,7 @@ class Time(Measure):
         if not models:
             return []
         path, by_filter = folder / "time_accuracy.png", folder / "time_filter_size.png"
-        plots.plot_nets(path, models, time_label(rows), "accuracy (%)")
+        plots.plot_models(path, models, time_label(rows), "accuracy (%)")
         plots.plot_run_times(by_filter, _families(rows), time_label(rows))
         return [path, by_filter]
 
@@ -113,12 +111,11 @@ class Time(Measure):
             return ""
         sizes = sorted({k for family in families.values() for k in family}, key=lambda k: k or 0)
         heads = ["model", *("baseline" if k is None else f"lpf{k}" for k in sizes)]
-        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        lines += [
-            f"| {markdown(name)} | {' | '.join(_cell(family, k) for k in sizes)} |"
+        cells = [
+            [markdown(name), *(_cell(family, k) for k in sizes)]
             for name, family in sorted(families.items(), key=lambda item: fastest(item[1]))
         ]
-        return "\n\n".join(["## Run time", _EXPLAINED, "\n".join(lines)])
+        return "\n\n".join(["## Run time", _EXPLAINED, markdown_table(heads, cells)])
 
 
 def _families(rows: Sequence[Row]) -> dict[str, TimesByFilter]:

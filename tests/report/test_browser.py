@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from aa_flax.evaluation import page
-from aa_flax.evaluation.rows import gather
-from tests.evaluation.some_results import OFFSETS, write_results
+from aa_flax.report import html as page
+from aa_flax.report.rows import gather
+from tests.report.some_results import OFFSETS, write_results
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
@@ -37,18 +37,18 @@ def browser():
 
 @pytest.fixture(scope="module", params=[1280, 390], ids=["desk", "phone"])
 def opened(request, browser, path):
-    """The page at a width in pixels, as the tests leave it; its console has to stay empty."""
+    """The page at a width in pixels, shared by the tests; its console must stay empty."""
     tab = browser.new_page(viewport={"width": request.param, "height": 800}, offline=True)
-    told = []
-    tab.on("console", lambda message: told.append(message.text))
-    tab.on("pageerror", lambda error: told.append(str(error)))
-    tab.on("requestfailed", lambda one: told.append(one.url))
-    tab.set_default_timeout(120_000)  # milliseconds: a busy machine is no failure
+    messages = []
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("requestfailed", lambda one: messages.append(one.url))
+    tab.set_default_timeout(120_000)  # milliseconds, for busy machines
     tab.goto(path.as_uri())
     tab.wait_for_selector("body[data-drawn=yes]")
     yield tab
     tab.close()
-    assert told == []
+    assert messages == []
 
 
 def column(tab, number):
@@ -56,7 +56,7 @@ def column(tab, number):
     return [re.split(" [±(]", text)[0] for text in cells.all_inner_texts()]
 
 
-def test_a_click_on_a_head_sorts_by_its_column_and_another_the_other_way(opened):
+def test_a_click_on_a_head_sorts_by_its_column_and_a_second_click_reverses(opened):
     by_consistency = opened.locator("#results thead button").nth(2)
     for order in ("descending", "ascending"):
         by_consistency.click()
@@ -83,7 +83,7 @@ def test_the_slider_moves_the_image_and_the_mark_in_the_chart(opened):
         assert moved == pytest.approx((OFFSETS - 1) * pixel, abs=0.5)
 
 
-def test_the_chosen_nets_and_image_are_drawn(opened):
+def test_the_chosen_models_and_image_are_drawn(opened):
     opened.locator("#walk-group").select_option(label="resnet18")
     opened.locator("#walk-image").select_option(label="image 2: two")
     names = opened.evaluate("document.getElementById('walk-chart').data.map((one) => one.name)")
@@ -92,14 +92,14 @@ def test_the_chosen_nets_and_image_are_drawn(opened):
     assert "image 2: two" in opened.locator("#walk-caption").inner_text()
 
 
-def test_names_are_told_where_the_pointer_is(opened):
-    place = opened.locator("[data-chart=consistency] .scatterlayer .trace .points path").last
-    place.scroll_into_view_if_needed()
-    box = place.bounding_box()
+def test_names_are_shown_at_the_pointer(opened):
+    mark = opened.locator("[data-chart=consistency] .scatterlayer .trace .points path").last
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
     opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    told = opened.locator("[data-chart=consistency] .hoverlayer .hovertext")
-    told.wait_for()
-    assert "resnet18_lpf4" in told.text_content()
+    shown = opened.locator("[data-chart=consistency] .hoverlayer .hovertext")
+    shown.wait_for()
+    assert "resnet18_lpf4" in shown.text_content()
 
 
 def test_charts_follow_the_readers_dark_mode(opened):

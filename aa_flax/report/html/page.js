@@ -83,9 +83,9 @@ function walk(groups) {
   function chooseImage() {
     image = group.images[at("image").value];
     showPicture();
-    const traces = image.nets.map((net) => ({
-      type: "scatter", mode: "lines+markers", name: net.label, y: net.probability,
-      line: { color: net.colour }, marker: { size: 6, symbol: image.nets.indexOf(net) % 5 },
+    const traces = image.models.map((model) => ({
+      type: "scatter", mode: "lines+markers", name: model.label, y: model.probability,
+      line: { color: model.colour }, marker: { size: 6, symbol: image.models.indexOf(model) % 5 },
       hovertemplate: "shift %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
     }));
     const drawn = draw(at("chart"), traces, group.layout, { shapes: [mark()] });
@@ -98,8 +98,8 @@ function walk(groups) {
     const stored = image.source !== null;
     at("window").hidden = !stored;
     at("caption").textContent = stored
-      ? `${image.title}: what the nets see, ${group.crop} of ${group.size} pixels`
-      : "The image was not stored; eval.py --diagonal stores it when it measures anew.";
+      ? `${image.title}: input of the models, ${group.crop} of ${group.size} pixels`
+      : "The image was not stored; eval.py --diagonal stores it when it is run again.";
     if (!stored) return;
     photo.src = image.source;
     photo.style.width = `${(100 * group.size) / group.crop}%`;
@@ -117,17 +117,17 @@ function walk(groups) {
     at("photo").style.transform = `translate(${share}%, ${share}%)`;
     at("photo").alt = `${image.title}, cut ${offset()} pixels down and right`;
     at("shift").textContent = `${offset()} pixels down and right`;
-    at("numbers").tBodies[0].replaceChildren(...image.nets.map(numbers));
+    at("numbers").tBodies[0].replaceChildren(...image.models.map(numbers));
   }
 
-  function numbers(net) {
+  function numbers(model) {
     const row = document.createElement("tr");
     const name = document.createElement("th");
     name.scope = "row";
-    name.textContent = net.name;
+    name.textContent = model.name;
     row.append(name);
-    row.insertCell().textContent = net.probability[offset()].toFixed(3);
-    row.insertCell().textContent = net.right === null ? "" : net.right[offset()] ? "right" : "wrong";
+    row.insertCell().textContent = model.probability[offset()].toFixed(3);
+    row.insertCell().textContent = model.right === null ? "" : model.right[offset()] ? "right" : "wrong";
     return row;
   }
 

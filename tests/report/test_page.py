@@ -1,4 +1,4 @@
-"""The report as one page: what stands in the file. `test_browser.py` opens it."""
+"""The content of the HTML page; `test_browser.py` opens it in a browser."""
 
 import base64
 import io
@@ -12,13 +12,12 @@ import pytest
 from PIL import Image
 
 from aa_flax import InputError
-from aa_flax.evaluation import page, report
-from aa_flax.evaluation.page.charts import nets_chart
-from aa_flax.evaluation.page.maps import COLOURS, colours_of
-from aa_flax.evaluation.page.sections import sections
-from aa_flax.evaluation.points import Point
-from aa_flax.evaluation.rows import gather
-from tests.evaluation.some_results import CROP, NETS, OFFSETS, SIZE, write_results
+from aa_flax.evaluation.row import Point
+from aa_flax.report import html as page
+from aa_flax.report.__main__ import main
+from aa_flax.report.html.charts import COLOURS, colours_of, models_chart
+from aa_flax.report.rows import gather
+from tests.report.some_results import CROP, MODELS, OFFSETS, SIZE, write_results
 
 LEFT_OUT = "cut.json is <cut>"
 
@@ -30,7 +29,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(folders, tmp_path_factory):
-    """A page without the five megabytes of plotly.js."""
+    """Returns a page without the five megabytes of plotly.js."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "plotly_js", lambda: "/* plotly.js */")
         path = tmp_path_factory.mktemp("page") / "report.html"
@@ -44,7 +43,7 @@ def data(text):
 
 
 class Tags(HTMLParser):
-    """Which tags are open, and every address."""
+    """Collects the open tags, the addresses and the identifiers."""
 
     def __init__(self):
         super().__init__()
@@ -69,17 +68,19 @@ def test_every_tag_is_closed_and_nothing_is_loaded_from_elsewhere(text):
     assert "default-src 'none'" in text
 
 
-def test_names_of_others_cannot_become_markup(text, data):
+def test_names_are_escaped(text, data):
     assert "seven </script>" not in text
     assert "cut.json is &lt;cut&gt;" in text
     assert data["walks"][1]["images"][0]["title"] == "image 0: seven </script>"
 
 
-def test_a_chart_of_odd_names_has_no_markup_of_plotlys():
+def test_names_in_a_chart_are_escaped_for_plotly():
     odd = "<a href='x'>%{x}</a>"
-    chart = nets_chart([Point(odd, None, 1, 2, name=odd), Point(odd, 2, 3, 4, name=odd)], "x", "y")
-    told = [trace.get("name", "") for trace in chart["data"]] + chart["data"][-1]["customdata"][0]
-    assert not any("<a" in text or "{" in text for text in told)
+    chart = models_chart(
+        [Point(odd, None, 1, 2, name=odd), Point(odd, 2, 3, 4, name=odd)], "x", "y"
+    )
+    texts = [trace.get("name", "") for trace in chart["data"]] + chart["data"][-1]["customdata"][0]
+    assert not any("<a" in text or "{" in text for text in texts)
 
 
 def test_the_table_has_every_number_and_explains_each_column(text, folders):
@@ -90,7 +91,7 @@ def test_the_table_has_every_number_and_explains_each_column(text, folders):
         assert re.search(f"<dt>{title}</dt><dd>.+?</dd>", text)
 
 
-def test_a_walk_has_the_images_as_they_were_stored_and_each_net_at_each_offset(data, folders):
+def test_a_walk_has_the_stored_images_and_each_model_at_each_offset(data, folders):
     walk = next(walk for walk in data["walks"] if walk["title"] == "resnet18")
     assert (walk["crop"], walk["size"], walk["offsets"]) == (CROP, SIZE, OFFSETS)
     stored = np.load(folders[0] / "d.npz")
@@ -98,8 +99,10 @@ def test_a_walk_has_the_images_as_they_were_stored_and_each_net_at_each_offset(d
     encoded = picture["source"].partition("base64,")[2]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
     np.testing.assert_array_equal(pixels, stored["image_pixels"][1])
-    assert [net["name"] for net in picture["nets"]] == [n for n in NETS if n.startswith("resnet18")]
-    curve = picture["nets"][0]["probability"]
+    assert [model["name"] for model in picture["models"]] == [
+        n for n in MODELS if n.startswith("resnet18")
+    ]
+    curve = picture["models"][0]["probability"]
     np.testing.assert_allclose(curve, stored["diag_probs"][2], atol=1e-5)
 
 
@@ -107,27 +110,27 @@ def test_results_without_images_keep_their_curves(folders, tmp_path):
     (tmp_path / "results.json").write_text((folders[0] / "results.json").read_text())
     np.savez(tmp_path / "d.npz", diag_probs=np.full((3, OFFSETS), 0.5))
     (tmp_path / "e.npz").write_bytes((folders[0] / "e.npz").read_bytes())
-    (walk,) = sections(gather([tmp_path]).rows, {})[2].data["walks"]
+    (walk,) = page.sections(gather([tmp_path]).rows, {})[2].data["walks"]
     assert walk["images"][0]["source"] is None
-    assert walk["images"][0]["nets"][0]["right"] is None
-    assert walk["images"][0]["nets"][0]["probability"] == [0.5] * OFFSETS
+    assert walk["images"][0]["models"][0]["right"] is None
+    assert walk["images"][0]["models"][0]["probability"] == [0.5] * OFFSETS
 
 
-def test_arrows_lead_from_each_baseline_to_its_antialiased_nets():
+def test_arrows_lead_from_each_baseline_to_its_antialiased_models():
     nets = [Point("a", None, 1, 2), Point("a", 4, 3, 4), Point("b", 4, 5, 6)]
-    arrows = [t for t in nets_chart(nets, "x", "y")["data"] if t["mode"] == "lines+markers"]
+    arrows = [t for t in models_chart(nets, "x", "y")["data"] if t["mode"] == "lines+markers"]
     assert [(arrow["x"], arrow["y"]) for arrow in arrows] == [([1, 3, None], [2, 4, None])]
 
 
 def test_several_seeds_have_error_bars_and_one_has_none():
     nets = [Point("a", None, 1, 2, 0.5, 0.0, "a")]
-    (trace,) = nets_chart(nets, "x (%)", "y (ms)")["data"]
+    (trace,) = models_chart(nets, "x (%)", "y (ms)")["data"]
     assert trace["error_x"]["array"] == [0.5]
     assert "error_y" not in trace
     assert trace["customdata"] == [["a", "1.00 ± 0.50", "2.000"]]
 
 
-def test_charts_are_what_plotly_knows(data):
+def test_plotly_accepts_the_charts(data):
     graph_objects = pytest.importorskip("plotly.graph_objects", reason="the extra html is missing")
     charts = [chart for name, chart in data.items() if name != "walks"]
     charts += [{"layout": walk["layout"]} for walk in data["walks"]]
@@ -140,15 +143,15 @@ def test_colours_end_in_blue_and_red():
     np.testing.assert_array_equal(colours, [COLOURS[i] for i in (0, 5, 10, 10)])
 
 
-def test_a_measure_of_ones_own_shows_its_picture(folders, tmp_path):
+def test_a_custom_measure_shows_its_figure(folders, tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "mine.png")
     figures = {"circular": [tmp_path / "mine.png"]}
-    assert "data:image/png" in sections(gather(folders).rows, figures)[-1].html
+    assert "data:image/png" in page.sections(gather(folders).rows, figures)[-1].html
 
 
-def test_without_plotly_a_page_says_what_to_install(folders, tmp_path, monkeypatch):
+def test_without_plotly_the_error_names_the_extra_to_install(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(InputError, match=r"pip install 'aa_flax\[html\]'"):
         page.write_page(tmp_path / "report.html", gather(folders).rows)
     with pytest.raises(SystemExit, match=r"error: a page needs plotly"):
-        report.main([str(folders[0]), "--output", str(tmp_path), "--html"])
+        main([str(folders[0]), "--output", str(tmp_path), "--html"])

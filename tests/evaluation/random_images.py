@@ -1,4 +1,4 @@
-"""What the tests of people's own pictures share: folders of random images, and small nets."""
+"""Folders of random images, and small models, for tests of measures on the user's own images."""
 
 from pathlib import Path
 
@@ -20,17 +20,17 @@ KERNEL = np.random.default_rng(5).standard_normal((CROP * CROP * 3, CLASSES)).as
 
 
 def flat(images):
-    """A linear classifier of pixels, for JAX and NumPy alike: as sensitive as can be."""
+    """A linear classifier of pixels, for JAX and NumPy alike: very sensitive to shifts."""
     return images.reshape(len(images), -1) @ KERNEL
 
 
 def on_host(images):
-    """The same, where JAX cannot trace it."""
+    """The same as a function that JAX cannot trace."""
     return np.asarray(images).reshape(len(images), -1) @ KERNEL
 
 
 def write(folder: Path, count: int = 6, size: tuple[int, int] = (16, 16)) -> np.ndarray:
-    """Random images as files `frame0.png`, ...; their pixels, in the order of their numbers."""
+    """Writes random images `frame0.png`, ..., and returns their pixels in that order."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(3).integers(0, 256, (count, *size[::-1], 3), np.uint8)
     for i, image in enumerate(pixels):
@@ -39,7 +39,7 @@ def write(folder: Path, count: int = 6, size: tuple[int, int] = (16, 16)) -> np.
 
 
 def probabilities(crop: np.ndarray) -> np.ndarray:
-    """Of one crop, slowly: normalised as nets take it, in float64."""
+    """Returns the probabilities of one crop, computed in float64."""
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     logits = ((crop / 255 - mean) / std).reshape(-1) @ KERNEL.astype(np.float64)
     e = np.exp(logits - logits.max())
@@ -47,7 +47,7 @@ def probabilities(crop: np.ndarray) -> np.ndarray:
 
 
 def strided(images):
-    """A map of 4 pixels a place, whose places see 8 pixels: the mean of a place and the next."""
+    """Returns a map with stride 4 and a receptive field of 8 rows: each cell plus half the next."""
     n, height, width, _ = images.shape
     places = jnp.asarray(images).reshape(n, height // 4, 4, width // 4, 4, 3).mean((2, 4))
     below = jnp.pad(places, ((0, 0), (0, 1), (0, 0), (0, 0)))[:, 1:]

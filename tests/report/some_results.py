@@ -1,4 +1,4 @@
-"""Results of a few nets, made up, with everything that a report can show."""
+"""Made-up results of a few models, with everything that a report can show."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from aa_flax.evaluation.equivariance import EquivarianceMaps
 
-NETS = {
+MODELS = {
     "resnet18": (70.0, 59.0, 5.0),
     "resnet18_lpf2": (71.0, 83.0, 5.4),
     "resnet18_lpf4": (72.0, 88.0, 5.9),
@@ -19,10 +19,10 @@ SIZE = CROP + OFFSETS - 1
 
 
 def write_results(folder: Path, *, seeds: int = 2) -> list[Path]:
-    """A folder of results for each net and seed."""
+    """Writes a folder of results for each model and seed."""
     rng = np.random.default_rng(0)
     folders = []
-    for name, numbers in NETS.items():
+    for name, numbers in MODELS.items():
         for seed in range(seeds):
             folders.append(folder / f"{name}_{seed}")
             folders[-1].mkdir(parents=True)
@@ -37,7 +37,7 @@ def _results(name: str, numbers: list[float]) -> dict:
     data = {"name": "digits", "crop_size": CROP, "image_size": SIZE, "resize_size": 0}
     return {
         "model": name,
-        "weights": "somewhere",
+        "weights": {"kind": "file", "file": "somewhere"},
         "num_images": 450,
         "top1": top1,
         "data": data,

@@ -1,4 +1,4 @@
-"""What measures of people's own pictures share: options, files and figures, names of classes."""
+"""The base of measures on the user's own images: options, class names, files and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from aa_flax.runtime import is_main_process
 
 @dataclass(frozen=True)
 class PicturesOption(Option):
-    """An option that is a path, or in Python images as they are: arrays, images of PIL."""
+    """An option that is a path, or in Python the images themselves: arrays or PIL images."""
 
     kind: type = Path
     default: Any = None
@@ -38,11 +38,11 @@ class PicturesOption(Option):
 
 
 class PicturesMeasure(Measure):
-    """A measure that stores arrays, and draws those of nets which saw the same side by side.
+    """A measure that stores arrays, and draws models that were given the same images together.
 
     Attributes:
-        plot: draws the arrays of each net, by its name, to a path, in some formats.
-        alike: numbers and facts that nets side by side have in common, beside the pictures.
+        plot: draws the arrays of each model, by its name, to a path, in some formats.
+        alike: numbers and facts that the models of one figure have in common, besides the images.
     """
 
     brings_images = True
@@ -54,7 +54,7 @@ class PicturesMeasure(Measure):
             plots.pyplot()
 
     def store(self, subject: Subject, arrays: dict[str, np.ndarray]) -> Result:
-        """The arrays and a figure, beside the results; nothing, where these are not kept."""
+        """Writes the arrays and a figure next to the results, if these are written."""
         if subject.output is None:
             return {}
         file, figure = (next_to(subject.output, f"{self.name}.{end}") for end in ("npz", "png"))
@@ -64,7 +64,7 @@ class PicturesMeasure(Measure):
         return {"file": file.name, "figure": figure.name}
 
     def groups(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Rows whose nets saw the same."""
+        """Groups rows whose models were given the same images."""
         groups: dict[Any, list[Row]] = {}
         for row in rows:
             found = row.first(self.name)
@@ -76,21 +76,15 @@ class PicturesMeasure(Measure):
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
         drawn, groups = [], self.groups(rows)
-        for number, nets in enumerate(groups, 1):
+        for number, members in enumerate(groups, 1):
             name = self.name if len(groups) == 1 else f"{self.name}_{number}"
             drawn.append(folder / f"{name}.png")
-            found = {row.title: _loaded(row.file(self.name)) for row in nets}
-            type(self).plot(drawn[-1], found, plots.ALL_FORMATS)
+            arrays = {row.title: row.arrays(self.name) for row in members}
+            type(self).plot(drawn[-1], arrays, plots.ALL_FORMATS)
         return drawn
 
 
-def _loaded(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file) as arrays:
-        return dict(arrays)
-
-
-# Of all measures of pictures: one option that they share.
-CLASS_NAMES = Option(
+CLASS_NAMES = Option(  # one option, which the measures have in common
     "class_names",
     "names of classes in figures and texts: imagenet, or a file with one a line",
     None,
@@ -99,7 +93,7 @@ CLASS_NAMES = Option(
 
 
 def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
-    """The name of a class by its number: `class 17` where no names were given.
+    """Returns a function from a class index to its name: `class 17` if no names were given.
 
     Raises:
         InputError: a file that cannot be read, or has another number of names.
@@ -118,9 +112,10 @@ def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
 
 
 def check_room(pictures: Pictures, settings: Settings) -> None:
-    """Raises an InputError for an image that is smaller than what is cut from it.
+    """Checks that no image is smaller than the crops.
 
-    One that cannot be read is an error, too, unless such images are skipped.
+    Raises:
+        InputError: a small image, or one that cannot be read, unless such images are skipped.
     """
     for i in range(len(pictures)):
         try:
@@ -145,6 +140,6 @@ def check_size_of(name: str, size: tuple[int, int], settings: Settings, needed: 
 
 
 def check_one_process(name: str) -> None:
-    """Raises an InputError where several hosts evaluate together."""
+    """Raises an InputError if several hosts evaluate together."""
     if jax.process_count() > 1:
         raise InputError(f"--{name} runs in one process; leave out --distributed, --coordinator")

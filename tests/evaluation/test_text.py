@@ -2,7 +2,7 @@
 
 import pytest
 
-from aa_flax.evaluation.rounding import p_value, with_interval, with_spread
+from aa_flax.evaluation.text import p_value, with_interval, with_spread
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ def test_a_mean_has_the_decimals_of_its_deviation(values, unit, text):
         (1234.5, (1200.0, 1300.0), "", "1234 (1200 to 1300)"),
     ],
 )
-def test_an_interval_is_told_by_its_ends(value, interval, unit, text):
+def test_an_interval_is_given_by_its_ends(value, interval, unit, text):
     assert with_interval(value, interval, unit) == text
 
 
 @pytest.mark.parametrize(
     ("p", "text"), [(0.0, "< 0.01"), (0.00999, "< 0.01"), (0.01, "0.01"), (0.257, "0.26")]
 )
-def test_a_small_p_is_told_as_a_bound(p, text):
+def test_a_small_p_is_given_as_a_bound(p, text):
     assert p_value(p) == text
