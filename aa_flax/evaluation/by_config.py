@@ -62,7 +62,7 @@ def evaluate_config(
     replace: bool = False,
     source: Source | None = None,
 ) -> Results:
-    """Evaluates a model in memory; logs the results and writes them to `output`.
+    """Evaluates a model in memory; logs, writes and returns the results.
 
     Results that `output` already has of the same model, weights, data and settings are kept; if it
     has any others, the new results go to the next file (`results_2.json`). With several hosts, each
@@ -76,9 +76,6 @@ def evaluate_config(
         options: of the measures, by name.
         replace: whether other results in the file are removed.
         source: the images, if they are already open.
-
-    Returns:
-        The results of this call.
 
     Raises:
         InputError: a model that does not fit the data, data that does not fit the measures, or a
@@ -102,16 +99,14 @@ def evaluate_models(
     output: str | None,
     options: Mapping[str, Any],
 ) -> list[Results]:
-    """Implements `eval`: evaluates the config's model, or several one after another.
-
-    A model that cannot be evaluated does not stop the others.
+    """Implements `eval`: evaluates the config's model, or several, of which failures stop no other.
 
     Args:
-        models: names, with `*` and `?`. None: the config's model.
+        models: names, with `*` and `?`; empty: the config's model.
         weights: a run's folder, a file, or `pretrained` and its like; `{model}` is replaced by the
             model's name.
-        output: the results file; of several models the folder for `<model>.json`. None: the file of
-            the run or one named after the weights; for several models `runs/evaluation`.
+        output: the results file; for several models the folder of `<model>.json`. None: the file
+            of the run, or one named after the weights; for several models `runs/evaluation`.
         options: of measures, by name; the first option of each requests it.
 
     Returns:

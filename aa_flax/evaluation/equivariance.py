@@ -6,7 +6,7 @@ Zhang (2019, Sec. 3 and 4.1, fig. 5) compares, for a feature map F and a shift (
 
 by their cosine distance; a layer is equivariant if both agree. Here the image is rolled by integer
 pixels and every layer pads circularly, as in the paper (the weights may have been trained with
-another padding), and F(X) is moved by (dh, dw) / stride of its own pixels, periodically. The paper
+another padding), and F(X) is moved by (dh, dw) / stride pixels of the map, periodically. The paper
 upsamples the maps to the image's resolution for that, but does not say how. Here the fractional
 shift is band-limited (`shift_band_limited`): it is exact for features without aliasing, so any
 distance comes from the layer; nearest-neighbour or linear interpolation would add its own error.

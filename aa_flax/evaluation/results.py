@@ -98,7 +98,7 @@ def as_json(value: Any) -> Any:
 
 
 def same_experiment(results: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """Tells whether both are of one model, with the same weights and data."""
+    """Checks if both are of one model, with the same weights and data."""
     return all(results.get(key) == others.get(key) for key in _EXPERIMENT) and same_weights(
         results.get("weights"), others.get("weights")
     )
@@ -133,7 +133,7 @@ def _part(weights: Mapping[str, Any]) -> str:
 def has_measured(
     results: Mapping[str, Any], name: str, settings: Mapping[str, Any], folder: Path
 ) -> bool | None:
-    """Tells whether results have a measure's numbers with these settings; None: with others.
+    """Checks if results have a measure's numbers with these settings; None: with others.
 
     Args:
         folder: of the results file. Numbers whose arrays are missing do not count.

@@ -180,7 +180,7 @@ def test_images_that_would_be_normalised_differently_are_refused(tmp_path, weigh
         aa_flax.evaluate(net, np.zeros((2, CROP, CROP, 3), np.uint8))
 
 
-def test_another_file_behind_the_same_path_is_noticed(tmp_path, weights, capsys):
+def test_a_changed_file_at_the_same_path_is_noticed(tmp_path, weights, capsys):
     several(tmp_path, "vgg11")
     weights["vgg11"].facts["sha256"] = "another"
     several(tmp_path, "vgg11")
@@ -285,7 +285,7 @@ def test_a_model_that_cannot_process_such_crops_is_not_loaded(tmp_path, weights)
     assert (weights["vgg11"].loaded, weights["resnet18"].loaded) == (0, 1)
 
 
-def test_a_damaged_results_file_is_found_before_the_net_is_loaded(tmp_path, weights):
+def test_a_damaged_results_file_is_found_before_the_model_is_loaded(tmp_path, weights):
     (tmp_path / "r.json").write_text('{"model": ')
     with pytest.raises(InputError, match=r"r\.json is truncated, or has no results"):
         one(output=str(tmp_path / "r.json"))

@@ -175,7 +175,7 @@ def to_torch(images):
     return torch.tensor(np.asarray(normalise(jnp.asarray(images))).transpose(0, 3, 1, 2).copy())
 
 
-def test_agreement_equals_the_original_net_image_by_image():
+def test_agreement_equals_that_of_the_original_image_by_image():
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (6, 9, 9, 3), np.uint8)
     images = np.stack([np.asarray(Image.fromarray(x).resize((71, 71))) for x in small])
@@ -207,7 +207,7 @@ def test_agreement_equals_the_original_net_image_by_image():
     assert 0 < expected.mean() < 1
 
 
-def test_a_net_without_finite_outputs_is_not_called_consistent():
+def test_a_model_without_finite_outputs_does_not_count_as_consistent():
     model = Flat()
     model.fc.bias[...] = jnp.full_like(model.fc.bias[...], jnp.nan)
     assert isinstance(model.fc, nnx.Linear)

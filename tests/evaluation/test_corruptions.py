@@ -133,7 +133,7 @@ def test_alexnets_errors_are_the_published_means():
     )
 
 
-def test_the_net_must_have_the_classes_of_the_tree(tmp_path, rng):
+def test_the_model_must_have_the_classes_of_the_tree(tmp_path, rng):
     write(tmp_path / "fog/1/class0/a.png", rng)
     with pytest.raises(InputError, match="has 1 classes, the model 6"):
         measured("corruptions", tmp_path)
@@ -195,7 +195,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path):
             read_flip_rates(tmp_path / "rates.tsv")
 
 
-def test_films_and_missing_folders_are_named(tmp_path):
+def test_videos_and_missing_folders_are_named(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         perturbation_folders(tmp_path / "none")
     with pytest.raises(InputError, match="contains no <perturbation>"):

@@ -146,7 +146,7 @@ abstract = functools.cache(abstract_model)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_lpf4"])
-def test_strides_are_those_of_the_net_whatever_the_crop(name):
+def test_strides_do_not_depend_on_the_crop(name):
     assert block_strides(abstract(name)) == (4, 4, 4, 8, 8, 16, 16, 32, 32)
 
 
@@ -167,7 +167,7 @@ def test_a_crop_that_does_not_fit_names_the_nearest_that_do(name, crop, sizes):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_lpf4"])
-def test_a_crop_of_whole_strides_is_taken(name):
+def test_a_crop_that_is_a_multiple_of_the_stride_is_accepted(name):
     assert check_crop(abstract(name), 64) == 32
 
 

@@ -119,7 +119,9 @@ def test_an_image_is_read_once_for_all_that_is_shown_of_it(tmp_path):
 
 
 @pytest.mark.parametrize(("crop", "image"), [(10, 13), (9, 15)])
-def test_accuracy_is_that_of_the_centre_crop_beside_shifts_of_any_size(tmp_path, crop, image):
+def test_accuracy_is_that_of_the_centre_crop_together_with_shifts_of_any_size(
+    tmp_path, crop, image
+):
     config = noise_config()
     config.data.crop_size, config.data.image_size, config.eval.shift_range = crop, image, 2
     args = {"model": Flat(crop), "config": config, "source": Rectangles()}
@@ -246,7 +248,7 @@ def nothing_is_measured(monkeypatch):
 
 @pytest.mark.usefixtures("nothing_is_measured")
 class TestBeforeAnythingIsMeasured:
-    def test_a_net_for_other_classes_than_the_data_is_refused(self, tmp_path):
+    def test_a_model_for_other_classes_than_the_data_is_refused(self, tmp_path):
         source = Noise()
         source.num_classes = 10
         with pytest.raises(InputError, match=r"flat gives 6 logits, but the data has"):
@@ -257,7 +259,7 @@ class TestBeforeAnythingIsMeasured:
         with pytest.raises(InputError, match=r"no image 22: the data has images 0\.\.21"):
             run(tmp_path / "r.json", "diagonal", image_indices=(22,))
 
-    def test_crops_that_a_net_cannot_see_are_named(self, tmp_path):
+    def test_crops_that_a_model_cannot_process_are_named(self, tmp_path):
         with pytest.raises(InputError, match="resnet18_lpf4 cannot process crops of 10 pixels"):
             run(tmp_path / "r.json", model=abstract_model("resnet18_lpf4"))
 
@@ -329,7 +331,7 @@ def test_outputs_that_are_not_finite_are_an_error_of_every_measure(tmp_path, mea
     assert not (tmp_path / "r.json").exists()
 
 
-def test_what_was_measured_is_kept_when_told_to_stop(tmp_path, monkeypatch):
+def test_what_was_measured_is_kept_when_interrupted(tmp_path, monkeypatch):
     output = tmp_path / "results.json"
 
     def stop(*_):

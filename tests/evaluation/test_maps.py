@@ -140,7 +140,7 @@ def test_fractional_shifts_of_smooth_images_are_exact_up_to_the_resampling(rolle
 
 
 @pytest.mark.parametrize("periodic", [True, False])
-def test_lanczos_filters_sum_to_one_and_whole_shifts_are_exact(periodic):
+def test_lanczos_filters_sum_to_one_and_integer_shifts_are_exact(periodic):
     whole, half = lanczos_matrices(16, jnp.array([3.0, 0.5]), periodic=periodic)
     np.testing.assert_allclose(whole, np.eye(16, k=-3) + periodic * np.eye(16, k=13), atol=1e-6)
     np.testing.assert_allclose(half.sum(-1)[3:-3], 1, atol=1e-6)

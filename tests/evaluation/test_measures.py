@@ -79,7 +79,7 @@ def test_a_measures_settings_are_compared(tmp_path):
         ({"mean": object()}, "confidence gave what is nothing for a JSON file"),
     ],
 )
-def test_a_figure_that_is_no_number_is_refused(tmp_path, monkeypatch, result, message):
+def test_a_result_that_is_not_finite_is_refused(tmp_path, monkeypatch, result, message):
     monkeypatch.setattr(Confidence, "result", lambda *_: result)
     with pytest.raises(InputError, match=message):
         run(tmp_path / "results.json", confidence=True)
@@ -105,7 +105,7 @@ def test_names_are_taken_once():
         register_measure(Nameless())  # pyright: ignore[reportArgumentType]
 
 
-def test_every_measure_has_a_help_and_options_of_its_own():
+def test_every_measure_has_a_help_text_and_separate_options():
     options = {option for measure in MEASURES.values() for option in measure.options}
     names = [option.name for option in options]  # measures may share one
     assert len(set(names)) == len(names)

@@ -89,7 +89,7 @@ def test_an_output_that_is_not_finite_is_never_right():
     assert accuracy(look(CENTER, model=model))["top5"] == 0
 
 
-def test_per_class_accuracy_adds_up_to_the_whole():
+def test_per_class_accuracy_adds_up_to_the_total():
     seen = look(CENTER)
     classes = accuracy_per_class(seen, Noise.class_names)
     assert sum(c["num_images"] for c in classes.values()) == COUNT

@@ -126,7 +126,7 @@ class Compared:
     def numbers(self, border: int) -> dict[str, float | None]:
         """Computes means and maxima over all positions, and over those `border` pixels inside.
 
-        All in percent. `..._inside` is None if no position is so far from every cut edge.
+        All in percent. `..._inside` has the value None if no position is that far inside.
         """
         found = {}
         for end, among in (("", slice(None)), ("_inside", self.depth >= border)):
