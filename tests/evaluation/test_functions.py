@@ -110,7 +110,7 @@ def test_results_of_a_model_are_extended_and_those_of_another_go_to_the_next_fil
     ("predict", "message"),
     [
         (3, "int is neither a model nor a function of images"),
-        (lambda x: x, r"gives an array of shape \(8, 10, 10, 3\) for 8 images; it has to give"),
+        (lambda x: x, r"returns an array of shape \(8, 10, 10, 3\) for 8 images; it has to return"),
         (lambda x: x.mean((1, 2)), "gives 3 logits, but the data has 6 classes; give a source"),
         (lambda x: np.float32(x) @ "no", "fails on normalised float32 images 8x10x10x3: "),
     ],

@@ -73,10 +73,10 @@ def test_a_measures_settings_are_compared(tmp_path):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ({"mean": float("nan")}, "confidence found nan, which is no finite number"),
+        ({"mean": float("nan")}, "confidence found nan, which is not finite"),
         ({"of": [{"mean": np.float64("inf")}]}, "confidence found inf"),
         ({"mean": np.full(2, np.nan)}, "confidence found nan"),
-        ({"mean": object()}, "confidence gave what is nothing for a JSON file"),
+        ({"mean": object()}, "confidence returned what cannot be written as JSON"),
     ],
 )
 def test_a_result_that_is_not_finite_is_refused(tmp_path, monkeypatch, result, message):

@@ -6,7 +6,6 @@ Perturbations", ICLR 2019. As with ImageNet-C, images are already cut to size.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -71,11 +70,12 @@ def perturbation_summary(
     Raises:
         InputError: a perturbation that the reference does not list.
     """
-    result: dict[str, Any] = {"flip_rates": dict(rates), "mean_flip_rate": fmean(rates.values())}
+    mean = float(np.mean([*rates.values()]))
+    result: dict[str, Any] = {"flip_rates": dict(rates), "mean_flip_rate": mean}
     if reference is not None:
         if missing := sorted(rates.keys() - reference.keys()):
             raise InputError(f"the table of flip rates lacks {', '.join(missing)}; add them")
-        result["mfr"] = fmean(100 * rates[name] / reference[name] for name in rates)
+        result["mfr"] = float(np.mean([100 * rates[name] / reference[name] for name in rates]))
     return result
 
 
