@@ -7,9 +7,7 @@ resumes after an interruption.
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 import jax
@@ -316,17 +314,11 @@ def with_name(weights: str, model: str) -> str:
         InputError: another placeholder.
     """
     try:
-        fields = [field for _, field, *_ in Formatter().parse(weights) if field is not None]
-    except ValueError as error:
-        raise InputError(f"--weights {weights}: {error}; use braces for {{model}} only") from error
-    for field in fields:
-        if field != "model":
-            near = get_close_matches(field, ["model"], cutoff=0)
-            raise InputError(
-                f"unknown placeholder {{{field}}} in --weights {weights}; did you mean "
-                f"{{{near[0]}}}?"
-            )
-    return weights.format(model=model)
+        return weights.format(model=model)
+    except (LookupError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"--weights {weights} has an unknown placeholder ({error}); the only one is {{model}}"
+        ) from error
 
 
 def names_of(patterns: Sequence[str], weights: str) -> list[str]:

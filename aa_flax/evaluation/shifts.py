@@ -33,12 +33,8 @@ def random_offsets(
     seed: int, index: Int[Array, " N"], passes: int, shift_range: int
 ) -> Int[Array, "N passes 2 2"]:
     """Draws (top, left) of two crops for each image and pass, uniform in 0..shift_range-1."""
-
-    def draw(i):
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        return jax.random.randint(key, (passes, 2, 2), 0, shift_range)
-
-    return jax.vmap(draw)(index)
+    draw = partial(jax.random.randint, shape=(passes, 2, 2), minval=0, maxval=shift_range)
+    return jax.vmap(lambda i: draw(jax.random.fold_in(jax.random.key(seed), i)))(index)
 
 
 @partial(jax.jit, static_argnames="shape")
@@ -46,11 +42,8 @@ def random_uniform(
     seed: int, index: Int[Array, " N"], shape: tuple[int, ...]
 ) -> Float[Array, "N ..."]:
     """Draws numbers uniform in [0, 1), an array of `shape` for each image."""
-
-    def draw(i):
-        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), i), shape)
-
-    return jax.vmap(draw)(index)
+    draw = partial(jax.random.uniform, shape=shape)
+    return jax.vmap(lambda i: draw(jax.random.fold_in(jax.random.key(seed), i)))(index)
 
 
 def rolled(images: Num[Array, "N H W C"], shifts: Int[Array, "N 2"]) -> Num[Array, "N H W C"]:

@@ -198,7 +198,9 @@ def test_mistakes_are_found_before_any_model_is_located(tmp_path, monkeypatch):
         several(tmp_path, "vgg11", diagonal=True, image_indices=(22,))
     with pytest.raises(InputError, match=r"no folder .*c; it has to contain <corruption>"):
         several(tmp_path, "vgg11", corruptions=tmp_path / "c")
-    with pytest.raises(InputError, match=r"unknown placeholder \{name\} .*did you mean \{model\}"):
+    with pytest.raises(
+        InputError, match=r"unknown placeholder \('name'\); the only one is \{model\}"
+    ):
         several(tmp_path, "vgg11", weights="x/{name}")
     with pytest.raises(InputError, match="ImageNet's 1000 classes, but the data has 6"):
         several(tmp_path, "vgg11", weights="pretrained")
