@@ -1,4 +1,4 @@
-"""Our loader against torchvision's: the section "Data" of docs/benchmarks.md.
+"""Our loader against torchvision's: docs/benchmarks/loader.md.
 
     python benchmarks/data.py [--images 1536] [--repeats 5] [--workers 2]
     python benchmarks/data.py --memory [--images 100000]

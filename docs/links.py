@@ -1,7 +1,7 @@
-"""Links out of `docs/`, which work in a clone, work in the site as well; `mkdocs` calls this file.
+"""Makes links out of `docs/`, which work in a clone, work in the documentation site as well.
 
-Whatever file of the project a page links to becomes a page of the site, below `project/`: another
-Markdown file as it is, a notebook with its outputs, code as a listing.
+`mkdocs` calls this file. Every file of the project that a page links to becomes a page of the
+site, below `project/`: Markdown unchanged, a notebook with its outputs, code as a listing.
 """
 
 import base64
@@ -19,7 +19,7 @@ _LANGUAGES = {".py": "python", ".sh": "bash", ".css": "css", ".html": "html"}
 
 
 def on_files(files: Files, config) -> Files:
-    """Adds a page for each file that is linked to, and for those that these link to in turn."""
+    """Adds a page for each linked file, and for the files that these pages link to."""
     folder = Path(config.docs_dir)
     waiting = [(folder / f.src_uri, f.content_string) for f in files if f.is_documentation_page()]
     made: dict[str, str | bytes] = {}
@@ -52,7 +52,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
 
 
 def _targets(origin: Path, text: str) -> list[Path]:
-    """The files of the project, not of the site, that a page links to."""
+    """Returns the files of the project outside the site that a page links to."""
     found = [(origin.parent / path).resolve() for path, _ in _LINK.findall(text)]
     return [path for path in found if path.is_file() and not _is_of_the_site(path)]
 
@@ -62,7 +62,7 @@ def _is_of_the_site(path: Path) -> bool:
 
 
 def _uri(path: Path) -> str:
-    """Where a file stands in the site."""
+    """Returns the path of a file in the site."""
     if _is_of_the_site(path):
         return path.relative_to(ROOT / "docs").as_posix()
     name = f"project/{path.relative_to(ROOT).as_posix()}"
@@ -81,7 +81,7 @@ def _rewritten(markdown: str, origin: Path, uri: str) -> str:
 
 
 def _shown(path: Path, uri: str) -> dict[str, str | bytes]:
-    """A file as a page, and the pictures in it."""
+    """Returns a file as a page, with its pictures."""
     if path.suffix == ".ipynb":
         return _notebook(json.loads(path.read_text()), path.name, uri)
     if path.suffix == ".png":

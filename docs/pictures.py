@@ -1,8 +1,8 @@
-"""The pictures of docs/explanation.md, drawn by this package's own operations.
+"""Draws the pictures of docs/explanation.md with this package's own operations.
 
     python docs/pictures.py [--output docs/pictures]
 
-A few seconds; needs the extra `plots`. Nothing is trained and nothing downloaded.
+Takes a few seconds and needs the extra `plots`. Nothing is trained or downloaded.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SIGNAL = np.array([0, 0, 1, 1] * 4, np.float32)  # that of Zhang (2019), fig. 4
 
 
 def draw_signal(output: Path) -> None:
-    """Max pooling of a 1-D signal and of the same signal one place on, without and with blur."""
+    """Draws max pooling of a signal and of the same signal moved by one, with and without blur."""
     figure, axes = pyplot().subplots(2, 3, figsize=(10, 3.6), sharey=True, layout="constrained")
     for row, shift, name in zip(axes, (0, 1), ("signal", "moved by one"), strict=True):
         signal = jnp.asarray(np.roll(SIGNAL, shift))[None, :, None]
@@ -40,13 +40,13 @@ def draw_signal(output: Path) -> None:
         for axis, (title, (values, colour)) in zip(row[1:], pooled.items(), strict=True):
             axis.bar(range(values.shape[1]), values[0, :, 0], color=colour)
             axis.set_title(title if shift == 0 else "")
-        row[0].set_title("what comes in" if shift == 0 else "")
+        row[0].set_title("input" if shift == 0 else "")
         row[0].set_xticks(range(0, 16, 4))
     save(figure, output / "signal.png")
 
 
 def draw_filters(output: Path) -> None:
-    """How much of each frequency the binomial filters leave, and where stride 2 folds them."""
+    """Draws the frequency response of the binomial filters, and the band that stride 2 aliases."""
     figure, axis = pyplot().subplots(figsize=(6.4, 3.4), layout="constrained")
     frequency = np.linspace(0, 0.5, 200)  # cycles a pixel
     for taps in range(1, 8):
@@ -54,14 +54,14 @@ def draw_filters(output: Path) -> None:
         colour = pyplot().cm.viridis((taps - 1) / 6.5)
         axis.plot(frequency, abs(wave @ binomial_taps(taps)), color=colour, label=f"{taps}")
     axis.axvspan(0.25, 0.5, color=PLAIN, alpha=0.12)
-    axis.text(0.375, 0.92, "folded by stride 2", ha="center", color=PLAIN)
-    axis.set(xlabel="frequency (cycles a pixel)", ylabel="share that is left", xlim=(0, 0.5))
+    axis.text(0.375, 0.92, "aliased by stride 2", ha="center", color=PLAIN)
+    axis.set(xlabel="frequency (cycles per pixel)", ylabel="fraction kept", xlim=(0, 0.5))
     axis.legend(title="taps", ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, output / "filters.png")
 
 
 def edges(images: jax.Array) -> jax.Array:
-    """A layer as nets have them: a 3x3 convolution that finds edges, and ReLU."""
+    """Applies a typical layer: a 3x3 convolution that detects edges, and ReLU."""
     kernel = jnp.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], jnp.float32)
     kernels = jnp.stack([kernel, kernel.T, -kernel, -kernel.T], -1)[:, :, None]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
@@ -71,17 +71,17 @@ def edges(images: jax.Array) -> jax.Array:
 
 
 def plain(images: jax.Array) -> jax.Array:
-    """Edges, of which stride 4 keeps one value in sixteen."""
+    """Detects edges and keeps one value in sixteen, with stride 4."""
     return edges(images)[:, ::4, ::4]
 
 
 def blurred(images: jax.Array, taps: int = 7) -> jax.Array:
-    """The same values, behind a binomial filter."""
+    """Detects edges and subsamples them after a binomial filter."""
     return blur_pool(edges(images), taps, stride=4, padding="circular")
 
 
 def draw_feature(output: Path) -> None:
-    """One channel of a strided layer as the digit moves right, pixel by pixel."""
+    """Draws one channel of a strided layer as the digit moves right, pixel by pixel."""
     image = jnp.asarray(Digits("val", 48)[8]["image"], jnp.float32)[None, ..., :1] / 255
     layers = {"stride 4": plain, "blur, stride 4": blurred}
     figure, axes = pyplot().subplots(3, 4, figsize=(7, 5.2), layout="constrained")
@@ -99,7 +99,7 @@ def draw_feature(output: Path) -> None:
 
 
 def photographs() -> jax.Array:
-    """Parts of scikit-learn's two photographs in grey, `(15, 64, 64, 1)` from 0 to 1."""
+    """Returns parts of scikit-learn's two photographs in grey, `(15, 64, 64, 1)` from 0 to 1."""
     pixels = np.stack(load_sample_images().images).mean(-1, keepdims=True)[:, :384, :640]
     halved = pixels.reshape(2, 192, 2, 320, 2, 1).mean((2, 4))
     parts = halved.reshape(2, 3, 64, 5, 64, 1).swapaxes(2, 3).reshape(-1, 64, 64, 1)
@@ -107,7 +107,7 @@ def photographs() -> jax.Array:
 
 
 def deviations(layer: Callable[[jax.Array], jax.Array], images: jax.Array) -> np.ndarray:
-    """Cosine distance of the moved features and the features of moved images, at each offset."""
+    """Returns the cosine distance of moved features and features of moved images, by offset."""
     still = layer(images)
     stride = images.shape[1] // still.shape[1]
     found = np.zeros((stride, stride))
@@ -119,7 +119,7 @@ def deviations(layer: Callable[[jax.Array], jax.Array], images: jax.Array) -> np
 
 
 def draw_equivariance(output: Path) -> None:
-    """Deviation from equivariance of the strided layer at every offset of a period, by filter."""
+    """Draws the deviation of the strided layer from equivariance, by filter and offset."""
     images, sizes = photographs(), range(1, 8)
     maps = [deviations(lambda x, taps=taps: blurred(x, taps), images) for taps in sizes]
     figure, axes = pyplot().subplots(1, len(maps), figsize=(10, 2.1), layout="constrained")
@@ -132,7 +132,7 @@ def draw_equivariance(output: Path) -> None:
 
 
 def save(figure, path: Path) -> None:
-    """The same file for the same picture."""
+    """Saves a figure without metadata, so that equal figures give identical files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot().close(figure)

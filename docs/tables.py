@@ -1,16 +1,17 @@
-"""Writes the tables of README and docs: from the result files of benchmarks, and from the config.
+"""Writes the tables of README and docs from result files of benchmarks and from the config.
 
     python docs/tables.py
 
 A page has a line `<!-- table: SOURCE [PART] -->`, the table, and `<!-- end -->`. SOURCE is
 
-- a text file in `docs/`: what a benchmark printed, inserted as it is;
+- a text file in `docs/`: the output of a benchmark, inserted unchanged;
 - a CSV file of `benchmarks/nets.py` in `docs/`: PART is one of the tables of nets_table.py;
+- `comparisons`: the summaries of all comparisons with torch in one table;
 - `measured/digits.csv`: PART is the augmentation and the version of jax;
 - `config`: PART is a class of `aa_flax/config.py`.
 
-A test compares every page with these sources: a number is changed in its result file, by the
-command above its table.
+A test compares every page with these sources. To change a number, run the command above its
+table, which writes the result file.
 """
 
 import dataclasses
@@ -33,10 +34,17 @@ _OF_NETS: Mapping[str, Callable[[list[nets_table.Group]], str]] = {
     "table": nets_table.table,
     "overheads": nets_table.overheads,
 }
+# Result files, with torch's mode and which side keeps its memory between calls.
+_COMPARISONS: Mapping[str, tuple[str, str]] = {
+    "nets_cpu_commands.csv": ("compiled", "ours"),
+    "nets_cpu_kept.csv": ("compiled", "both"),
+    "nets_cpu_compiled.csv": ("compiled", "neither"),
+    "nets_cpu.csv": ("eager", "neither"),
+}
 
 
 def filled(page: str) -> str:
-    """Returns the text of a page with every table as its source has it."""
+    """Returns the text of a page with every table filled from its source."""
     return _BLOCK.sub(lambda m: f"{m[1]}\n{_table(m[2], *m[3].split())}\n\n{m[5]}", page)
 
 
@@ -48,17 +56,32 @@ def sources(page: str) -> list[str]:
 def _table(source: str, *part: str) -> str:
     if source == "config":
         return _config_table(getattr(config, *part))
+    if source == "comparisons":
+        return _comparisons()
     path = ROOT / "docs" / source
     if path.suffix == ".txt":
         return path.read_text().strip()
     if source == "measured/digits.csv":
         return digits.table(digits.read(path), *part)
-    found = sorted(nets_table.groups(nets_table.read(path)), key=nets_table.order)
-    return _OF_NETS[part[0]](found)
+    return _OF_NETS[part[0]](_groups(path))
+
+
+def _groups(path: Path) -> list[nets_table.Group]:
+    return sorted(nets_table.groups(nets_table.read(path)), key=nets_table.order)
+
+
+def _comparisons() -> str:
+    """Returns the summary of each comparison, below one another."""
+    heads = "| torch | memory kept | pass | batch | precision | of | models | geometric mean "
+    lines = [heads + "| lowest |", "|---" * 9 + "|"]
+    for name, sides in _COMPARISONS.items():
+        summary = nets_table.summary(_groups(ROOT / "docs/benchmarks" / name))
+        lines += [f"| {' | '.join(sides)} {row}" for row in summary.splitlines()[2:]]
+    return "\n".join(lines)
 
 
 def _config_table(group: type) -> str:
-    """Returns the values of a group of the config, explained by the comments above them."""
+    """Returns a row for each value of a config group, with the comment above it."""
     lines = ["| value | default | accepted | |", "|---" * 4 + "|"]
     for field, comment in zip(_values(group), _comments(group), strict=True):
         bounds = {**field.metadata}

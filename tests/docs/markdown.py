@@ -1,4 +1,4 @@
-"""What the documentation tells to run: blocks of Python, commands, and flags."""
+"""Finds Python blocks, commands, flags, links and anchors in the documentation."""
 
 import re
 from dataclasses import dataclass
@@ -82,11 +82,11 @@ def links(page: Path) -> list[Found]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What may follow `#` in a link to a page: headings as GitHub names them, and the reference's
-    entries."""
+    """Returns the anchors of a page: headings as GitHub names them, `<a id>`, reference entries."""
     text = page.read_text()
     heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     names = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+    names |= set(re.findall(r'^<a id="([\w-]+)"></a>$', text, re.MULTILINE))
     return names | set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
 
 

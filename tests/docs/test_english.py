@@ -17,9 +17,9 @@ NOT_OURS = (
     *("switch(?:es)?", "so long as", "thereby", "therein"),
 )
 WORDS = re.compile(rf"\b(?:{'|'.join(NOT_OURS)})\b", re.IGNORECASE)
-NOT_PROSE = (  # blocks of code, generated tables, indented commands, quoted code, targets of links
+NOT_PROSE = (  # code blocks, generated tables, indented commands, quoted code, links, anchors
     *(r"(?s)```.*?```", r"(?s)<!-- table: .*?<!-- end -->", r"(?m)^ {4}.*$"),
-    *(r"`[^`\n]*`", r"\]\([^)\s]*\)"),
+    *(r"`[^`\n]*`", r"\]\([^)\s]*\)", r'<a id="[\w-]+"></a>'),
 )
 
 

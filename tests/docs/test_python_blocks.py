@@ -56,7 +56,7 @@ PROMISED = {
 # The first line of a block, and why not.
 NOT_RUN = {
     "from flax import nnx  # to copy weights": "needs a file of MobileNetV2",
-    'net = aa_flax.create_model("resnet50_lpf4", pretrained="runs/mine/weights.safetensors")': (
+    'model = aa_flax.create_model("resnet50_lpf4", pretrained="runs/mine/weights.safetensors")': (
         "tests/export exports smaller nets"
     ),
     "import onnxruntime": "needs what the block before writes; test_onnx.py does it",
