@@ -1,5 +1,6 @@
-"""Paths that users give, the cache folder, and files that are written completely or not at all."""
+"""Paths that users give, the cache folder, files written completely or not at all, and errors."""
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,16 @@ from typing import Any
 import platformdirs
 
 from aa_flax.errors import InputError
+
+# A missing file, or an impossible name, is damage. Any other error of the operating system
+# (permission, descriptors, memory, the device) says nothing about the content.
+_OF_DAMAGE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP),
+}
+# Tensorstore raises a ValueError with the system's error in its text.
+_STATUS = re.compile(r"(PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED):")
+_CODE = re.compile(r"os_error_code='(\d+)'")
 
 
 def cache_folder() -> Path:
@@ -176,3 +187,26 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Checks if a file could not be read now, so that nothing is known of its content."""
+    error = _root(error)
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _OF_DAMAGE
+    codes = {int(code) for code in _CODE.findall(str(error))}
+    return isinstance(error, MemoryError) or bool(_STATUS.match(str(error)) or codes - _OF_DAMAGE)
+
+
+def root_cause(error: BaseException) -> str:
+    """Returns the cause of an error, briefly."""
+    error = _root(error)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def _root(error: BaseException) -> BaseException:
+    """Returns the first of a chain of errors: Orbax wraps errors in others, and quotes much."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error

@@ -49,7 +49,7 @@ def test_this_package_loads_no_onnx():
         ("net.onnx", {"size": 0}, r"size must be a whole number of at least 1, got 0"),
         ("net.onnx", {"dynamic_size": 1}, r"dynamic_size must be True or False, got 1"),
         ("net.onnx", {"preprocessing": "no"}, r"preprocessing must be True or False, got 'no'"),
-        ("folder.onnx", {}, r"the output .*folder\.onnx is a folder; give the name of a file"),
+        ("folder.onnx", {}, r"the output .*folder\.onnx is a directory; give the name of a file"),
     ],
 )
 def test_what_cannot_be_is_told_and_nothing_is_written(name, options, message, tmp_path):
