@@ -202,7 +202,10 @@ def test_mistakes_are_found_before_any_model_is_located(tmp_path, monkeypatch):
         InputError, match=r"unknown placeholder \('name'\); the only one is \{model\}"
     ):
         several(tmp_path, "vgg11", weights="x/{name}")
-    with pytest.raises(InputError, match="ImageNet's 1000 classes, but the data has 6"):
+    with pytest.raises(
+        InputError,
+        match="ImageNet's 1000 classes, but the data has 6; give --config imagenet and --c",
+    ):
         several(tmp_path, "vgg11", weights="pretrained")
     config = noise_config()
     config.data.image_size = 8
@@ -221,6 +224,8 @@ def test_a_pattern_matches_models_with_published_weights():
         "resnet18_lpf7"
     ]  # named: an error
     assert by_config.names_of(["resnet18*"], "x/{model}") == list_models("resnet18*")
+    with pytest.raises(InputError, match=r"no model matches 'resnet\*_lpf9'"):
+        by_config.names_of(["resnet*_lpf9"], "pretrained")
     with pytest.raises(InputError, match=r"no model that matches '\*_lpf7' has pretrained weights"):
         by_config.names_of(["*_lpf7"], "pretrained")
 
@@ -324,9 +329,7 @@ def test_results_of_training_are_those_of_eval(tmp_path, weights):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--models=resnet*_lpf9"], "no model matches 'resnet*_lpf9'"),
         (["--models=resnet18", "--image_indices=0,x"], "--image_indices takes integers such as"),
-        (["--models=resnet18"], "give --config imagenet and --config.data.path"),
         (["--models=resnet18", "--weights=nowhere/{model}"], "could not be evaluated: resnet18"),
     ],
 )
