@@ -15,7 +15,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Prints every command with one line about it."""
+    """Prints every command with a line about it."""
     words = [word for word in sys.argv[1:] if word not in ("--help", "-h")]
     if words:
         sys.exit(f"error: {unknown('command', f'aa_flax {words[0]}', list(COMMANDS))}")

@@ -1,4 +1,4 @@
-"""What a run is made of: every value of a config, its range, and the checks before all work."""
+"""The config of a run: every value, its range, and the checks before all work."""
 
 import json
 import math
@@ -16,32 +16,24 @@ from aa_flax.files import local_path
 from aa_flax.models.registry import parse_name
 from aa_flax.pools import pool_factory
 
-MOST = 2**31 - 1  # of any integer
+MOST = 2**31 - 1  # the largest integer that is accepted
 _BOUNDS = {
-    "at least": operator.ge,
-    "at most": operator.le,
+    "at_least": operator.ge,
+    "at_most": operator.le,
     "above": operator.gt,
     "below": operator.lt,
 }
 
 
-def _number(
-    default: float,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field whose value has to lie within bounds."""
-    if isinstance(default, int) and at_most is None:
-        at_most = MOST
-    bounds = dict(zip(_BOUNDS, (at_least, at_most, above, below), strict=True))
-    return field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
+def _number(default: float, **bounds: float) -> Any:
+    """A number within bounds, which `_BOUNDS` has the names of."""
+    if isinstance(default, int):
+        bounds.setdefault("at_most", MOST)
+    return field(default=default, metadata=bounds)
 
 
 def _one_of(*known: str) -> Any:
-    """A field whose value is one of a few; the first is the default."""
+    """One of a few words; the first is the default."""
     return field(default=known[0], metadata={"known": known})
 
 
@@ -49,7 +41,7 @@ class _Group:
     """Values by attribute, as in `config.batch_size`, or by name, as in `config["batch_size"]`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dicts, as `configs/` write them."""
+        """Returns nested dicts, as in `configs/`."""
         return asdict(self)  # pyright: ignore[reportArgumentType]
 
     def __getitem__(self, name: str) -> Any:
@@ -60,13 +52,13 @@ class _Group:
 class OptimizerConfig(_Group):
     """SGD with momentum, and its learning rate."""
 
-    # Of the learning rate over the epochs: in steps, along a cosine, or up and down once.
+    # The learning rate over the epochs: in steps, along a cosine, or up and down once.
     schedule: str = _one_of("step", "cosine", "one_cycle")
-    # The highest of the schedule.
+    # The highest learning rate of the schedule.
     learning_rate: float = _number(0.1, at_least=0)
-    # Of SGD.
+    # SGD's momentum.
     momentum: float = _number(0.9, at_least=0, below=1)
-    # Of every parameter, unless decay_norm_and_bias says otherwise.
+    # Weight decay of every parameter, or of kernels only: see decay_norm_and_bias.
     weight_decay: float = _number(1e-4, at_least=0)
     # Schedule "step": epochs between two steps.
     step_epochs: int = _number(30, at_least=1)
@@ -76,21 +68,21 @@ class OptimizerConfig(_Group):
     per_step: bool = False
     # Epochs in which the learning rate rises linearly from 0.
     warmup_epochs: int = _number(0, at_least=0)
-    # False: weight decay leaves out batch norms and biases.
+    # Weight decay includes batch norms and biases.
     decay_norm_and_bias: bool = True
     # Multiplies the learning rate by batch_size / 256.
     scale_lr: bool = False
-    # The probability that is spread over all classes.
+    # The probability mass that is spread over all classes.
     label_smoothing: float = _number(0.0, at_least=0, below=1)
-    # Micro-batches whose gradients make one update.
+    # Micro-batches per update.
     accumulation_steps: int = _number(1, at_least=1)
-    # Over micro-batches; "sum" as the original does.
+    # How gradients of micro-batches are combined; the original uses "sum".
     accumulate: str = _one_of("mean", "sum")
 
 
 @dataclass
 class DataConfig(_Group):
-    """Where images come from, and what becomes of them: docs/data.md."""
+    """The source of images, and their preprocessing: docs/data.md."""
 
     # The source: folder, digits, tfds:NAME[:VERSION], hfds:NAME, wds:PATTERN, or a registered one.
     name: str = "folder"
@@ -98,23 +90,23 @@ class DataConfig(_Group):
     path: str = ""
     # Pixels of the shorter side before cropping; 0: not resized.
     resize_size: int = _number(256, at_least=0, at_most=65535)
-    # Of that resizing, in evaluation; "": as the weights ask, else bilinear.
+    # Resizing in evaluation; "": that of the weights, else bilinear.
     interpolation: str = _one_of("", "bilinear", "bicubic")
-    # Pixels of the centre that shifted crops are cut from.
+    # Pixels of the central square that shifted crops are cut from.
     image_size: int = _number(256, at_least=1, at_most=65535)
     # Pixels that the model sees.
     crop_size: int = _number(224, at_least=1, at_most=65535)
-    # Of training images.
+    # Augmentation of training images.
     augmentation: str = _one_of("random_resized_crop", "center_crop", "random_shift")
     # Mirrors every second training image at random.
     flip: bool = True
-    # At an image that cannot be read; "skip" leaves it out.
+    # On an image that cannot be read; "skip" leaves it out.
     on_error: str = _one_of("stop", "skip")
-    # Which class is which logit: "imagenet", "sorted" or a file of names; "": see docs/data.md.
+    # The order of the logits: "imagenet", "sorted" or a file of class names; "": see docs/data.md.
     class_order: str = ""
     # Threads or processes that read images; 0: one per CPU core.
     num_workers: int = _number(0, at_least=0, at_most=4096)
-    # Of those that read.
+    # The kind of those workers.
     worker_type: str = _one_of("thread", "process")
 
 
@@ -128,7 +120,7 @@ class EvalConfig(_Group):
     shift_range: int = _number(32, at_least=1, at_most=65535)
     # Pairs of shifted crops per image.
     passes: int = _number(5, at_least=1)
-    # Of the random offsets.
+    # Seed of the random offsets.
     seed: int = _number(0, at_least=0)
 
 
@@ -146,29 +138,29 @@ class LogConfig(_Group):
 class CheckpointConfig(_Group):
     """Checkpoints besides the two latest and the best."""
 
-    # Epochs between two that are kept.
+    # Epochs between two checkpoints that are kept.
     keep_every: int = _number(10, at_least=1)
 
 
 @dataclass
 class Config(_Group):
-    """A recipe; the defaults are ResNet's: 90 epochs, batch 256, steps by ten.
+    """A recipe; the defaults are those of ResNets: 90 epochs, batch 256, steps by ten.
 
-    `configs/` make an `ml_collections.ConfigDict` with these fields, for the command line;
-    `check_config` makes this of it.
+    The recipes of `configs/` are an `ml_collections.ConfigDict` with these fields, for the command
+    line; `check_config` converts it.
     """
 
     # The run's folder is runs/NAME, unless --workdir is given.
     name: str = "imagenet"
     # A name of `aa_flax.list_models()`.
     model: str = "resnet50_lpf4"
-    # Subsampling by a registered pool; "": as the model's name says.
+    # A registered pool for all subsampling; "": that of the model's name.
     pool: str = ""
     # Further arguments of the model, e.g. {"pool_only": False}.
     model_options: dict[str, Any] = field(default_factory=dict)
-    # Of initial values, the order of images and augmentation.
+    # Seed of initial values, the order of images and augmentation.
     seed: int = _number(0, at_least=0)
-    # Of the computation; parameters and batch statistics are float32.
+    # Type of the computation; parameters and batch statistics are float32.
     dtype: str = _one_of("float32", "bfloat16", "float16")
     # Passes over the training images.
     num_epochs: int = _number(90, at_least=1)
@@ -186,7 +178,7 @@ class Config(_Group):
     remat: bool = False
     # Traces a few steps into the run's folder, for TensorBoard or Perfetto.
     profile: bool = False
-    # Parts of a batch that are normalised each by its own statistics.
+    # Number of parts of a batch that are normalised separately.
     batch_stat_groups: int = _number(1, at_least=1)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -195,69 +187,106 @@ class Config(_Group):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def to_json(self) -> str:
-        """`to_dict` as JSON."""
+        """Returns `to_dict` as JSON."""
         return json.dumps(self.to_dict())
 
 
-def check_config(config: Any) -> Config:
-    """The typed config of a `ConfigDict`, a `Config` or nested dicts; what is absent is default.
+def check_config(config: Any, *, training: bool = False) -> Config:
+    """Returns the typed config of a `ConfigDict`, a `Config` or nested dicts, with defaults.
+
+    Code below this trusts it and checks nothing again.
+
+    Args:
+        training: also check what only training needs.
 
     Raises:
-        InputError: an unknown field, a value of a wrong type or out of its range, an unknown net or
-            word, an address for a path, or batches that do not divide among the devices.
+        InputError: an unknown field, a value of a wrong type or out of its range, an unknown model
+            or word, an address for a path, images smaller than their crops, or batches that do not
+            divide among the devices. For training also: an option that the schedule ignores,
+            batches that do not divide into micro-batches and groups, and images too small for the
+            shifts of the evaluation.
     """
     checked = _checked_group(Config, config, "config")
     if not checked.name:
         raise InputError('config.name is ""; it names the folder of the run, so give it one')
-    _check_net(checked)
+    _check_model(checked)
     if checked.data.path:
         checked.data.path = str(local_path(checked.data.path, "config.data.path"))
-    _check_options(checked.model_options)
-    _check_crop(checked)
-    devices = jax.device_count()
-    if checked.eval.batch_size % devices:
+    size, crop, reach = checked.data.image_size, checked.data.crop_size, checked.eval.shift_range
+    if size < crop:
         raise InputError(
-            f"config.eval.batch_size {checked.eval.batch_size} does not divide among {devices} "
-            "devices"
+            f"config.data.image_size {size} is smaller than crop_size {crop}, which is cut from it"
         )
+    if checked.eval.batch_size % jax.device_count():
+        raise InputError(
+            f"config.eval.batch_size {checked.eval.batch_size} does not divide among "
+            f"{jax.device_count()} devices"
+        )
+    if training:
+        _check_schedule(checked.optimizer)
+        _check_batches(checked)
+        if size < crop + reach - 1:
+            raise InputError(
+                f"images of {size} pixels are too small for crops of {crop} at offsets "
+                f"0..{reach - 1}; change config.data.image_size, data.crop_size or eval.shift_range"
+            )
     return checked
 
 
-def _check_net(config: Config) -> None:
+def _check_model(config: Config) -> None:
+    """Checks the model, its pool, and its options, which have to be stored with the run."""
     base, filter_size = parse_name(config.model)
     if config.pool and filter_size is not None:
         raise InputError(
-            f"config.pool {config.pool!r} takes the place of the BlurPools of {config.model}; give "
+            f"config.pool {config.pool!r} would replace the BlurPools of {config.model}; give "
             f"--config.model={base} with it"
         )
     if config.pool:
         pool_factory(None, config.pool)
-
-
-def check_training(config: Config) -> None:
-    """What training needs of a checked config.
-
-    Raises:
-        InputError: an option that the schedule ignores; batches that do not divide into
-            micro-batches, groups and devices; images too small for the shifts of the evaluation.
-    """
-    _check_ignored(config.optimizer)
-    _check_batches(config)
-    data, reach = config.data, config.eval.shift_range
-    if data.image_size < data.crop_size + reach - 1:
+    try:
+        json.dumps(config.model_options, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise InputError(
-            f"images of {data.image_size} pixels are too small for crops of {data.crop_size} at "
-            f"offsets 0..{reach - 1}; change config.data.image_size, data.crop_size or "
-            "eval.shift_range"
-        )
+            f"config.model_options {_shown(config.model_options)} cannot be stored as JSON "
+            f"({error}); give numbers, words, True or False"
+        ) from error
+
+
+def _check_schedule(optimizer: OptimizerConfig) -> None:
+    """Refuses options that have no effect on this schedule, unless they have their default."""
+    used = {"step": {"step_epochs", "step_factor"}, "cosine": {"per_step"}, "one_cycle": set()}
+    default = OptimizerConfig()
+    for name in ("step_epochs", "step_factor", "per_step"):
+        value = optimizer[name]
+        if name not in used[optimizer.schedule] and value != default[name]:
+            of = ", ".join(schedule for schedule, names in used.items() if name in names)
+            raise InputError(
+                f"config.optimizer.{name}={value} does nothing on schedule {optimizer.schedule}, "
+                f"only on {of}; leave it out, or give --config.optimizer.schedule={of}"
+            )
+
+
+def _check_batches(config: Config) -> None:
+    """Checks that a batch divides into equal micro-batches, on each device and in each group."""
+    micro_batches, groups = config.optimizer.accumulation_steps, config.batch_stat_groups
+    devices = jax.device_count()
+    for what, parts in (
+        (f"{micro_batches} micro-batches on {devices} devices", devices),
+        (f"{micro_batches} micro-batches of {groups} groups of batch statistics", groups),
+    ):
+        if config.batch_size % (micro_batches * parts):
+            raise InputError(
+                f"batch_size {config.batch_size} does not divide into {what}; change "
+                "--config.batch_size, optimizer.accumulation_steps or batch_stat_groups"
+            )
 
 
 def _checked_group(kind: Any, given: Any, where: str) -> Any:
-    """A dataclass of values, each checked by its field."""
+    """Returns a dataclass of values, each checked by its field."""
     to_dict = getattr(given, "to_dict", None)
     try:
         values: Any = to_dict() if to_dict else given
-    except RequiredValueError as error:  # a placeholder that nobody has filled
+    except RequiredValueError as error:  # a placeholder without a value
         raise InputError(f"{where} cannot be read: {error}") from error
     if not isinstance(values, Mapping):
         raise InputError(f"{where} is {_shown(given)}; it has to be a group of values")
@@ -271,7 +300,7 @@ def _checked_group(kind: Any, given: Any, where: str) -> Any:
 
 
 def _checked(spec: Any, value: Any, where: str) -> Any:
-    """The value in the type of its field."""
+    """Returns the value in the type of its field."""
     kind: Any = spec.type
     if is_dataclass(kind):
         return _checked_group(kind, value, where)
@@ -282,13 +311,15 @@ def _checked(spec: Any, value: Any, where: str) -> Any:
         return value
     for bound, limit in spec.metadata.items():
         if not _BOUNDS[bound](value, limit):
-            raise InputError(f"{where} is {_shown(value)}; it has to be {bound} {limit}")
+            raise InputError(
+                f"{where} is {_shown(value)}; it has to be {bound.replace('_', ' ')} {limit}"
+            )
     return value
 
 
 _WORDS = {
     bool: "True or False",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     str: "text",
     dict: "a group of values, by name",
@@ -296,9 +327,9 @@ _WORDS = {
 
 
 def _converted(kind: Any, value: Any, where: str) -> Any:
-    """The value as a `bool`, `int`, `float`, `str` or `dict`; NumPy's and paths are taken, too."""
+    """Returns a `bool`, `int`, `float`, `str` or `dict`; NumPy scalars and paths are accepted."""
     kind = getattr(kind, "__origin__", kind)
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # NumPy's and JAX's scalars
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # scalars of NumPy and JAX
         value = value.item()
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -316,16 +347,16 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, on one line and not too long."""
+    """Returns a value for a message, on one line and not too long."""
     try:
         text = repr(value).replace("\n", " ")
-    except ValueError:  # Python prints no numbers of thousands of digits
+    except ValueError:  # Python refuses to print integers of thousands of digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def config_fields() -> list[str]:
-    """The names of all values, e.g. `batch_size` and `optimizer.momentum`, and of their groups."""
+    """Returns the names of all values, e.g. `optimizer.momentum`, and of their groups."""
     names = []
     for group in fields(Config):
         names.append(group.name)
@@ -335,7 +366,7 @@ def config_fields() -> list[str]:
 
 
 def unknown_field(name: str) -> str:
-    """What to say of a name that is no field: the nearest, or those it abbreviates (`lr`)."""
+    """Returns the message about an unknown field: the nearest, or those it abbreviates (`lr`)."""
 
     def initials(path: str) -> str:
         return "".join(word[0] for word in path.rpartition(".")[2].split("_"))
@@ -346,63 +377,14 @@ def unknown_field(name: str) -> str:
     return f"unknown field 'config.{name}'; did you mean {', '.join(meant)}?" if meant else message
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    """They are stored with the run."""
-    try:
-        json.dumps(options, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"config.model_options {_shown(options)} cannot be stored as JSON ({error}); give "
-            "numbers, words, True or False"
-        ) from error
-
-
-def _check_crop(config: Config) -> None:
-    data = config.data
-    if data.image_size < data.crop_size:
-        raise InputError(
-            f"config.data.image_size {data.image_size} is smaller than crop_size {data.crop_size}, "
-            "which is cut from it"
-        )
-
-
-def _check_ignored(optimizer: OptimizerConfig) -> None:
-    """An option that does nothing on this schedule is a mistake unless it is at its default."""
-    used = {"step": {"step_epochs", "step_factor"}, "cosine": {"per_step"}, "one_cycle": set()}
-    default = OptimizerConfig()
-    for name in ("step_epochs", "step_factor", "per_step"):
-        value = optimizer[name]
-        if name not in used[optimizer.schedule] and value != default[name]:
-            of = ", ".join(schedule for schedule, names in used.items() if name in names)
-            raise InputError(
-                f"config.optimizer.{name}={value} does nothing on schedule {optimizer.schedule}, "
-                f"only on {of}; leave it out, or give --config.optimizer.schedule={of}"
-            )
-
-
-def _check_batches(config: Config) -> None:
-    """A batch must divide into equal parts: micro-batches, on each device, in each group."""
-    micro_batches, groups = config.optimizer.accumulation_steps, config.batch_stat_groups
-    devices = jax.device_count()
-    for what, parts in (
-        (f"{micro_batches} micro-batches on {devices} devices", devices),
-        (f"{micro_batches} micro-batches of {groups} groups of batch statistics", groups),
-    ):
-        if config.batch_size % (micro_batches * parts):
-            raise InputError(
-                f"batch_size {config.batch_size} does not divide into {what}; change "
-                "--config.batch_size, optimizer.accumulation_steps or batch_stat_groups"
-            )
-
-
 def images_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The images of a run's evaluation, as fields of `ModelConfig`."""
+    """Returns the images of a run's evaluation, as fields of `ModelConfig`."""
     data = config["data"]
     sizes = {"input_size": data["crop_size"], "resize_size": data["resize_size"]}
     return {**sizes, "interpolation": data.get("interpolation") or "bilinear"}
 
 
 def options_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a run's config gives its net."""
+    """Returns the options of the model in a run's config."""
     options = dict(config.get("model_options") or {})
     return {**options, "pool": config["pool"]} if config.get("pool") else options

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from aa_flax.commands import as_called, called, check_platform
+from aa_flax.cli import as_called, called, check_platform
 from aa_flax.errors import InputError
 from aa_flax.files import local_path
 from aa_flax.weights.convert import (
@@ -57,7 +57,7 @@ def convert(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
     check_platform()
     if args.plugin:
-        from aa_flax.plugins import load_plugins
+        from aa_flax.cli import load_plugins
 
         load_plugins(arguments)
     options = dict(map(option, args.option))

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, checks of arguments, and tables of names that users add to."""
+"""Errors that a user can correct, checks of arguments, and tables of names that users add to."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,33 +13,33 @@ T = TypeVar("T")
 
 
 class InputError(ValueError):
-    """Something given to aa_flax cannot be used: the message says what, and what to do.
+    """An argument, option or file cannot be used: the message says why, and what to do.
 
     Commands print it as one line instead of a traceback.
     """
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or its type where there is none."""
+    """Returns the first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def integer(name: str, value: object, *, least: int) -> int:
-    """The value as an int, of Python's or NumPy's; a truth value is not a number.
+    """Returns an integer of Python or NumPy as an int; a boolean is not accepted.
 
     Raises:
         InputError: another type, or a number below `least`.
     """
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
     return int(value)
 
 
 def integers(name: str, values: Sequence[int], *, count: int | None = None) -> tuple[int, ...]:
-    """The values as ints of at least 1; `count` of them, or one or more.
+    """Returns integers of at least 1: `count` of them, or one or more.
 
     Raises:
-        InputError: another number of values, or a value that is none of these.
+        InputError: another number of values, or another value.
     """
     wrong_count = len(values) == 0 if count is None else len(values) != count
     if wrong_count:
@@ -49,7 +49,7 @@ def integers(name: str, values: Sequence[int], *, count: int | None = None) -> t
 
 
 def real(name: str, value: object, *, least: float = -inf, most: float = inf) -> float:
-    """The value as a finite float within the bounds.
+    """Returns a finite number within the bounds as a float.
 
     Raises:
         InputError: another type, not a number or outside the bounds.
@@ -65,7 +65,7 @@ def real(name: str, value: object, *, least: float = -inf, most: float = inf) ->
 
 
 def fraction(name: str, value: object) -> float:
-    """A number from 0 to 1, such as a dropout rate.
+    """Returns a number from 0 to 1, e.g. a dropout rate, as a float.
 
     Raises:
         InputError: anything else.
@@ -74,11 +74,11 @@ def fraction(name: str, value: object) -> float:
 
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter]:
-    """What may be given to a function, a class or a `partial` of one, by name."""
+    """Returns the parameters of a function, a class or a `partial` of one, by name."""
     arguments, keywords = (), {}
     if isinstance(function, partial):
         function, arguments, keywords = function.func, function.args, function.keywords
-    if isinstance(function, type):  # the signature of an nnx.Module's class says nothing
+    if isinstance(function, type):  # an nnx.Module's class has the signature of its metaclass
         function, arguments = function.__init__, (None, *arguments)
     try:
         return dict(inspect.signature(partial(function, *arguments, **keywords)).parameters)
@@ -87,10 +87,10 @@ def parameters(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def boolean(name: str, value: object) -> bool:
-    """True or False, of Python's or NumPy's.
+    """Returns a boolean of Python or NumPy as a bool.
 
     Raises:
-        InputError: anything else; `"False"`, too, which Python takes for true.
+        InputError: anything else, also `"False"`, which is true in Python.
     """
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} must be True or False, got {value!r}")
@@ -98,10 +98,10 @@ def boolean(name: str, value: object) -> bool:
 
 
 class Table(Mapping[str, T]):
-    """Things by name, in the order they were added.
+    """An open table: items by name, in the order they were added.
 
     Args:
-        what: one of the things, for messages, e.g. `pool`.
+        what: an item, for messages, e.g. `pool`.
     """
 
     def __init__(self, what: str):
@@ -109,10 +109,10 @@ class Table(Mapping[str, T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str, item: T, *, replace: bool = False) -> None:
-        """Adds a thing under a name.
+        """Adds an item under a name.
 
         Raises:
-            InputError: the name is taken by another thing, and `replace` was not given.
+            InputError: another item has the name, and `replace` is False.
         """
         if not replace and self._items.get(name, item) is not item:
             raise InputError(
@@ -142,7 +142,7 @@ class UnknownName(InputError, KeyError):
 
 
 def unknown(what: str, name: object, known: Mapping[str, object] | list[str]) -> str:
-    """The message about an unknown name, with the nearest that are known, or else all of them."""
+    """Returns the message about an unknown name, with the nearest known ones, or else all."""
     nearest = get_close_matches(str(name), list(known), n=3)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
     return f"unknown {what} {name!r}; {hint}"

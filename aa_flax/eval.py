@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from aa_flax import commands
+from aa_flax import cli
 from aa_flax.errors import InputError
 from aa_flax.evaluation.by_config import evaluate_models
 from aa_flax.evaluation.measure import Option
@@ -37,7 +37,7 @@ _DEFINE: Mapping[type, Any] = {
 
 def main() -> None:
     """Runs the command; see the top of this file."""
-    commands.define_flags()  # loads plug-ins, whose measures have flags, too
+    cli.define_flags()  # loads plug-ins, whose measures have flags, too
     flags.DEFINE_string(
         "weights", None, "a run's folder, a file, or pretrained, finetuned, scratch, baseline"
     )
@@ -51,12 +51,12 @@ def main() -> None:
         define_measures()
     except InputError as error:
         sys.exit(f"error: {error}")
-    text = commands.as_called(str(__doc__), "aa_flax.eval")
-    commands.run(_evaluate, text, interrupted="stopped; nothing was measured yet")
+    text = cli.as_called(str(__doc__), "aa_flax.eval")
+    cli.run(_evaluate, text, interrupted="stopped; nothing was measured yet")
 
 
 def _evaluate() -> None:
-    config, workdir = commands.config_and_workdir()
+    config, workdir = cli.config_and_workdir()
     models = flags.FLAGS.models or ()
     evaluate_models(
         config,
@@ -76,7 +76,7 @@ def define_measures() -> None:
     for option in _options():
         if option.name in flags.FLAGS:
             raise InputError(
-                f"a measure has an option {option.name!r}, which is a flag of {commands.called()} "
+                f"a measure has an option {option.name!r}, which is a flag of {cli.called()} "
                 "already; give it another name"
             )
         default = option.default

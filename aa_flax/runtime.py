@@ -1,9 +1,17 @@
-"""Devices and processes, memory on CPU, and progress for the person who watches."""
+"""Devices and processes, memory on CPU, the cache of compiled programs, log lines and progress."""
 
 import ctypes
+import os
 import platform
+import re
+import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
+from glob import escape
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,28 +19,32 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, first_line
+from aa_flax.files import cache_folder
 
 # Parameters of glibc's mallopt (3).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_LONG = 0.5  # seconds of a compilation that may leave much
+_LONG = 0.5  # seconds of a compilation after which much memory may be free
+# Errors of the operating system are not damage: the file may be readable later.
+_UNREADABLE = r"Error reading persistent compilation cache entry for '(.+?)': (?!.*\[Errno )"
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with one axis, `data`, over the given devices (default: all of every host)."""
+    """Returns a mesh with one axis, `data`, over the devices (default: all of every host)."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that is on every device of the mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts arrays on every device of the mesh; each process gives the same ones."""
+    """Copies arrays to every device of the mesh; each process passes the same ones."""
 
     def put(x: jax.Array) -> jax.Array:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put takes none to other hosts
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put copies no keys to other hosts
             data, kind = jax.random.key_data(x), jax.random.key_impl(x)
             return jax.random.wrap_key_data(put(data), impl=kind)
         return jax.device_put(x, replicated(mesh))
@@ -41,84 +53,90 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch, mesh: Mesh):
-    """Moves a host's share of a batch to its devices, as a part of one global array."""
+    """Moves a host's part of a batch to its devices, as a part of one global array."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def is_main_process() -> bool:
-    """Whether this process prints and writes for all of a run's."""
+    """Checks if this process prints and writes for all processes of a run."""
     return jax.process_index() == 0
 
 
 def start_distributed(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the processes of a run, one or more a host; `jax.distributed` does the work.
+    """Joins the processes of a run, one or more per host, by `jax.distributed`.
 
-    Without arguments it finds its peers by what the cluster's manager has set (SLURM, Open MPI,
-    Kubernetes, Cloud TPU).
+    Without arguments the peers are those of the cluster's manager (SLURM, Open MPI, Kubernetes,
+    Cloud TPU).
 
     Args:
         coordinator: `host:port` of the first process, reachable from all.
-        num_processes: of the whole run. process_id: of this one, from 0.
+        num_processes: number of processes of the run. process_id: number of this one, from 0.
 
     Raises:
-        InputError: no such cluster was found, or the arguments do not make one.
+        InputError: no cluster was found, or the processes do not find each other.
     """
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"the processes of the run did not find each other: {str(error).splitlines()[0]} "
+            f"the processes of the run did not find each other: {first_line(error)} "
             "Under SLURM, Open MPI or Kubernetes --distributed is enough; elsewhere give each "
             "process --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
 
 
 def progress_bar(total: int | None, title: str, unit: str = "img", **options: Any) -> tqdm:
-    """A bar with a rate and the time left, drawn on a terminal alone: nothing into a pipe or log.
+    """Returns a bar with a rate and the time left; it is drawn on a terminal only, not in logs.
 
     Args:
-        total: how many units there are; None: not known yet.
-        options: further ones of `tqdm`, e.g. `initial`, `unit_scale`.
+        total: number of units; None: not known yet.
+        options: further options of `tqdm`, e.g. `initial`, `unit_scale`.
     """
     disable = None if is_main_process() else True  # None: off unless on a terminal
     return tqdm(total=total, desc=title, unit=unit, leave=False, disable=disable, **options)
 
 
 def log_line(line: str) -> None:
-    """Prints a line, in the process that prints for all."""
+    """Prints a line, in the main process only."""
     if is_main_process():
         print(line, flush=True)
 
 
 def keep_memory() -> bool:
-    """Keeps the memory that a pass on CPU has used for the next pass, which is faster by it.
+    """Reuses the memory of one pass on CPU for the next, which makes it faster.
 
-    A compiled program takes the memory of its intermediate arrays anew at each call. glibc, the C
-    library of most Linux systems, maps large pieces from the system and gives them back at once, so
-    every page is cleared and mapped again at every call: a sixth of ResNet-18's time. Behind this
-    call freed memory stays with the process, which goes on holding the most that it has held, and
-    programs run in the thread that calls them (`jax_cpu_enable_async_dispatch=False`), the one
-    whose memory glibc can keep. What compiling has left is given back.
+    A compiled program allocates its intermediate arrays at each call. glibc, the C library of most
+    Linux systems, maps large arrays from the system and unmaps them at once, so every page is
+    cleared and mapped again at every call: a sixth of ResNet-18's time. After this function, freed
+    memory stays with the process, which so keeps its peak memory, and programs run in the thread
+    that calls them (`jax_cpu_enable_async_dispatch=False`), since glibc keeps memory per thread.
+    Memory that a long compilation has freed is returned to the system.
 
-    For programs on CPU whose one thread calls the net; computation elsewhere is as before. The
-    commands of this package call it. PyTorch gains by the same when it is started with
+    Meant for programs on CPU that call the model from one thread; other devices are not affected.
+    The commands of this package call it. PyTorch gains by the same if it is started with
     `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1` in its environment.
 
     Returns:
-        Whether it is in force: False, and nothing is changed, without glibc.
+        True if memory is kept; False, with nothing changed, without glibc.
 
     Raises:
-        InputError: JAX has computed already, so that its CPU device exists as it is.
+        InputError: JAX has computed already; its CPU device cannot be changed any more.
+
+    Example:
+        At the start of a program, before any computation with JAX:
+
+        >>> import aa_flax
+        >>> kept = aa_flax.keep_memory()  # doctest: +SKIP
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     if _has_devices():
         raise InputError(
-            "keep_memory() after JAX has computed changes nothing any more; call it first, before "
-            "arrays and models are made"
+            "keep_memory() has no effect after JAX has computed; call it first, before arrays and "
+            "models are made"
         )
     return _keep()
 
@@ -130,16 +148,16 @@ def _keep() -> bool:
         return False
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
-    def give_back_what_compiling_left(event: str, duration_secs: float, **_: Any) -> None:
+    def trim_after_compilation(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration" and duration_secs > _LONG:
             libc.malloc_trim(0)
 
-    jax.monitoring.register_event_duration_secs_listener(give_back_what_compiling_left)
+    jax.monitoring.register_event_duration_secs_listener(trim_after_compilation)
     return True
 
 
 def _has_devices() -> bool:
-    """Told by an option that JAX refuses to change once its devices exist."""
+    """Checks if JAX has made its devices, by an option that it then refuses to change."""
     number = jax.config.values["jax_num_cpu_devices"]
     try:
         jax.config.update("jax_num_cpu_devices", number + 1)
@@ -147,3 +165,53 @@ def _has_devices() -> bool:
         return True
     jax.config.update("jax_num_cpu_devices", number)
     return False
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the cache folder, unless the user has set JAX's own option."""
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    folder = cache_folder() / "compiled" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK | os.X_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        _remove_unreadable_programs(folder)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _remove_unreadable_programs(folder: Path) -> None:
+    """Removes compiled programs that JAX cannot read; it would warn of them at every start.
+
+    A kill or a full disk cuts a file that JAX writes in place, and JAX overwrites none. Its warning
+    has the name of the program, not of the file, so all programs of that name are removed.
+    """
+    others, reported = warnings.showwarning, []
+
+    def show(message, *args, **kwargs) -> None:
+        entry = re.match(_UNREADABLE, str(message))
+        if entry is None:
+            others(message, *args, **kwargs)
+            return
+        for path in folder.glob(f"{escape(entry[1])}-*"):
+            path.unlink(missing_ok=True)
+        if not reported:
+            print(f"removed unreadable programs from {folder}; compiling again", file=sys.stderr)
+            reported.append(True)
+
+    warnings.showwarning = show
+
+
+def _processor() -> str:
+    """Returns a name for this kind of CPU, since JAX's own cache keys do not distinguish them.
+
+    A program for one CPU may use instructions that another lacks, and a home may be shared.
+    """
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = {line for line in lines if re.match("model name|flags|Features|CPU part", line)}
+        return sha256("".join(sorted(features)).encode()).hexdigest()[:16]
+    return platform.machine() or "unknown"

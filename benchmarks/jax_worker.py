@@ -14,7 +14,7 @@ from flax import nnx
 from worker import KEEPS_MEMORY, Work, device_in_words, serve, versions
 
 from aa_flax import create_model, keep_memory
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.measures.consistency import consistency
 from aa_flax.evaluation.observe import observe
 from aa_flax.evaluation.predict import predictor_of
@@ -22,7 +22,7 @@ from aa_flax.evaluation.views import ShiftedPairs
 from aa_flax.models.classifier import Classifier
 from aa_flax.ops import conv, definitions, forms, materialise
 from aa_flax.runtime import data_mesh, put_batch
-from aa_flax.training.state import init_state, make_train_step
+from aa_flax.training.step import init_state, make_train_step
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
 SHIFT_RANGE = 32  # pixels

@@ -27,9 +27,9 @@ from flax import nnx
 from timing import median_ms
 
 from aa_flax import create_model, keep_memory
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.runtime import data_mesh, put_batch
-from aa_flax.training.state import init_state, make_train_step
+from aa_flax.training.step import init_state, make_train_step
 
 STEPS = 3
 BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8}  # the others have them at the end of their names

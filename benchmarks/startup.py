@@ -30,7 +30,7 @@ LOGITS = (
 STEP = """
 import optax
 from aa_flax.runtime import data_mesh
-from aa_flax.training.state import init_state, make_train_step
+from aa_flax.training.step import init_state, make_train_step
 model, mesh = aa_flax.create_model("densenet121_lpf4"), data_mesh()
 optimizer, schedule = optax.sgd(0.1, momentum=0.9), optax.constant_schedule(0.1)
 step = make_train_step(model, optimizer, lambda b: b["image"], schedule=schedule, mesh=mesh)

@@ -26,8 +26,7 @@ from true_classes import recalibrated, unfolded
 from true_parity import COLUMNS, NETS, logits, maps, our_trunk
 
 from aa_flax import Classifier, create_model
-from aa_flax.data.crops import center_image
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import center_image, normalise
 from aa_flax.evaluation.equivariance import EquivarianceMaps, equivariance_maps
 from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.plots import plot_equivariance

@@ -1,4 +1,4 @@
-"""One file a recipe: `--config NAME`, and `--config.KEY=VALUE` changes a part of it.
+"""Recipes, one per file: `--config NAME`, and `--config.KEY=VALUE` changes a value.
 
-The package `aa_flax.configs`: a recipe of one's own imports another from there and changes it.
+The package `aa_flax.configs`: your own recipe imports another from there and changes it.
 """

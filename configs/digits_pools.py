@@ -1,10 +1,10 @@
-"""ResNet-18 with any pool in the place of its strides, all of them, on scikit-learn's digits.
+"""ResNet-18 with any pool instead of all of its strides, on scikit-learn's digits.
 
     python train.py --config configs/digits_pools.py:aps_l2
 
-What stands behind the colon is a name of `aa_flax.list_pools()`; `none` is the plain net. On crops
-of 64 pixels, which the net's strides divide. docs/pools.md tells the pools apart, and
-`python benchmarks/digits_pools.py` makes its table.
+The name after the colon is one of `aa_flax.list_pools()`; `none` is the plain model. Crops have 64
+pixels, which the strides divide. docs/pools.md explains the pools; `python
+benchmarks/digits_pools.py` makes its table.
 """
 
 from aa_flax.config import Config

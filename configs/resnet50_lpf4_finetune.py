@@ -1,9 +1,9 @@
-"""ResNet-50 with 4-tap BlurPools, from the weights of the net without them: 60 epochs at 0.01.
+"""ResNet-50 with 4-tap BlurPools, from the weights of the model without them: 60 epochs at 0.01.
 
     python train.py --config configs/resnet50_lpf4_finetune.py --config.data.path=ILSVRC2012
 
 Published: top-1 77.41 %, consistency 91.32 %; 76.16 % and 89.20 % without antialiasing. These are
-the last two thirds of the recipe from scratch; other nets are fine-tuned likewise, with
+the last two thirds of the recipe from scratch; other models are fine-tuned likewise, with
 `--config.model=NAME --workdir DIR`.
 """
 

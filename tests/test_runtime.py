@@ -1,14 +1,23 @@
-"""Memory that is kept from one pass to the next, in processes of their own."""
+"""Memory that is kept from one pass to the next, and progress bars on terminals only."""
 
+import os
 import platform
+import pty
+import re
 import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
 import aa_flax
+from aa_flax.data.folder import scan
+from aa_flax.runtime import progress_bar
 
 PAGES = """
 import resource, statistics
@@ -38,11 +47,11 @@ LEFT = """
 import jax, numpy as np, resource
 import aa_flax
 aa_flax.keep_memory()
-told = []
-jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: told.append(event))
+events = []
+jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
 jax.jit(lambda x: x + 1)(1.0)
 compiled = "/jax/core/compile/backend_compile_duration"
-assert compiled in told
+assert compiled in events
 
 def resident():  # MiB
     pages = int(open("/proc/self/statm").read().split()[1])
@@ -55,7 +64,13 @@ for seconds in 0.1, 1.0:
     jax.monitoring.record_event_duration_secs(compiled, seconds)
     print(resident() - before)
 """
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others do as they do")
+DRAW = """
+from aa_flax.runtime import progress_bar
+with progress_bar(3, "indexing") as bar:
+    bar.update(3)
+    bar.refresh()
+"""
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it needs glibc")
 
 
 def run(code: str) -> str:
@@ -108,9 +123,37 @@ def test_without_glibc_nothing_changes(monkeypatch):
 def test_commands_keep_theirs():
     code = (
         "import sys; sys.argv = ['x']\n"
-        "import jax; from aa_flax import commands\n"
-        "commands.define_flags()\n"
-        "commands.run(lambda: print(jax.config.values['jax_cpu_enable_async_dispatch']), '')"
+        "import jax; from aa_flax import cli\n"
+        "cli.define_flags()\n"
+        "cli.run(lambda: print(jax.config.values['jax_cpu_enable_async_dispatch']), '')"
     )
     kept = platform.libc_ver()[0] == "glibc"
     assert run(code).split()[-1] == str(not kept)
+
+
+def test_nothing_is_drawn_into_a_pipe(tmp_path, capfd):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "a" / "b.png")
+    assert scan(tmp_path).classes == ["a"]
+    with progress_bar(3, "downloading", "B", unit_scale=True) as bar:
+        bar.update(3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bar_is_drawn_on_a_terminal():
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    subprocess.run([sys.executable, "-c", DRAW], stderr=theirs, check=True)
+    os.write(theirs, b"end")  # so that there is something to read in any case
+    drawn = os.read(ours, 10000).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert "indexing: 100%" in drawn
+
+
+def test_every_bar_is_made_in_one_place():
+    calls = re.compile(r"\b(?:tqdm|trange)\(")
+    found = [
+        p.name for p in Path(aa_flax.__file__).parent.rglob("*.py") if calls.search(p.read_text())
+    ]
+    assert found == ["runtime.py"]

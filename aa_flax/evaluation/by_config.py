@@ -16,8 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from aa_flax.config import Config, check_config, options_of_config
 from aa_flax.data.classes import check_classes_agree
-from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, make_source
+from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.engine import (
     Plan,

@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from aa_flax.config import Config
-from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source
+from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import Measure, Result, Subject
 from aa_flax.evaluation.measures import MEASURES

@@ -29,8 +29,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from aa_flax.data.loader import Batch
-from aa_flax.data.transforms import center_crop, normalise
+from aa_flax.data.batches import Batch
+from aa_flax.data.pixels import center_crop, normalise
 from aa_flax.errors import InputError
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.results import save_arrays

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aa_flax.data.given import is_pictures
-from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, check_source
+from aa_flax.data.unlabelled import NoSource, is_pictures
 from aa_flax.errors import InputError
 from aa_flax.evaluation.engine import Plan, check, run, stored
 from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values

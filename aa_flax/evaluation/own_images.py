@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from aa_flax.data.classes import imagenet_class_names, read_names
-from aa_flax.data.crops import resized_size
-from aa_flax.data.images import ImageError
-from aa_flax.data.pictures import Given, Pictures
+from aa_flax.data.pixels import ImageError, resized_size
+from aa_flax.data.unlabelled import Given, Pictures
 from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from aa_flax.data.transforms import center_crop, crop_at
+from aa_flax.data.pixels import center_crop, crop_at
 from aa_flax.errors import InputError
 
 Pair = tuple[Array, Array, Array]  # two views (N, s, s, 3) with values in 0..255; x (N, 2)

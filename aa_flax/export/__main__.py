@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from aa_flax.commands import as_called, called, check_platform
+from aa_flax.cli import as_called, called, check_platform
 from aa_flax.convert import add_arguments_of_weights, option, published_or_of_a_run
 from aa_flax.errors import InputError
 from aa_flax.export.int8 import LEAST_AGREEMENT
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     args = _parser().parse_args(arguments)
     check_platform()
     if args.plugin:
-        from aa_flax.plugins import load_plugins
+        from aa_flax.cli import load_plugins
 
         load_plugins(arguments)
     check_output(args.output)

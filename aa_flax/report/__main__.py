@@ -19,9 +19,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from aa_flax.cli import load_plugins
 from aa_flax.errors import InputError
 from aa_flax.files import local_path
-from aa_flax.plugins import load_plugins
 from aa_flax.report import gather, legend, table, write_report
 from aa_flax.report.comparisons import gains
 from aa_flax.report.rows import conditions

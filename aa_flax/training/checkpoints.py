@@ -1,11 +1,18 @@
-"""Checkpoints of a run, by Orbax: the two latest, the best by top-1, and every tenth epoch's."""
+"""Checkpoints of a run, by Orbax: the two latest, the best by top-1, and every tenth epoch's.
+
+If checksums show that a checkpoint is damaged, it is set aside and the one before is used; if one
+cannot be read now, that is an error and nothing is changed.
+"""
 
 import gc
+import json
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from itertools import chain, count
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
 from logging import LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,25 +25,24 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from aa_flax.errors import InputError
-from aa_flax.files import parse_json
+from aa_flax.files import is_out_of_reach, parse_json, root_cause
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import is_main_process, log_line
-from aa_flax.training.integrity import checksum, checksum_of_json, first_line, is_out_of_reach
-from aa_flax.training.state import TrainState, split_model, update_model
+from aa_flax.training.step import TrainState, split_model, update_model
 
-# Orbax writes it. Its reader would take a file that cannot be opened for one without content.
+# Written by Orbax, and read here: Orbax's reader treats a file that cannot be opened as empty.
 _DESCRIPTION = "_CHECKPOINT_METADATA"
 
 
 class Record(NamedTuple):
-    """Description of a checkpoint, stored in it with a checksum of its own.
+    """Description of a checkpoint, stored in it with a checksum.
 
     Attributes:
         step: updates made, and so the position in the data.
         epoch: epochs completed.
         top1: accuracy on the validation set in percent; None: the epoch was not evaluated (yet).
         checksums: CRC-32 of each part of the state.
-        num_classes: of the model. config: of the run.
+        num_classes: of the model. config: of the run, as nested dicts.
     """
 
     step: int
@@ -50,15 +56,15 @@ class Record(NamedTuple):
 class Checkpoints:
     """A folder of checkpoints, each named by its step.
 
-    Use as a context manager: leaving it waits until the last one is written. Two latest are kept,
-    so that there is one to go back to if the last turns out to be damaged. Every process of a run
-    makes the same calls; one writes.
+    A context manager: leaving it waits until the last one is written. The two latest are kept, so
+    that there is one to go back to if the last is damaged. Every process of a run makes the same
+    calls; one writes.
 
     Args:
         folder: made if absent.
-        keep_every: epochs between checkpoints that are kept for good.
-        of_run: the run that writes to the folder opens it: what a killed run left half-written is
-            removed. Readers leave it alone, it may be in the making.
+        keep_every: epochs between checkpoints that are never removed.
+        of_run: True for the run that writes to the folder: half-written checkpoints of a killed run
+            are removed. Readers leave them, since a run may be writing them.
     """
 
     def __init__(self, folder: Path, *, keep_every: int = 10, of_run: bool = False):
@@ -79,34 +85,31 @@ class Checkpoints:
             self._read_record(checkpoint.step)
 
     def _read_record(self, step: int) -> None:
-        """Reads a description. A newer version may have more fields than are known here."""
+        """Reads a description. One of a newer version may have fields that are unknown here."""
         try:
             content = parse_json((self.folder / str(step) / _DESCRIPTION).read_bytes())
             description = dict(content["custom_metadata"])
             written = description.pop("checksum", None)
             unknown = description.keys() - set(Record._fields)
-            if written != checksum_of_json(description) and not (unknown and written is None):
+            if written != _checksum_of_json(description) and not (unknown and written is None):
                 raise ValueError("it has changed since it was written")
             if unknown:
                 self._newer.add(step)
             self._records[step] = Record(**{name: description[name] for name in Record._fields})
         except (OSError, MemoryError, ValueError, KeyError, TypeError) as error:
             if is_out_of_reach(error):
-                raise self._read_error(step, first_line(error)) from error
-            self._damaged[step] = f"in its description: {first_line(error)}"
+                raise self._out_of_reach(step, root_cause(error)) from error
+            self._damaged[step] = f"in its description: {root_cause(error)}"
 
     def __enter__(self):
         return self
 
     def __exit__(self, error_type, *_):
-        try:
+        with self._writing() if error_type is None else suppress(Exception):
             self._checkpointer.close()
-        except Exception as error:
-            if error_type is None:
-                raise self._write_error(error) from error
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Orbax asks here which checkpoints to keep."""
+        """Returns which checkpoints to keep; called by Orbax."""
         kept = {c.step for c in checkpoints[-2:]} | self._damaged.keys()
         if (best := self.best) is not None:
             kept.add(best.step)
@@ -117,6 +120,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> Record | None:
+        """The record of the highest step."""
         return max(self._records.values(), key=lambda r: r.step, default=None)
 
     @property
@@ -126,9 +130,9 @@ class Checkpoints:
         return max(rated, key=lambda r: (r.top1, -r.step), default=None)
 
     def find(self, step: int | None) -> Record:
-        """The checkpoint of a step; None: the best, or the latest where none is evaluated yet.
+        """Returns the record of a step; None: the best, or the latest if none is evaluated yet.
 
-        Damaged checkpoints, any of which may have been the best, are reported.
+        Damaged checkpoints, any of which may have been the best, are logged.
 
         Raises:
             InputError: there is none, or it is damaged or of a newer version.
@@ -137,9 +141,9 @@ class Checkpoints:
             if step in (damaged, None):
                 self._check_version(damaged, problem)
             if step == damaged:
-                raise self._damage_error(damaged, problem)
+                raise self._error(damaged, f"is damaged: {problem}")
             if step is None:
-                log_line(f"the checkpoint of step {damaged} is damaged ({problem}) and left out")
+                log_line(f"the checkpoint of step {damaged} is damaged ({problem}) and ignored")
         record = self._records.get(step) if step is not None else self.best or self.latest
         if record is not None:
             return record
@@ -159,74 +163,71 @@ class Checkpoints:
         num_classes: int,
         config: dict[str, Any],
     ) -> None:
-        """Starts writing the state, with what its `Record` says.
+        """Starts writing a state and its `Record`.
 
         Raises:
             InputError: this checkpoint, or the one before, could not be written.
         """
-        step = int(state.step)
-        self.wait()  # a save asked for during another one would be left out
+        self.wait()  # Orbax ignores a save during another one
         # The next step overwrites the state's buffers while this one is still being written.
         parts = _parts(jax.tree.map(jnp.copy, state))
-        checksums = {name: checksum(part) for name, part in parts.items()}
-        record = Record(step, epoch, top1, checksums, num_classes, config)
-        description = record._asdict()
+        checksums = {name: _checksum(part) for name, part in parts.items()}
+        step = int(state.step)
         again = step in self._records
-        self._records[step] = record
-        try:
+        self._records[step] = Record(step, epoch, top1, checksums, num_classes, config)
+        description = self._records[step]._asdict()
+        with self._writing():
             self._checkpointer.save_checkpointables_async(
                 step,
                 parts,
                 overwrite=again,
-                custom_metadata=description | {"checksum": checksum_of_json(description)},
+                custom_metadata=description | {"checksum": _checksum_of_json(description)},
             )
-        except Exception as error:
-            raise self._write_error(error) from error
 
     def wait(self) -> None:
-        """Returns once what was saved is on disk.
+        """Waits until everything that was saved is on disk.
 
         Raises:
             InputError: it could not be written.
         """
-        try:
+        with self._writing():
             self._checkpointer.wait()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
-            raise self._write_error(error) from error
+            on_disk = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+            before = f"that of step {max(on_disk)} is intact" if on_disk else "there is no other"
+            raise self._error(
+                max(self._records, default=0),
+                f"could not be written ({root_cause(error)}); {before}; make room there and give "
+                "the same command to continue",
+            ) from error
 
-    def _write_error(self, error: Exception) -> InputError:
-        on_disk = sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
-        before = f"that of step {on_disk[-1]} is intact" if on_disk else "there is none before it"
-        return InputError(
-            f"the checkpoint of step {max(self._records, default=0)} could not be written to "
-            f"{self.folder} ({first_line(error)}); {before}; make room there and give the same "
-            "command to continue"
-        )
+    def _error(self, step: int, problem: str) -> InputError:
+        return InputError(f"the checkpoint of step {step} in {self.folder} {problem}")
 
-    def _read_error(self, step: int, reason: str) -> InputError:
-        return InputError(
-            f"the checkpoint of step {step} in {self.folder} cannot be read now ({reason}) and is "
-            "left as it is; give the same command again once it can"
-        )
-
-    def _damage_error(self, step: int, problem: str) -> InputError:
-        return InputError(f"the checkpoint of step {step} in {self.folder} is damaged: {problem}")
+    def _out_of_reach(self, step: int, reason: str) -> InputError:
+        advice = "nothing was changed there; give the same command again once it can be read"
+        return self._error(step, f"cannot be read now ({reason}): {advice}")
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Record] | None:
-        """The latest state that can be read, placed as the arrays of `like` are.
+        """Returns the latest state that can be read, on the devices of `like`, and its record.
 
-        Damaged checkpoints are set aside, as `STEP.damaged`, and named on the standard output;
-        where all are, nothing is touched.
+        Damaged checkpoints are renamed to `STEP.damaged`, and logged; if all are, nothing is
+        changed.
 
         Returns:
-            None where there is no checkpoint yet.
+            None if there is no checkpoint yet.
 
         Raises:
-            InputError: there are checkpoints, and all are damaged, or were set aside before; or one
-                is whole, and of another net or of a newer version; or one cannot be read now.
+            InputError: there are checkpoints, and all are damaged, now or at an earlier start; or
+                one is of another model or of a newer version, or cannot be read now.
         """
         self.wait()
-        abstract = jax.tree.map(_abstract, _parts(like))
+        abstract = _abstract(_parts(like))
         problems: dict[int, str] = {}
         for step in reversed([c.step for c in self._checkpointer.checkpoints]):
             self._check_fit(step, abstract)
@@ -242,37 +243,37 @@ class Checkpoints:
         if damaged:
             raise InputError(
                 f"every checkpoint in {self.folder} is damaged ({'; '.join(damaged)}); nothing was "
-                "changed there. Give another --workdir, or remove the folder to begin anew"
+                "changed there. Give another --workdir, or remove the folder to begin again"
             )
         return None
 
     def _check_fit(self, step: int, abstract: dict[str, Any]) -> None:
-        """That a checkpoint's arrays have the shapes of the model's: else it is of another net."""
+        """Checks that a checkpoint has the shapes of the model: else it is of another one."""
         try:
             stored: Any = self._checkpointer.checkpointables_metadata(step).metadata
             there = _shapes(stored["model"])
-        except Exception:  # damaged or unreadable, as loading will tell
+        except Exception:  # damaged or unreadable, which loading reports
             return
         here = _shapes(abstract["model"])
         odd = [name for name in here | there if here.get(name) != there.get(name)]
         if there and odd:
             first = f"{odd[0]}: {there.get(odd[0], 'none')} there, {here.get(odd[0], 'none')} here"
-            raise InputError(
-                f"the checkpoint of step {step} in {self.folder} is of another net or for other "
-                f"classes ({len(odd)} arrays differ; {first}); give the model and the data of that "
-                "run, or another folder"
+            raise self._error(
+                step,
+                f"is of another model or for other classes ({len(odd)} arrays differ; {first}); "
+                "give the model and the data of that run, or another folder",
             )
 
     def _check_version(self, step: int, problem: str) -> None:
         if step in self._newer:
-            raise InputError(
-                f"the checkpoint of step {step} in {self.folder} was written by a newer version of "
-                f"aa_flax and cannot be read by this one ({problem}); update it, or give another "
-                "--workdir"
+            raise self._error(
+                step,
+                "was written by a newer version of aa_flax and cannot be read by this one "
+                f"({problem}); update it, or give another --workdir",
             )
 
     def _load(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-        """Parts of a checkpoint, checked; or None, and the damage.
+        """Returns the parts of a checkpoint, checked; or None, and the damage.
 
         Raises:
             InputError: it cannot be read now, here or on another host.
@@ -281,34 +282,34 @@ class Checkpoints:
         if (record := self._records.get(step)) is not None:
             parts, problem, in_reach = self._load_quietly(step, abstract)
             if parts is not None and any(
-                checksum(part) != record.checksums.get(name) for name, part in parts.items()
+                _checksum(part) != record.checksums.get(name) for name, part in parts.items()
             ):
                 parts, problem = None, "its content has changed since it was written"
-        if jax.process_count() > 1:  # go back, or give up, together
+        if jax.process_count() > 1:  # all processes go back, or give up, together
             here = np.array([parts is not None, in_reach])
             whole, in_reach = multihost_utils.process_allgather(here).all(0)
             parts = parts if whole else None
         if not in_reach:
-            raise self._read_error(step, problem or "on another host")
+            raise self._out_of_reach(step, problem or "on another host")
         return parts, problem
 
     def _load_quietly(self, step: int, abstract: Any) -> tuple[Any, str, bool]:
-        """Parts, not checked yet, or what went wrong; and whether they could be read at all."""
-        with warnings.catch_warnings():  # Orbax leaves coroutines and pending reads behind
+        """Returns parts, not checked yet, or the problem; and False if they cannot be read now."""
+        with warnings.catch_warnings():  # of coroutines that Orbax never awaits
             warnings.simplefilter("ignore", RuntimeWarning)
             hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
             try:
                 return self._checkpointer.load_checkpointables(step, abstract), "", True
             except Exception as error:  # of many types, from Orbax, tensorstore and json
-                problem, in_reach = first_line(error), not is_out_of_reach(error)
-                time.sleep(0.5)  # until those reads have ended
+                problem, in_reach = root_cause(error), not is_out_of_reach(error)
+                time.sleep(0.5)  # until pending reads have ended
             finally:
                 gc.collect()
                 sys.unraisablehook = hook
         return None, problem, in_reach
 
     def _set_aside(self, problems: dict[int, str]) -> None:
-        """Renames damaged checkpoints, by step, to names that are free."""
+        """Renames damaged checkpoints, by step, to names that are not in use."""
         if not problems:
             return
         for step, problem in problems.items():
@@ -316,38 +317,39 @@ class Checkpoints:
             log_line(f"{damaged}; going back to the one before")
         self._checkpointer.close()
         for step in problems if is_main_process() else ():
-            free = _free_name(self.folder / f"{step}.damaged")
-            (self.folder / str(step)).rename(free)
+            names = (f"{step}.damaged{'' if n == 1 else f'.{n}'}" for n in count(1))
+            free = next(name for name in names if not (self.folder / name).exists())
+            (self.folder / str(step)).rename(self.folder / free)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._open()
 
     def restore_model(self, step: int, model: Classifier) -> None:
-        """Fills the model, in place, with the weights and statistics of a checkpoint.
+        """Copies parameters and statistics of a checkpoint into the model.
 
         Raises:
-            InputError: the checkpoint is damaged, of another net, or cannot be read now.
+            InputError: the checkpoint is damaged, of another model, or cannot be read now.
         """
         _, params, batch_stats, random_state = split_model(model)
         like = TrainState(jnp.zeros(()), params, batch_stats, random_state, opt_state=None)
-        abstract = jax.tree.map(_abstract, {"model": _parts(like)["model"]})
+        abstract = _abstract({"model": _parts(like)["model"]})
         self._check_fit(step, abstract)
         parts, problem = self._load(step, abstract)
         if parts is None:
             self._check_version(step, problem)
-            raise self._damage_error(step, problem)
+            raise self._error(step, f"is damaged: {problem}")
         update_model(model, like._replace(**parts["model"]))
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds, in two parts that can be read one by one."""
+    """Returns the content of a checkpoint, in two parts that can be read separately."""
     fields = state._asdict()
     optimizer = {name: fields.pop(name) for name in ("step", "opt_state")}
     return {"model": fields, "optimizer": optimizer}
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of parameters and batch statistics in the model's part of a checkpoint, by name."""
+    """Returns the shapes of parameters and batch statistics in a checkpoint, by name."""
     leaves = jax.tree_util.tree_leaves_with_path(
         {name: model[name] for name in ("params", "batch_stats")}
     )
@@ -355,16 +357,27 @@ def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name.removesuffix("/value"): tuple(x.shape) for name, x in named}
 
 
-def _free_name(path: Path) -> Path:
-    """The path, or where it is taken, with the first free number behind it: from `.2` on."""
-    names = chain([path], (path.with_name(f"{path.name}.{n}") for n in count(2)))
-    return next(name for name in names if not name.exists())
-
-
 def _is_not_of_orbax(record: LogRecord) -> bool:
-    """Orbax logs a traceback, or several, of each error that it also raises."""
+    """Filters out Orbax's log: a traceback, or several, of each error that it also raises."""
     return "orbax" not in record.pathname
 
 
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def _abstract(parts: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts
+    )
+
+
+def _checksum(part: Any) -> int:
+    """Returns the CRC-32 over the bytes of all arrays, in the order of the tree."""
+    total = 0
+    for leaf in jax.tree.leaves(part):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        total = zlib.crc32(np.ascontiguousarray(leaf.addressable_data(0)).data, total)
+    return total
+
+
+def _checksum_of_json(content: Any) -> int:
+    """Returns the CRC-32 of JSON content, which writing and reading does not change."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

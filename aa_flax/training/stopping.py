@@ -1,36 +1,36 @@
-"""SIGTERM and Ctrl-C: a run saves where it stands and ends, to be continued."""
+"""SIGTERM and Ctrl-C: a run saves its state and ends, to be resumed."""
 
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-# BSD's EX_TEMPFAIL, "try again later": the run was told to stop, has saved, and can continue.
+# BSD's EX_TEMPFAIL, "try again later": the run has saved its state and can be resumed.
 EXIT_CODE = 75
 
 
 class Stopped(Exception):
-    """The run was told to stop and has saved; the message says where it stands."""
+    """The run was asked to stop and has saved; the message says after which step."""
 
 
 class Interrupted(BaseException):
-    """The end of `interruptible` work of a run that is told to stop."""
+    """Ends `interruptible` work on a request to stop."""
 
 
 class StopRequest:
     """Handles SIGTERM and Ctrl-C as requests to stop the run.
 
-    A context manager. Work in it is ended by a request, with `Stopped`, except `from_step_to_step`,
-    where the run asks after every step. A second Ctrl-C ends the process at once. Several processes
-    stop after the same step, even if one alone was told: `jax.distributed` listens for SIGTERM and
-    agrees on it.
+    A context manager. A request ends the work in it with `Stopped`, except in
+    `interruptible(False)`, where the run checks `reached` after every step. A second Ctrl-C ends
+    the process at once. Several processes stop after the same step, even if only one got the
+    signal: `jax.distributed` listens for SIGTERM and agrees on a step.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class StopRequest:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell's `&` sets it
+            if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # ignored under a shell's `&`
                 self._listen(signal.SIGINT)
             if jax.process_count() == 1:
                 self._listen(signal.SIGTERM)
@@ -61,38 +61,32 @@ class StopRequest:
         first, self._received = not self._received, True
         again = ", again to stop at once" if number == signal.SIGINT else ""
         name = signal.Signals(number).name
-        print(f"told to stop ({name}): saving first{again}", file=sys.stderr, flush=True)
+        print(f"asked to stop ({name}): saving first{again}", file=sys.stderr, flush=True)
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # which jax.distributed tells the others
+            os.kill(os.getpid(), signal.SIGTERM)  # jax.distributed passes it on
         elif first and self._interruptible:
             raise Interrupted
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; every process asks after every step."""
+        """Checks if the run is to stop after this step; every process calls it after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Work that can be done again, such as evaluation: a request ends it with `Interrupted`.
+    def interruptible(self, within: bool = True) -> Iterator[None]:
+        """Runs work that can be repeated, e.g. evaluation: a request ends it with `Interrupted`.
+
+        Args:
+            within: False for work that no request ends, since it checks `reached` itself.
 
         Raises:
             Interrupted: there was a request, before or within.
         """
-        with self._set(interruptible=True):
-            if self._received and jax.process_count() == 1:
-                raise Interrupted
-            yield
-
-    def from_step_to_step(self) -> AbstractContextManager[None]:
-        """Work that no request ends, since it asks whether one has `reached` it."""
-        return self._set(interruptible=False)
-
-    @contextmanager
-    def _set(self, *, interruptible: bool) -> Iterator[None]:
-        before, self._interruptible = self._interruptible, interruptible
+        before, self._interruptible = self._interruptible, within
         try:
+            if within and self._received and jax.process_count() == 1:
+                raise Interrupted
             yield
         finally:
             self._interruptible = before

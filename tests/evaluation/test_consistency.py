@@ -8,7 +8,7 @@ from flax import nnx
 from PIL import Image
 
 from aa_flax import InputError, create_model, load_torch_state_dict
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation import views
 from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.measures.consistency import WorstCase, agreement, consistency

@@ -136,9 +136,9 @@ def test_measures_that_write_files_need_an_output():
 
 
 def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(InputError, match="shift_range must be a whole number of at least 1, got 0"):
+    with pytest.raises(InputError, match="shift_range must be an integer of at least 1, got 0"):
         evaluate(Flat(), Noise(), **SETTINGS | {"shift_range": 0})
-    with pytest.raises(InputError, match=r"seed must be a whole number of at least 0, got 1\.5"):
+    with pytest.raises(InputError, match=r"seed must be an integer of at least 0, got 1\.5"):
         evaluate(Flat(), Noise(), seed=1.5, **SETTINGS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="no measures are given; known: accuracy"):
         evaluate(Flat(), Noise(), (), **SETTINGS)

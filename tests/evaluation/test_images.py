@@ -10,7 +10,7 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.pictures import Pictures
+from aa_flax.data.unlabelled import Pictures
 from aa_flax.evaluation.views import random_offsets
 from aa_flax.report import gather, write_report
 from tests.evaluation.random_images import SIZES, flat, on_host, probabilities, write
@@ -135,7 +135,7 @@ def test_names_of_classes_are_read_as_an_editor_writes_them(tmp_path, encoding):
     ("options", "message"),
     [
         ({"within": 3}, r"images of 16x16 pixels are too small .*they need 17"),
-        ({"within": 0}, r"--within must be a whole number of at least 1, got 0"),
+        ({"within": 0}, r"--within must be an integer of at least 1, got 0"),
         ({"image_size": 17}, r"frame0\.png has 16 x 16 pixels, but a square of 17 is cut from it"),
         ({"class_names": "names.txt"}, r"cannot read names\.txt: No such file"),
         ({"class_names": "imagenet"}, r"imagenet has 1000 names, but flat gives 6 logits"),
@@ -152,7 +152,9 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*nowhere \(--images\)"):
         measured(flat, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty \(--images\) holds no files; images end in \.jpg"):
+    with pytest.raises(
+        InputError, match=r"empty \(--images\) contains no files; images end in \.jpg"
+    ):
         measured(flat, tmp_path / "empty")
     (tmp_path / "empty" / "notes.txt").write_text("none")
     with pytest.raises(InputError, match="holds 1 files, none of which is an image"):

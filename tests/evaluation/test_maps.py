@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aa_flax import InputError, evaluate
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.measures.maps import mask_consistency, translation_psnr
 from aa_flax.evaluation.shifts import lanczos_matrices, random_offsets

@@ -6,7 +6,7 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.measures.tiles import Grid
 from aa_flax.report import gather, write_report
 from tests.evaluation.random_images import SIZES, strided
@@ -118,13 +118,13 @@ def test_tiles_of_multiples_of_32_keep_the_whole_image_one():
     ("options", "message"),
     [
         ({"tile_size": 20}, r"has 24 x 18 pixels and is smaller than a tile of 20; give a smaller"),
-        ({"tile_size": 0}, r"--tile_size must be a whole number of at least 1, got 0"),
+        ({"tile_size": 0}, r"--tile_size must be an integer of at least 1, got 0"),
         ({"tile_overlap": 8}, r"--tile_overlap is 0 to 7 pixels, got 8"),
         (
             {"tile_overlap": 2},
             r"--tile_overlap 2 is not a multiple of the map's stride, 4 .*give 0 or 4",
         ),
-        ({"tile_overlap": -1}, r"--tile_overlap must be a whole number of at least 0, got -1"),
+        ({"tile_overlap": -1}, r"--tile_overlap must be an integer of at least 0, got -1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(image, options, message):

@@ -159,9 +159,7 @@ def test_a_new_classifier_is_initialised_as_its_family_does_it():
     net.reset_classifier(4)
     assert not net.classifier.bias[...].any()
     assert 0.005 < float(net.classifier.kernel[...].std()) < 0.02  # normal(0.01)
-    with pytest.raises(
-        InputError, match="num_classes must be a whole number of at least 0, got -1"
-    ):
+    with pytest.raises(InputError, match="num_classes must be an integer of at least 0, got -1"):
         net.reset_classifier(-1)
 
 

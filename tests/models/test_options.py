@@ -56,7 +56,7 @@ def test_the_embedding_is_what_the_classifier_sees(rng):
 @pytest.mark.parametrize("number", [-1, True, False, 10.0, "10", None])
 def test_a_number_of_classes_is_a_whole_number(number):
     for base in EMBEDDINGS:
-        with pytest.raises(InputError, match="num_classes must be a whole number of at least 0, g"):
+        with pytest.raises(InputError, match="num_classes must be an integer of at least 0, g"):
             abstract(base, num_classes=number)
 
 
@@ -67,9 +67,9 @@ def test_numpys_numbers_are_numbers():
 
 
 REFUSED = [
-    ("resnet50", {"groups": 0}, "groups must be a whole number of at least 1, got 0"),
+    ("resnet50", {"groups": 0}, "groups must be an integer of at least 1, got 0"),
     ("resnet50", {"width_per_group": 0}, "width_per_group must be .* at least 1, got 0"),
-    ("resnet50", {"groups": 1.5}, "groups must be a whole number"),
+    ("resnet50", {"groups": 1.5}, "groups must be an integer"),
     ("resnet50", {"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
     ("resnet50", {"output_stride": True}, "output_stride must be 8, 16 or 32, got True"),
     ("vgg11", {"output_stride": 16}, "unknown option .*; nets that have it: resnet18, resnet34, "),
@@ -88,7 +88,7 @@ REFUSED = [
     ("mobilenet_v2", {"width_mult": 0}, "width_mult must be a number of at least 0.0625, got 0"),
     ("mobilenet_v2", {"width_mult": float("inf")}, "width_mult must be a number"),
     ("densenet121", {"drop_rate": 2}, "drop_rate must be a number from 0 to 1"),
-    ("densenet121", {"growth_rate": 0}, "growth_rate must be a whole number of at least 1"),
+    ("densenet121", {"growth_rate": 0}, "growth_rate must be an integer of at least 1"),
     ("densenet121", {"bn_size": -1}, "bn_size must be"),
     ("densenet121", {"num_init_features": 0}, "num_init_features must be"),
     ("resnet18", {"pool_onyl": True}, "unknown option of resnet18 'pool_onyl'; did you mean pool"),
@@ -105,7 +105,7 @@ def test_an_option_that_makes_no_sense_says_what_is_accepted(name, options, mess
 @pytest.mark.parametrize("size", [True, 0, -2, 2.5, "4"])
 @pytest.mark.parametrize("net", [MobileNetV2, lambda **o: ResNet(Bottleneck, (1, 1, 1, 1), **o)])
 def test_a_filter_size_is_a_whole_number(net, size):
-    with pytest.raises(InputError, match="filter_size must be a whole number of at least 1"):
+    with pytest.raises(InputError, match="filter_size must be an integer of at least 1"):
         net(filter_size=size, rngs=nnx.Rngs(0))
 
 

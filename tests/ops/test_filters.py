@@ -46,10 +46,10 @@ def test_taps_of_each_axis_are_applied_with_its_padding(padding, mode, rng):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gaussian_taps(0), "filter_size must be a whole number of at least 1, got 0"),
+        (lambda: gaussian_taps(0), "filter_size must be an integer of at least 1, got 0"),
         (lambda: gaussian_taps(3, 0.0), "sigma must be above 0, got 0"),
-        (lambda: kaiser_taps(3.0, 2), "filter_size must be a whole number"),
-        (lambda: kaiser_taps(3, 0), "stride must be a whole number of at least 1, got 0"),
+        (lambda: kaiser_taps(3.0, 2), "filter_size must be an integer"),
+        (lambda: kaiser_taps(3, 0), "stride must be an integer of at least 1, got 0"),
         (lambda: kaiser_taps(3, 2, -1), "beta must be a number of at least 0, got -1"),
         (lambda: filter_pool(jnp.ones((1, 8, 8, 1)), [(1.0,)], 2), "1 axes were given for 2"),
         (lambda: filter_pool(jnp.ones((1, 2, 1)), [(0.2,) * 5], 2), "5 taps, 2 pixels before"),

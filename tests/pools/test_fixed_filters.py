@@ -44,7 +44,7 @@ def test_maps_have_one_to_three_axes():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianPool(0), "filter_size must be a whole number of at least 1"),
+        (lambda: GaussianPool(0), "filter_size must be an integer of at least 1"),
         (lambda: GaussianPool(3, 0), "stride must be at least 1"),
         (lambda: GaussianPool(3, padding="mirror"), "padding must be one of"),
         (lambda: KaiserPool(3, 2, beta=-1), "beta must be"),

@@ -91,7 +91,7 @@ def test_a_choice_follows_the_image_and_serves_another_map(rng, shift):
         (lambda: pool_factory(4, box), "exclude each other"),
         (lambda: pool_factory(None, "binomal3"), "unknown pool 'binomal3'; did you mean binomial3"),
         (lambda: pool_factory(None, 3), "registered name .* or a function of the stride"),
-        (lambda: pool_factory(True), "filter_size must be a whole number of at least 1, got True"),
+        (lambda: pool_factory(True), "filter_size must be an integer of at least 1, got True"),
         (lambda: made(lambda stride: stride), "made 2 for stride 2, not a module"),
         (lambda: register_pool("binomial3", box), "already"),
         (

@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from aa_flax.training import loop
+from aa_flax.training import train
 from tests.training.tiny import register
 
 
@@ -15,7 +15,7 @@ def tiny_net() -> None:
 @pytest.fixture
 def no_final_evaluation(monkeypatch):
     """Saves the time of a compilation where the final results do not matter."""
-    monkeypatch.setattr(loop, "evaluate_config", lambda *_, **__: {})
+    monkeypatch.setattr(train, "evaluate_config", lambda *_, **__: {})
 
 
 @pytest.fixture

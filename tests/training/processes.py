@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.training.checkpoints import Checkpoints, Record
-from aa_flax.training.initialise import model_from_workdir
+from aa_flax.training.start import model_from_workdir
 
 ROOT = Path(__file__).parents[2]
 

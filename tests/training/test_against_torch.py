@@ -1,4 +1,4 @@
-"""Training beside the original: the same loss curve, and its checkpoints go on here."""
+"""Training beside the original: the same loss curve, and its checkpoints resume here."""
 
 import copy
 
@@ -10,13 +10,12 @@ from PIL import Image
 
 from aa_flax import InputError, create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.configs import resnet18_lpf4
-from aa_flax.data.transforms import preprocess
+from aa_flax.data.pixels import preprocess_batch
 from aa_flax.runtime import data_mesh, put_batch, replicate
-from aa_flax.training import loop
-from aa_flax.training.optimizer import make_optimizer, make_schedule
-from aa_flax.training.reporting import read_json_lines
-from aa_flax.training.state import init_state, make_train_step
-from aa_flax.training.torch_resume import read_torch_run
+from aa_flax.training import train
+from aa_flax.training.log import read_json_lines
+from aa_flax.training.start import read_torch_run
+from aa_flax.training.step import init_state, make_optimizer, make_schedule, make_train_step
 from benchmarks.photos import originals
 from benchmarks.reference import reference_net
 from tests.training.tiny import tiny_config
@@ -60,7 +59,7 @@ def torchs_run(config, photos):
         weight_decay=options.weight_decay,
     )
     scheduler = torch.optim.lr_scheduler.StepLR(sgd, options.step_epochs, options.step_factor)
-    images = np.asarray(preprocess(photos, config.data)).transpose(0, 3, 1, 2)
+    images = np.asarray(preprocess_batch(photos, config.data)).transpose(0, 3, 1, 2)
     images, labels = torch.tensor(images.copy()), torch.tensor(photos["label"]).long()
     losses, checkpoint = [], None
     for step in range(STEPS):
@@ -88,12 +87,20 @@ def torchs_run(config, photos):
 @pytest.fixture(scope="module")
 def our_losses(config, photos):
     """A function: the losses of the steps that are left to a model, by one compiled step."""
-    mesh, schedule = data_mesh(), make_schedule(config, STEPS_PER_EPOCH)
-    optimizer = make_optimizer(config, schedule)
+    mesh, schedule = (
+        data_mesh(),
+        make_schedule(
+            config.optimizer,
+            batch_size=config.batch_size,
+            num_epochs=config.num_epochs,
+            steps_per_epoch=STEPS_PER_EPOCH,
+        ),
+    )
+    optimizer = make_optimizer(config.optimizer, schedule)
     train_step = make_train_step(
         create_model("resnet18_lpf4", num_classes=16),
         optimizer,
-        lambda batch: preprocess(batch, config.data),
+        lambda batch: preprocess_batch(batch, config.data),
         schedule=schedule,
         mesh=mesh,
     )
@@ -118,11 +125,11 @@ def test_twenty_steps_follow_the_originals_loss(torchs_run, our_losses):
     assert expected[-1] < 0.5 * expected[0]  # it does learn
 
 
-def test_the_originals_training_checkpoint_goes_on_here(torchs_run, our_losses, config, tmp_path):
+def test_the_originals_training_checkpoint_resumes_here(torchs_run, our_losses, config, tmp_path):
     expected, _, checkpoint = torchs_run
     torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
     model = create_model("resnet18_lpf4", num_classes=16)
-    run = read_torch_run(tmp_path / "checkpoint.pth.tar", model, config)
+    run = read_torch_run(tmp_path / "checkpoint.pth.tar", model, config.optimizer, STEPS)
     assert run.epoch == 2
     found = our_losses(model, run)
     np.testing.assert_allclose(found, expected[STEPS // 2 :], rtol=1e-3)
@@ -133,7 +140,7 @@ def test_the_originals_training_checkpoint_goes_on_here(torchs_run, our_losses, 
 
 @pytest.fixture
 def tiny_checkpoint():
-    """A training checkpoint, as torch would make one, of a net that trains in a moment."""
+    """A training checkpoint, as torch would make one, of a model that trains in a moment."""
     weights = to_torch_state_dict(create_model("tiny", num_classes=10))
     names = [name for name in weights if "running" not in name and "num_batches" not in name]
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-4, "nesterov": False}
@@ -151,17 +158,17 @@ def tiny_checkpoint():
     }
 
 
-def test_a_resumed_run_is_evaluated_first_and_is_then_a_run_like_any(
+def test_a_run_of_the_original_is_evaluated_first_and_then_resumes(
     tiny_checkpoint, tmp_path, capsys
 ):
     torch.save(tiny_checkpoint, tmp_path / "checkpoint.pth.tar")
     config = tiny_config(num_epochs=4, max_steps_per_epoch=2)
-    loop.train(config, tmp_path / "run", resume=tmp_path / "checkpoint.pth.tar")
+    train.train(config, tmp_path / "run", resume=tmp_path / "checkpoint.pth.tar")
     assert "continuing after epoch 2 of 4" in capsys.readouterr().out
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [(row["epoch"], row["step"]) for row in rows] == [(2, 4), (3, 6), (4, 8)]
     assert "train_loss" not in rows[0]
-    loop.train(config, tmp_path / "run")
+    train.train(config, tmp_path / "run")
     assert "is finished" in capsys.readouterr().out
 
 
@@ -182,13 +189,13 @@ def test_a_resumed_run_is_evaluated_first_and_is_then_a_run_like_any(
         ),
     ],
 )
-def test_what_cannot_be_resumed_is_refused_with_the_reason(
+def test_a_checkpoint_that_cannot_be_resumed_is_refused_with_the_reason(
     change, message, tiny_checkpoint, tmp_path
 ):
     change(tiny_checkpoint)
     torch.save(tiny_checkpoint, tmp_path / "checkpoint.pth.tar")
     with pytest.raises(InputError, match=message):
-        loop.train(tiny_config(), tmp_path / "run", resume=tmp_path / "checkpoint.pth.tar")
+        train.train(tiny_config(), tmp_path / "run", resume=tmp_path / "checkpoint.pth.tar")
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@ import os
 import resource
 import shutil
 import zlib
+from functools import cache
 
 import jax
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError
+from aa_flax.files import is_out_of_reach
 from aa_flax.runtime import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
-from aa_flax.training.integrity import is_out_of_reach
-from aa_flax.training.state import init_state
+from aa_flax.training.step import init_state
 from tests.training.tiny import TinyNet
 
 # Orbax leaves reads and writes pending when one of them fails.
@@ -23,11 +24,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
-def state_at(step, devices=2):
-    """A state that says which step it is of, of about 160 kB."""
+@cache
+def initial(devices):
     mesh = data_mesh(jax.devices()[:devices])
-    state = init_state(TinyNet(num_classes=5000, rngs=nnx.Rngs(step)), OPTIMIZER, mesh)
-    return state._replace(step=state.step + step)
+    return init_state(TinyNet(num_classes=5000, rngs=nnx.Rngs(0)), OPTIMIZER, mesh)
+
+
+def state_at(step, devices=2):
+    """A state of about 160 kB, another one for each step."""
+    state = initial(devices)
+    params = jax.tree.map(lambda x: x + step, state.params)
+    return state._replace(step=state.step + step, params=params)
 
 
 def save(checkpoints, step, *, epoch=0, top1=None):
@@ -110,9 +117,9 @@ def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(kind, tmp_path,
         found, record = checkpoints.restore_latest(state_at(0))
         assert record.step == 1
         assert_equal(found, state_at(1))
-        told = capsys.readouterr().out
-        assert "the checkpoint of step 2 is damaged" in told
-        assert "going back to the one before" in told
+        output = capsys.readouterr().out
+        assert "the checkpoint of step 2 is damaged" in output
+        assert "going back to the one before" in output
         save(checkpoints, 2)  # reached again
     with Checkpoints(tmp_path) as checkpoints:
         assert_equal(checkpoints.restore_latest(state_at(0))[0], state_at(2))
@@ -164,7 +171,7 @@ def no_memory(*_):
         (as_tensorstore_says(24, "RESOURCE_EXHAUSTED"), "RESOURCE_EXHAUSTED: Error reading"),
     ],
 )
-def test_what_cannot_be_read_now_is_an_error_and_no_damage(load, reason, tmp_path, monkeypatch):
+def test_a_file_out_of_reach_is_an_error_and_no_damage(load, reason, tmp_path, monkeypatch):
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         save(checkpoints, 1)
         save(checkpoints, 2)
@@ -180,7 +187,7 @@ def test_what_cannot_be_read_now_is_an_error_and_no_damage(load, reason, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_a_file_that_is_gone_is_damage_also_in_tensorstores_words():
+def test_a_missing_file_is_damage_also_in_tensorstores_words():
     with pytest.raises(ValueError, match="os_error_code") as caught:
         as_tensorstore_says(2, "NOT_FOUND")()
     assert not is_out_of_reach(caught.value)
@@ -217,7 +224,7 @@ def test_tensorstores_own_words_for_a_missing_permission_are_understood(tmp_path
                 path.chmod(mode)
 
 
-def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
+def test_a_half_written_checkpoint_of_a_killed_run_is_ignored(tmp_path):
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         save(checkpoints, 1)
     half = tmp_path / "2.orbax-checkpoint-tmp"
@@ -231,7 +238,7 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
     assert not half.exists()
 
 
-def test_if_all_are_damaged_that_is_said_and_nothing_is_touched(tmp_path):
+def test_if_all_are_damaged_that_is_an_error_and_nothing_is_changed(tmp_path):
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         save(checkpoints, 1)
         save(checkpoints, 2)
@@ -274,7 +281,7 @@ def test_a_shape_that_does_not_fit_is_not_damage(tmp_path):
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         save(checkpoints, 1)
         other = TinyNet(num_classes=7, rngs=nnx.Rngs(0))
-        message = r"of another net or for other classes \(2 arrays.*\(5000,\) there, \(7,\) here"
+        message = r"of another model or for other classes \(2 arrays.*\(5000,\) there, \(7,\) here"
         with pytest.raises(InputError, match=message):
             checkpoints.restore_latest(init_state(other, OPTIMIZER, data_mesh()))
         with pytest.raises(InputError, match=message):
@@ -317,7 +324,7 @@ def test_a_failed_write_is_one_error_and_leaves_the_checkpoint_before(tmp_path):
             save(checkpoints, 2)
 
     try:
-        with pytest.raises(InputError, match=r"step 2 could not be written.* step 1 is intact"):
+        with pytest.raises(InputError, match=r"step 2 .* could not be written.* 1 is intact"):
             write_two()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import aa_flax
-from aa_flax.training.reporting import read_json_lines
+from aa_flax.training.log import read_json_lines
 from tests.training.processes import ROOT, final_state, finish, start, wait_for
 from tests.training.test_command import write_digits
 
@@ -59,7 +59,7 @@ def test_told_to_stop_it_saves_within_the_epoch_and_has_an_exit_code_of_its_own(
     assert any("compiled the training step" in line for line in iter(process.stdout.readline, ""))
     process.send_signal(number)
     told = finish(process, exit_code=75)
-    assert f"told to stop ({number.name}): saving first" in told
+    assert f"asked to stop ({number.name}): saving first" in told
     assert "all is saved; the same command continues" in told
     output = finish(start(tmp_path / "cut", *long_epoch))
     assert "continuing after" in output

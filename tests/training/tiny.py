@@ -88,9 +88,9 @@ def fake_wandb(began: list, logged: list) -> types.SimpleNamespace:
 
 
 def main(workdir: str, *arguments: str) -> None:
-    from aa_flax.commands import leave
+    from aa_flax.cli import leave
     from aa_flax.runtime import start_distributed
-    from aa_flax.training import loop
+    from aa_flax.training import train
     from aa_flax.training.stopping import EXIT_CODE, Stopped
 
     changes = list(arguments)
@@ -103,8 +103,8 @@ def main(workdir: str, *arguments: str) -> None:
     pairs = (change.split("=", 1) for change in changes)
     config = tiny_config(**{key: json.loads(value) for key, value in pairs})
     try:
-        loop.evaluate_config = lambda *_, **__: {}  # the final results are not looked at
-        loop.train(config, Path(workdir))
+        train.evaluate_config = lambda *_, **__: {}  # the final results are not looked at
+        train.train(config, Path(workdir))
     except Stopped as stopped:
         leave(str(stopped), EXIT_CODE)
 

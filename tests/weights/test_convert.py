@@ -15,7 +15,7 @@ from aa_flax import InputError, create_model, save_weights
 from aa_flax.models import registry
 from aa_flax.runtime import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
-from aa_flax.training.state import init_state
+from aa_flax.training.step import init_state
 from aa_flax.weights.building import abstract_net
 from aa_flax.weights.convert import num_parameters
 from aa_flax.weights.files import read_metadata, read_weights

@@ -77,12 +77,12 @@ def test_what_images_a_net_takes_goes_with_its_weights(model, path):
 @pytest.mark.parametrize(
     ("field", "value", "accepted"),
     [
-        ("input_size", 0, "a whole number of at least 1"),
-        ("input_size", -5, "a whole number of at least 1"),
-        ("input_size", 1e400, "a whole number of at least 1"),
+        ("input_size", 0, "an integer of at least 1"),
+        ("input_size", -5, "an integer of at least 1"),
+        ("input_size", 1e400, "an integer of at least 1"),
         ("input_size", 10**9, "a number from 1 to 65535"),
         ("input_size", 10**400, "a number from 1 to 65535"),
-        ("resize_size", "224", "a whole number of at least 0"),
+        ("resize_size", "224", "an integer of at least 0"),
         ("interpolation", ["bicubic"], "bilinear or bicubic"),
         ("mean", [float("nan")] * 3, "a number from -10000.0 to 10000.0"),
         ("mean", "abc", "a number from -10000.0 to 10000.0"),

@@ -11,8 +11,8 @@ from flax import nnx
 from aa_flax import InputError, create_model, save_weights
 from aa_flax.runtime import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
-from aa_flax.training.initialise import model_from_workdir
-from aa_flax.training.state import init_state
+from aa_flax.training.start import model_from_workdir
+from aa_flax.training.step import init_state
 from aa_flax.weights.building import abstract_net
 from aa_flax.weights.files import named_weights
 from aa_flax.weights.fit import set_weights

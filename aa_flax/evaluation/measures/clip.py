@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aa_flax.data.clips import Clip as Frames
-from aa_flax.data.crops import center_image
+from aa_flax.data.pixels import center_image
 from aa_flax.errors import InputError, real
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
@@ -241,7 +241,7 @@ class Clip(PicturesMeasure):
         logits, times = _logits(subject, clip)
         window = subject.options["window"]
         found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
-        facts: Result = {"class": name_of(found.most_frequent), "lost": clip.tell_lost()}
+        facts: Result = {"class": name_of(found.most_frequent), "lost": clip.log_lost()}
         facts |= clip.differences(times)
         return {**found.numbers(), **facts, **self.store(subject, _arrays(found, name_of))}
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.data.cache import digest, file_digest
 from aa_flax.data.classes import check_classes_agree, imagenet_classes
-from aa_flax.data.digest import digest, file_digest
-from aa_flax.data.folder import ImageFolder
-from aa_flax.data.folder_index import class_folders, load_index
+from aa_flax.data.folder import ImageFolder, class_folders, load_index
 from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.measures.accuracy import accuracy

@@ -7,8 +7,8 @@ from typing import Any, TypedDict
 import numpy as np
 from jaxtyping import Float, Int
 
-from aa_flax.data.crops import center_image
-from aa_flax.data.pictures import Pictures
+from aa_flax.data.pixels import center_image
+from aa_flax.data.unlabelled import Pictures
 from aa_flax.errors import InputError, integer
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.consistency import consistency, random_pairs
@@ -165,7 +165,7 @@ class Images(PicturesMeasure):
         result: Result = {**stability(found["pairs"], found["around"])}
         arrays = _arrays(found["around"], pictures, subject, name_of)
         result["least_stable"] = [_worst_of(arrays, i) for i in arrays["shown"]]
-        result["lost"] = pictures.tell_lost()
+        result["lost"] = pictures.log_lost()
         skipped = np.setdiff1d(np.arange(len(pictures)), own.index)
         result["skipped"] = [pictures.name(int(i)) for i in skipped]
         return result | self.store(subject, arrays)

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from aa_flax.data.classes import read_names
-from aa_flax.data.folder import ImageFolder
-from aa_flax.data.natural import natural_key
+from aa_flax.data.folder import ImageFolder, natural_key
 from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.measures.corruptions import (

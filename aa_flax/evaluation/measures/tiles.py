@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image
 
-from aa_flax.data.pictures import Pictures
+from aa_flax.data.unlabelled import Pictures
 from aa_flax.errors import InputError, integer
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
@@ -302,7 +302,7 @@ class Tiles(PicturesMeasure):
             "used": list(grid.used),
             "num_tiles": len(grid.tiles),
             "stride": stride,
-            "lost": pictures.tell_lost(),
+            "lost": pictures.log_lost(),
         }
         stored = {} if found is None else self.store(subject, _arrays(pixels, grid, found))
         return {**facts, **numbers, **stored}

@@ -1,6 +1,7 @@
-"""The commands as a user runs them, and the mistakes users make."""
+"""The commands as a user runs them, the mistakes users make, recipes and plug-ins."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import jax
 import pytest
 
 import aa_flax
-from aa_flax import InputError, commands, files
+from aa_flax import InputError, cli, files, runtime
 from aa_flax.__main__ import COMMANDS
+from aa_flax.cli import load_plugins, recipe_file, recipe_names
 
 ROOT = Path(__file__).parents[1]
 TAKEN = """from aa_flax import Measure, Option, register_measure
@@ -39,8 +41,6 @@ def run(*command: str) -> subprocess.CompletedProcess:
         (["train.py", "--config.model=resnet81"], "unknown model 'resnet81'; did you mean"),
         (["train.py", "shift"], "unknown argument 'shift'"),
         (["eval.py", "--weights", "nowhere"], "no run in nowhere"),
-        (["eval.py", "--weights", "nowhere.pth"], "no file nowhere.pth"),
-        (["train.py", "--plugin=nowhere.py"], "no file nowhere.py (--plugin)"),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_run(command, message, tmp_path):
@@ -72,15 +72,15 @@ def test_help_shows_the_flags_people_need_and_every_value_of_the_config():
         (["--noconfig.remta"], r"unknown field 'config\.remta'; did you mean config\.remat"),
     ],
 )
-def test_a_field_that_is_not_there_is_told_with_the_nearest(arguments, message):
+def test_an_unknown_field_is_reported_with_the_nearest(arguments, message):
     with pytest.raises(InputError, match=message):
-        commands._check_overrides(arguments)
+        cli._check_overrides(arguments)
 
 
 @pytest.mark.parametrize(
-    "command", [["train"], ["eval"], ["convert", "in", "out"], ["export", "in", "out.onnx"]]
+    "command", [["train"], ["convert", "in", "out"], ["export", "in", "out.onnx"]]
 )
-def test_a_platform_that_is_not_there_is_one_line(command, monkeypatch):
+def test_a_missing_platform_is_an_error_of_one_line(command, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "nowhere")
     done = run("-m", f"aa_flax.{command[0]}", *command[1:])
     assert done.returncode == 1
@@ -110,8 +110,8 @@ def test_help_does_not_need_docstrings():
     assert run("-OO", "-c", code).stdout == "[]\n"
 
 
-def test_options_of_the_net_are_free():
-    commands._check_overrides(["--config.model_options.pool_only=False", "--output=x"])
+def test_any_option_of_the_model_can_be_given():
+    cli._check_overrides(["--config.model_options.pool_only=False", "--output=x"])
 
 
 def test_a_command_names_itself_as_it_was_called(tmp_path):
@@ -161,10 +161,10 @@ def test_a_recipe_may_follow_the_values_that_change_it():
         "--config.model=vgg11",
     ]
     recipe = "--config=configs/imagenet.py"
-    assert commands._recipe_first(given) == [recipe, given[0], *given[3:]]
-    assert commands._recipe_first(["--shift", f"{recipe}:x"]) == [f"{recipe}:x", "--shift"]
+    assert cli._recipe_first(given) == [recipe, given[0], *given[3:]]
+    assert cli._recipe_first(["--shift", f"{recipe}:x"]) == [f"{recipe}:x", "--shift"]
     with pytest.raises(InputError, match="--config is followed by nothing"):
-        commands._recipe_first(["--shift", "--config"])
+        cli._recipe_first(["--shift", "--config"])
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ def test_more_mistakes_get_one_line_each(arguments, message):
 def test_ctrl_c_has_the_commands_own_message_and_exit_code():
     code = (
         "import sys; sys.argv = ['x']\n"
-        "from aa_flax import commands\n"
+        "from aa_flax import cli\n"
         "def main(): raise KeyboardInterrupt\n"
-        "commands.define_flags(); commands.run(main, 'text', interrupted='what is done is kept')"
+        "cli.define_flags(); cli.run(main, 'text', interrupted='what is done is kept')"
     )
     done = run("-c", code)
     assert done.returncode == 130
@@ -211,13 +211,13 @@ def test_ctrl_c_waits_for_no_thread_and_is_not_lost_in_a_garbage_collection(work
     code = (
         "import gc, os, signal, sys, threading, time; sys.argv = ['x']\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from aa_flax import commands\n"
+        "from aa_flax import cli\n"
         "def _xla_gc_callback(*_): os.kill(os.getpid(), signal.SIGINT)\n"
         f"def main(): {work}\n"
-        "commands.define_flags(); began = time.perf_counter()\n"
+        "cli.define_flags(); began = time.perf_counter()\n"
         "seconds = lambda: int(time.perf_counter() - began)\n"
         "leave, os._exit = os._exit, lambda code: leave(code + seconds())\n"
-        "commands.run(main, 'text', interrupted='what is done is kept')"
+        "cli.run(main, 'text', interrupted='what is done is kept')"
     )
     done = run("-c", code)
     assert 130 <= done.returncode < 150
@@ -229,7 +229,7 @@ def test_a_cache_that_cannot_be_written_and_no_home_keep_nobody_from_running(tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
-    commands._keep_compiled_programs()
+    runtime.keep_compiled_programs()
     assert jax.config.values["jax_compilation_cache_dir"] is None
     jax.config.update("jax_compilation_cache_dir", before)
 
@@ -251,7 +251,7 @@ def test_a_user_without_a_home_has_a_cache_folder_of_its_own(tmp_path, monkeypat
 
 def test_a_compiled_program_that_was_cut_is_removed_and_reported_once(tmp_path, monkeypatch):
     code = (
-        "from aa_flax import commands; commands._keep_compiled_programs()\n"
+        "from aa_flax import runtime; runtime.keep_compiled_programs()\n"
         "import jax; jax.jit(lambda x: jax.numpy.sin(x) @ x)(jax.numpy.ones((9, 9)))"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -270,12 +270,12 @@ def test_a_compiled_program_that_was_cut_is_removed_and_reported_once(tmp_path, 
 def test_a_second_command_compiles_nothing_again(tmp_path, monkeypatch):
     code = (
         "import atexit, sys; sys.argv = ['x']\n"
-        "import jax; from aa_flax import commands\n"
+        "import jax; from aa_flax import cli\n"
         "events, at = [], '/jax/compilation_cache/cache_'\n"
         "jax.monitoring.register_event_listener(lambda name, **_: events.append(name))\n"
         "atexit.register(lambda: print(events.count(at + 'hits'), events.count(at + 'misses')))\n"
-        "commands.define_flags()\n"
-        "commands.run(lambda: jax.jit(lambda x: x @ x.T)(jax.numpy.ones(4)), '')"
+        "cli.define_flags()\n"
+        "cli.run(lambda: jax.jit(lambda x: x @ x.T)(jax.numpy.ones(4)), '')"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -285,3 +285,92 @@ def test_a_second_command_compiles_nothing_again(tmp_path, monkeypatch):
     assert int(second[-2]) == int(first[-1]) > 0
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
     assert run("-c", code).stdout.split()[-2:] == ["0", "0"]
+
+
+def test_a_recipe_name_is_a_file_of_the_package_in_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(aa_flax.__file__).parent / "configs"
+    assert recipe_file("resnet18_lpf4") == f"{folder}/resnet18_lpf4.py"
+    assert recipe_file("resnet18_lpf4:baseline") == f"{folder}/resnet18_lpf4.py:baseline"
+    assert "__init__" not in recipe_names()
+
+
+def test_a_clone_has_the_same_files_in_configs():
+    for name in recipe_names():
+        assert (ROOT / "configs" / f"{name}.py").read_text() == Path(recipe_file(name)).read_text()
+
+
+def test_recipes_import_what_a_wheel_has_too():
+    for name in recipe_names():
+        assert not re.search(r"^(from|import) configs\b", Path(recipe_file(name)).read_text(), re.M)
+
+
+def test_a_recipe_of_the_user_is_given_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "imagenet.py").write_text("")
+    assert recipe_file("imagenet.py:x") == "imagenet.py:x"
+    assert recipe_file("~/imagenet.py") == f"{tmp_path}/imagenet.py"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("resnet51_lpf4", r"unknown recipe 'resnet51_lpf4'; did you mean resnet50_lpf4"),
+        ("configs", r"unknown recipe 'configs'; known: alexnet_lpf4.*\(--config: one of these na"),
+        (
+            "configs/resnet50_lpf4.py",
+            r"no Python file configs/.*given by its name, --config r",
+        ),
+        ("mine.py", r"no Python file mine\.py \(--config\): .*did you mean mime\.py"),
+        ("gs://bucket/mine.py", r"--config gs://bucket/mine\.py is an address"),
+    ],
+)
+def test_an_unknown_recipe_is_refused_with_the_nearest_name(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mime.py").write_text("")
+    with pytest.raises(InputError, match=message):
+        recipe_file(given)
+
+
+@pytest.fixture
+def own_modules(monkeypatch):
+    """Modules and paths that a test adds are removed after it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+
+
+@pytest.mark.usefixtures("own_modules")
+def test_files_and_modules_are_imported_once_in_their_order(tmp_path):
+    for name in ("plug_one", "plug_two"):
+        (tmp_path / f"{name}.py").write_text("import sys; sys.loaded.append(__name__)")
+    sys.loaded = []  # pyright: ignore[reportAttributeAccessIssue]
+    argv = [f"--plugin={tmp_path}/plug_two.py,plug_one", "--workdir", "x", "--plugin", "json"]
+    assert load_plugins(argv) == ["plug_two", "plug_one", "json"]
+    assert load_plugins([*argv, "--", "--plugin=nowhere"]) == ["plug_two", "plug_one", "json"]
+    assert sys.loaded == ["plug_two", "plug_one"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert str(tmp_path) in sys.path
+
+
+@pytest.mark.usefixtures("own_modules")
+def test_a_missing_plugin_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*nowhere\.py \(--plugin\); give a Python file"):
+        load_plugins([f"--plugin={tmp_path}/nowhere.py"])
+    with pytest.raises(InputError, match=r"no module or file nowhere\.at_all \(--plugin\)"):
+        load_plugins(["--plugin", "nowhere.at_all"])
+    with pytest.raises(InputError, match=r"--plugin s3://b/x\.py is an address"):
+        load_plugins(["--plugin", "s3://b/x.py"])
+
+
+@pytest.mark.usefixtures("own_modules")
+def test_a_file_with_the_name_of_another_module_is_refused(tmp_path):
+    (tmp_path / "json.py").write_text("")
+    with pytest.raises(InputError, match=r"has the name of another module .*rename it"):
+        load_plugins([f"--plugin={tmp_path}/json.py"])
+
+
+@pytest.mark.usefixtures("own_modules")
+def test_an_error_inside_a_plugin_is_its_own(tmp_path):
+    (tmp_path / "plug_broken.py").write_text("import no_such_package")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        load_plugins([f"--plugin={tmp_path}/plug_broken.py"])

@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, recalibrate_batch_norm
-from aa_flax.data.loader import training_batches, unheard_by_children
+from aa_flax.data.batches import training_batches, unheard_by_children
+from aa_flax.data.pixels import preprocess_batch
 from aa_flax.data.sources import make_source
-from aa_flax.data.transforms import preprocess
-from aa_flax.training import loop
+from aa_flax.training import loop, train
 from aa_flax.training.checkpoints import Checkpoints
-from aa_flax.training.initialise import model_from_workdir
-from aa_flax.training.reporting import JsonLines, read_json_lines
+from aa_flax.training.log import JsonLines, read_json_lines
+from aa_flax.training.start import model_from_workdir
 from aa_flax.training.stopping import Stopped, StopRequest
 from aa_flax.weights.files import load_weights, read_metadata
 from tests.training.tiny import fake_wandb, short_config, tiny_config
@@ -28,11 +28,11 @@ def weights_of(model):
     return nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
 
 
-def test_a_finished_run_leaves_its_results_weights_figures_config_and_versions(tmp_path, capsys):
-    results = loop.train(tiny_config(), tmp_path)
-    told = capsys.readouterr().out
-    assert "compiled the training step in" in told
-    assert "epoch   3/3  train loss" in told
+def test_a_finished_run_has_results_weights_metrics_config_and_versions(tmp_path, capsys):
+    results = train.train(tiny_config(), tmp_path)
+    output = capsys.readouterr().out
+    assert "compiled the training step in" in output
+    assert "epoch   3/3  train loss" in output
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert results["model"] == "tiny"
     assert json.loads((tmp_path / "config.json").read_text())["num_epochs"] == 3
@@ -57,22 +57,22 @@ def _leaves(model):
 
 
 def test_a_run_continues_with_its_own_config_alone(tmp_path, capsys):
-    loop.train(short_config(), tmp_path)
+    train.train(short_config(), tmp_path)
     with pytest.raises(InputError, match=r"config\.batch_size: 64 there, 32 now; config\.seed: 0"):
-        loop.train(short_config(batch_size=32, seed=1), tmp_path)
+        train.train(short_config(batch_size=32, seed=1), tmp_path)
     free = {"log.tensorboard": True, "data.num_workers": 1, "eval.passes": 2, "data.path": "moved"}
-    assert loop.train(short_config(**free), tmp_path)["passes"] == 2
+    assert train.train(short_config(**free), tmp_path)["passes"] == 2
     assert "continuing after epoch 1 of 1" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"config\.num_epochs: 1 there, 2 now"):
-        loop.train(tiny_config(num_epochs=2, max_steps_per_epoch=2), tmp_path)
+        train.train(tiny_config(num_epochs=2, max_steps_per_epoch=2), tmp_path)
 
 
 @quick
 def test_a_run_on_a_step_schedule_can_be_prolonged(tmp_path):
     steps = {"max_steps_per_epoch": 2, "optimizer.schedule": "step"}
-    loop.train(tiny_config(num_epochs=1, **steps), tmp_path / "longer")
-    loop.train(tiny_config(num_epochs=2, **steps), tmp_path / "longer")
-    loop.train(tiny_config(num_epochs=2, **steps), tmp_path / "whole")
+    train.train(tiny_config(num_epochs=1, **steps), tmp_path / "longer")
+    train.train(tiny_config(num_epochs=2, **steps), tmp_path / "longer")
+    train.train(tiny_config(num_epochs=2, **steps), tmp_path / "whole")
     ends = [model_from_workdir(tmp_path / run, step=4)[0] for run in ("longer", "whole")]
     for a, b in zip(*map(_leaves, ends), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -81,38 +81,38 @@ def test_a_run_on_a_step_schedule_can_be_prolonged(tmp_path):
 @quick
 def test_a_config_without_a_checkpoint_yet_may_be_changed(tmp_path):
     with pytest.raises(InputError, match=r"unknown config\.optimizer\.schedule"):
-        loop.train(short_config(**{"optimizer.schedule": "cosin"}), tmp_path)
-    loop.train(short_config(), tmp_path)
+        train.train(short_config(**{"optimizer.schedule": "cosin"}), tmp_path)
+    train.train(short_config(), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     config = tiny_config(**{"optimizer.schedule": "step", "optimizer.learning_rate": 1e30})
     with pytest.raises(InputError, match=r"after step \d at learning rate 1e\+30; there is no"):
-        loop.train(config, tmp_path)
+        train.train(config, tmp_path)
     config.optimizer.update(learning_rate=1e-3, step_epochs=1, step_factor=1e30)
     with pytest.raises(InputError, match=r"last good checkpoint is of step 6 \(epoch 1\)"):
-        loop.train(config, tmp_path)
+        train.train(config, tmp_path)
 
 
 @quick
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_told_to_stop_in_evaluation_it_saves_and_the_epoch_is_evaluated_later(
+def test_a_run_stopped_in_evaluation_saves_and_evaluates_the_epoch_later(
     number, tmp_path, monkeypatch
 ):
-    def told_to_stop(*_):
+    def stop(*_):
         os.kill(os.getpid(), number)
         raise AssertionError("evaluation went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "accuracy_on", told_to_stop)
+        patch.setattr(loop, "accuracy_on", stop)
         with pytest.raises(Stopped, match=r"after step 6 .in epoch 1.*the same command continues"):
-            loop.train(tiny_config(), tmp_path)
+            train.train(tiny_config(), tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest[:3] == (6, 1, None)
-    loop.train(tiny_config(), tmp_path)
-    loop.train(tiny_config(), tmp_path / "whole")
+    train.train(tiny_config(), tmp_path)
+    train.train(tiny_config(), tmp_path / "whole")
     rows, expected = (
         [(row["epoch"], row["val_loss"]) for row in read_json_lines(folder / "metrics.jsonl")]
         for folder in (tmp_path, tmp_path / "whole")
@@ -121,30 +121,32 @@ def test_told_to_stop_in_evaluation_it_saves_and_the_epoch_is_evaluated_later(
 
 
 @quick
-@pytest.mark.parametrize("name", ["make_sources", "model_of", "_Run", "save_weights", "locate"])
-def test_told_to_stop_before_or_after_its_steps_a_run_stops_at_once_and_continues(
+@pytest.mark.parametrize(
+    "name", ["make_sources", "new_model", "train_epochs", "save_weights", "locate"]
+)
+def test_a_run_stopped_before_or_after_its_steps_stops_at_once_and_continues(
     name, tmp_path, monkeypatch
 ):
-    def told_to_stop(*_, **__):
+    def stop(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the run went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, name, told_to_stop)
+        patch.setattr(train, name, stop)
         with pytest.raises(Stopped, match="stopped; the same command continues"):
-            loop.train(short_config(), tmp_path)
-    loop.train(short_config(), tmp_path)
+            train.train(short_config(), tmp_path)
+    train.train(short_config(), tmp_path)
     assert (tmp_path / "weights.safetensors").exists()
 
 
 @pytest.mark.usefixtures("heard")
 def test_a_second_ctrl_c_stops_at_once():
-    with StopRequest() as stop, stop.from_step_to_step():
+    with StopRequest() as stop, stop.interruptible(False):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.reached(1)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):  # and behind it Ctrl-C is Python's again
+    with pytest.raises(KeyboardInterrupt):  # and after it Ctrl-C is Python's again
         os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -161,21 +163,21 @@ def test_ctrl_c_that_a_shell_ignores_stays_ignored():
 def test_ctrl_c_reaches_no_process_started_unheard():
     code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     with unheard_by_children():
-        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert told.stdout == "True\n"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n"
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_what_the_net_cannot_train_on_shows_at_once(tmp_path):
+def test_a_model_that_cannot_train_on_its_images_is_refused_at_once(tmp_path):
     with pytest.raises(InputError, match=r"data\.crop_size 2.* is too small"):
-        loop.train(short_config(**{"data.crop_size": 2}), tmp_path / "run")
+        train.train(short_config(**{"data.crop_size": 2}), tmp_path / "run")
     alone = {"batch_size": 2, "batch_stat_groups": 2, "data.crop_size": 2}
     with pytest.raises(InputError, match=r"1 images in a part .*more than one value for each"):
-        loop.train(short_config(**alone), tmp_path / "run")
+        train.train(short_config(**alone), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_lines_that_are_no_figures_are_left_out(tmp_path):
+def test_lines_that_are_not_rows_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(
         b'{"step": 3}\n{"step": "x"}\n[1]\nnull\n{"a": 1}\n\xff\xfe\n{"step": 5}\n{"st'
@@ -186,14 +188,14 @@ def test_lines_that_are_no_figures_are_left_out(tmp_path):
 
 @quick
 def test_a_profile_is_written_if_asked(tmp_path, capsys):
-    loop.train(tiny_config(num_epochs=2, profile=True), tmp_path)
+    train.train(tiny_config(num_epochs=1, max_steps_per_epoch=11, profile=True), tmp_path)
     assert f"profile written to {tmp_path / 'profile'}" in capsys.readouterr().out
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 @quick
 def test_a_start_too_short_for_a_profile_says_so(tmp_path, capsys):
-    loop.train(short_config(profile=True), tmp_path)
+    train.train(short_config(profile=True), tmp_path)
     assert "no profile: it begins after 5 steps, this start had 2" in capsys.readouterr().out
 
 
@@ -206,9 +208,9 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_named(tmp_path):
 
 
 @quick
-def test_tensorboard_shows_the_figures(tmp_path):
+def test_tensorboard_gets_the_metrics(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    loop.train(short_config(**{"log.tensorboard": True}), tmp_path)
+    train.train(short_config(**{"log.tensorboard": True}), tmp_path)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     row = read_json_lines(tmp_path / "metrics.jsonl")[-1]
@@ -218,12 +220,12 @@ def test_tensorboard_shows_the_figures(tmp_path):
 
 
 @quick
-def test_weights_and_biases_gets_the_figures_and_the_same_run_when_continued(tmp_path, monkeypatch):
+def test_weights_and_biases_gets_the_metrics_and_the_same_run_when_resumed(tmp_path, monkeypatch):
     began, logged = [], []
     monkeypatch.setitem(sys.modules, "wandb", fake_wandb(began, logged))
     config = short_config(**{"log.wandb": True})
-    loop.train(config, tmp_path)
-    loop.train(config, tmp_path)
+    train.train(config, tmp_path)
+    train.train(config, tmp_path)
     assert [options["id"] for options in began] == ["id0", "id0"]
     assert began[0]["config"]["model"] == "tiny"
     row = read_json_lines(tmp_path / "metrics.jsonl")[-1]
@@ -235,20 +237,20 @@ def test_a_missing_package_is_named_with_its_extra(extra, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
     with pytest.raises(InputError, match=rf"pip install 'aa_flax\[{extra}\]'"):
-        loop.train(short_config(**{f"log.{extra}": True}), tmp_path)
+        train.train(short_config(**{f"log.{extra}": True}), tmp_path)
 
 
 @quick
-def test_batch_statistics_can_be_estimated_anew_before_each_evaluation(tmp_path):
+def test_batch_statistics_can_be_re_estimated_before_each_evaluation(tmp_path):
     config = tiny_config(num_epochs=1, max_steps_per_epoch=1, recalibrate_batches=3)
     config.model = "tiny_plain"
     config.optimizer.learning_rate = 0.0
-    loop.train(config, tmp_path)
+    train.train(config, tmp_path)
     model, _ = model_from_workdir(tmp_path)
     fresh = create_model("tiny_plain", num_classes=10, rngs=nnx.Rngs(config.seed))
     source = make_source(config.data, "train")
     batches = training_batches(source, 64, config.data, seed=config.seed)
-    images = [preprocess(batch, config.data) for batch in islice(batches, 3)]
+    images = [preprocess_batch(batch, config.data) for batch in islice(batches, 3)]
     recalibrate_batch_norm(fresh, images)
     assert model.bn.mean[...].std() > 0
     for name in ("mean", "var"):
@@ -257,8 +259,8 @@ def test_batch_statistics_can_be_estimated_anew_before_each_evaluation(tmp_path)
 
 
 @quick
-def test_recalibration_of_a_net_without_batch_norm_is_refused_before_it_is_trained(tmp_path):
+def test_recalibration_of_a_model_without_batch_norm_is_refused_before_training(tmp_path):
     config = tiny_config(recalibrate_batches=1, model_options={"batch_norm": False})
     with pytest.raises(InputError, match="tiny has no batch norm"):
-        loop.train(config, tmp_path / "run")
+        train.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()

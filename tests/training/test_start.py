@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, to_torch_state_dict
-from aa_flax.training import loop
-from aa_flax.training.initialise import init_from, model_from_workdir
+from aa_flax.training import train
+from aa_flax.training.start import init_from, model_from_workdir
 from aa_flax.weights import locate
 from aa_flax.weights.files import named_weights, save_weights
 from aa_flax.weights.torch_files import write_torch_file
@@ -18,40 +18,40 @@ def baseline():
     return create_model("resnet18", num_classes=7, rngs=nnx.Rngs(1))
 
 
-def assert_taken(model, other, *left):
+def assert_loaded(model, other, *left):
     given = named_weights(other)
     for name, variable in named_weights(model).items():
         if name not in left:
             np.testing.assert_array_equal(variable[...], given[name][...], err_msg=name)
 
 
-def test_a_baselines_torch_file_starts_the_antialiased_net_by_one_update(
+def test_a_baselines_torch_file_starts_the_antialiased_model_by_one_update(
     baseline, tmp_path, capsys
 ):
     path = tmp_path / "baseline.pth"
     write_torch_file(to_torch_state_dict(baseline), path)
     model = create_model("resnet18_lpf4", num_classes=7)
     init_from(str(path), model)
-    assert_taken(model, baseline)
-    assert f"starting from {path} (resnet18): 102 arrays taken\n" == capsys.readouterr().out
+    assert_loaded(model, baseline)
+    assert f"starting from {path} (resnet18): 102 arrays loaded\n" == capsys.readouterr().out
     updated = create_model("resnet18_lpf4", num_classes=7)
     nnx.update(updated, nnx.state(baseline))
-    assert_taken(model, updated)
+    assert_loaded(model, updated)
 
 
-def test_another_number_of_classes_starts_a_new_last_layer_and_says_so(baseline, tmp_path, capsys):
+def test_another_number_of_classes_starts_with_a_random_last_layer(baseline, tmp_path, capsys):
     path = tmp_path / "baseline.safetensors"
     save_weights(baseline, path)
     model = create_model("resnet18_lpf5", num_classes=3)
     fresh = np.asarray(model.fc.kernel[...])
     init_from(str(path), model)
-    assert_taken(model, baseline, "fc.kernel", "fc.bias")
+    assert_loaded(model, baseline, "fc.kernel", "fc.bias")
     np.testing.assert_array_equal(model.fc.kernel[...], fresh)
-    told = "100 arrays taken; not taken, so starting anew: fc.bias (7,), here (3,), fc.kernel"
-    assert told in capsys.readouterr().out
+    expected = "100 arrays loaded; random at the start: fc.bias (7,), here (3,), fc.kernel"
+    assert expected in capsys.readouterr().out
 
 
-def test_published_weights_are_those_of_the_net_or_of_its_baseline(baseline, tmp_path, monkeypatch):
+def test_published_weights_are_the_models_or_its_baselines(baseline, tmp_path, monkeypatch):
     asked = []
 
     def file_of(released):
@@ -65,32 +65,33 @@ def test_published_weights_are_those_of_the_net_or_of_its_baseline(baseline, tmp
     for source in ("pretrained", "baseline"):
         model = create_model("resnet18_lpf4", num_classes=7)
         init_from(source, model)
-        assert_taken(model, baseline)
+        assert_loaded(model, baseline)
     assert asked[0].startswith("resnet18_lpf4_finetune")
     assert asked[1].startswith("resnet18-")
 
 
+@pytest.mark.usefixtures("no_final_evaluation")
 def test_a_run_starts_from_another_runs_best_checkpoint(tmp_path, capsys):
     config = tiny_config(num_epochs=1, max_steps_per_epoch=2)
-    loop.train(config, tmp_path / "first")
+    train.train(config, tmp_path / "first")
     config.init_from = str(tmp_path / "first")
     config.optimizer.learning_rate = 0.0
-    loop.train(config, tmp_path / "second")
-    assert f"starting from {tmp_path / 'first'} (tiny): 7 arrays taken" in capsys.readouterr().out
+    train.train(config, tmp_path / "second")
+    assert f"starting from {tmp_path / 'first'} (tiny): 7 arrays loaded" in capsys.readouterr().out
     first, second = (model_from_workdir(tmp_path / run)[0] for run in ("first", "second"))
     np.testing.assert_array_equal(first.conv.kernel[...], second.conv.kernel[...])
 
 
-def test_weights_of_another_net_are_refused(baseline, tmp_path):
+def test_weights_of_another_model_are_refused(baseline, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_weights(baseline, path)
-    with pytest.raises(InputError, match="holds weights of resnet18; a resnet34 starts from those"):
+    with pytest.raises(InputError, match="has weights of resnet18; a resnet34 starts from those"):
         init_from(str(path), create_model("resnet34_lpf4", num_classes=7))
     with pytest.raises(InputError, match="no file nowhere"):
         init_from("nowhere.pth", create_model("resnet18", num_classes=7))
 
 
-def test_a_backbone_without_its_head_starts_a_net_whose_last_layer_starts_anew(
+def test_a_backbone_without_its_head_starts_a_model_with_a_random_last_layer(
     baseline, tmp_path, capsys
 ):
     state = to_torch_state_dict(baseline)
@@ -99,7 +100,7 @@ def test_a_backbone_without_its_head_starts_a_net_whose_last_layer_starts_anew(
     model = create_model("resnet18_lpf4", num_classes=7)
     fresh = np.asarray(model.fc.kernel[...])
     init_from(str(tmp_path / "trunk.pt"), model)
-    told = "starting anew: fc.bias (not there), fc.kernel (not there)"
-    assert told in capsys.readouterr().out
-    assert_taken(model, baseline, "fc.kernel", "fc.bias")
+    expected = "random at the start: fc.bias (not there), fc.kernel (not there)"
+    assert expected in capsys.readouterr().out
+    assert_loaded(model, baseline, "fc.kernel", "fc.bias")
     np.testing.assert_array_equal(model.fc.kernel[...], fresh)

@@ -1,4 +1,4 @@
-"""Images as people give them: what is taken, what RGB loses of them, what is refused."""
+"""Images as users give them: which are accepted, what they lose as RGB, which are refused."""
 
 import os
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.given import listed, lost, open_image
+from aa_flax.data.unlabelled import listed, lost, open_image
 from tests.evaluation.random_images import SIZES, flat, strided
 
 
@@ -19,13 +19,13 @@ def photo(rng):
     return Image.fromarray(rng.integers(0, 256, (16, 20, 3), np.uint8))
 
 
-def turned():
+def rotated():
     tag = Image.Exif()
     tag[0x0112] = 6
     return tag
 
 
-def see_through(photo, mode):
+def translucent(photo, mode):
     image = photo.convert(mode)
     image.putalpha(Image.new("L", photo.size, 128))
     return image
@@ -40,9 +40,9 @@ def save_sixteen_bits(path, pixels):
 @pytest.mark.parametrize(
     ("name", "change", "options", "what"),
     [
-        ("a.jpg", lambda photo: photo, {"exif": turned()}, "orientation tag ignored"),
-        ("a.png", lambda photo: see_through(photo, "RGB"), {}, "transparency dropped"),
-        ("a.png", lambda photo: see_through(photo, "L"), {}, "transparency dropped"),
+        ("a.jpg", lambda photo: photo, {"exif": rotated()}, "orientation tag ignored"),
+        ("a.png", lambda photo: translucent(photo, "RGB"), {}, "transparency dropped"),
+        ("a.png", lambda photo: translucent(photo, "L"), {}, "transparency dropped"),
         ("a.png", lambda photo: photo.quantize(4), {"transparency": 0}, "transparency dropped"),
         ("a.jpg", lambda photo: photo.convert("CMYK"), {}, "CMYK converted without its profile"),
         ("a.tif", lambda photo: photo, "pages", "further frames or pages ignored"),
@@ -93,7 +93,7 @@ def test_values_beyond_8_bits_are_refused_whichever_way_they_are_given(tmp_path,
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path, way):
+def test_a_pipe_is_refused_without_waiting(tmp_path, way):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.png") as error:
         WAYS[way](tmp_path / "a.png")
@@ -120,7 +120,7 @@ def test_a_broken_image_of_pil_is_named_by_its_number(tmp_path, photo):
 
 def test_preprocess_warns_of_what_it_loses(photo):
     with pytest.warns(UserWarning, match=r"^of 2 images: transparency dropped \(1\)$"):
-        aa_flax.preprocess([photo, see_through(photo, "RGB")], alexnet())
+        aa_flax.preprocess([photo, translucent(photo, "RGB")], alexnet())
 
 
 def torch_tensor(array):
@@ -128,7 +128,7 @@ def torch_tensor(array):
 
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, torch_tensor])
-def test_arrays_of_other_libraries_are_taken(rng, kind):
+def test_arrays_of_other_libraries_are_accepted(rng, kind):
     pixels = rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
     np.testing.assert_array_equal(listed(kind(pixels)), pixels)
     for given in (kind(pixels), [kind(image) for image in pixels]):
