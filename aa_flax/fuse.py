@@ -16,9 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from aa_flax.errors import InputError
-from aa_flax.layers import BatchNorm, Folded
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
+from aa_flax.nn.layers import BatchNorm, Folded
 
 Net = TypeVar("Net", Classifier, Backbone)
 _Place = tuple[Any, ...]  # of a module in its net, by attributes and numbers

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
-from aa_flax.layers import BatchNorm, refuse_folded
+from aa_flax.nn.layers import BatchNorm, refuse_folded
 from aa_flax.runtime import replicate, replicated
 
 Module = TypeVar("Module", bound=nnx.Module)

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 import aa_flax
-from aa_flax.layers import BatchNorm
+from aa_flax.nn.layers import BatchNorm
 
 Net = TypeVar("Net", aa_flax.Classifier, aa_flax.Backbone)
 

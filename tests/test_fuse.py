@@ -8,9 +8,9 @@ from flax import nnx
 
 import aa_flax
 from aa_flax import InputError, create_model, fuse
-from aa_flax.layers import BatchNorm, Folded, conv2d
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
+from aa_flax.nn.layers import BatchNorm, Folded, conv2d
 from tests.compiled import run as logits
 from tests.randomised import randomised
 
@@ -153,7 +153,7 @@ def test_what_is_no_net_is_refused():
 def test_a_fused_net_is_neither_trained_nor_saved_nor_converted(tmp_path):
     fused = fuse(randomised(NETS["basic"]()))
     fused.eval()
-    with pytest.raises(InputError, match="a fused net cannot be trained"):
+    with pytest.raises(InputError, match="a fused model cannot be trained"):
         fused.train()
     with pytest.raises(InputError, match=r"save the net that aa_flax\.fuse was given"):
         aa_flax.save_weights(fused, tmp_path / "w.safetensors")

@@ -7,8 +7,8 @@ import torch
 from flax import nnx
 
 from aa_flax import InputError, create_model, fuse, load_torch_state_dict, recalibrate_batch_norm
-from aa_flax.layers import BatchNorm
 from aa_flax.models.resnet import BasicBlock, ResNet
+from aa_flax.nn.layers import BatchNorm
 from aa_flax.runtime import data_mesh, put_batch
 from benchmarks.reference import reference_net
 
@@ -120,7 +120,7 @@ def test_statistics_that_are_not_finite_have_no_part_in_the_new_ones():
     ("make", "given", "message"),
     [
         (lambda: create_model("alexnet", num_classes=0), images(), "alexnet has no batch norm"),
-        (fused, images(), "recalibrate the net that aa_flax.fuse"),
+        (fused, images(), "recalibrate the model that aa_flax.fuse"),
         (tiny, [], "no images are given"),
         (tiny, [(images(), 0)], "got a tuple; give the images alone"),
         (tiny, images() * np.nan, "not finite; nothing is changed"),

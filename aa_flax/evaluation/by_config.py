@@ -40,7 +40,7 @@ from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import images_of, list_models, released_weights
 from aa_flax.runtime import data_mesh, log_line
-from aa_flax.weights.locate import WORDS, Weights, describe, locate
+from aa_flax.weights.locate import WORDS, WeightsSource, describe, locate
 
 FOLDER = Path("runs/evaluation")  # of models without a run's folder
 # Parts of a config that belong to an evaluation, and fields of them that belong to training.
@@ -147,7 +147,7 @@ def evaluate_models(
 
 
 def _evaluate_located(
-    found: Weights,
+    found: WeightsSource,
     config: Config,
     source: Source,
     output: Path,
@@ -273,7 +273,7 @@ def header(model: Classifier, config: Config, source: Source, weights: Mapping[s
     )
 
 
-def _note_on_images(found: Weights, config: Config) -> str:
+def _note_on_images(found: WeightsSource, config: Config) -> str:
     """Returns a note if the weights are for images of other sizes than the config's.
 
     Raises:
@@ -296,7 +296,7 @@ def _images(resize_size: int, input_size: int, interpolation: str) -> str:
     return f"images {resized}, crops of {input_size}"
 
 
-def default_output(found: Weights) -> Path:
+def default_output(found: WeightsSource) -> Path:
     """Returns the file in the run's folder, next to a weights file, or in `runs/evaluation`."""
     description = found.description()
     if description["kind"] == "released":
@@ -355,7 +355,7 @@ def _check_published(weights: str, source: Source) -> None:
         )
 
 
-def _check_class_order(found: Weights, source: Source) -> None:
+def _check_class_order(found: WeightsSource, source: Source) -> None:
     """Checks that the data numbers its classes like the run's, whose order the logits have."""
     description = found.description()
     path = Path(description.get("file", ""), "data.json")
@@ -376,7 +376,7 @@ def _values_for(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options[key].value_for(model, value) for key, value in values.items()}
 
 
-def _as_trained(config: Config, found: Weights) -> Config:
+def _as_trained(config: Config, found: WeightsSource) -> Config:
     """Returns the config with the weights' interpolation, and their training for the record."""
     asked: dict[Any, Any] = flatten_dict(config.to_dict())
     default = found.config_changes().get("interpolation", images_of(config.model).interpolation)

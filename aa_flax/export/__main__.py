@@ -27,10 +27,10 @@ from aa_flax.errors import InputError
 from aa_flax.export.int8 import LEAST_AGREEMENT
 from aa_flax.export.write import Exported, check_output, export
 from aa_flax.models.classifier import Classifier
-from aa_flax.weights.content import read_content
-from aa_flax.weights.convert import name_of
+from aa_flax.weights.convert_files import name_of
 from aa_flax.weights.hub import PREFIX
-from aa_flax.weights.locate import Weights, locate
+from aa_flax.weights.locate import WeightsSource, locate
+from aa_flax.weights.read import read_weights
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _weights(args: argparse.Namespace) -> Weights:
+def _weights(args: argparse.Namespace) -> WeightsSource:
     if args.weights.startswith(PREFIX) and not args.model:
         raise InputError(f"{args.weights}: of which net? Give --model NAME, e.g. resnetblur50")
     if args.weights.startswith(PREFIX):
@@ -105,14 +105,14 @@ def _weights(args: argparse.Namespace) -> Weights:
     found = published_or_of_a_run(args.weights, args.model, args.step)
     if found is not None:
         return found
-    name = name_of(read_content(args.weights), args.model, args.weights)
+    name = name_of(read_weights(args.weights), args.model, args.weights)
     found = locate(args.weights, model=name)
     if found.name != name:
         raise InputError(f"{args.weights} holds weights of {found.name}, not of {name}")
     return found
 
 
-def _loaded(weights: Weights, options: dict) -> Classifier:
+def _loaded(weights: WeightsSource, options: dict) -> Classifier:
     model = weights.load_model(dtype=jnp.float32, **options)
     model.config = replace(model.config, **weights.config_changes())
     return model

@@ -11,7 +11,7 @@ from aa_flax.export.convert import Converted, converted
 from aa_flax.export.program import Program
 from aa_flax.export.stablehlo import bound_to_one_size
 from aa_flax.export.values import refuse
-from aa_flax.models.images import smallest_size
+from aa_flax.models.shapes import smallest_size
 from aa_flax.ops import definitions
 
 OPSET, IR_VERSION = 19, 9  # of ONNX 1.14, 2023: what runtimes in use take

@@ -8,7 +8,7 @@ from jax import export as jax_export
 
 from aa_flax.errors import InputError
 from aa_flax.export.program import Program
-from aa_flax.models.images import exportable_bound
+from aa_flax.models.shapes import exportable_bound
 from aa_flax.ops import definitions
 
 PLATFORMS = ("cpu", "cuda", "tpu")

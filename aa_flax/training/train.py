@@ -18,8 +18,8 @@ from aa_flax.training.loop import train_epochs
 from aa_flax.training.run_folder import RunFolder, describe_data
 from aa_flax.training.start import init_from, new_model, read_torch_run
 from aa_flax.training.stopping import StopRequest
-from aa_flax.weights.files import save_weights
 from aa_flax.weights.locate import locate
+from aa_flax.weights.save_load import save_weights
 
 
 def train(

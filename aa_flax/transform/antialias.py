@@ -12,9 +12,9 @@ import numpy as np
 from jax.errors import InconclusiveDimensionOperation
 
 from aa_flax.errors import InputError
+from aa_flax.nn.pool_registry import PoolFactory
 from aa_flax.ops import definitions
 from aa_flax.ops.blur import Padding
-from aa_flax.pools.registry import PoolFactory
 from aa_flax.transform.constants import left_alone
 from aa_flax.transform.interpreter import Interpreter
 from aa_flax.transform.options import Options

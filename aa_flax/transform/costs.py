@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from aa_flax.pools.blur import BlurPool
+from aa_flax.nn.blur import BlurPool
 
 if TYPE_CHECKING:
     from aa_flax.transform.options import Options, Sampler

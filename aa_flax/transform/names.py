@@ -7,7 +7,7 @@ from typing import Any
 from jax._src import source_info_util  # the lines that a traced operation comes from; no public way
 
 # Frameworks whose own lines say nothing about the reader's net.
-_LIBRARIES = ("/flax/", "/haiku/", "/equinox/", "/jax/", "/aa_flax/ops/", "/aa_flax/pools/")
+_LIBRARIES = ("/flax/", "/haiku/", "/equinox/", "/jax/", "/aa_flax/ops/", "/aa_flax/nn/")
 
 
 def layer_name(eqn: Any, parameters: Sequence[str]) -> str:

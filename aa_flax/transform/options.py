@@ -11,15 +11,15 @@ from jax.errors import InconclusiveDimensionOperation
 from jaxtyping import Array
 
 from aa_flax.errors import InputError, boolean, first_line, integer
-from aa_flax.ops.blur import Padding, check_options
-from aa_flax.pools.blur import BlurPool
-from aa_flax.pools.registry import (
+from aa_flax.nn.blur import BlurPool
+from aa_flax.nn.pool_registry import (
     PoolFactory,
     decide,
     make_pool,
     pool_factory,
     subsample,
 )
+from aa_flax.ops.blur import Padding, check_options
 from aa_flax.transform.places import Place
 from aa_flax.transform.values import Phase
 

@@ -160,7 +160,7 @@ def test_the_command_exports_a_weights_file(tmp_path, capsys):
     [
         (["w.pth", "net.txt"], r"the output net\.txt is to be \.onnx or \.stablehlo"),
         (["w.pth", "net.onnx"], r"no file w\.pth"),
-        (["pretrained", "net.onnx"], r"pretrained: of which net\? Give --model NAME"),
+        (["pretrained", "net.onnx"], r"pretrained: of which model\? Give --model NAME"),
         (["hf-hub:a/b", "net.onnx"], r"hf-hub:a/b: of which net\? Give --model NAME"),
         (["w.pth", "net.onnx", "--option", "x"], r"--option is NAME=VALUE"),
         (["run", "net.onnx"], r"no run in run"),

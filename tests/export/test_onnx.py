@@ -123,7 +123,7 @@ def test_published_weights_and_runs_know_the_names_of_their_classes(tmp_path):
     (tmp_path / "config.json").touch()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "data.json").write_text('{"train": {"classes": ["a", "b"]}}')
-    assert OfRun(tmp_path, None)._class_names() == ("a", "b")
+    assert OfRun(tmp_path)._class_names() == ("a", "b")
 
 
 def test_a_pool_into_fixed_bins_takes_no_open_size_where_the_next_ones_have_the_same_map(tmp_path):

@@ -74,7 +74,7 @@ def test_it_holds_no_operation_of_this_package(tmp_path):
 
 @pytest.mark.parametrize("name", ["alexnet_lpf4", "vgg11"])
 def test_a_classifier_of_fixed_bins_takes_one_size(name):
-    net = aa_flax.initialisers.abstract(lambda rngs: create_model(name, rngs=rngs))
+    net = aa_flax.nn.initializers.abstract(lambda rngs: create_model(name, rngs=rngs))
     program = Program(net, 224, open_size=True, preprocessing=False, logits=net)
     with pytest.raises(InputError, match=f"^{name} cannot be exported for images of every size.*"):
         smallest_open_size(program)

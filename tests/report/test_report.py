@@ -19,7 +19,7 @@ from aa_flax.report.comparisons import (
     published_for,
 )
 from aa_flax.report.rows import _tail, conditions, gather
-from aa_flax.weights.pretrained import choose
+from aa_flax.weights.published import choose
 
 
 def result(model, top1, consistency=None, **more):

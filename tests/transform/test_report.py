@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 from aa_flax import InputError, antialias, blur_pool
-from tests.pools.toys import LargestPhase, WeightedBox, box
+from tests.nn.toys import LargestPhase, WeightedBox, box
 
 
 def conv(x, kernel, stride):
