@@ -1,4 +1,4 @@
-"""What the tests of evaluation look at: random images, and a net that every shift disturbs."""
+"""Random images, and a model that every shift disturbs, for the tests of evaluation."""
 
 import jax.numpy as jnp
 import numpy as np

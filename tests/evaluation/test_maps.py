@@ -1,4 +1,4 @@
-"""Measures of functions to maps, where theory or a slow NumPy computation says what they are."""
+"""Measures of functions to maps, compared with theory or a slow NumPy computation."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,9 @@ import pytest
 
 from aa_flax import InputError, evaluate
 from aa_flax.data.pixels import normalise
-from aa_flax.evaluation.dense import mask_consistency, translation_psnr
 from aa_flax.evaluation.intervals import clustered_interval
-from aa_flax.evaluation.moved import lanczos_matrices
-from aa_flax.evaluation.views import random_offsets
+from aa_flax.evaluation.measures.maps import mask_consistency, translation_psnr
+from aa_flax.evaluation.shifts import lanczos_matrices, random_offsets
 from tests.evaluation.tiny import CROP, SIZE, Noise
 
 KERNEL = np.random.default_rng(0).normal(size=(5, 5, 3, 4)).astype(np.float32)
@@ -141,7 +140,7 @@ def test_fractional_shifts_of_smooth_images_are_exact_up_to_the_resampling(rolle
 
 
 @pytest.mark.parametrize("periodic", [True, False])
-def test_lanczos_filters_sum_to_one_and_whole_shifts_are_exact(periodic):
+def test_lanczos_filters_sum_to_one_and_integer_shifts_are_exact(periodic):
     whole, half = lanczos_matrices(16, jnp.array([3.0, 0.5]), periodic=periodic)
     np.testing.assert_allclose(whole, np.eye(16, k=-3) + periodic * np.eye(16, k=13), atol=1e-6)
     np.testing.assert_allclose(half.sum(-1)[3:-3], 1, atol=1e-6)
@@ -186,9 +185,9 @@ def test_they_are_measures_of_aa_flax_evaluate(tmp_path):
 @pytest.mark.parametrize(
     ("predict", "message"),
     [
-        (lambda x: x.mean((1, 2)), r"gives an array of shape \(8, 3\).* has to give maps"),
-        (lambda x: x[:, :7, :7], "a whole number of times smaller"),
-        (lambda x: x[..., :1], "one channel, and masks need logits of two classes"),
+        (lambda x: x.mean((1, 2)), r"returns an array of shape \(8, 3\).* has to return maps"),
+        (lambda x: x[:, :7, :7], "or smaller by an integer factor"),
+        (lambda x: x[..., :1], "one channel, and masks need logits of two or more classes"),
         (lambda x: jnp.log(-(x**2)), "are not finite"),
     ],
 )
@@ -198,13 +197,13 @@ def test_what_is_no_mask_is_refused(predict, message):
 
 
 def test_logits_of_a_class_are_refused_before_anything_is_measured():
-    with pytest.raises(InputError, match="has to give maps"):
+    with pytest.raises(InputError, match="has to return maps"):
         evaluate(lambda x: x.mean((1, 2)), Noise(), "mask_consistency", batch_size=8, **SETTINGS)
 
 
 def test_maps_are_no_logits():
     names = ("accuracy", "translation_psnr")
-    with pytest.raises(InputError, match="has to give logits"):
+    with pytest.raises(InputError, match="has to return logits"):
         evaluate(conv, Noise(), names, batch_size=8, **SETTINGS)
 
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aa_flax.evaluation.bandlimited import shift_band_limited
+from aa_flax.evaluation.shifts import shift_band_limited
 
 
 def shift(image, down, right):
@@ -10,7 +10,7 @@ def shift(image, down, right):
 
 
 @pytest.mark.parametrize("shape", [(8, 6, 2), (7, 9, 2), (1, 2, 2)])
-def test_a_whole_shift_is_a_roll(rng, shape):
+def test_an_integer_shift_is_a_roll(rng, shape):
     image = rng.standard_normal(shape, np.float32)
     expected = np.roll(image, (3, -2), (0, 1))
     np.testing.assert_allclose(shift(image, 3.0, -2.0), expected, atol=1e-5)
