@@ -47,7 +47,7 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
 
     >>> import aa_flax, jax.numpy as jnp
     >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
-    >>> fused = aa_flax.models.fuse(model, image_size=32)
+    >>> fused = aa_flax.fuse(model, image_size=32)
     >>> images = jnp.ones((1, 32, 32, 3))
     >>> bool(jnp.allclose(fused(images), model(images), atol=1e-4))
     True
@@ -60,7 +60,7 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
         if isinstance(layer, BatchNorm) and not layer.use_running_average:
             raise InputError(
                 f"the batch norm {'.'.join(map(str, path))} normalizes by each batch, since the "
-                "model is in training mode; call model.eval() before aa_flax.models.fuse(model)"
+                "model is in training mode; call model.eval() before aa_flax.fuse(model)"
             )
     fused = nnx.clone(model)
     for conv_path, (*owner_path, name) in _foldable(model, image_size):
@@ -97,7 +97,7 @@ class _MarkedConv(nnx.Conv):
     number: int
 
     def __call__(self, *args, **kwargs) -> Array:
-        mark = f"aa_flax.models.fuse conv {self.number}"
+        mark = f"aa_flax.fuse conv {self.number}"
         return checkpoint_name(super().__call__(*args, **kwargs), mark)
 
 
@@ -107,7 +107,7 @@ class _MarkedNorm(BatchNorm):
     number: int
 
     def __call__(self, x: Array) -> Array:
-        return super().__call__(checkpoint_name(x, f"aa_flax.models.fuse norm {self.number}"))
+        return super().__call__(checkpoint_name(x, f"aa_flax.fuse norm {self.number}"))
 
 
 _MARKED = {nnx.Conv: _MarkedConv, BatchNorm: _MarkedNorm}
@@ -159,7 +159,7 @@ class _Mark(NamedTuple):
 def _marks(program: Any) -> Iterator[_Mark]:
     """Yields the marks in a program, not in those that it calls."""
     for eqn in program.eqns:
-        if eqn.primitive.name == "name" and eqn.params["name"].startswith("aa_flax.models.fuse "):
+        if eqn.primitive.name == "name" and eqn.params["name"].startswith("aa_flax.fuse "):
             (result,) = eqn.outvars
             readers = [e for e in program.eqns if any(v is result for v in e.invars)]
             alone = len(readers) == 1 and not any(v is result for v in program.outvars)

@@ -95,7 +95,7 @@ class Folded(nnx.Module):
         if not value:
             raise InputError(
                 "a fused model cannot be trained: its batch norms are part of its convolutions; "
-                "train the model that aa_flax.models.fuse was given"
+                "train the model that aa_flax.fuse was given"
             )
 
 
@@ -104,7 +104,7 @@ def refuse_folded(model: nnx.Module, *, to: str) -> None:
     if any(isinstance(layer, Folded) for _, layer in nnx.iter_modules(model)):
         raise InputError(
             f"a fused model has other variables than the model it is named after; {to} the model "
-            "that aa_flax.models.fuse was given"
+            "that aa_flax.fuse was given"
         )
 
 

@@ -32,7 +32,7 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
 
     Raises:
         InputError: an option is a function without a name to store it by, such as a lambda; a model
-            of `aa_flax.models.fuse`; or a path that cannot be written.
+            of `aa_flax.fuse`; or a path that cannot be written.
 
     Example:
         >>> import aa_flax

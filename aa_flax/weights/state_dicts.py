@@ -275,7 +275,7 @@ def to_torch_state_dict(model: Classifier) -> dict[str, np.ndarray]:
         Arrays by name; convolutions are `(out, in, h, w)`, linear layers `(out, in)`.
 
     Raises:
-        InputError: a model of `aa_flax.models.fuse`, or one whose family has no torch layout.
+        InputError: a model of `aa_flax.fuse`, or one whose family has no torch layout.
 
     Example:
         >>> import aa_flax

@@ -120,7 +120,7 @@ def test_previous_statistics_that_are_not_finite_have_no_influence():
     ("make", "given", "message"),
     [
         (lambda: create_model("alexnet", num_classes=0), images(), "alexnet has no batch norm"),
-        (fused, images(), "recalibrate the model that aa_flax.models.fuse"),
+        (fused, images(), "recalibrate the model that aa_flax.fuse"),
         (tiny, [], "no images to estimate"),
         (tiny, [(images(), 0)], "got a tuple; give the images alone"),
         (tiny, images() * np.nan, "not finite; nothing is changed"),
