@@ -26,12 +26,11 @@ ENTRIES = {
 NAMED = {entry.removeprefix("aa_flax.") for entry in ENTRIES}  # those of `aa_flax` itself
 # Modules that serve others of this package alone, and may change without notice.
 INTERNAL = {
-    "data": "clips digest examples folder_index given index_cache natural pictures shard_names "
-    "splits tar_index video",
+    "data": "cache clips unlabelled",
     "evaluation": "by_config engine intervals own_images predict results schema settings text",
     "report": "__main__ comparisons",
-    "training": "integrity profiling same_run workdir",
-    "weights": "building checks content fit mistaken",
+    "training": "run_folder",
+    "weights": "building fit",
 }
 
 
