@@ -7,7 +7,7 @@ from aa_flax.errors import unknown
 COMMANDS = {
     "aa_flax.train": "trains a model, or resumes a run",
     "aa_flax.eval": "evaluates models: accuracy, consistency under shifts, and more",
-    "aa_flax.evaluation.report": "writes tables and plots of results, and a page to look at",
+    "aa_flax.report": "writes tables and figures of results, and an HTML page",
     "aa_flax.convert": "converts weights between files of PyTorch and safetensors",
     "aa_flax.export": "writes a model as ONNX or StableHLO",
     "aa_flax.data.imagenet_val": "sorts ImageNet's validation images into folders of classes",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from reference import abstract_model
 
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.predict import logits_of, predictor_of
 from aa_flax.runtime import data_mesh
 from aa_flax.training.step import TrainState, make_train_step, split_model

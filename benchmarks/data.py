@@ -25,10 +25,10 @@ from photos import photos_data, write_photos
 from reference import torchvision
 from torch.utils.data import DataLoader, Dataset
 
-from aa_flax.data import crops
+from aa_flax.data import pixels
+from aa_flax.data.batches import evaluation_batches, training_batches
 from aa_flax.data.folder import ImageFolder
-from aa_flax.data.images import Example, decode
-from aa_flax.data.loader import evaluation_batches, training_batches
+from aa_flax.data.pixels import Example, decode
 
 BATCH = 64
 PHOTOS = 256  # files, repeated as often as needed
@@ -112,10 +112,10 @@ def shares(folder: Path) -> None:
     rng = np.random.default_rng(0)
     steps: dict[str, tuple[Callable, Callable]] = {
         "evaluation": (
-            lambda image: crops.resize_short_side(image, 256),
-            lambda image: np.asarray(image.crop(crops.center_box(image.width, image.height, 224))),
+            lambda image: pixels.resize_short_side(image, 256),
+            lambda image: np.asarray(image.crop(pixels.center_box(image.width, image.height, 224))),
         ),
-        "training": (lambda image: crops.random_resized_crop(image, 224, rng), np.asarray),
+        "training": (lambda image: pixels.random_resized_crop(image, 224, rng), np.asarray),
     }
     print("\n| ms an image | decoding | resizing | copying |\n|---|---|---|---|")
     for split, (resize, copy) in steps.items():

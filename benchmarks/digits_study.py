@@ -3,7 +3,7 @@
     python benchmarks/digits_study.py [--seeds 3] [--folder runs/digits_study] [--output FOLDER]
 
 Each run is `train.py` with the flags below (52 pixels: `_lpf7` needs 51); runs that are done are
-read, not repeated. Then `aa_flax.evaluation.report` makes the table and the figure of all seeds,
+read, not repeated. Then `aa_flax.report` makes the table and the figure of all seeds,
 and for the first seed `eval.py` the diagonals and the maps of equivariance, on crops of 64 pixels,
 of ResNet-18 and its `_lpf4`. About an hour on two cores.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aa_flax.evaluation import report
+from aa_flax import report
 
 ROOT = Path(__file__).parents[1]
 NETS = ["resnet18", *(f"resnet18_lpf{k}" for k in range(1, 8)), "mobilenet_v2", "mobilenet_v2_lpf4"]

@@ -14,7 +14,7 @@ from flax import nnx
 from worker import KEEPS_MEMORY, Work, device_in_words, serve, versions
 
 from aa_flax import create_model, keep_memory
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.consistency import consistency
 from aa_flax.evaluation.observe import observe
 from aa_flax.evaluation.predict import predictor_of

@@ -27,7 +27,7 @@ from flax import nnx
 from timing import median_ms
 
 from aa_flax import create_model, keep_memory
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.runtime import data_mesh, put_batch
 from aa_flax.training.step import init_state, make_train_step
 

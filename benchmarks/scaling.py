@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace) -> dict:
     import optax
 
     from aa_flax import create_model
-    from aa_flax.data.transforms import normalise
+    from aa_flax.data.pixels import normalise
     from aa_flax.runtime import data_mesh, put_batch
     from aa_flax.training.step import init_state, make_train_step
 

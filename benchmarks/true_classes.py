@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, UInt8
 
 from aa_flax import recalibrate_batch_norm
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.layers import BatchNorm
 
 

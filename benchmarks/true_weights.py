@@ -26,10 +26,9 @@ from true_classes import recalibrated, unfolded
 from true_parity import COLUMNS, NETS, logits, maps, our_trunk
 
 from aa_flax import Classifier, create_model
-from aa_flax.data.crops import center_image
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import center_image, normalise
 from aa_flax.evaluation.equivariance import EquivarianceMaps, equivariance_maps
-from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.plots import plot_equivariance
 from aa_flax.runtime import data_mesh
 
@@ -137,7 +136,7 @@ def measure_classes(
     agree = {"top1": classes[0][:, :, :1] == labels[:, None, None]}
     agree |= {str(d): classes[d] == classes[0] for d in SHIFTS}
     return {
-        key: [float(100 * x.mean()), *of_images(x.mean((1, 2)), x[0].size)]
+        key: [float(100 * x.mean()), *clustered_interval(x.mean((1, 2)), x[0].size)]
         for key, x in agree.items()
     }
 

@@ -25,7 +25,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import aa_flax
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.dense import mask_consistency, translation_psnr
 from aa_flax.layers import BatchNorm, conv2d
 

@@ -23,7 +23,7 @@ from aa_flax.models import registry
 from tests.evaluation.tiny import CROP, SIZE, Noise, Small
 
 RECORD = Path(__file__).with_suffix(".json")
-COMMANDS = ("train", "eval", "convert", "export", "evaluation.report", "data.imagenet_val")
+COMMANDS = ("train", "eval", "convert", "export", "report", "data.imagenet_val")
 MEASURES = (
     *("accuracy", "shift", "worst_case", "circular", "subpixel", "jitter", "diagonal"),
     *("equivariance", "per_class", "time"),

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import aa_flax
-from aa_flax.data.folder_index import scan
+from aa_flax.data.folder import scan
 from aa_flax.runtime import progress_bar
 
 PAGES = """

@@ -1,22 +1,22 @@
-"""Frames in the order of time: a folder of images, a video, or arrays."""
+"""Clips: frames in the order of time, of a folder, a video (by PyAV) or arrays."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from aa_flax.data.digest import digest, file_digest
-from aa_flax.data.folder_index import EXTENSIONS
-from aa_flax.data.images import ImageError
-from aa_flax.data.pictures import Given, Pictures
-from aa_flax.data.video import read_frames, read_header
+from aa_flax.data.cache import digest, file_digest
+from aa_flax.data.folder import EXTENSIONS
+from aa_flax.data.pixels import ImageError
+from aa_flax.data.unlabelled import Given, Pictures
 from aa_flax.errors import InputError, real
 from aa_flax.runtime import log_line
 
-DEFAULT_FPS = 25.0  # of frames that nothing is known of
+DEFAULT_FPS = 25.0  # of frames without times
 
 
 class Clip:
@@ -28,26 +28,28 @@ class Clip:
         fps: frames a second; None: of a video by the times of its frames, of frames `DEFAULT_FPS`.
 
     Attributes:
-        fps: frames a second; None: the video's frames have times of their own.
+        fps: frames a second; None: the video's frames have times.
         fps_from: `--fps`, `times` or `default`.
+        name: the path, or the number of frames given.
 
     Raises:
-        InputError: no such folder or file, one without frames, PyAV is not installed, frames of a
-            video without times.
+        InputError: there is no such folder or file, or it contains no frames; PyAV is not
+            installed; the frames of a video have no times.
     """
 
     def __init__(self, given: Path | Given, fps: float | None = None):
-        self._path = None if isinstance(given, Given) else given
-        is_file = self._path is not None and self._path.is_file()
-        self._video = self._path if is_file else None
-        if self._video is not None and self._video.suffix.lower() in EXTENSIONS:
-            raise InputError(
-                f"--clip {self._video} is one image; give the folder of all frames, or a video"
-            )
-        self._header = None if self._video is None else read_header(self._video)
-        self._frames = Pictures(given, "--clip", below=False) if self._video is None else None
-        if self._frames is not None and len(self._frames) < 2:
-            raise InputError(f"--clip {self.name}: one frame alone; flips need two or more")
+        if isinstance(given, Path) and given.is_file():
+            if given.suffix.lower() in EXTENSIONS:
+                raise InputError(
+                    f"--clip {given} is one image; give the folder of all frames, or a video"
+                )
+            self.name, self._frames = str(given), _Video(given)
+            self._header = self._frames.header
+        else:
+            self._frames, self._header = Pictures(given, "--clip", below=False), None
+            self.name = f"{len(self._frames)} frames" if isinstance(given, Given) else str(given)
+            if len(self._frames) < 2:
+                raise InputError(f"--clip {self.name}: only one frame; flips need two or more")
         self.fps, self.fps_from = self._rate(fps)
 
     def _rate(self, fps: float | None) -> tuple[float | None, str]:
@@ -59,120 +61,237 @@ class Clip:
         if self._header is None:
             return DEFAULT_FPS, "default"
         if not self._header.is_timed:
-            raise InputError(f"the frames of {self._video} have no times; give --fps")
+            raise InputError(f"the frames of {self.name} have no times; give --fps")
         return None, "times"
 
-    def seconds(self, own: Sequence[float | None]) -> Float[np.ndarray, " n"]:
-        """When each frame is shown.
+    def seconds(self, times: Sequence[float | None]) -> Float[np.ndarray, " n"]:
+        """Returns the time at which each frame is shown.
 
         Args:
-            own: the times that iterating gave.
+            times: of the frames, as iterating yields them.
 
         Raises:
-            InputError: a frame of a video that has no time after that of the frame before.
+            InputError: a frame of a video has no time after that of the frame before.
         """
         if self.fps is not None:
-            return np.arange(len(own)) / self.fps
-        times = np.array(own, np.float64)  # None becomes NaN
-        odd = np.flatnonzero(~(np.diff(times) > 0))
+            return np.arange(len(times)) / self.fps
+        found = np.array(times, np.float64)  # None becomes NaN
+        odd = np.flatnonzero(~(np.diff(found) > 0))
         if len(odd):
             raise InputError(
-                f"frame {odd[0] + 1} of {self._video} has no time after that of the frame before; "
+                f"frame {odd[0] + 1} of {self.name} has no time after that of the frame before; "
                 "give --fps"
             )
-        return times
+        return found
 
-    def differences(self, own: Sequence[float | None]) -> dict[str, float | None]:
-        """Tells where a video's header and its frames disagree, and returns it for the results.
+    def differences(self, times: Sequence[float | None]) -> dict[str, float | None]:
+        """Logs and returns, for the results, where a video's header and its frames disagree.
 
         Args:
-            own: the times that iterating gave.
+            times: of the frames, as iterating yields them.
         """
-        header, times = self._header, [time for time in own if time is not None]
-        if header is None or len(times) < 2:
+        header, known = self._header, [time for time in times if time is not None]
+        if header is None or len(known) < 2:
             return {}
-        fps = (len(times) - 1) / (times[-1] - times[0])
-        missing = 0.0 if header.end is None else header.end - times[-1] - 1 / fps
+        fps = (len(known) - 1) / (known[-1] - known[0])
+        missing = 0.0 if header.end is None else header.end - known[-1] - 1 / fps
         missing = missing if missing > 1.5 / fps else 0.0  # beyond what rounding explains
         if missing:
             log_line(
-                f"{self._video} may be cut off: its frames end {missing:.2f} s before its header "
+                f"{self.name} may be cut off: its frames end {missing:.2f} s before its header "
                 "says they do"
             )
-        if header.fps and abs(header.fps / fps - 1) * (len(times) - 1) > 1.5:
+        if header.fps and abs(header.fps / fps - 1) * (len(known) - 1) > 1.5:
             log_line(
-                f"the header of {self._video} says {header.fps:g} frames a second, the times of "
+                f"the header of {self.name} says {header.fps:g} frames a second, the times of "
                 f"its frames say {fps:g} on average"
             )
         return {"header_fps": header.fps, "seconds_missing": missing}
 
-    @property
-    def name(self) -> str:
-        """The path, or how many frames were given."""
-        return str(self._path or f"{len(self._frames or ())} frames")
-
     def described(self) -> dict[str, Any]:
-        """Where it is and how fast, and a hash of its contents, for a record."""
+        """Returns the path, a hash of the contents and the rate, for a record."""
         rate = {} if self.fps is None else {"fps": self.fps}
-        said = {**rate, "fps_from": self.fps_from}
-        if self._frames is not None:
-            return self._frames.described() | said
-        assert self._video is not None
-        where = {"file_of_video": str(self._video.absolute())}
-        return {**where, "digest": digest("video", file_digest(self._video)), **said}
+        return {**self._frames.described(), **rate, "fps_from": self.fps_from}
 
-    def check(self) -> None:
-        """Raises an InputError for frames of different sizes, of those that are images."""
-        if self._frames is not None:
-            for i in range(len(self._frames)):
-                try:
-                    size = self._frames.size(i)
-                except ImageError as error:
-                    raise InputError(f"{error}; a clip needs all of its frames") from error
-                self._check_size(i, self._frames.name(i), size, self._frames.size(0))
+    def log_lost(self) -> dict[str, int]:
+        """Logs and returns what frames lose as RGB: see `aa_flax.data.unlabelled.lost`."""
+        return self._frames.log_lost()
 
     def first_size(self) -> tuple[int, int]:
-        """Width and height of its frames."""
-        if self._frames is not None:
-            return self._frames.size(0)
-        assert self._header is not None
-        return self._header.size
+        """Returns width and height of the first frame."""
+        return self._frames.size(0)
+
+    def check(self) -> None:
+        """Raises an InputError if images differ in size; those of a video are checked as read."""
+        if isinstance(self._frames, Pictures):
+            for i in range(len(self._frames)):
+                with _all_needed():
+                    size = self._frames.size(i)
+                self._check_size(i, size, self.first_size())
 
     def __iter__(self) -> Iterator[tuple[float | None, Image.Image]]:
-        """The frames in mode RGB, one at a time, each with its own time in seconds or None.
+        """Yields the frames in mode RGB, each with its time in seconds, or None without one.
 
         Raises:
-            InputError: a frame that cannot be read, or of another size than the first.
+            InputError: a frame cannot be read, or differs in size from the first.
         """
         first = self.first_size()
-        for i, (name, time, image) in enumerate(self._named_frames()):
-            self._check_size(i, name, image.size, first)
-            yield time, image
+        with _all_needed():
+            for i, (time, image) in enumerate(self._timed_frames()):
+                self._check_size(i, image.size, first)
+                yield time, image
 
-    def _named_frames(self) -> Iterator[tuple[str, float | None, Image.Image]]:
-        if self._frames is None:
-            assert self._video is not None
-            for i, (time, image) in enumerate(read_frames(self._video)):
-                yield f"frame {i} of {self._video}", time, image
-            return
-        for i in range(len(self._frames)):
-            try:
-                yield self._frames.name(i), None, self._frames[i]["image"]
-            except ImageError as error:
-                raise InputError(f"{error}; a clip needs all of its frames") from error
+    def _timed_frames(self) -> Iterator[tuple[float | None, Image.Image]]:
+        frames = self._frames
+        if isinstance(frames, _Video):
+            return read_frames(frames.path)
+        return ((None, frames[i]["image"]) for i in range(len(frames)))
 
-    def _check_size(self, i: int, name: str, size: tuple[int, int], first: tuple[int, int]) -> None:
+    def _check_size(self, i: int, size: tuple[int, int], first: tuple[int, int]) -> None:
         if size != first:
             raise InputError(
-                f"frames of different sizes: {name} (frame {i}) has {size[0]} x {size[1]} pixels, "
-                f"the first one {first[0]} x {first[1]}; a clip has one size"
+                f"frames of different sizes: {self._frames.name(i)} (frame {i}) has {size[0]} x "
+                f"{size[1]} pixels, the first one {first[0]} x {first[1]}; a clip has one size"
             )
 
-    def tell_lost(self) -> dict[str, int]:
-        """Tells what frames lose as RGB, and returns it for the results: see `given.lost`."""
-        if self._frames is not None:
-            return self._frames.tell_lost()
-        if self._header is None or not self._header.rotation:
+
+@contextmanager
+def _all_needed() -> Iterator[None]:
+    try:
+        yield
+    except ImageError as error:
+        raise InputError(f"{error}; a clip needs all of its frames") from error
+
+
+class _Video:
+    """A video, with the methods of `Pictures` that a clip needs."""
+
+    def __init__(self, path: Path):
+        self.path, self.header = path, read_header(path)
+
+    def name(self, index: int) -> str:
+        return f"frame {index} of {self.path}"
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.header.size
+
+    def described(self) -> dict[str, Any]:
+        file = {"file_of_video": str(self.path.absolute())}
+        return {**file, "digest": digest("video", file_digest(self.path))}
+
+    def log_lost(self) -> dict[str, int]:
+        if not self.header.rotation:
             return {}
-        log_line("the video is to be turned when it is played, which is ignored")
+        log_line("the video has a rotation for playing it, which is ignored")
         return {"orientation tag ignored": 1}
+
+
+class Header(NamedTuple):
+    """The header of a video.
+
+    Attributes:
+        fps: frames a second, on average; None: unknown.
+        end: when its last frame ends, in seconds; None: unknown.
+        is_timed: whether its first frame has a time.
+        size: width and height of its frames.
+        rotation: degrees by which a player would rotate the frames.
+    """
+
+    fps: float | None
+    end: float | None
+    is_timed: bool
+    size: tuple[int, int]
+    rotation: float
+
+
+def read_header(path: Path) -> Header:
+    """Reads frame rate, length, size and rotation of a video.
+
+    Raises:
+        InputError: PyAV is not installed, or the file is not a video or has no end.
+    """
+    container, stream = _open(path)
+    with container:
+        if container.format.name == "gif" and not path.read_bytes().endswith(b";"):
+            raise InputError(f"{path} was cut off: its end is missing; give a whole file")
+        rate = stream.average_rate or stream.guessed_rate
+        first = next(_decoded(container, stream, path), None)
+        if first is None:
+            raise InputError(f"{path} contains no frames")
+        return Header(
+            fps=float(rate) if rate else None,
+            end=_end(container, stream),
+            is_timed=first.time is not None,
+            size=(first.width, first.height),
+            rotation=float(getattr(first, "rotation", 0) or 0),
+        )
+
+
+def _end(container: Any, stream: Any) -> float | None:
+    """Returns when the last frame ends by the header, on the scale of the frames' times."""
+    if container.format.name == "avi":  # FFmpeg derives its duration from the size of the file
+        seconds = stream.frames / stream.average_rate if stream.average_rate else 0
+        return float(seconds) or None
+    if "DURATION" in stream.metadata:  # Matroska's tag of one stream; the container's is of all
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    if stream.duration is not None:
+        return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    return container.duration / 1e6 if container.duration is not None else None
+
+
+def read_frames(path: Path) -> Iterator[tuple[float | None, Image.Image]]:
+    """Yields the frames of a video in the order of time, in mode RGB and not rotated.
+
+    Each comes with its time in seconds, or None without one.
+
+    Raises:
+        InputError: PyAV is not installed, the file is not a video, or a frame is broken.
+    """
+    container, stream = _open(path)
+    with container:
+        stream.thread_type = "AUTO"
+        for frame in _decoded(container, stream, path):
+            yield frame.time, frame.to_image()
+
+
+def _open(path: Path) -> tuple[Any, Any]:
+    """Returns the container and its video stream."""
+    try:
+        import av
+        from av.error import FFmpegError
+    except ImportError as error:
+        raise InputError(
+            "videos are read by PyAV: pip install 'aa_flax[video]'; or give a folder of frames"
+        ) from error
+    try:
+        container = av.open(str(path))
+    except (FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a video that PyAV reads: {_reason(error)}") from error
+    if not container.streams.video:
+        container.close()
+        raise InputError(f"{path} contains no video, only {len(container.streams)} other streams")
+    return container, container.streams.video[0]
+
+
+def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+    from av.error import FFmpegError
+
+    def broken(reason: str) -> InputError:
+        return InputError(
+            f"cannot read frame {count} of {path}: {reason}; a clip needs all of its frames"
+        )
+
+    count = 0
+    try:
+        for frame in container.decode(stream):
+            if frame.is_corrupt:  # FFmpeg decodes as much of it as there is
+                raise broken("it is damaged, or the file was cut off there")
+            yield frame
+            count += 1
+    except FFmpegError as error:
+        raise broken(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -9,40 +9,41 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.data.cache import digest
 from aa_flax.data.classes import (
     check_classes_agree,
     check_labels,
     classes_in_order,
     declared_classes,
+    logits_of,
     numbered_classes,
 )
-from aa_flax.data.digest import digest
-from aa_flax.data.images import Example, ImageError, decode
-from aa_flax.data.splits import parse_name, part_of
+from aa_flax.data.pixels import Example, ImageError, decode
+from aa_flax.data.tfds import parse_name, part_of
 from aa_flax.errors import InputError, first_line
 from aa_flax.files import local_path, read_file
 
-_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a folder
+_SAVED = ("dataset_dict.json", "state.json")  # files that `save_to_disk` writes into a folder
 
 
 class HFDS:
     """An image classification set that `datasets` reads, e.g. `ILSVRC/imagenet-1k`.
 
-    Its images are in the one column of type Image (or of files as bytes), else in `image`; its
-    labels in the one of type ClassLabel, else in `label`. Labels without declared classes are
-    numbered, if they are integers, or sorted, if they are texts.
+    Its images are the one column of type Image (or of files as bytes), else `image`; its labels the
+    one of type ClassLabel, else `label`. Labels without declared classes are numbered, if they are
+    integers, or sorted, if they are texts.
 
     Args:
         name: a name on the Hub, with a configuration `NAME:CONFIGURATION`; or a folder, of parquet
-            files or written by `save_to_disk`. Behind `#` parts for training and validation,
+            files or written by `save_to_disk`. After `#` parts for training and validation,
             `NAME#train[:90%],train[90%:]`.
-        cache_dir: where `datasets` keeps what it has converted; "": its default.
+        cache_dir: where `datasets` caches what it has converted; "": its default.
         split: `train`; or `val`, its `validation`, `val`, `valid` or `test`, the first there is.
         class_order: see `declared_classes`.
 
     Raises:
-        InputError: `datasets` is not installed; a set that cannot be found or read, without that
-            split, or without images and labels; a label that is no class.
+        InputError: `datasets` is not installed; the set cannot be found or read, lacks that split,
+            or images and labels; a label is not a class.
     """
 
     def __init__(self, name: str, cache_dir: str, split: str, class_order: str = ""):
@@ -53,18 +54,18 @@ class HFDS:
         data = splits[self._split]
         self._images = _images(data, self._name)
         column = _label_column(data, self._name)
-        given = {key: part for key, part in splits.items() if column in part.features}
-        self.class_names, labels = _labels(given, self._split, column, class_order, self._name)
+        labelled = {key: part for key, part in splits.items() if column in part.features}
+        self.class_names, labels = _labels(labelled, self._split, column, class_order, self._name)
         self.num_classes = len(self.class_names)
         self._labels = labels[self._part.start : self._part.stop]
         check_labels(self._labels, self.num_classes, self.name)
 
     def name(self, index: int) -> str:
-        """The set, split and number of an image."""
+        """Returns the set, split and number of an image."""
         return f"{self._name}/{self._split}[{self._part[index]}]"
 
     def digest(self) -> str:
-        """A hash of the split, which images of it, their labels and the classes."""
+        """Returns a hash of the split, its part, the labels and the classes."""
         part = f"{self._split} {self._part} of {len(self._images)}"
         return digest("hfds", part, self.class_names, self._labels)
 
@@ -81,7 +82,7 @@ class HFDS:
 
 
 def _load(name: str, cache_dir: str) -> Mapping[str, Any]:
-    """The splits of a set."""
+    """Loads the splits of a set."""
     try:
         import datasets
     except ImportError as error:
@@ -105,36 +106,34 @@ def _load(name: str, cache_dir: str) -> Mapping[str, Any]:
     except Exception as error:  # of many types, from datasets, pyarrow and the network
         raise InputError(
             f"datasets cannot load {name}: {first_line(error)}; give a folder that contains it, or "
-            "a name on the Hub and a way to it (hf auth login where it is gated)"
+            "a name on the Hub and access to it (hf auth login where it is gated)"
         ) from error
     return found if isinstance(found, Mapping) else {str(found.split or "train"): found}
 
 
 def _check_files(folder: Path) -> None:
-    """`datasets` takes the names of classes from one parquet file, and trusts them for all."""
-    found = {path: _features(path) for path in sorted(folder.rglob("*.parquet"))}
+    """Checks that parquet files declare the same classes: `datasets` reads those of one file."""
+    import datasets
+    from pyarrow.parquet import read_schema
+
+    found = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        try:
+            found[str(path)] = datasets.Features.from_arrow_schema(read_schema(path))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} is not a whole parquet file ({first_line(error)}); replace it"
+            ) from error
     for column in {name for features in found.values() for name in features}:
-        declared = {str(path): _declared(features, column) for path, features in found.items()}
+        declared = {path: _declared(features, column) for path, features in found.items()}
         named = {path: names for path, names in declared.items() if names}
         if named:
             check_classes_agree(named, "write the files with the same ClassLabel (cast_column)")
 
 
-def _features(path: Path) -> Mapping[str, Any]:
-    import datasets
-    from pyarrow.parquet import read_schema
-
-    try:
-        return datasets.Features.from_arrow_schema(read_schema(path))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is no whole parquet file ({first_line(error)}); replace it"
-        ) from error
-
-
 @contextmanager
 def _quiet_in_logs() -> Iterator[None]:
-    """Without the bars of `datasets`, where nobody looks at a terminal."""
+    """Disables the progress bars of `datasets` unless stderr is a terminal."""
     import datasets
 
     if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
@@ -148,7 +147,7 @@ def _quiet_in_logs() -> Iterator[None]:
 
 
 def _images(data: Any, name: str) -> Any:
-    """The column of images alone, as files that are not decoded."""
+    """Returns the column of images alone, as files that are not decoded."""
     import datasets
 
     columns = data.features.items()
@@ -164,7 +163,7 @@ def _images(data: Any, name: str) -> Any:
 
 
 def _is_file(feature: Any) -> bool:
-    """What stands for an Image in a parquet file that does not say so."""
+    """Recognises a column of images in a parquet file that does not declare it."""
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
@@ -187,19 +186,18 @@ def _label_column(data: Any, name: str) -> str:
 def _labels(
     splits: Mapping[str, Any], split: str, column: str, class_order: str, name: str
 ) -> tuple[list[str], np.ndarray]:
-    """The classes in order, and the labels of a split."""
+    """Returns the classes in order, and the labels of a split."""
     names = {key: _declared(part.features, column) for key, part in splits.items()}
     declared, where = names[split], f"{name} (datasets)"
     if class_order in ("", "sorted"):
         check_classes_agree({f"{name}/{key}": names[key] for key in (split, *names)})
     if declared:
-        given = _column(splits[split], column, f"{name}/{split}")
-        check_labels(given, len(declared), lambda i: f"{name}/{split}[{i}]")
-        order, label_of = declared_classes(declared, class_order, where)
-        return order, label_of[given]
-    # What the classes are has to be the same for training and validation.
+        labels = _column(splits[split], column, f"{name}/{split}")
+        check_labels(labels, len(declared), lambda i: f"{name}/{split}[{i}]")
+        order, logits = declared_classes(declared, class_order, where)
+        return order, logits[labels]
+    # All splits are read, since training and validation must have the same classes.
     every = {key: _column(part, column, f"{name}/{key}") for key, part in splits.items()}
-    given = every[split]
     integers = [key for key, labels in every.items() if labels.dtype.kind in "iu"]
     if 0 < len(integers) < len(every):
         raise InputError(
@@ -208,20 +206,19 @@ def _labels(
         )
     if integers:
         count = max(int(labels.max(initial=0)) for labels in every.values()) + 1
-        return numbered_classes(count, class_order, where), given
+        return numbered_classes(count, class_order, where), every[split]
     found = sorted(set().union(*(labels.tolist() for labels in every.values())))
     order = classes_in_order(class_order, found, where)
-    place = {key: i for i, key in enumerate(order)}
-    return order, np.array([place[key] for key in given.tolist()], np.int32)
+    return order, logits_of(every[split].tolist(), order)
 
 
 def _declared(features: Any, column: str) -> list[str]:
-    """The names of a ClassLabel's classes; of another column none."""
+    """Returns the class names of a ClassLabel column; of another column none."""
     return list(getattr(features.get(column), "names", None) or [])
 
 
 def _column(data: Any, column: str, name: str) -> np.ndarray:
-    """Labels, integers or texts, one for each image."""
+    """Returns the labels of all images, integers or texts."""
     table = data.select_columns([column]).with_format("arrow")[:]
     labels = table[column].combine_chunks()
     if labels.null_count:
@@ -229,5 +226,5 @@ def _column(data: Any, column: str, name: str) -> np.ndarray:
         raise InputError(f"{name}[{first}] has no label (column {column})")
     found = labels.to_numpy(zero_copy_only=False)
     if found.dtype.kind not in "iu" and not all(isinstance(one, str) for one in found[:1]):
-        raise InputError(f"column {column} of {name} holds {labels.type}, not integers or texts")
+        raise InputError(f"column {column} of {name} contains {labels.type}, not integers or texts")
     return found

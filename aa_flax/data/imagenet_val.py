@@ -4,9 +4,9 @@ Sorts ImageNet's flat validation folder into class folders.
 
     python -m aa_flax.data.imagenet_val VAL DEVKIT OUT
 
-VAL holds ILSVRC2012_val_00000001.JPEG and so on, DEVKIT is the unpacked ILSVRC2012_devkit_t12, and
-OUT, usually ILSVRC2012/val, becomes OUT/<WordNet id>/*.JPEG. Images are hard-linked, or where that
-is not possible linked symbolically, or copied; VAL stays as it is.
+VAL contains ILSVRC2012_val_00000001.JPEG and so on, DEVKIT is the unpacked ILSVRC2012_devkit_t12,
+and OUT, usually ILSVRC2012/val, becomes OUT/<WordNet id>/*.JPEG. Images are hard-linked, or where
+that is not possible linked symbolically, or copied; VAL stays as it is.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,17 @@ from scipy.io import loadmat
 
 from aa_flax.data.classes import read_names
 from aa_flax.errors import InputError, first_line
-from aa_flax.files import local_path
+from aa_flax.files import local_path, replacing
 from aa_flax.runtime import progress_bar
 
 
 def sort_validation(val: Path, devkit: Path, out: Path) -> None:
-    """Makes `out` from the images in `val` and the classes that the devkit gives them.
+    """Makes `out` from the images in `val` and their classes in the devkit.
 
-    It appears whole or not at all; a call that was interrupted goes on when it is repeated, and a
-    finished one is left as it is.
+    It appears whole or not at all. A call that was interrupted resumes when it is repeated.
 
     Raises:
-        InputError: no devkit there; images missing or too many; `out` is something else.
+        InputError: there is no devkit; images are missing or too many; `out` is something else.
     """
     targets = _targets(devkit)
     if out.exists():
@@ -44,26 +43,20 @@ def sort_validation(val: Path, devkit: Path, out: Path) -> None:
         raise InputError(f"{out} exists and is not the sorted validation set; remove it first")
     _check_images(val, targets)
     partial = out.with_name(f"{out.name}.incomplete")
-    place = _best_way(val, next(iter(targets)), partial)
     with progress_bar(len(targets), f"sorting into {out}") as bar:
         for name, target in targets.items():
-            destination = partial / target
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            if not destination.exists():
-                place(val.resolve() / name, destination)
+            if not (destination := partial / target).exists():
+                _place(val.resolve() / name, destination)
             bar.update()
     partial.rename(out)
-    print(f"{out}: {len(targets)} images of {len(set(map(_folder, targets.values())))} classes")
-
-
-def _folder(target: str) -> str:
-    return target.partition("/")[0]
+    classes = {target.partition("/")[0] for target in targets.values()}
+    print(f"{out}: {len(targets)} images of {len(classes)} classes")
 
 
 def _targets(devkit: Path) -> dict[str, str]:
-    """Where each image belongs: `ILSVRC2012_val_00000001.JPEG` -> `n01751748/...`.
+    """Returns the target of each image: `ILSVRC2012_val_00000001.JPEG` -> `n01751748/...`.
 
-    The ground truth numbers classes in an order of its own; `meta.mat` has their WordNet ids.
+    The ground truth numbers classes in a separate order; `meta.mat` has their WordNet ids.
     """
     data = devkit / "data"
     truth, meta = data / "ILSVRC2012_validation_ground_truth.txt", data / "meta.mat"
@@ -77,13 +70,15 @@ def _targets(devkit: Path) -> dict[str, str]:
     for i, line in enumerate(read_names(truth), 1):
         name = f"ILSVRC2012_val_{i:08}.JPEG"
         if line not in wnids:
-            raise InputError(f"{truth}: line {i}, {line!r:.99}, is no class of {meta}; unpack both")
+            raise InputError(
+                f"{truth}: line {i}, {line!r:.99}, is not a class of {meta}; unpack both"
+            )
         targets[name] = f"{wnids[line]}/{name}"
     return targets
 
 
 def _wordnet_ids(meta: Path) -> dict[str, str]:
-    """The WordNet id of each number; ids become folders, so nothing else will do."""
+    """Returns the WordNet id of each number; they become folders, so nothing else is accepted."""
     try:
         synsets: Any = loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
         numbers, ids = map(int, synsets["ILSVRC2012_ID"].tolist()), synsets["WNID"].tolist()
@@ -94,7 +89,7 @@ def _wordnet_ids(meta: Path) -> dict[str, str]:
         ) from error
     for wnid in wnids.values():
         if not re.fullmatch(r"n[0-9]{8}", wnid):
-            raise InputError(f"{meta}: {wnid!r:.99} is no WordNet id; unpack the devkit again")
+            raise InputError(f"{meta}: {wnid!r:.99} is not a WordNet id; unpack the devkit again")
     return wnids
 
 
@@ -106,30 +101,21 @@ def _check_images(val: Path, targets: dict[str, str]) -> None:
     if missing or unknown:
         example = (missing or unknown)[0]
         raise InputError(
-            f"{val} does not hold the {len(targets)} images of the devkit: {len(missing)} missing, "
-            f"{len(unknown)} unknown, such as {example}; unpack ILSVRC2012_img_val.tar again"
+            f"{val} does not contain the {len(targets)} images of the devkit: {len(missing)} "
+            f"missing, {len(unknown)} unknown, such as {example}; unpack ILSVRC2012_img_val.tar "
+            "again"
         )
 
 
-def _best_way(val: Path, name: str, partial: Path) -> Callable[[Path, Path], Any]:
-    """The cheapest way to place an image that the file system allows."""
-    partial.mkdir(parents=True, exist_ok=True)
-    trial = partial / ".trial"
-    for way in (os.link, os.symlink):
-        trial.unlink(missing_ok=True)
-        try:
-            way(val.resolve() / name, trial)
-        except OSError:
-            continue
-        trial.unlink()
-        return way
-    return _copy
-
-
-def _copy(source: Path, destination: Path) -> None:
-    partial = destination.with_suffix(".incomplete")
-    shutil.copyfile(source, partial)
-    partial.replace(destination)
+def _place(image: Path, destination: Path) -> None:
+    """Links an image hard or symbolically, or copies it, whichever the file system allows."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    for link in (os.link, os.symlink):
+        with suppress(OSError):
+            link(image, destination)
+            return
+    with replacing(destination) as temporary:
+        shutil.copyfile(image, temporary)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Images as people have them to what a net takes, by its own `config`."""
+"""Images as users give them to the input of a model, by the model's `config`."""
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,13 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from aa_flax.data.crops import center_image
-from aa_flax.data.given import in_words, listed, lost, name_of, open_image
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import center_image, normalise
+from aa_flax.data.unlabelled import Given, Pictures
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
 
-# A file's path, an image of PIL, or pixels uint8 `(H, W, 3)`.
+# A file's path, a PIL image, or pixels uint8 `(H, W, 3)`.
 OneImage = str | Path | Image.Image | np.ndarray
 
 _normalise = jax.jit(normalise, static_argnames=("mean", "std"))
@@ -25,34 +25,32 @@ def preprocess(
     images: OneImage | Sequence[OneImage] | UInt8[np.ndarray, "N H W 3"],
     model: Classifier | Backbone,
 ) -> Float[Array, "N size size 3"]:
-    """Images as a net takes them: resized, cropped to their middle square and normalised.
+    """Resizes, crops and normalises images for a model, by `model.config`.
 
-    What is done is in `model.config`. Pixels are those of this package's evaluation, and of
-    torchvision's `Resize` and `CenterCrop`, to the bit.
+    Pixels are those of this package's evaluation, and of torchvision's `Resize` and `CenterCrop`,
+    to the bit.
 
     Args:
-        images: a file's path, an image of PIL (8 bits a channel) or an array of bytes
-            `(H, W, 3)`; several of these, of any sizes; or a batch of bytes `(N, H, W, 3)`. What an
-            image loses as RGB (its orientation tag, alpha, further pages) is a warning.
-        model: the net that they are for.
+        images: a file's path, a PIL image (8 bits a channel) or a uint8 array `(H, W, 3)`; several
+            of these, of any sizes; or a uint8 batch `(N, H, W, 3)`. A warning reports what an image
+            loses as RGB (its orientation tag, alpha, further pages).
+        model: the model that they are for.
 
     Returns:
-        A batch, float32; of one image, too.
+        A batch, float32; also for one image.
 
     Raises:
         InputError: something else, a file that cannot be read, or values of more than 8 bits.
+
+    Example:
+        >>> import aa_flax, numpy as np
+        >>> from flax import nnx
+        >>> model = nnx.eval_shape(lambda: aa_flax.create_model("alexnet_lpf4"))
+        >>> aa_flax.preprocess(np.zeros((300, 400, 3), np.uint8), model).shape
+        (1, 224, 224, 3)
     """
-    config, given = model.config, listed(images)
-    losses = lost(given)
-    if losses:
-        warnings.warn(in_words(losses, len(given)), stacklevel=2)
-    pixels = [
-        center_image(
-            open_image(image, name_of(image, i)),
-            config.resize_size,
-            config.input_size,
-            config.interpolation,
-        )
-        for i, image in enumerate(given)
-    ]
+    config, given = model.config, Pictures(Given(images))
+    given.log_lost(partial(warnings.warn, stacklevel=3))
+    size = (config.resize_size, config.input_size, config.interpolation)
+    pixels = [center_image(given[i]["image"], *size) for i in range(len(given))]
     return _normalise(np.stack(pixels), mean=config.mean, std=config.std)

@@ -1,14 +1,14 @@
-"""Where images come from: random access, one image a call; and the open table of such sources."""
+"""Sources of labelled images with random access, and the open table of their kinds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from aa_flax.config import DataConfig
-from aa_flax.data.classes import check_classes_agree, named_twice
+from aa_flax.data.classes import check_classes_agree, first_repeated
 from aa_flax.data.digits import Digits
 from aa_flax.data.folder import ImageFolder
 from aa_flax.data.hfds import HFDS
-from aa_flax.data.images import Example
+from aa_flax.data.pixels import Example
 from aa_flax.data.tfds import TFDS
 from aa_flax.data.webdataset import WebDataset
 from aa_flax.errors import InputError, Table
@@ -17,13 +17,13 @@ from aa_flax.errors import InputError, Table
 class Source(Protocol):
     """Random access to labelled images.
 
-    Threads read from it at once; with `worker_type=process` it is pickled for each process. It may
-    have a method `digest() -> str`, a hash of its classes, images and labels: a run that is
-    continued then notices other data.
+    Threads read from it concurrently; with `worker_type=process` it is pickled for each process. It
+    may have a method `digest() -> str`, a hash of its classes, images and labels, by which a run
+    that resumes detects other data.
 
     Attributes:
         num_classes: labels are `0 .. num_classes - 1`.
-        class_names: of every class, e.g. its folder's; each once, the same for both splits.
+        class_names: of every class, e.g. its folder's; distinct, and the same for both splits.
     """
 
     num_classes: int
@@ -32,17 +32,17 @@ class Source(Protocol):
     def class_names(self) -> Sequence[str]: ...
 
     def name(self, index: int) -> str:
-        """What to call an image, e.g. its path."""
+        """Returns a name for an image, e.g. its path."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """`image`, a PIL image in mode RGB or uint8 `(H, W, 3)`, and `label`, an integer.
+        """Returns `image`, PIL in mode RGB or uint8 `(H, W, 3)`, and `label`, an integer.
 
         Raises:
-            ImageError: (`aa_flax.data.images`) an image that cannot be read; any other exception
-                ends the run, also with `config.data.on_error` "skip".
+            ImageError: (`aa_flax.data.pixels`) the image cannot be read; any other exception ends
+                the run, also with `config.data.on_error` "skip".
         """
         ...
 
@@ -57,13 +57,28 @@ def register_source(kind: str, factory: Factory, *, replace: bool = False) -> No
     """Adds a kind of data: `--config.data.name=KIND`, or `KIND:` and anything the factory reads.
 
     Args:
-        kind: what stands before the first colon of `config.data.name`.
-        factory: called with `config.data`, of which `name` and `path` are for it to use, and the
-            split, `train` or `val`.
-        replace: take the place of a kind that is there.
+        kind: the part of `config.data.name` before the first colon.
+        factory: called with `config.data`, whose `name` and `path` it may use, and the split,
+            `train` or `val`; returns an `aa_flax.data.sources.Source`.
+        replace: replaces an existing kind.
 
     Raises:
         InputError: there is such a kind already, or the name is empty or has a colon.
+
+    Example:
+        >>> import aa_flax, numpy as np
+        >>> class Greys:
+        ...     num_classes, class_names = 2, ("dark", "light")
+        ...     def __init__(self, data, split):
+        ...         self.size = data.image_size
+        ...     def name(self, index):
+        ...         return f"grey {index}"
+        ...     def __len__(self):
+        ...         return 2
+        ...     def __getitem__(self, index):
+        ...         image = np.full((self.size, self.size, 3), 60 + 120 * index, np.uint8)
+        ...         return {"image": image, "label": index}
+        >>> aa_flax.register_source("greys", Greys)
     """
     if not kind or ":" in kind:
         raise InputError(f"a kind of data source is named without a colon, got {kind!r}")
@@ -71,16 +86,16 @@ def register_source(kind: str, factory: Factory, *, replace: bool = False) -> No
 
 
 def make_source(data: DataConfig, split: str) -> Source:
-    """The source that `config.data` names.
+    """Makes the source that `config.data` names.
 
     Args:
-        data: `name` is a registered kind, with or without `:` and what it is to read: `digits`,
-            `folder`, `tfds:NAME`, `hfds:NAME`, `wds:PATTERN` or one that `register_source` added;
-            `path`, where that is.
+        data: `name` is a registered kind, with or without `:` and an argument: `digits`, `folder`,
+            `tfds:NAME`, `hfds:NAME`, `wds:PATTERN` or one that `register_source` added; `path`,
+            where that is.
         split: `train` or `val`.
 
     Raises:
-        InputError: an unknown source, or one that cannot be read; the message says why.
+        InputError: the source is unknown, or cannot be read; the message says why.
     """
     if split not in ("train", "val"):
         raise InputError(f"the splits of a data set are train and val, got {split!r}")
@@ -103,14 +118,14 @@ def make_sources(data: DataConfig) -> dict[str, Source]:
 
 
 def check_source(source: Any, what: str) -> None:
-    """Checks a source that anyone may have written; its images are checked as they are read.
+    """Checks a source, which may be custom; its images are checked as they are read.
 
     Args:
         what: names the source, for the error.
 
     Raises:
-        InputError: it lacks members or images, or its classes are not as many as their names, or
-            two have one name.
+        InputError: it lacks members or images; its number of classes is not that of their names, or
+            a name is repeated.
     """
     needed = ("num_classes", "class_names", "name", "__len__", "__getitem__")
     missing = [one for one in needed if not hasattr(source, one)]
@@ -121,7 +136,7 @@ def check_source(source: Any, what: str) -> None:
             f"{what} has num_classes {source.num_classes}, but {len(source.class_names)} "
             "class_names; give each class a name"
         )
-    if repeated := named_twice(source.class_names):
+    if repeated := first_repeated(source.class_names):
         name, first, second = repeated
         raise InputError(
             f"{what} calls both class {first} and class {second} {name}; give each class its own "
@@ -131,52 +146,38 @@ def check_source(source: Any, what: str) -> None:
         raise InputError(f"{what} has no images")
 
 
-def _after_colon(data: DataConfig, what: str) -> str:
-    """What is to be read by a kind that needs to know."""
-    _, _, name = data.name.partition(":")
-    if not name:
-        raise InputError(f"config.data.name {data.name!r} lacks {what}")
-    return name
+def _without_argument(make: Factory) -> Factory:
+    def factory(data: DataConfig, split: str) -> Source:
+        kind, colon, argument = data.name.partition(":")
+        if colon:
+            raise InputError(
+                f"config.data.name {data.name!r}: {kind} has no argument {argument!r}; give the "
+                "folder of images as --config.data.path"
+            )
+        return make(data, split)
+
+    return factory
 
 
-def _alone(data: DataConfig) -> None:
-    kind, colon, name = data.name.partition(":")
-    if colon:
-        raise InputError(
-            f"config.data.name {data.name!r}: {kind} stands alone, without {name!r}; where images "
-            "are is said by --config.data.path"
-        )
+def _with_argument(make: Callable[[str, str, str, str], Source], what: str) -> Factory:
+    def factory(data: DataConfig, split: str) -> Source:
+        _, _, argument = data.name.partition(":")
+        if not argument:
+            raise InputError(f"config.data.name {data.name!r} lacks {what}")
+        return make(argument, data.path, split, data.class_order)
+
+    return factory
 
 
-def _digits(data: DataConfig, split: str) -> Source:
-    _alone(data)
-    return Digits(split, data.image_size)
-
-
-def _folder(data: DataConfig, split: str) -> Source:
-    _alone(data)
-    return ImageFolder(data.path, split, data.class_order)
-
-
-def _tfds(data: DataConfig, split: str) -> Source:
-    name = _after_colon(data, "the name of a TFDS data set, e.g. tfds:imagenet2012")
-    return TFDS(name, data.path, split, data.class_order)
-
-
-def _hfds(data: DataConfig, split: str) -> Source:
-    name = _after_colon(
-        data, "a name on the Hugging Face Hub or a folder, e.g. hfds:uoft-cs/cifar10"
-    )
-    return HFDS(name, data.path, split, data.class_order)
-
-
-def _wds(data: DataConfig, split: str) -> Source:
-    pattern = _after_colon(data, "a pattern of shards, e.g. wds:{train,val}-*.tar")
-    return WebDataset(pattern, data.path, split, data.class_order)
-
-
-register_source("digits", _digits)
-register_source("folder", _folder)
-register_source("tfds", _tfds)
-register_source("hfds", _hfds)
-register_source("wds", _wds)
+for _kind, _factory in {
+    "digits": _without_argument(lambda data, split: Digits(split, data.image_size)),
+    "folder": _without_argument(
+        lambda data, split: ImageFolder(data.path, split, data.class_order)
+    ),
+    "tfds": _with_argument(TFDS, "the name of a TFDS data set, e.g. tfds:imagenet2012"),
+    "hfds": _with_argument(
+        HFDS, "a name on the Hugging Face Hub or a folder, e.g. hfds:uoft-cs/cifar10"
+    ),
+    "wds": _with_argument(WebDataset, "a pattern of shards, e.g. wds:{train,val}-*.tar"),
+}.items():
+    register_source(_kind, _factory)

@@ -1,15 +1,22 @@
-"""Image classification sets of TensorFlow Datasets, read without TensorFlow."""
+"""Image classification sets of TensorFlow Datasets, read without TensorFlow.
 
+The notation of splits, `NAME#train[:90%],train[90%:]`, is also that of `hfds`.
+"""
+
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from aa_flax.data.cache import digest
 from aa_flax.data.classes import check_labels, declared_classes
-from aa_flax.data.digest import digest
-from aa_flax.data.images import Example, ImageError, decode
-from aa_flax.data.splits import parse_name, part_of
+from aa_flax.data.pixels import Example, ImageError, decode
 from aa_flax.errors import InputError, first_line
 from aa_flax.files import local_path
+
+_USUAL = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
+_NOTATION = "NAME#TRAIN,VAL, e.g. NAME#train[:90%],train[90%:]"
 
 
 class TFDS:
@@ -23,36 +30,35 @@ class TFDS:
         class_order: see `declared_classes`.
 
     Raises:
-        InputError: TFDS is not installed; a set that is unknown, not prepared, prepared in another
-            format, without that split, or without images and class labels; later on, an image
-            with a label that is no class.
+        InputError: TFDS is not installed; the set is unknown, not prepared, prepared in another
+            format, or lacks that split, or images and class labels; later on, a label is not a
+            class.
     """
 
     def __init__(self, name: str, data_dir: str, split: str, class_order: str = ""):
         self._name, expressions = parse_name(name)
         builder = _builder(self._name, data_dir)
-        features = builder.info.features
+        features, splits = builder.info.features, builder.info.splits
         if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
             raise InputError(
                 f"{self._name} has no features image and label, so it is not an image "
                 f"classification set; it has {', '.join(features)}"
             )
-        lengths = {key: part.num_examples for key, part in builder.info.splits.items()}
+        lengths = {key: part.num_examples for key, part in splits.items()}
         self._split, self._part = part_of(split, expressions, lengths, self._name)
-        self._shards = builder.info.splits[self._split]
+        self._shards = splits[self._split]
         self._source = _data_source(builder, self._name, self._split)
         self._version = builder.info.full_name
-        where = f"{self._name} (TFDS)"
-        names = features["label"].names
-        self.class_names, self._label_of = declared_classes(names, class_order, where)
+        names, where = features["label"].names, f"{self._name} (TFDS)"
+        self.class_names, self._logits = declared_classes(names, class_order, where)
         self.num_classes = len(self.class_names)
 
     def name(self, index: int) -> str:
-        """The set, split and number of an image."""
+        """Returns the set, split and number of an image."""
         return f"{self._name}/{self._split}[{self._part[index]}]"
 
     def digest(self) -> str:
-        """A hash of the set, its version and split, which images of it, and the classes."""
+        """Returns a hash of the set, its version, split and part, and the classes."""
         part = f"{self._version} {self._split} {self._part} of {len(self._source)}"
         return digest("tfds", part, self.class_names)
 
@@ -64,16 +70,13 @@ class TFDS:
             example = self._source[self._part[index]]
             encoded, label = example["image"], int(example["label"])
         except Exception as error:  # of many types, from array_record and TFDS
-            where = f"its record in {self._file(index)} is missing or damaged"
-            reason = ValueError(f"{where} ({first_line(error)})")
+            ends = np.cumsum(self._shards.shard_lengths)
+            file = self._shards.filepaths[np.searchsorted(ends, self._part[index], "right")]
+            reason = f"its record in {file} is missing or damaged ({first_line(error)})"
             raise ImageError.of(self.name(index), reason) from error
-        check_labels(np.array([label]), len(self._label_of), lambda _: self.name(index))
+        check_labels(np.array([label]), len(self._logits), lambda _: self.name(index))
         image = decode(encoded, self.name(index))
-        return {"image": image, "label": int(self._label_of[label])}
-
-    def _file(self, index: int) -> str:
-        ends = np.cumsum(self._shards.shard_lengths)
-        return str(self._shards.filepaths[np.searchsorted(ends, self._part[index], "right")])
+        return {"image": image, "label": int(self._logits[label])}
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -85,13 +88,12 @@ def _builder(name: str, data_dir: str) -> Any:
         ) from error
     if data_dir:
         data_dir = str(local_path(data_dir, "config.data.path"))
+    where = data_dir or "TFDS's default folder"
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
-        where = data_dir or "TFDS's default folder"
-        raise InputError(f"TFDS knows no data set {name!r}, nor is it in {where}") from error
+        raise InputError(f"TFDS has no data set {name!r}, nor is it in {where}") from error
     except Exception as error:  # of many types, from JSON, protobuf and TFDS
-        where = data_dir or "TFDS's default folder"
         raise InputError(
             f"TFDS cannot read {name} in {where}: {first_line(error)}; prepare it again: "
             f"{_prepare(name, data_dir)}"
@@ -119,3 +121,62 @@ def _data_source(builder: Any, name: str, split: str) -> Any:
 def _prepare(name: str, data_dir: str) -> str:
     where = f" --data_dir={data_dir}" if data_dir else ""
     return f"tfds build {name} --file_format=array_record{where}"
+
+
+def parse_name(text: str) -> tuple[str, dict[str, str]]:
+    """Parses `NAME#TRAIN,VAL`: the name, and an expression for `train` and for `val`.
+
+    Without `#` there are no expressions.
+
+    Raises:
+        InputError: there are not two expressions.
+    """
+    name, mark, given = text.partition("#")
+    expressions = given.split(",")
+    if mark and len(expressions) != 2:
+        raise InputError(
+            f"config.data.name {text!r} does not say what train and val are; give {_NOTATION}"
+        )
+    return name, dict(zip(("train", "val"), expressions, strict=True)) if mark else {}
+
+
+def part_of(
+    split: str, expressions: Mapping[str, str], lengths: Mapping[str, int], name: str
+) -> tuple[str, range]:
+    """Returns which of the data's splits `train` or `val` is, and which images of it.
+
+    Args:
+        expressions: `SPLIT`, or a part such as `train[:90%]`, `train[-500:]`, as TFDS writes them.
+            Without one, `val` is `validation`, `val`, `valid` or `test`, the first there is.
+        lengths: the data's splits, and the number of images in each.
+        name: of the data, for the errors.
+
+    Raises:
+        InputError: there is no such split, or the part is malformed or empty.
+    """
+    if not expressions:
+        usual = next((one for one in _USUAL[split] if one in lengths), None)
+        if usual is None:
+            raise InputError(
+                f"{name} has no split {' or '.join(_USUAL[split])}; it has {', '.join(lengths)}; "
+                f"say what is train and what is val: {_NOTATION}"
+            )
+        return usual, range(lengths[usual])
+    text = expressions[split].strip()
+    bound = r"(-?\d+%?)?"
+    match = re.fullmatch(rf"([^\[\]]+)(?:\[{bound}:{bound}\])?", text)
+    if not match:
+        raise InputError(f"config.data.name: {text!r} is not a part of a split; give {_NOTATION}")
+    own, start, stop = match.groups()
+    if own not in lengths:
+        raise InputError(f"{name} has no split {own!r}; it has {', '.join(lengths)}")
+    part = range(lengths[own])[_index(start, lengths[own]) : _index(stop, lengths[own])]
+    if not part:
+        raise InputError(f"{text} of {name} is empty; {own} has {lengths[own]} images")
+    return own, part
+
+
+def _index(bound: str | None, length: int) -> int | None:
+    if bound is None:
+        return None
+    return round(int(bound[:-1]) * length / 100) if bound.endswith("%") else int(bound)

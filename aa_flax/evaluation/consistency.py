@@ -5,7 +5,7 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Float
 
-from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.observe import Observations
 
 
@@ -35,7 +35,7 @@ def agreement(seen: Observations) -> Float[np.ndarray, " n"]:
 def consistency(seen: Observations) -> Consistency:
     """How often the two views of a pair get the same class.
 
-    The images are the sample of the confidence interval, see `of_images`.
+    The images are the sample of the confidence interval, see `clustered_interval`.
 
     Raises:
         InputError: outputs that are not finite; such a net would count as perfectly consistent.
@@ -48,7 +48,7 @@ def consistency(seen: Observations) -> Consistency:
     return {
         "num_images": len(agreed),
         "consistency": 100 * float(agreed.mean()),
-        "consistency_interval": of_images(agreed, probability.shape[1] // 2),
+        "consistency_interval": clustered_interval(agreed, probability.shape[1] // 2),
         "consistent_and_correct": 100 * float(both.mean()),
         "probability_change": 100 * float(change.mean(dtype=np.float64)),
         "top1_shifted": 100 * float(seen.correct.mean()),

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from aa_flax.data.cache import digest, file_digest
 from aa_flax.data.classes import check_classes_agree, imagenet_classes, read_names
-from aa_flax.data.digest import digest, file_digest
-from aa_flax.data.folder_index import class_folders, load_index
+from aa_flax.data.folder import class_folders, load_index
 from aa_flax.errors import InputError
 
 # AlexNet's top-1 error in percent on each corruption of ImageNet-C, mean over the five severities:

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, integer, real
-from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.moved import MovedFromCentre, RandomPairs, translated
 from aa_flax.evaluation.predict import Predictor, predictor_of
 from aa_flax.evaluation.views import check_size
@@ -176,7 +176,7 @@ def masks_of(predictor: Predictor, batches: Batches, views: Views) -> MaskConsis
         "num_images": len(per_image),
         "consistency": float(np.mean([share for share in per_class if share is not None])),
         "agreement": 100 * float(per_image.mean()),
-        "agreement_interval": of_images(per_image, views.passes),
+        "agreement_interval": clustered_interval(per_image, views.passes),
         "per_class": per_class,
     }
 

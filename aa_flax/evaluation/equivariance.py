@@ -29,8 +29,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from aa_flax.data.loader import Batch
-from aa_flax.data.transforms import center_crop, normalise
+from aa_flax.data.batches import Batch
+from aa_flax.data.pixels import center_crop, normalise
 from aa_flax.errors import InputError
 from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.files import save_arrays

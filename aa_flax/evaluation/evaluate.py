@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aa_flax.data.given import is_pictures
-from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, check_source
+from aa_flax.data.unlabelled import NoSource, is_pictures
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluator import Plan, check, run, stored
 from aa_flax.evaluation.files import Results, as_json

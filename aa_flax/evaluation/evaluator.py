@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from aa_flax.data.pictures import NoSource
+from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.files import (
     Results,

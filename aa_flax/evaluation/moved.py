@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aa_flax.data.transforms import center_crop, crop_at
+from aa_flax.data.pixels import center_crop, crop_at
 from aa_flax.errors import InputError
 from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.views import random_offsets, random_uniform

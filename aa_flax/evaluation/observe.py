@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from aa_flax.data.loader import Batch, put_ahead
+from aa_flax.data.batches import Batch, put_ahead
 from aa_flax.errors import InputError
 from aa_flax.evaluation.predict import Predictor, logits_of, normalised, predictor_of
 from aa_flax.evaluation.views import Views, check_size

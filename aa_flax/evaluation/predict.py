@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.errors import InputError, first_line
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig

@@ -8,8 +8,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from aa_flax.config import Config, options_of_config
-from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source, make_source
+from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.accuracy import Accuracy, accuracy
 from aa_flax.evaluation.evaluator import Plan, check, run, stored

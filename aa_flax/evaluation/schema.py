@@ -1,4 +1,4 @@
-"""Checks that the content of a JSON file is results of an evaluation, before anything reads it."""
+"""Checks that the content of a JSON file is results of an evaluation, before it is used."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,10 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import MEASURES, Measure
 from aa_flax.files import local_path
 
-_DEPTH = 50  # of groups in groups
-_MOST = 1e300  # of a number; also not NaN
+_MOST_NESTED = 50  # groups in groups
+_MOST = 1e300  # of a number; excludes NaN, too
 _TYPES: Mapping[Any, Any] = {float: int | float}
-# Types of what may be there, by name; numbers are floats unless they count something.
+# Types of what may be present, by name; numbers are floats unless they count something.
 _WEIGHTS = {
     **dict.fromkeys(("kind", "model", "file", "sha256", "crc32"), str),
     **dict.fromkeys(("training", "licence"), (str, type(None))),
@@ -29,14 +29,14 @@ _FACTS = {
     "options": dict,
     "data": _DATA,
     "measured": dict,
-    "config": {"data": _DATA, "eval": {"shift_range": int, "passes": int}, "dtype": str},
+    "config": {"eval": {"shift_range": int, "passes": int}},
 }
 _LEAST_STABLE = {
     **dict.fromkeys(("image", "class", "worst_class"), str),
     **dict.fromkeys(("probability", "worst_probability", "same_class"), float),
     "worst_shift": [int],
 }
-# Beside what a measure's line prints: what the report reads.
+# Numbers and facts of measures that the report uses, in addition to those of their lines.
 _MEASURED = {
     "shift": dict.fromkeys(("shift_range", "passes", "images_per_draw"), int),
     "diagonal": {"images": [int]},
@@ -49,26 +49,25 @@ _MEASURED = {
 def why_no_results(results: Any, folder: Path) -> str:
     """Returns why a JSON value is not the results of an evaluation; empty if it is.
 
-    A measure has to be able to print what is stored of it, unless a number is missing.
+    Each measure must be able to print its part, unless a number is missing.
 
     Args:
-        folder: of the file that it is from.
+        folder: the folder of the results file.
     """
     if not isinstance(results, dict) or "model" not in results:
-        return "no model is named"
+        return "it names no model"
     if not _is_sound(results):
-        return "with a number that is not finite, a text that is none, or nested too deeply"
+        return "it has a number that is not finite, an invalid text, or too many nested groups"
     wrong = _misfit(results, _FACTS)
     for name, record in ({} if wrong else results.get("measured", {})).items():
         is_record = isinstance(record, dict) and "date" in record
         if not is_record or not all(isinstance(value, str) for value in record.values()):
             wrong = f"measured.{name} is {record!r:.99}"
-    weights = results.get("weights")
-    if not wrong and not isinstance(weights, str | None):
-        wrong = _misfit(weights, _WEIGHTS, "weights")
+    if not wrong and results.get("weights") is not None:
+        wrong = _misfit(results["weights"], _WEIGHTS, "weights")
     measures = [m for m in MEASURES.values() if m.name in results or m.found_in(results)]
     for measure in measures:
-        file = {} if measure.name == "per_class" else {"file": str}  # a class may be called so
+        file = {} if measure.name == "per_class" else {"file": str}  # there it may be a class
         kinds = {**file, **_MEASURED.get(measure.name, {})}
         wrong = wrong or _misfit(results.get(measure.name, {}), kinds, measure.name)
     return wrong or next((why for m in measures if (why := _unprintable(m, results, folder))), "")
@@ -80,7 +79,7 @@ def _unprintable(measure: Measure, results: Mapping[str, Any], folder: Path) -> 
         if isinstance(file := found.get("file"), str):
             local_path(folder / file, "file")
         measure.line(found)
-    except KeyError:  # what is there can be read all the same
+    except KeyError:  # a number is missing; the others can be used
         pass
     except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
         return f"{measure.name}: {type(error).__name__} {error}"[:200]
@@ -95,16 +94,16 @@ def _is_sound(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, list):
-        return depth < _DEPTH and all(_is_sound(item, depth + 1) for item in value)
+        return depth < _MOST_NESTED and all(_is_sound(item, depth + 1) for item in value)
     return value is None
 
 
 def _misfit(value: Any, kind: Any, name: str = "") -> str:
-    """Returns which part of a value is not of the kind, in words; empty if all are.
+    """Returns which part of a value is of another kind, in words; empty if none is.
 
     Args:
-        kind: a type, or several; a mapping of kinds, by key; or a list of the kind of its items,
-            which have all of their keys.
+        kind: a type, or several; a mapping of kinds, by key; or a list with the kind of its items,
+            each of which must have all of the keys.
     """
     if isinstance(kind, Mapping) and isinstance(value, dict):
         shared = kind.keys() & value.keys()

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from aa_flax.config import Config, DataConfig
-from aa_flax.data.examples import evaluation_example
-from aa_flax.data.loader import Batch, evaluation_batches
+from aa_flax.data.batches import Batch, evaluation_batches, evaluation_example
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError, integer
 from aa_flax.models.model_config import Interpolation

@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from aa_flax.config import Config, check_config
 from aa_flax.data.classes import check_classes_agree
-from aa_flax.data.pictures import NoSource
 from aa_flax.data.sources import Source
+from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.evaluator import Plan, agreed, check, check_data, stored
 from aa_flax.evaluation.files import Results

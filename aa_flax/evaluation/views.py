@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from aa_flax.data.transforms import center_crop, crop_at
+from aa_flax.data.pixels import center_crop, crop_at
 from aa_flax.errors import InputError
 from aa_flax.evaluation.bandlimited import shift_band_limited
 

@@ -10,10 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from aa_flax.data.crops import center_image
-from aa_flax.data.given import is_pictures
-from aa_flax.data.pictures import Given, Pictures
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import center_image, normalise
+from aa_flax.data.unlabelled import Given, Pictures, is_pictures
 from aa_flax.errors import InputError
 from aa_flax.export.onnx_file import INPUT, open_onnx
 from aa_flax.export.program import Program
@@ -91,7 +89,7 @@ def quantise(
             "compared_on": len(compared),
             "calibrated_on": len(calibrated),
             **pictures.described(),
-            "lost": pictures.tell_lost(),
+            "lost": pictures.log_lost(),
         }
         if agreement < least:
             raise InputError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.errors import InputError
 from aa_flax.fuse import fuse
 from aa_flax.models.classifier import Classifier

@@ -10,9 +10,9 @@ import jax
 from jax.sharding import Mesh
 
 from aa_flax.config import Config, DataConfig
-from aa_flax.data.loader import put_ahead, training_batches
+from aa_flax.data.batches import put_ahead, steps_per_epoch, training_batches
+from aa_flax.data.pixels import preprocess_batch
 from aa_flax.data.sources import Source
-from aa_flax.data.transforms import preprocess
 from aa_flax.errors import InputError
 from aa_flax.evaluation.run import accuracy_on
 from aa_flax.models.classifier import Classifier
@@ -59,7 +59,7 @@ def train_epochs(
     train_step = make_train_step(
         model,
         optimizer,
-        partial(preprocess, data=data),
+        partial(preprocess_batch, data=data),
         schedule=schedule,
         mesh=mesh,
         label_smoothing=options.label_smoothing,
@@ -182,7 +182,7 @@ def _recalibrated(
     model: Classifier, state: TrainState, batches: Iterator[OnDevice], data: DataConfig, mesh: Mesh
 ) -> TrainState:
     """Returns the state with batch statistics re-estimated from batches of training images."""
-    images = map(jax.jit(partial(preprocess, data=data)), batches)
+    images = map(jax.jit(partial(preprocess_batch, data=data)), batches)
     recalibrate_batch_norm(update_model(model, state), images, mesh=mesh)
     _, _, batch_stats, _ = split_model(model)
     return state._replace(batch_stats=replicate(batch_stats, mesh))

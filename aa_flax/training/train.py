@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from aa_flax.config import Config, check_config
-from aa_flax.data.loader import steps_per_epoch
+from aa_flax.data.batches import steps_per_epoch
 from aa_flax.data.sources import Source, make_sources
 from aa_flax.evaluation.run import evaluate_config
 from aa_flax.models.classifier import Classifier

@@ -11,7 +11,7 @@ from benchmarks.photos import originals
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path_factory, monkeypatch) -> Path:
-    """Indices of the tests' folders are not kept in the user's cache."""
+    """Keeps indexes of the tests' folders out of the user's cache."""
     home = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     return home
@@ -39,7 +39,7 @@ def _encoded(image: Image.Image, format: str, **options) -> bytes:
 
 @pytest.fixture(scope="session")
 def odd_files() -> dict[str, bytes]:
-    """Image files of every kind that a data set may hold, by the name of the file."""
+    """Image files of every kind that a data set may contain, by the name of the file."""
     photo = originals()["chelsea"].crop((37, 20, 370, 271))
     rotated = Image.Exif()
     rotated[0x0112] = 6  # orientation: a quarter turn

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from aa_flax import InputError
-from aa_flax.data.images import decode
+from aa_flax.data.pixels import decode
 from aa_flax.data.sources import make_source
 
 with warnings.catch_warnings():
@@ -62,7 +62,7 @@ def test_a_folder_has_the_pixels_of_its_files(folder, tmp_path, odd_files):
     assert [val[i]["label"] for i in range(2)] == [1, 2]
 
 
-def test_a_part_of_the_training_images_is_set_aside_for_validation(folder, tmp_path):
+def test_a_part_of_the_training_images_may_be_for_validation(folder, tmp_path):
     parts = [source(folder, s, tmp_path, "#train[:60%],train[60%:]") for s in ("train", "val")]
     assert [len(part) for part in parts] == [3, 2]
     assert [parts[1][i]["label"] for i in range(2)] == [1, 0]
@@ -97,7 +97,7 @@ def test_splits_that_number_their_classes_differently_are_refused(tmp_path, odd_
 def test_a_damaged_parquet_file_is_named(folder, tmp_path):
     for path in folder.glob("validation*.parquet"):
         path.write_bytes(path.read_bytes()[:-9])
-        with pytest.raises(InputError, match=r"validation-.*parquet is no whole parquet file"):
+        with pytest.raises(InputError, match=r"validation-.*parquet is not a whole parquet file"):
             source(folder, "train", tmp_path)
 
 
@@ -124,10 +124,10 @@ def test_integers_are_numbered_and_texts_sorted(tmp_path, odd_files):
         ([0, -1, 1], LABEL, r"saved/train\[1\] has label -1, but labels are 0 to 2"),
         ([0, -1, 1], datasets.Value("int32"), r"saved/train\[1\] has label -1"),
         ([0, None, 1], LABEL, r"saved/train\[1\] has no label \(column label\)"),
-        ([0.5, 1.5], datasets.Value("float32"), "column label of .* holds float, not integers"),
+        ([0.5, 1.5], datasets.Value("float32"), "column label of .* contains float, not integers"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused(tmp_path, odd_files, labels, label, message):
+def test_labels_without_a_class_are_refused(tmp_path, odd_files, labels, label, message):
     path = saved(tmp_path, odd_files, labels, label)
     with pytest.raises(InputError, match=message):
         source(path, "train", tmp_path)
@@ -141,7 +141,7 @@ def test_integers_in_one_split_and_texts_in_another_are_refused(tmp_path, odd_fi
         source(tmp_path / "set", "train", tmp_path)
 
 
-def test_parquet_files_of_bytes_and_numbers_will_do(tmp_path, odd_files):
+def test_parquet_files_of_bytes_and_numbers_are_read(tmp_path, odd_files):
     import pyarrow as pa
     from pyarrow import parquet
 

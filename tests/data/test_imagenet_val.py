@@ -22,7 +22,7 @@ EXPECTED = {
 
 @pytest.fixture
 def val(tmp_path):
-    """A flat folder of four images, each holding its number."""
+    """A flat folder of four images, each containing its number."""
     folder = tmp_path / "flat"
     folder.mkdir()
     for i in range(1, 5):
@@ -32,7 +32,7 @@ def val(tmp_path):
 
 @pytest.fixture
 def devkit(tmp_path):
-    """A devkit of four classes: numbers, WordNet ids, and what else stands in it."""
+    """A devkit of four classes: numbers, WordNet ids and other fields."""
     data = tmp_path / "devkit/data"
     data.mkdir(parents=True)
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{i}\n" for i in TRUTH))
@@ -64,7 +64,7 @@ def test_images_are_linked_or_else_copied_into_class_folders(
     assert image.is_symlink() == (len(refused) == 1)
 
 
-def test_an_interrupted_call_goes_on_and_a_finished_one_is_left(
+def test_an_interrupted_call_resumes_and_a_finished_one_changes_nothing(
     val, devkit, tmp_path, monkeypatch, capsys
 ):
     out, link = tmp_path / "val", os.link
@@ -105,7 +105,7 @@ def test_only_wordnet_ids_become_folders(val, devkit, tmp_path, wnid):
     rows = [(number, wnid if number == 1 else "n02110185") for number in WNIDS]
     savemat(devkit / "data/meta.mat", {"synsets": np.array(rows, fields)})
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=r"meta\.mat: .* is no WordNet id; unpack"):
+    with pytest.raises(InputError, match=r"meta\.mat: .* is not a WordNet id; unpack"):
         sort_validation(val, devkit, tmp_path / "a/b/val")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -113,7 +113,7 @@ def test_only_wordnet_ids_become_folders(val, devkit, tmp_path, wnid):
 @pytest.mark.parametrize("truth", ["1\n2\n3\n4\n", "1\n\n3\n2\n", "one\n"])
 def test_a_truth_of_unknown_classes_is_named(val, devkit, tmp_path, truth):
     (devkit / "data/ILSVRC2012_validation_ground_truth.txt").write_text(truth)
-    with pytest.raises(InputError, match=r"ground_truth\.txt: line \d, '.*', is no class of"):
+    with pytest.raises(InputError, match=r"ground_truth\.txt: line \d, '.*', is not a class of"):
         sort_validation(val, devkit, tmp_path / "val")
 
 

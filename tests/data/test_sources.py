@@ -4,7 +4,9 @@ from ml_collections import ConfigDict
 
 from aa_flax import InputError
 from aa_flax.data import sources
-from aa_flax.data.sources import Digits, make_source
+from aa_flax.data.digits import Digits
+from aa_flax.data.sources import make_source
+from aa_flax.data.tfds import parse_name, part_of
 
 
 def test_digits_are_split_into_1347_and_450_with_every_class():
@@ -14,7 +16,7 @@ def test_digits_are_split_into_1347_and_450_with_every_class():
         assert {source[i]["label"] for i in range(count)} == set(range(10))
 
 
-def test_digits_stand_in_the_middle_of_a_black_canvas():
+def test_digits_are_centred_on_a_black_canvas():
     image = Digits("val", image_size=48)[0]["image"]
     assert image.shape == (48, 48, 3)
     assert image.dtype == np.uint8
@@ -36,7 +38,7 @@ def test_unknown_splits_sources_and_sizes_are_refused():
         make_source(ConfigDict({"name": "mnist"}), "val")
     with pytest.raises(InputError, match=unknown + r"'foldr'; did you mean folder\?"):
         make_source(ConfigDict({"name": "foldr:x"}), "val")
-    with pytest.raises(InputError, match="'digits:8': digits stands alone, without '8'"):
+    with pytest.raises(InputError, match="'digits:8': digits has no argument '8'"):
         make_source(ConfigDict({"name": "digits:8"}), "val")
 
 
@@ -89,7 +91,7 @@ def test_a_registered_source_is_made_by_its_name(table):
         ("class_names", (1, "1"), "calls both class 0 and class 1 1; give"),
     ],
 )
-def test_a_source_that_is_none_is_refused(table, attribute, value, message):
+def test_a_malformed_source_is_refused(table, attribute, value, message):
     sources.register_source("mine", type("Mine", (Squares,), {attribute: value}))
     with pytest.raises(InputError, match=message):
         make_source(ConfigDict({"name": "mine:5"}), "val")
@@ -125,3 +127,45 @@ def test_digests_differ_with_the_images_and_are_the_same_again():
     digests = [Digits("val").digest(), Digits("train").digest(), Digits("val", 50).digest()]
     assert len(set(digests)) == 3
     assert Digits("val").digest() == digests[0]
+
+
+LENGTHS = {"train": 200, "extra": 5}
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("train", range(200)),
+        ("train[:90%]", range(180)),
+        ("train[90%:]", range(180, 200)),
+        ("train[-10%:]", range(180, 200)),
+        ("train[5:7]", range(5, 7)),
+        ("train[-3:]", range(197, 200)),
+        ("train[:1000]", range(200)),
+    ],
+)
+def test_parts_are_in_the_notation_of_tfds(expression, expected):
+    _, expressions = parse_name(f"name#{expression},extra")
+    assert part_of("train", expressions, LENGTHS, "name") == ("train", expected)
+    assert part_of("val", expressions, LENGTHS, "name") == ("extra", range(5))
+
+
+@pytest.mark.parametrize(("split", "own"), [("train", "train"), ("val", "valid")])
+def test_without_parts_the_usual_splits_are_used(split, own):
+    assert part_of(split, {}, {"test": 1, "valid": 2, "train": 3}, "name")[0] == own
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name", r"name has no split validation or val or valid or test; it has train, extra; say"),
+        ("name#train", "does not say what train and val are; give NAME#TRAIN,VAL"),
+        ("name#train,dev[:5]", "name has no split 'dev'; it has train, extra"),
+        ("name#train,train[:5", r"'train\[:5' is not a part of a split"),
+        ("name#train,train[a:]", "is not a part of a split"),
+        ("name#train,train[7:7]", r"train\[7:7\] of name is empty; train has 200"),
+    ],
+)
+def test_malformed_parts_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        part_of("val", parse_name(text)[1], LENGTHS, "name")

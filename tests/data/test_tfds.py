@@ -13,9 +13,9 @@ from PIL import Image
 
 from aa_flax import InputError
 from aa_flax.config import DataConfig
+from aa_flax.data.batches import evaluation_example
 from aa_flax.data.classes import imagenet_classes
-from aa_flax.data.examples import evaluation_example
-from aa_flax.data.images import ImageError
+from aa_flax.data.pixels import ImageError
 from aa_flax.data.sources import make_source
 
 pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")
@@ -93,18 +93,18 @@ def test_a_class_order_places_its_classes(data_dir, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tfds:tini", r"TFDS knows no data set 'tini', nor is it in "),
+        ("tfds:tini", r"TFDS has no data set 'tini', nor is it in "),
         ("tfds:cifar10", r"cifar10 is not prepared in .*tfds build cifar10 --file_format=array_re"),
         ("tfds:", r"'tfds:' lacks the name of a TFDS data set"),
         ("tfds:tiny#dev,train", r"tiny has no split 'dev'; it has .*train"),
     ],
 )
-def test_a_set_that_is_not_there_is_named(data_dir, name, message):
+def test_a_missing_set_is_named(data_dir, name, message):
     with pytest.raises(InputError, match=message):
         source(data_dir, "train", name)
 
 
-def test_a_part_of_the_training_images_is_set_aside_for_validation(data_dir):
+def test_a_part_of_the_training_images_is_reserved_for_validation(data_dir):
     name = "tfds:tiny#train[:2],train[2:]"
     whole = source(data_dir, "train")
     train, val = (source(data_dir, split, name) for split in ("train", "val"))
@@ -143,7 +143,7 @@ def test_a_damaged_file_of_images_is_named_and_can_be_skipped(data_dir, tmp_path
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff{}"])
-def test_metadata_that_are_none_are_one_line(data_dir, tmp_path, name, content):
+def test_damaged_metadata_give_an_error_of_one_line(data_dir, tmp_path, name, content):
     shutil.copytree(Path(data_dir, "tiny"), tmp_path / "tiny")
     (file,) = tmp_path.rglob(name)
     file.write_bytes(content)
@@ -155,7 +155,7 @@ def test_metadata_that_are_none_are_one_line(data_dir, tmp_path, name, content):
 
 
 class Builder:
-    """What TFDS says of a set that this source cannot use."""
+    """A stand-in for a TFDS builder."""
 
     data_path = "here"
 

@@ -21,8 +21,8 @@ from unittest.mock import MagicMock
 from absl import flags
 
 import aa_flax.cli
-import aa_flax.evaluation.report
-import aa_flax.training.train  # noqa: F401 (with the above, what the programs take long to import)
+import aa_flax.report
+import aa_flax.training.train  # noqa: F401 with the above, what the programs take long to import
 from aa_flax import InputError
 from aa_flax.data.sources import make_source
 from aa_flax.runtime import start_distributed

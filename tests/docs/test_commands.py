@@ -38,7 +38,7 @@ NOT_TRIED = {
     "python main.py": "the original's",
     "python -m aa_flax.convert": "named, without its arguments",
     "python -m aa_flax.data.imagenet_val": "named, without its arguments",
-    "python -m aa_flax.evaluation.report": "named, without its arguments",
+    "python -m aa_flax.report": "named, without its arguments",
     "python docs/tables.py": "writes the pages; test_tables.py compares them",
     "python -m build": "not of this project; .ci/wheel runs it",
     "python -m tests.make_golden_logits": "overwrites stored logits; it has no flags",
@@ -148,7 +148,7 @@ def test_every_other_command_names_what_there_is(command):
 
 def test_every_flag_is_one_of_a_program(try_out):
     known = THE_ORIGINALS | {"--config.KEY", "--index-url"}  # of pip
-    report = "-m aa_flax.evaluation.report RESULTS --output FOLDER"
+    report = "-m aa_flax.report RESULTS --output FOLDER"
     export = "-m aa_flax.export WEIGHTS OUT.onnx"
     for program in ["train.py", "eval.py", "convert_torch_weights.py IN OUT", export, report]:
         known.update(try_out(f"python {program}")[1])

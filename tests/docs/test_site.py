@@ -17,7 +17,7 @@ import aa_flax.pools
 import aa_flax.transform
 from tests.docs.markdown import ROOT
 
-PACKAGES = ("data", "evaluation", "training", "weights")
+PACKAGES = ("data", "evaluation", "report", "training", "weights")
 ENTRIES = {
     entry
     for page in (ROOT / "docs/reference").glob("*.md")
@@ -28,8 +28,9 @@ NAMED = {entry.removeprefix("aa_flax.") for entry in ENTRIES}  # those of `aa_fl
 INTERNAL = {
     "data": "clips digest examples folder_index given index_cache natural pictures shard_names "
     "splits tar_index video",
-    "evaluation": "evaluator files intervals judging labels markup picture_plots pictured points "
-    "predict published rounding run schema settings summary turns",
+    "evaluation": "evaluator files intervals own_images predict run schema settings summary "
+    "text turns",
+    "report": "__main__ comparisons",
     "training": "integrity profiling same_run workdir",
     "weights": "building checks content fit mistaken",
 }

@@ -9,11 +9,10 @@ import pytest
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.clips import Clip
-from aa_flax.data.video import Header, read_frames
+from aa_flax.data.clips import Clip, Header, read_frames
 from aa_flax.evaluation.flicker import flicker, moving_average, odd_window
-from aa_flax.evaluation.report import gather, write_report
-from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write
+from aa_flax.report import gather, write_report
+from tests.evaluation.random_images import SIZES, flat, on_host, probabilities, write
 from tests.evaluation.tiny import CROP
 
 MARGIN, FPS = 3, 10.0
@@ -98,11 +97,11 @@ def test_what_is_no_clip_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*nowhere \(--clip\)"):
         measured(flat, tmp_path / "nowhere")
     write(tmp_path / "one", count=1)
-    with pytest.raises(InputError, match="one frame alone; flips need two or more"):
+    with pytest.raises(InputError, match="only one frame; flips need two or more"):
         measured(flat, tmp_path / "one")
     with pytest.raises(InputError, match=r"frame0\.png is one image; give the folder of all fram"):
         measured(flat, tmp_path / "one" / "frame0.png")
-    with pytest.raises(InputError, match=r"holds no files; .*; folders below it are not read"):
+    with pytest.raises(InputError, match=r"contains no files; .*; folders below it are not read"):
         measured(flat, tmp_path)
     with pytest.raises(InputError, match="--fps is the number of frames a second, more than 0"):
         measured(flat, np.zeros((2, 16, 16, 3), np.uint8), fps=0.0)
@@ -187,7 +186,7 @@ def test_another_film_of_the_same_name_and_size_is_another_clip(tmp_path, monkey
 def test_what_is_no_video_is_refused(tmp_path):
     pytest.importorskip("av")
     (tmp_path / "film.mp4").write_bytes(b"no film")
-    with pytest.raises(InputError, match=r"film\.mp4 is no video that PyAV reads"):
+    with pytest.raises(InputError, match=r"film\.mp4 is not a video that PyAV reads"):
         measured(flat, tmp_path / "film.mp4")
 
 

@@ -8,10 +8,10 @@ from flax import nnx
 from PIL import Image
 
 from aa_flax import InputError, create_model, load_torch_state_dict
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation import views
 from aa_flax.evaluation.consistency import agreement, consistency, diagonal_arrays, worst_case
-from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.observe import observe
 from aa_flax.runtime import data_mesh
 from benchmarks.reference import reference_net
@@ -48,7 +48,7 @@ def slow_figures(crops):
     return {
         "num_images": COUNT,
         "consistency": 100 * agreed.mean(),
-        "consistency_interval": of_images(per_image, PASSES),
+        "consistency_interval": clustered_interval(per_image, PASSES),
         "consistent_and_correct": 100 * (agreed & (classes[..., 0] == labels)).mean(),
         "probability_change": 100 * np.abs(own[..., 0] - own[..., 1]).mean(),
         "top1_shifted": 100 * (classes == labels[..., None]).mean(),

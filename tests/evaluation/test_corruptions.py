@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from aa_flax import InputError
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.corruptions import (
     ALEXNET_ERRORS,
     SEVERITIES,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from aa_flax import InputError, evaluate
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.dense import mask_consistency, translation_psnr
-from aa_flax.evaluation.intervals import of_images
+from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.moved import lanczos_matrices
 from aa_flax.evaluation.views import random_offsets
 from tests.evaluation.tiny import CROP, SIZE, Noise
@@ -93,7 +93,7 @@ def test_mask_consistency_equals_a_computation_pixel_by_pixel():
     np.testing.assert_allclose(found["per_class"], per_class)
     assert found["consistency"] == pytest.approx(per_class.mean())
     assert found["agreement"] == pytest.approx(100 * np.mean(shares), rel=1e-5)
-    interval = of_images(np.reshape(shares, (-1, 3)).mean(1), 3)
+    interval = clustered_interval(np.reshape(shares, (-1, 3)).mean(1), 3)
     assert found["agreement_interval"] == pytest.approx(interval, rel=1e-4)
 
 

@@ -16,10 +16,10 @@ from aa_flax import InputError
 from aa_flax.evaluation import evaluator
 from aa_flax.evaluation.files import read_results, same_weights
 from aa_flax.evaluation.measures import MEASURES
-from aa_flax.evaluation.rounding import with_interval
-from aa_flax.evaluation.rows import gather
 from aa_flax.evaluation.run import evaluate_config
+from aa_flax.evaluation.text import with_interval
 from aa_flax.evaluation.timing import time_forward
+from aa_flax.report.rows import gather
 from benchmarks.reference import abstract_model
 from tests.evaluation.tiny import CLASSES, COUNT, CROP, Flat, Noise, Small, noise_config
 

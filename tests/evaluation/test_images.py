@@ -10,10 +10,10 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.pictures import Pictures
-from aa_flax.evaluation.report import gather, write_report
+from aa_flax.data.unlabelled import Pictures
 from aa_flax.evaluation.views import random_offsets
-from tests.evaluation.pictured import SIZES, flat, on_host, probabilities, write
+from aa_flax.report import gather, write_report
+from tests.evaluation.random_images import SIZES, flat, on_host, probabilities, write
 from tests.evaluation.tiny import CROP
 
 WITHIN, MARGIN = 2, 3  # of the centre crop in an image
@@ -152,7 +152,9 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*nowhere \(--images\)"):
         measured(flat, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty \(--images\) holds no files; images end in \.jpg"):
+    with pytest.raises(
+        InputError, match=r"empty \(--images\) contains no files; images end in \.jpg"
+    ):
         measured(flat, tmp_path / "empty")
     (tmp_path / "empty" / "notes.txt").write_text("none")
     with pytest.raises(InputError, match="holds 1 files, none of which is an image"):

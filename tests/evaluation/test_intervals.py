@@ -4,29 +4,36 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from aa_flax.evaluation.intervals import of_images, wilson
+from aa_flax.evaluation.intervals import clustered_interval, wilson_interval
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 9), (9, 9), (1, 450), (397, 450), (450, 450)])
 def test_the_interval_of_a_fraction_is_scipys(hits, count):
     expected = binomtest(hits, count).proportion_ci(method="wilson")
-    assert wilson(hits / count, count) == pytest.approx([100 * expected.low, 100 * expected.high])
+    assert wilson_interval(hits / count, count) == pytest.approx(
+        [100 * expected.low, 100 * expected.high]
+    )
 
 
-def test_pairs_that_are_all_alike_count_as_their_image():
+def test_equal_pairs_count_as_one_image():
     fractions = np.array([1.0] * 90 + [0.0] * 10)
-    assert of_images(fractions, pairs=5) == pytest.approx(wilson(0.9, 100))
+    assert clustered_interval(fractions, pairs=5) == pytest.approx(wilson_interval(0.9, 100))
 
 
-def test_independent_pairs_count_one_by_one(rng):
+def test_independent_pairs_count_individually(rng):
     fractions = rng.binomial(5, 0.7, 20_000) / 5
-    found, expected = of_images(fractions, pairs=5), wilson(fractions.mean(), 5 * 20_000)
+    found, expected = (
+        clustered_interval(fractions, pairs=5),
+        wilson_interval(fractions.mean(), 5 * 20_000),
+    )
     assert np.subtract(*found) == pytest.approx(np.subtract(*expected), rel=0.02)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.6, 1.0])
 def test_equal_images_give_an_interval_with_a_width(fraction):
-    assert of_images(np.full(100, fraction), pairs=5) == pytest.approx(wilson(fraction, 100))
+    assert clustered_interval(np.full(100, fraction), pairs=5) == pytest.approx(
+        wilson_interval(fraction, 100)
+    )
 
 
 @pytest.mark.parametrize("truth", [0.6, 0.9, 0.99])
@@ -37,6 +44,6 @@ def test_it_contains_the_truth_in_about_95_of_100_samples(truth, likeness, rng):
     """
     total = (1 - likeness) / likeness
     images = rng.beta(truth * total, (1 - truth) * total, (2000, 50))
-    ends = [of_images(sample, 5) for sample in rng.binomial(5, images) / 5]
+    ends = [clustered_interval(sample, 5) for sample in rng.binomial(5, images) / 5]
     hits = np.mean([low <= 100 * truth <= high for low, high in ends])
     assert 0.91 < hits < 0.98

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from aa_flax import InputError
-from aa_flax.evaluation import report
+from aa_flax import InputError, report
 from aa_flax.evaluation.measure import MEASURES, Column, Measure, Option
 from aa_flax.evaluation.measures import register_measure
 from aa_flax.evaluation.run import evaluate_config
@@ -53,8 +52,8 @@ def test_a_measure_has_its_result_settings_line_and_column(tmp_path, capsys):
     assert 0 < found["confidence"]["mean"] < 100
     assert found["confidence"]["power"] == 2.0
     assert f"  confidence of {found['confidence']['mean']:.2f} %" in capsys.readouterr().out
-    table = report.table(report.read_rows([tmp_path]))
-    assert "| net | accuracy | confidence |" in table
+    table = report.table(report.gather([tmp_path]).rows)
+    assert "| model | accuracy | confidence |" in table
     assert f"{found['confidence']['mean']:.2f}" in table
 
 

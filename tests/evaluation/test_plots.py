@@ -1,24 +1,24 @@
-"""Figures for files: their formats, their labels, and what their axes say."""
+"""Formats, labels and axes of figures."""
 
 import numpy as np
 import pytest
 
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.equivariance import EquivarianceMaps
-from aa_flax.evaluation.points import Point, points, time_label
-from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.row import Point, Row, points, time_label
 
-NETS = [
-    Point("resnet18", None, 70, 60, 0.5, 1.0),
-    Point("resnet18", 2, 71, 83),
-    Point("resnet18", 4, 71.01, 83.1),
+NAME = r"net$\frac$"  # not a formula
+MODELS = [
+    Point(NAME, None, 70, 60, 0.5, 1.0),
+    Point(NAME, 2, 71, 83),
+    Point(NAME, 4, 71.01, 83.1),
 ]
 MAPS = EquivarianceMaps(("stem", "logits"), (2, 4), np.full((2, 4, 4), 1.25), np.ones(2))
 
 
 @pytest.fixture
 def kept(monkeypatch):
-    """The figures that are not closed after they were saved."""
+    """The figures, which are not closed when they are saved."""
     pyplot, figures = plots.pyplot(), []
     monkeypatch.setattr(pyplot, "close", figures.append)
     yield figures
@@ -26,31 +26,31 @@ def kept(monkeypatch):
     pyplot.close("all")
 
 
-def test_a_report_has_each_figure_as_picture_and_as_lines_and_twice_the_same(tmp_path):
+def test_a_figure_is_written_in_each_format_and_twice_the_same(tmp_path):
     for folder in ("a", "b"):
-        plots.plot_nets(tmp_path / folder / "nets.png", NETS, "x (%)", "y (%)")
+        plots.plot_models(tmp_path / folder / "models.png", MODELS, "x (%)", "y (%)")
     for suffix in (".png", ".pdf", ".svg"):
-        one, other = ((tmp_path / f / f"nets{suffix}").read_bytes() for f in "ab")
+        one, other = ((tmp_path / f / f"models{suffix}").read_bytes() for f in "ab")
         assert one == other
         assert one
 
 
-def test_labels_cover_neither_each_other_nor_points_and_none_is_cut(tmp_path, kept):
-    plots.plot_nets(tmp_path / "nets.png", NETS, "x", "y", [".png"])
+def test_labels_cover_neither_each_other_nor_points_and_are_complete(tmp_path, kept):
+    plots.plot_models(tmp_path / "models.png", MODELS, "x", "y", [".png"])
     (figure,) = kept
     (panel,) = figure.axes
     boxes = [text.get_window_extent() for text in panel.texts if text.get_text()]
-    assert len(boxes) == len(NETS)
+    assert len(boxes) == len(MODELS)
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
         assert figure.bbox.contains(*box.min)
         assert figure.bbox.contains(*box.max)
-        for net in NETS:
-            assert not box.contains(*panel.transData.transform((net.x, net.y)))
+        for model in MODELS:
+            assert not box.contains(*panel.transData.transform((model.x, model.y)))
 
 
 def test_only_points_of_several_seeds_have_bars(tmp_path, kept):
-    plots.plot_nets(tmp_path / "nets.png", NETS, "x", "y", [".png"])
+    plots.plot_models(tmp_path / "models.png", MODELS, "x", "y", [".png"])
     (panel,) = kept[0].axes
     bars = [bar for container in panel.containers for bar in container[2]]
     ends = [bar.get_segments()[0].tolist() for bar in bars]
@@ -69,7 +69,7 @@ def test_run_times_of_several_seeds_have_bars(tmp_path, kept):
     assert np.ptp(ends[0][1][:, 0]) == 0  # one run
 
 
-def test_maps_tell_their_means_in_the_unit_of_their_bar(tmp_path, kept):
+def test_maps_have_their_means_in_the_unit_of_the_colour_bar(tmp_path, kept):
     plots.plot_equivariance(tmp_path / "maps.png", {"net": MAPS})
     panel, *_, bar = kept[0].axes
     assert panel.get_xlabel() == "mean 125.0 %"
@@ -78,7 +78,7 @@ def test_maps_tell_their_means_in_the_unit_of_their_bar(tmp_path, kept):
     assert "50 % and more" in kept[0].get_supxlabel()
 
 
-def test_an_axis_of_time_says_of_how_many_images_and_on_what():
+def test_an_axis_of_time_has_the_batch_size_and_the_device():
     rows = [
         Row("a", ({"top1": 1, "time": {"milliseconds": 2, "batch_size": 48, "device": "cpu"}},)),
         Row("b", ({"top1": 1, "time": {"milliseconds": 2, "batch_size": 48, "device": "H100"}},)),

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from aa_flax import InputError, evaluate
-from aa_flax.evaluation import files, report, rows
+from aa_flax import InputError, evaluate, report
+from aa_flax.evaluation import files
 from aa_flax.evaluation.files import check_writable, read_results, write_results
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.summary import summary
@@ -190,7 +190,7 @@ def complete(tmp_path_factory):
 
 
 def everything_that_reads(path):
-    gathered = rows.gather([path])
+    gathered = report.gather([path])
     report.table(gathered.rows)
     for measure in MEASURES.values():
         measure.section(gathered.rows)

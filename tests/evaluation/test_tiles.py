@@ -6,10 +6,10 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.transforms import normalise
-from aa_flax.evaluation.report import gather, write_report
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.tiling import Grid
-from tests.evaluation.pictured import SIZES, strided
+from aa_flax.report import gather, write_report
+from tests.evaluation.random_images import SIZES, strided
 from tests.evaluation.tiny import CLASSES, Small
 
 TILE = 8

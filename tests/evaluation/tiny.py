@@ -5,8 +5,8 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.configs import digits_resnet18
-from aa_flax.data.loader import evaluation_batches
-from aa_flax.data.transforms import normalise
+from aa_flax.data.batches import evaluation_batches
+from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.observe import Observations, observe
 from aa_flax.evaluation.views import Views
 from aa_flax.layers import conv2d

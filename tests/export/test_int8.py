@@ -8,7 +8,7 @@ from PIL import Image
 
 import aa_flax
 from aa_flax import InputError
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.export import int8
 from aa_flax.export.__main__ import run
 from tests.compiled import run as logits

@@ -9,7 +9,7 @@ import pytest
 
 import aa_flax
 from aa_flax import InputError, create_model, list_models
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.weights.locate import OfRun, locate
 from tests.compiled import run as logits
 from tests.export.small import NETS, SIZE, resnet, small

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 import aa_flax
-from aa_flax.data.transforms import center_crop
+from aa_flax.data.pixels import center_crop
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def test_a_measure_has_a_flag_a_line_and_a_column(tmp_path):
         [
             sys.executable,
             "-c",
-            "import tests.extending.measure; from aa_flax.evaluation.report import main; "
+            "import tests.extending.measure; from aa_flax.report.__main__ import main; "
             f"main(['{output}', '--output', '{tmp_path / 'report'}'])",
         ],
         cwd=ROOT,

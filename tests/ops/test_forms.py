@@ -8,7 +8,7 @@ from flax import nnx
 from jax import export
 
 from aa_flax import create_model, ops
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import normalise
 from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.pools.blur import BlurPool, MaxBlurPool

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aa_flax import InputError, create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.configs import resnet18_lpf4
-from aa_flax.data.transforms import preprocess
+from aa_flax.data.pixels import preprocess_batch
 from aa_flax.runtime import data_mesh, put_batch, replicate
 from aa_flax.training import train
 from aa_flax.training.log import read_json_lines
@@ -59,7 +59,7 @@ def torchs_run(config, photos):
         weight_decay=options.weight_decay,
     )
     scheduler = torch.optim.lr_scheduler.StepLR(sgd, options.step_epochs, options.step_factor)
-    images = np.asarray(preprocess(photos, config.data)).transpose(0, 3, 1, 2)
+    images = np.asarray(preprocess_batch(photos, config.data)).transpose(0, 3, 1, 2)
     images, labels = torch.tensor(images.copy()), torch.tensor(photos["label"]).long()
     losses, checkpoint = [], None
     for step in range(STEPS):
@@ -100,7 +100,7 @@ def our_losses(config, photos):
     train_step = make_train_step(
         create_model("resnet18_lpf4", num_classes=16),
         optimizer,
-        lambda batch: preprocess(batch, config.data),
+        lambda batch: preprocess_batch(batch, config.data),
         schedule=schedule,
         mesh=mesh,
     )

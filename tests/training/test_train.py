@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, recalibrate_batch_norm
-from aa_flax.data.loader import training_batches, unheard_by_children
+from aa_flax.data.batches import training_batches, unheard_by_children
+from aa_flax.data.pixels import preprocess_batch
 from aa_flax.data.sources import make_source
-from aa_flax.data.transforms import preprocess
 from aa_flax.training import loop, train
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.log import JsonLines, read_json_lines
@@ -250,7 +250,7 @@ def test_batch_statistics_can_be_re_estimated_before_each_evaluation(tmp_path):
     fresh = create_model("tiny_plain", num_classes=10, rngs=nnx.Rngs(config.seed))
     source = make_source(config.data, "train")
     batches = training_batches(source, 64, config.data, seed=config.seed)
-    images = [preprocess(batch, config.data) for batch in islice(batches, 3)]
+    images = [preprocess_batch(batch, config.data) for batch in islice(batches, 3)]
     recalibrate_batch_norm(fresh, images)
     assert model.bn.mean[...].std() > 0
     for name in ("mean", "var"):

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from aa_flax import InputError
-from aa_flax.data.crops import center_image
-from aa_flax.data.transforms import normalise
+from aa_flax.data.pixels import center_image, normalise
 from benchmarks import packaged
 from benchmarks.reference import relative_difference
 from benchmarks.true_parity import our_trunk, run, their_net, their_trunk

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from aa_flax.evaluation.accuracy import accuracy
-from aa_flax.evaluation.intervals import wilson
+from aa_flax.evaluation.intervals import wilson_interval
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.rounding import with_interval
+from aa_flax.evaluation.text import with_interval
 from aa_flax.evaluation.views import Center
 
 
@@ -36,7 +36,7 @@ class Accuracy(Measure):
         assert seen is not None
         seen.check_finite()
         found = accuracy(seen)
-        interval = wilson(found["top1"] / 100, found["num_images"])
+        interval = wilson_interval(found["top1"] / 100, found["num_images"])
         return {**found, "top1_interval": interval}
 
     def line(self, result: Result) -> str:

@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from aa_flax.data.clips import Clip as Frames
-from aa_flax.data.crops import center_image
+from aa_flax.data.pixels import center_image
 from aa_flax.errors import real
 from aa_flax.evaluation.flicker import Flicker, flicker, mean_fps
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.picture_plots import plot_flicker
-from aa_flax.evaluation.pictured import (
+from aa_flax.evaluation.own_images import (
     CLASS_NAMES,
     PicturesMeasure,
     PicturesOption,
@@ -22,6 +21,7 @@ from aa_flax.evaluation.pictured import (
     check_size_of,
     class_namer,
 )
+from aa_flax.evaluation.plots.own_images import plot_flicker
 from aa_flax.runtime import progress_bar
 
 
@@ -84,7 +84,7 @@ class Clip(PicturesMeasure):
         logits, times = _logits(subject, clip)
         window = subject.options["window"]
         found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
-        told: Result = {"class": name_of(found.most_frequent), "lost": clip.tell_lost()}
+        told: Result = {"class": name_of(found.most_frequent), "lost": clip.log_lost()}
         told |= clip.differences(times)
         return {**found.numbers(), **told, **self.store(subject, _arrays(found, name_of))}
 

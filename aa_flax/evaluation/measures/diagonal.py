@@ -9,10 +9,10 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.consistency import diagonal_arrays
 from aa_flax.evaluation.files import beside, save_arrays
-from aa_flax.evaluation.markup import file_name
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.row import Row, by_base
+from aa_flax.evaluation.text import file_name
 from aa_flax.evaluation.views import Crops, diagonal
 from aa_flax.runtime import is_main_process
 

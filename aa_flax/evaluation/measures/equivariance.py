@@ -10,10 +10,10 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.equivariance import EquivarianceMaps, check_crop, equivariance_maps
 from aa_flax.evaluation.files import beside
-from aa_flax.evaluation.markup import file_name
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.row import Row, by_base
+from aa_flax.evaluation.text import file_name
 from aa_flax.runtime import is_main_process, progress_bar
 
 IMAGES = 8  # that the maps are the mean of

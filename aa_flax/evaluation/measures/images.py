@@ -6,24 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.data.crops import center_image
-from aa_flax.data.pictures import Pictures
+from aa_flax.data.pixels import center_image
+from aa_flax.data.unlabelled import Pictures
 from aa_flax.errors import integer
-from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.pairs import random_pairs
 from aa_flax.evaluation.observe import Observations, observe
-from aa_flax.evaluation.picture_plots import class_names_in, plot_least_stable
-from aa_flax.evaluation.pictured import (
+from aa_flax.evaluation.own_images import (
     CLASS_NAMES,
     PicturesMeasure,
     PicturesOption,
     check_room,
     class_namer,
 )
-from aa_flax.evaluation.rounding import with_interval
+from aa_flax.evaluation.plots.own_images import class_names_in, plot_least_stable
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.stability import least_stable_first, stability, worst_shift
+from aa_flax.evaluation.text import markdown, with_interval
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
 from aa_flax.runtime import progress_bar
 
@@ -93,7 +92,7 @@ class Images(PicturesMeasure):
         result: Result = {**stability(found["pairs"], found["around"])}
         arrays = _arrays(found["around"], pictures, subject, name_of)
         result["least_stable"] = [_told(arrays, i) for i in arrays["shown"]]
-        result["lost"] = pictures.tell_lost()
+        result["lost"] = pictures.log_lost()
         skipped = np.setdiff1d(np.arange(len(pictures)), own.index)
         result["skipped"] = [pictures.name(int(i)) for i in skipped]
         return result | self.store(subject, arrays)

@@ -5,7 +5,7 @@ from aa_flax.evaluation.dense import masks_of
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.measures.maps import MapsMeasure
 from aa_flax.evaluation.moved import RandomPairs
-from aa_flax.evaluation.rounding import with_interval
+from aa_flax.evaluation.text import with_interval
 
 
 class MaskConsistency(MapsMeasure):

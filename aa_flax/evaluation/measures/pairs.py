@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 from aa_flax.evaluation.consistency import consistency
 from aa_flax.evaluation.measure import Column, Measure, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.rounding import with_interval
 from aa_flax.evaluation.settings import Settings
+from aa_flax.evaluation.text import with_interval
 
 
 class PairMeasure(Measure):

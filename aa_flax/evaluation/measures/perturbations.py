@@ -1,11 +1,10 @@
 """Flips of the top-1 class on perturbed clips (ImageNet-P)."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
-from aa_flax.data.folder import ImageFolder
+from aa_flax.data.folder import ImageFolder, natural_key
 from aa_flax.evaluation.corruptions import (
     check_is_no_corruptions,
     digest_of_folders,
@@ -70,13 +69,4 @@ def _flip_rate(subject: Subject, root: Path, name: str) -> float:
 
 def _place(path: Path) -> tuple:
     """Clip by clip, and within a clip frame by frame."""
-    clip = str(path.parent)
-    return natural_order(clip), clip, natural_order(path.name)
-
-
-def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """A key to sort names by, in which `frame2` comes before `frame10`."""
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part)
-        for part in re.split(r"(\d+)", name)
-    ]
+    return natural_key(str(path.parent)), natural_key(path.name)

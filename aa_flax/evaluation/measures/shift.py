@@ -6,8 +6,7 @@ from pathlib import Path
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.measure import Column, Option, Subject
 from aa_flax.evaluation.measures.pairs import PairMeasure, random_pairs
-from aa_flax.evaluation.points import points
-from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.row import Row, points
 from aa_flax.evaluation.views import ShiftedPairs
 
 
@@ -48,5 +47,5 @@ class Shift(PairMeasure):
         if not nets:
             return []
         path = folder / "accuracy_consistency.png"
-        plots.plot_nets(path, nets, "accuracy (%)", "consistency (%)")
+        plots.plot_models(path, nets, "accuracy (%)", "consistency (%)")
         return [path]

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from aa_flax.data.pictures import Pictures
+from aa_flax.data.unlabelled import Pictures
 from aa_flax.errors import InputError, integer
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.picture_plots import plot_tiles
-from aa_flax.evaluation.pictured import PicturesMeasure, PicturesOption, check_one_process
+from aa_flax.evaluation.own_images import PicturesMeasure, PicturesOption, check_one_process
+from aa_flax.evaluation.plots.own_images import plot_tiles
 from aa_flax.evaluation.predict import Predictor, head_of, trunk_of
 from aa_flax.evaluation.tiling import Compared, Grid, compare, compare_logits
 from aa_flax.models.classifier import Classifier
@@ -96,7 +96,7 @@ class Tiles(PicturesMeasure):
             "used": list(grid.used),
             "num_tiles": len(grid.tiles),
             "stride": stride,
-            "lost": pictures.tell_lost(),
+            "lost": pictures.log_lost(),
         }
         stored = {} if found is None else self.store(subject, _arrays(pixels, grid, found))
         return {**facts, **numbers, **stored}

@@ -7,12 +7,10 @@ from statistics import fmean
 import jax
 
 from aa_flax.evaluation import plots
-from aa_flax.evaluation.markup import markdown
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.points import TimesByFilter, fastest, points, time_label
-from aa_flax.evaluation.rounding import with_interval
-from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.row import Row, TimesByFilter, fastest, points, time_label
+from aa_flax.evaluation.text import markdown, with_interval
 from aa_flax.evaluation.timing import time_forward
 
 BATCH_SIZE = 48  # as the original's run times
@@ -51,7 +49,7 @@ class Time(Measure):
         if not nets:
             return []
         path, by_filter = folder / "time_accuracy.png", folder / "time_filter_size.png"
-        plots.plot_nets(path, nets, time_label(rows), "accuracy (%)")
+        plots.plot_models(path, nets, time_label(rows), "accuracy (%)")
         plots.plot_run_times(by_filter, _families(rows), time_label(rows))
         return [path, by_filter]
 

@@ -1,0 +1,144 @@
+"""The base of measures on the user's own images: options, class names, files and figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from aa_flax.data.classes import imagenet_class_names, read_names
+from aa_flax.data.pixels import ImageError, resized_size
+from aa_flax.data.unlabelled import Given, Pictures
+from aa_flax.errors import InputError
+from aa_flax.evaluation import plots
+from aa_flax.evaluation.files import beside, save_arrays
+from aa_flax.evaluation.measure import Measure, Option, Result, Subject
+from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.settings import Settings
+from aa_flax.files import local_path
+from aa_flax.runtime import is_main_process
+
+
+@dataclass(frozen=True)
+class PicturesOption(Option):
+    """An option that is a path, or in Python the images themselves: arrays or PIL images."""
+
+    kind: type = Path
+    default: Any = None
+
+    def value(self, given: Any) -> Path | Given | None:
+        if given is None or isinstance(given, Given):
+            return given
+        if isinstance(given, str | Path):
+            return local_path(given, f"--{self.name}")
+        return Given(given)
+
+
+class PicturesMeasure(Measure):
+    """A measure that stores arrays, and draws models that were given the same images together.
+
+    Attributes:
+        plot: draws the arrays of each model, by its name, to a path, in some formats.
+        alike: numbers and facts that the models of one figure have in common, besides the images.
+    """
+
+    brings_images = True
+    plot: ClassVar[Callable[[Path, Mapping[str, Mapping[str, np.ndarray]], Sequence[str]], None]]
+    alike: ClassVar[tuple[str, ...]]
+
+    def check(self, subject: Subject) -> None:
+        if subject.output is not None:
+            plots.pyplot()
+
+    def store(self, subject: Subject, arrays: dict[str, np.ndarray]) -> Result:
+        """Writes the arrays and a figure next to the results, if these are written."""
+        if subject.output is None:
+            return {}
+        file, figure = (beside(subject.output, f"{self.name}.{end}") for end in ("npz", "png"))
+        if is_main_process():
+            save_arrays(file, arrays)
+            type(self).plot(figure, {subject.name: arrays}, (".png",))
+        return {"file": file.name, "figure": figure.name}
+
+    def groups(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Groups rows whose models were given the same images."""
+        groups: dict[Any, list[Row]] = {}
+        for row in rows:
+            found = row.first(self.name)
+            if found is not None and "file" in found:
+                facts = {**row.facts, **found}
+                key = tuple(facts.get(name) for name in ("digest", *self.alike))
+                groups.setdefault(key, []).append(row)
+        return list(groups.values())
+
+    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
+        drawn, groups = [], self.groups(rows)
+        for number, members in enumerate(groups, 1):
+            name = self.name if len(groups) == 1 else f"{self.name}_{number}"
+            drawn.append(folder / f"{name}.png")
+            arrays = {row.title: row.arrays(self.name) for row in members}
+            type(self).plot(drawn[-1], arrays, plots.ALL_FORMATS)
+        return drawn
+
+
+CLASS_NAMES = Option(  # one option, which the measures have in common
+    "class_names",
+    "names of classes in figures and texts: imagenet, or a file with one a line",
+    None,
+    str,
+)
+
+
+def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
+    """Returns a function from a class index to its name: `class 17` if no names were given.
+
+    Raises:
+        InputError: a file that cannot be read, or has another number of names.
+    """
+    given = subject.options["class_names"]
+    if not given:
+        return lambda i: f"class {i}"
+    file = local_path(given, "--class_names")
+    names = imagenet_class_names() if given == "imagenet" else read_names(file)
+    if len(names) != num_classes:
+        raise InputError(
+            f"--class_names {given} has {len(names)} names, but {subject.name} gives {num_classes} "
+            "logits; give a file with one name a line, in the order of the logits"
+        )
+    return lambda i: names[i]
+
+
+def check_room(pictures: Pictures, settings: Settings) -> None:
+    """Checks that no image is smaller than the crops.
+
+    Raises:
+        InputError: a small image, or one that cannot be read, unless such images are skipped.
+    """
+    for i in range(len(pictures)):
+        try:
+            size = pictures.size(i)
+        except ImageError as error:
+            if settings.on_error == "skip":
+                continue
+            raise error.skippable() from error
+        check_size_of(pictures.name(i), size, settings, settings.image_size)
+
+
+def check_size_of(name: str, size: tuple[int, int], settings: Settings, needed: int) -> None:
+    """Raises an InputError if a square of `needed` pixels does not fit the resized image."""
+    if min(resized_size(size, settings.resize_size)) < needed:
+        width, height = size
+        resized = f", resized to {settings.resize_size}" if settings.resize_size else ""
+        raise InputError(
+            f"{name} has {width} x {height} pixels{resized}, but a square of {needed} is cut from "
+            "it, which would have black borders; change --config.data.resize_size, image_size or "
+            "crop_size"
+        )
+
+
+def check_one_process(name: str) -> None:
+    """Raises an InputError if several hosts evaluate together."""
+    if jax.process_count() > 1:
+        raise InputError(f"--{name} runs in one process; leave out --distributed, --coordinator")

@@ -1,0 +1,269 @@
+"""A report as one HTML file, with everything in it, that opens from disk without a network.
+
+The page is `page.html` with its parts filled in: `page.css`, `page.js`, plotly.js (the extra
+`html`), tables and images as HTML, and the charts that the browser draws as JSON. Its content
+policy forbids the browser to load anything from elsewhere.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aa_flax.errors import InputError
+from aa_flax.evaluation.equivariance import EquivarianceMaps
+from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.row import Row, points, time_label
+from aa_flax.files import replacing
+from aa_flax.report import comparisons
+from aa_flax.report.html import charts
+from aa_flax.report.rows import (
+    by_conditions,
+    circumstances,
+    conditions,
+    explained_columns,
+    shown_columns,
+    weights_of,
+)
+
+
+def write_page(
+    path: Path,
+    rows: Sequence[Row],
+    left_out: Sequence[str] = (),
+    *,
+    figures: Mapping[str, Sequence[Path]] | None = None,
+) -> Path:
+    """Writes a report as one HTML file.
+
+    Args:
+        left_out: a line for everything that was found but is not in the rows.
+        figures: image files by measure, for measures that the page does not draw itself.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: plotly is not installed.
+        OSError: the file cannot be written.
+    """
+    common, measured = conditions(rows), circumstances(rows)
+    about = [f"All models: {common}."] if common else []
+    about += [f"Measured {measured}."] if measured else []
+    parts = sections(rows, figures or {})
+    data = {name: chart for part in parts for name, chart in part.data.items()}
+    page = {
+        "conditions": escape(" ".join(about)),
+        "table": _results_table(rows),
+        "sections": "\n".join(part.html for part in parts),
+        "published": _published_section(rows),
+        "weights": _weights_section(rows),
+        "left_out": _left_out_section(left_out),
+        # JSON without `<` cannot end the script element that contains it.
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        "plotly": plotly_js(),
+        "style": _file("page.css"),
+        "script": _file("page.js"),
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(Template(_file("page.html")).substitute(page), encoding="utf-8")
+    return path
+
+
+def plotly_js() -> str:
+    """Returns the JavaScript library that draws in the browser.
+
+    Raises:
+        InputError: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise InputError("a page needs plotly: pip install 'aa_flax[html]'") from error
+    return get_plotlyjs()
+
+
+def _file(name: str) -> str:
+    return (files("aa_flax.report.html") / name).read_text(encoding="utf-8")
+
+
+def _results_table(rows: Sequence[Row]) -> str:
+    """Returns the table of all numbers, sorted by a click on a head, with its explanations."""
+    columns, notes = shown_columns(rows), explained_columns(rows)
+    front, beaten = comparisons.pareto_front(rows), comparisons.dominated_variants(rows)
+    heads = ['<th scope="col"><button type="button">model</button></th>']
+    for column, _ in columns:
+        title = escape(column.title + (" (%)" if column.unit == "%" else ""))
+        note = escape(notes[column.title], quote=True)
+        heads.append(f'<th scope="col"><button type="button" title="{note}">{title}</button></th>')
+    lines = []
+    for row in rows:
+        mark = "front" if row.title in front else "beaten" if row.title in beaten else ""
+        cells = [f'<th scope="row" class="{mark}">{charts.breakable(row.title)}</th>']
+        for column, path in columns:
+            text, values = row.text(path, column.unit, column.interval), row.values(path)
+            value = f' data-value="{np.mean(values):.9g}"' if values else ""
+            cells.append(f"<td{value}>{text}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    table = _table("table of all models", heads, lines, ' id="results"')
+    judged = escape(comparisons.judged_by())
+    legend = (
+        f'<p><span class="front">Bold</span>: no model is better in {judged} without being worse '
+        'in the other. <span class="beaten">Italic</span>: another version of the same '
+        "model is better. ±: standard deviation over training seeds; in brackets: the 95 % "
+        "confidence interval of a single result, or the quartiles of the passes for times.</p>"
+    )
+    return f"{table}\n{legend}\n{_definitions((escape(k), v) for k, v in notes.items())}"
+
+
+def _table(label: str, heads: Iterable[str], lines: Iterable[str], attributes: str = "") -> str:
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{label}">'
+        f"<table{attributes}><thead><tr>{''.join(heads)}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _definitions(terms: Iterable[tuple[str, str]]) -> str:
+    """Returns a list of terms, which are HTML already, and their definitions."""
+    items = [f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in terms]
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _published_section(rows: Sequence[Row]) -> str:
+    lines = [
+        f'<tr><th scope="row">{charts.breakable(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in comparisons.compared_cells(rows)
+    ]
+    heads = [f'<th scope="col">{head}</th>' for head in comparisons.HEAD]
+    table = _table("measured and published", heads, lines)
+    body = f"<p>{escape(comparisons.EXPLAINED.replace('`', ''))}</p>{table}"
+    return _section("published", "Compared with published numbers", body) if lines else ""
+
+
+def _weights_section(rows: Sequence[Row]) -> str:
+    terms = [(charts.breakable(row.title), text) for row in rows if (text := weights_of(row))]
+    return _section("weights", "Weights", _definitions(terms)) if terms else ""
+
+
+def _left_out_section(left_out: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in left_out)
+    return _section("left-out", "Left out", f"<ul>{items}</ul>") if left_out else ""
+
+
+def _section(name: str, title: str, body: str) -> str:
+    return f'<section id="{name}"><h2>{title}</h2>{body}</section>'
+
+
+class Section(NamedTuple):
+    """A part of the page.
+
+    Attributes:
+        html: a `<section>`.
+        data: what `page.js` draws in it, by name.
+    """
+
+    html: str
+    data: dict[str, Any]
+
+
+def sections(rows: Sequence[Row], figures: Mapping[str, Sequence[Path]]) -> list[Section]:
+    """Returns a section per measure: drawn by the page, or its image files.
+
+    Measures without anything to show have none.
+    """
+    drawn = [draw(rows) for draw in _DRAWN.values()]
+    images = [_images(name, figures.get(name, ())) for name in MEASURES if name not in _DRAWN]
+    return [section for section in (*drawn, *images) if section is not None]
+
+
+def _chart(name: str, about: str) -> str:
+    label = escape(about, quote=True)
+    return f'<div class="chart" data-chart="{name}" role="img" aria-label="{label}"></div>'
+
+
+def _shift(rows: Sequence[Row]) -> Section | None:
+    models = points(rows, ("top1",), ("shift", "consistency"))
+    if not models:
+        return None
+    about = (
+        "<p>Accuracy is the fraction of images that get their true class; consistency the fraction "
+        "of pairs of shifted crops that get the same class. Up and to the right is better. Circles "
+        "are baselines, squares antialiased models with their filter size; arrows lead from each "
+        "baseline to its antialiased models, bars are standard deviations over seeds.</p>"
+    )
+    chart = charts.models_chart(models, "accuracy (%)", "consistency (%)")
+    body = about + _chart("consistency", "accuracy against consistency, a point per model")
+    html = _section("consistency", "Accuracy and consistency", body)
+    return Section(html, {"consistency": chart})
+
+
+def _time(rows: Sequence[Row]) -> Section | None:
+    models = points(rows, ("time", "milliseconds"), ("top1",))
+    if not models:
+        return None
+    about = (
+        "<p>The median time of a compiled forward pass, in milliseconds, against accuracy. Up and "
+        "to the left is better.</p>"
+    )
+    x_label = charts.plotly(time_label(rows)).replace(" on ", "<br>on ")
+    chart = charts.models_chart(models, x_label, "accuracy (%)")
+    body = about + _chart("time", "run time against accuracy, a point per model")
+    return Section(_section("time", "Run time", body), {"time": chart})
+
+
+def _diagonal(rows: Sequence[Row]) -> Section | None:
+    found = charts.walks([row for row in rows if row.first("diagonal")])
+    if not found:
+        return None
+    about = (
+        "<p>The probability that each model gives to the true class as the crop moves over the "
+        "image, one pixel down and right per step (the first seed of each model). A model that is "
+        "invariant to shifts would give a horizontal line. The slider moves the crop and the mark "
+        "in the chart.</p>"
+    )
+    return Section(_section("walk", "Along a shift", about + _file("walk.html")), {"walks": found})
+
+
+def _equivariance(rows: Sequence[Row]) -> Section | None:
+    groups = by_conditions([row for row in rows if row.first("equivariance")])
+    if not groups:
+        return None
+    body = [
+        "<p>How far each block is from moving its features as the image moves, at every shift down "
+        "and right of one period of the model's stride (the first seed of each model). All numbers "
+        "are in percent of the distance between the features of two different images at that "
+        "block: 0 % is equivariant, at 100 % a shift changes the features as much as another image "
+        "would, and more is possible. The last map is that of the logits: their invariance.</p>"
+    ]
+    data = {}
+    for i, (title, members) in enumerate(groups.items()):
+        maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in members}
+        data[f"profile-{i}"] = charts.profile_chart(maps)
+        chart = _chart(f"profile-{i}", f"mean deviation of each block, {title}")
+        body.append(f"<h3>{escape(title)}</h3>{chart}{charts.maps_grid(maps)}")
+    return Section(_section("equivariance", "Equivariance, block by block", "".join(body)), data)
+
+
+_DRAWN = {"shift": _shift, "time": _time, "diagonal": _diagonal, "equivariance": _equivariance}
+
+
+def _images(name: str, paths: Sequence[Path]) -> Section | None:
+    """Returns a section with the figures of a measure that the page does not draw itself."""
+    images = [
+        f'<img class="figure" src="{charts.png_uri(path.read_bytes())}" '
+        f'alt="{escape(path.stem, quote=True)}">'
+        for path in paths
+        if path.suffix.lower() == ".png"
+    ]
+    if not images:
+        return None
+    about = f"<p>{escape(MEASURES[name].options[0].help)}</p>"
+    return Section(_section(escape(name), escape(name), about + "".join(images)), {})
