@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from aa_flax.config import Config, DataConfig
-from aa_flax.data.batches import put_ahead, steps_per_epoch, training_batches
+from aa_flax.data.batches import put_ahead, training_batches
 from aa_flax.data.pixels import preprocess_batch
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
