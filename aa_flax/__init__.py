@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 from aa_flax.create import create_model
 from aa_flax.data.sources import register_source
 from aa_flax.errors import InputError
-from aa_flax.fuse import fuse
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
-from aa_flax.models.levels import FeatureLevel
+from aa_flax.models.fuse import fuse
 from aa_flax.models.model_config import ModelConfig
+from aa_flax.models.recalibrate import recalibrate_batch_norm
 from aa_flax.models.registry import list_models, register_model
+from aa_flax.models.shapes import FeatureLevel
 from aa_flax.ops.blur import blur_pool
 from aa_flax.ops.upsample import blur_upsample
 from aa_flax.perceptual import PerceptualDistance
 from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
-from aa_flax.recalibrate import recalibrate_batch_norm
 from aa_flax.runtime import keep_memory
 from aa_flax.transform import antialias
-from aa_flax.weights.files import load_torch_state_dict, load_weights, save_weights
-from aa_flax.weights.torch_format import to_torch_state_dict
+from aa_flax.weights.save_load import load_torch_state_dict, load_weights, save_weights
+from aa_flax.weights.state_dicts import to_torch_state_dict
 
 if TYPE_CHECKING:
     from aa_flax.data.classes import imagenet_class_names

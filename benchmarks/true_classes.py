@@ -12,7 +12,7 @@ from jaxtyping import Array, UInt8
 
 from aa_flax import recalibrate_batch_norm
 from aa_flax.data.pixels import normalise
-from aa_flax.layers import BatchNorm
+from aa_flax.nn.layers import BatchNorm
 
 
 class _Unfolding(BatchNorm):

@@ -16,10 +16,10 @@ import numpy as np
 from jax import lax
 
 from aa_flax import keep_memory
-from aa_flax.ops.dense import with_unfused_transposes
-from aa_flax.ops.depthwise import Window
-from aa_flax.ops.forms import Multilinear, apply, static
-from aa_flax.ops.winograd import winograd_conv
+from aa_flax.ops.cpu.convolution import with_unfused_transposes
+from aa_flax.ops.cpu.depthwise import Window
+from aa_flax.ops.cpu.dispatch import Multilinear, apply, static
+from aa_flax.ops.cpu.winograd import winograd_conv
 
 SHAPES = (
     "8,224,64,64", "8,112,128,128", "8,56,64,64", "8,56,128,128", "8,56,256,256", "8,28,128,128",

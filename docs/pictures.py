@@ -16,9 +16,9 @@ from jax import lax
 from sklearn.datasets import load_sample_images
 
 from aa_flax.data.digits import Digits
-from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.equivariance import cosine_distance
 from aa_flax.evaluation.plots import pyplot
+from aa_flax.evaluation.shifts import shift_band_limited
 from aa_flax.ops import blur_pool, max_pool
 from aa_flax.ops.blur import binomial_taps
 

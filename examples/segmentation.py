@@ -26,8 +26,8 @@ from sklearn.datasets import load_digits
 
 import aa_flax
 from aa_flax.data.pixels import normalise
-from aa_flax.evaluation.dense import mask_consistency, translation_psnr
-from aa_flax.layers import BatchNorm, conv2d
+from aa_flax.evaluation.measures.maps import mask_consistency, translation_psnr
+from aa_flax.nn.layers import BatchNorm, conv2d
 
 SCENE, CROP = 80, 64  # pixels of a side
 CLASSES = 11  # the ground, and ten digits

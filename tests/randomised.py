@@ -1,24 +1,32 @@
-"""Nets whose batch norms show where they are left out."""
+"""Models with random variables, whose batch norms show where they are left out."""
 
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import aa_flax
-from aa_flax.layers import BatchNorm
-
-Net = TypeVar("Net", aa_flax.Classifier, aa_flax.Backbone)
+Model = TypeVar("Model", bound=nnx.Module)
 
 
-def randomised(net: Net) -> Net:
-    """With statistics and affine parameters that show where they are left out."""
-    draw = np.random.default_rng(0)
-    for _, layer in nnx.iter_modules(net):
-        if isinstance(layer, BatchNorm):
-            for name, low in (("scale", 0.5), ("bias", -0.3), ("mean", -0.3), ("var", 0.5)):
-                shape = layer.scale.shape
-                getattr(layer, name)[...] = jnp.asarray(draw.uniform(low, 1.5, shape), jnp.float32)
-    net.eval()
-    return net
+def randomised(model: Model) -> Model:
+    """Draws every variable of a model, which may be abstract, and puts it in evaluation mode.
+
+    Models with the same variables get the same values. An abstract model (`nnx.eval_shape`) costs
+    nothing to build, where a layer for layer initialization takes seconds.
+    """
+    rng = np.random.default_rng(0)
+    graphdef, state, others = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+
+    def drawn(path, variable):
+        shape, name = variable.shape, path[-2].key if hasattr(path[-1], "name") else path[-1].key
+        spread = 0.1 if len(shape) == 1 else (2 / np.prod(shape[:-1])) ** 0.5
+        values = rng.normal(0, spread, shape)
+        if name in ("scale", "var"):
+            values = 1 + np.abs(values)
+        return jnp.asarray(values, variable.dtype)
+
+    model = nnx.merge(graphdef, jax.tree_util.tree_map_with_path(drawn, state), others)
+    model.eval()
+    return model

@@ -1,4 +1,4 @@
-"""The perceptual distance equals that of the package lpips, and tolerates what it is made for."""
+"""The perceptual distance equals that of the package lpips, and tolerates shifts."""
 
 import sys
 from importlib import import_module
@@ -42,7 +42,7 @@ def distance_of(trunk, weights=None):
     ("name", "theirs"),
     [("alexnet", "alex"), pytest.param("vgg16", "vgg", marks=pytest.mark.slow)],
 )
-def test_a_plain_net_gives_the_numbers_of_lpips(name, theirs, images):
+def test_a_plain_model_gives_the_numbers_of_lpips(name, theirs, images):
     torch = pytest.importorskip("torch")
     if find_spec("lpips") is None:
         pytest.skip("the package lpips is not there")
@@ -107,7 +107,7 @@ def test_it_is_zero_for_equal_images_and_symmetric(trunk, images):
         ("vgg11_bn", CHANNELS["vgg16"]),
     ],
 )
-def test_antialiased_and_other_vgg_nets_have_their_five_maps(name, channels):
+def test_antialiased_and_other_vgg_models_have_their_five_maps(name, channels):
     def shape(x):
         trunk = create_model(name, features_only=True)
         return PerceptualDistance(trunk, channel_weights=None).maps(x)
@@ -158,7 +158,7 @@ def test_channel_weights_are_parameters_to_train(trunk, images, some_weights):
         np.testing.assert_allclose(gradient[...] @ weights, parts[i], rtol=1e-4)
 
 
-def test_the_net_that_is_given_is_left_as_it_is():
+def test_the_given_model_is_not_changed():
     model = create_model("alexnet", num_classes=10)
     before = nnx.to_flat_state(nnx.state(model))
     PerceptualDistance(model, channel_weights=None)
@@ -207,10 +207,10 @@ def test_the_package_is_asked_for_where_it_is_missing(trunk, monkeypatch):
         PerceptualDistance(trunk)
 
 
-def test_other_nets_are_refused(trunk):
+def test_other_models_are_refused(trunk):
     with pytest.raises(InputError, match="features of AlexNet or VGG, not of resnet18"):
         PerceptualDistance("resnet18", pretrained=False)
-    with pytest.raises(InputError, match="is a name or a net of create_model, got function"):
+    with pytest.raises(InputError, match="is a name or a model of create_model, got function"):
         PerceptualDistance(distance_of)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="has weights for alexnet and vgg16, not for vgg11"):
         nnx.eval_shape(lambda: PerceptualDistance(create_model("vgg11", features_only=True)))
@@ -229,5 +229,7 @@ def test_images_that_cannot_be_compared_are_refused(trunk, images):
         distance(*(z[..., [0, 1, 2, 0]] for z in images))
     with pytest.raises(InputError, match=r"arrays of JAX or NumPy, .* got a Tensor; convert it"):
         distance(*(torch.zeros(1, 3, 40, 40) for _ in images))
-    with pytest.raises(InputError, match=r"floats in 0\.\.1, got uint8; divide bytes by 255"):
+    with pytest.raises(
+        InputError, match=r"floats in 0\.\.1, got uint8; divide uint8 images by 255"
+    ):
         distance(*(z.astype(np.uint8) for z in images))

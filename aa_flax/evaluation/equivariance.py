@@ -4,14 +4,14 @@ Zhang (2019, Sec. 3 and 4.1, fig. 5) compares, for a feature map F and a shift (
 
     Shift(F(X))   with   F(Shift(X))
 
-by their cosine distance; a layer is equivariant where both agree. Here the image is rolled by whole
+by their cosine distance; a layer is equivariant if both agree. Here the image is rolled by integer
 pixels and every layer pads circularly, as in the paper (the weights may have been trained with
-another padding), and F(X) is moved by (dh, dw) / stride of its own pixels, periodically. The paper
-says that maps are brought to the image's resolution for that, not how. Here the fractional shift is
-band-limited (`shift_band_limited`): it is exact for features without aliasing, so all distance that
-is found comes from the layer; nearest-neighbour or linear interpolation would add an error of its
-own. The distance is 1 - cos of the channel vectors, averaged over the positions of the map. Shifts
-by multiples of the stride are whole pixels of the map: there the distance is zero for every layer.
+another padding), and F(X) is moved by (dh, dw) / stride pixels of the map, periodically. The paper
+upsamples the maps to the image's resolution for that, but does not say how. Here the fractional
+shift is band-limited (`shift_band_limited`): it is exact for features without aliasing, so any
+distance comes from the layer; nearest-neighbour or linear interpolation would add its own error.
+The distance is 1 - cos of the channel vectors, averaged over the positions of the map. Shifts by
+multiples of the stride are integer shifts of the map: there the distance is zero for every layer.
 """
 
 import math
@@ -32,9 +32,9 @@ from tqdm import tqdm
 from aa_flax.data.batches import Batch
 from aa_flax.data.pixels import center_crop, normalise
 from aa_flax.errors import InputError
-from aa_flax.evaluation.bandlimited import shift_band_limited
-from aa_flax.evaluation.files import save_arrays
 from aa_flax.evaluation.predict import predictor_of
+from aa_flax.evaluation.results import save_arrays
+from aa_flax.evaluation.shifts import shift_band_limited
 from aa_flax.models.classifier import Classifier
 from aa_flax.ops import circular_padding
 from aa_flax.runtime import put_batch, replicate, replicated
@@ -48,7 +48,7 @@ class EquivarianceMaps:
         blocks: names, in order; the last is `logits`, a map of one pixel: its invariance.
         strides: pixels of the image in one of the block's map.
         maps: mean over the images; `maps[b, dh, dw]`.
-        scale: mean distance between two different images at each block, to judge the maps by.
+        scale: mean distance between two different images at each block, for comparison.
     """
 
     blocks: tuple[str, ...]
@@ -58,7 +58,7 @@ class EquivarianceMaps:
 
     @property
     def relative(self) -> Float[np.ndarray, "B P P"]:
-        """The maps as shares of the distance between two different images at each block."""
+        """The maps relative to the distance between two different images at each block."""
         return self.maps / self.scale[:, None, None]
 
     def save(self, path: Path) -> None:
@@ -67,7 +67,7 @@ class EquivarianceMaps:
 
     @classmethod
     def load(cls, path: Path) -> "EquivarianceMaps":
-        """Reads what `save` wrote."""
+        """Reads a file of `save`."""
         with np.load(path) as file:
             blocks, strides = file["blocks"].tolist(), file["strides"].tolist()
             return cls(tuple(blocks), tuple(strides), file["maps"], file["scale"])
@@ -81,16 +81,16 @@ def equivariance_maps(
     mesh: Mesh,
     progress: tqdm | None = None,
 ) -> EquivarianceMaps:
-    """Measures every block of a net at all offsets of its largest stride, on one batch.
+    """Measures every block of a model at all offsets of its largest stride, on one batch.
 
     Args:
-        model: the net; its batch norms use their running statistics.
+        model: its batch norms use their running statistics.
         batch: of `evaluation_batches`, at least two images; masked images do not count.
         crop_size: side of the centre crop, a multiple of the largest stride.
         progress: a bar, advanced by one each offset; its total is set.
 
     Raises:
-        InputError: a crop size that is no multiple of the largest stride.
+        InputError: a crop size that is not a multiple of the largest stride.
     """
     period = check_crop(model, crop_size)
     strides = block_strides(model)
@@ -114,13 +114,13 @@ def equivariance_maps(
     scale = np.asarray(_distances_between_images(features, mask, mesh), np.float64)
     if not (np.isfinite(maps).all() and np.isfinite(scale).all()):
         raise InputError(
-            "the net's features are not finite; its weights are broken, or its training diverged"
+            "the model's features are not finite; its weights are broken, or its training diverged"
         )
     return EquivarianceMaps(blocks, (*strides, crop_size), maps, scale)
 
 
 def check_crop(model: Classifier, crop_size: int) -> int:
-    """The period of a net's strides in pixels, of which the crop has to be a multiple.
+    """Returns the period of a model's strides in pixels; the crop has to be a multiple of it.
 
     Raises:
         InputError: it is not; the message names the nearest crops that are.
@@ -129,15 +129,15 @@ def check_crop(model: Classifier, crop_size: int) -> int:
     if crop_size % period == 0:
         return period
     below, above = crop_size // period * period, -(-crop_size // period) * period
-    sizes = [str(size) for size in (above, below) if size and _can_see(model, size)]
+    sizes = [str(size) for size in (above, below) if size and _can_process(model, size)]
     advice = f"give --config.data.crop_size={' or '.join(sizes)}" if sizes else "none is near"
     raise InputError(
-        f"equivariance maps need a crop size that is a multiple of the net's stride, {period} "
+        f"equivariance maps need a crop size that is a multiple of the model's stride, {period} "
         f"pixels, got {crop_size}; {advice} (and a config.data.image_size of at least that)"
     )
 
 
-def _can_see(model: Classifier, crop_size: int) -> bool:
+def _can_process(model: Classifier, crop_size: int) -> bool:
     try:
         predictor_of(model).num_classes(crop_size)
     except InputError:
@@ -145,15 +145,15 @@ def _can_see(model: Classifier, crop_size: int) -> bool:
     return True
 
 
-# Sizes of images, tried in turn until every stride divides.
+# Sizes of images, tried one after another until every stride divides.
 _SIZES = (256, 256 * 3, 256 * 5, 256 * 7, 256 * 15)
 
 
 def block_strides(model: Classifier) -> tuple[int, ...]:
-    """Pixels of the image in one of each block's map, exactly; nothing is computed.
+    """Infers the stride of each block's map from shapes; nothing is computed.
 
     Raises:
-        InputError: a block whose map has no stride: it is as large for images of any size.
+        InputError: a block without a stride, whose map has one size for images of any size.
     """
     graphdef, state = nnx.split(model)
     for size in _SIZES:
@@ -162,13 +162,13 @@ def block_strides(model: Classifier) -> tuple[int, ...]:
             return tuple(size // n for n in maps)
     name = getattr(model, "name", "") or type(model).__name__
     raise InputError(
-        f"equivariance maps need blocks with a whole stride; those of {name} give maps of "
+        f"equivariance maps need blocks with an integer stride; those of {name} return maps of "
         f"{_map_sizes(graphdef, state, _SIZES[0])} pixels for images of {_SIZES[0]}"
     )
 
 
 def _map_sizes(graphdef: nnx.GraphDef, state: nnx.State, size: int) -> list[int]:
-    """The side of each block's map, without the logits, when all padding is circular."""
+    """Returns the side of each block's map, without the logits, with circular padding."""
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     maps = jax.eval_shape(partial(_block_maps, graphdef), state, images)
     return [x.shape[1] for x in maps]
@@ -176,7 +176,7 @@ def _map_sizes(graphdef: nnx.GraphDef, state: nnx.State, size: int) -> list[int]
 
 @partial(jax.jit, static_argnames="graphdef")
 def _features(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> list[Array]:
-    """What every block gives, and the logits as a map of one pixel; all padding is circular."""
+    """Computes each block's output, and the logits as a map of one pixel; padding is circular."""
     x = normalise(images)
     model: Any = nnx.merge(graphdef, state, copy=True)
     with circular_padding():
@@ -199,12 +199,12 @@ def _block_maps(graphdef: nnx.GraphDef, state: nnx.State, x: Array) -> list[Arra
 def _distances(
     graphdef, state, images, features, mask, offset, strides: tuple[int, ...], mesh
 ) -> Float[Array, " B"]:
-    """The distance of each block at one offset, mean over the images."""
+    """Computes the distance of each block at one offset, mean over the images."""
     rolled = jnp.roll(images, offset, (1, 2))
     distances = []
-    whole = (*strides, images.shape[1])  # the logits: one pixel
-    now = _features(graphdef, state, rolled)
-    for still, moved, stride in zip(features, now, whole, strict=True):
+    all_strides = (*strides, images.shape[1])  # the logits are one pixel
+    of_rolled = _features(graphdef, state, rolled)
+    for still, moved, stride in zip(features, of_rolled, all_strides, strict=True):
         shifts = jnp.broadcast_to(offset / stride, (len(images), 2))
         distance = cosine_distance(shift_band_limited(still, shifts), moved)
         distances.append(jnp.mean(distance, where=mask))
@@ -213,7 +213,7 @@ def _distances(
 
 @partial(jax.jit, static_argnames="mesh")
 def _distances_between_images(features, mask, mesh) -> Float[Array, " B"]:
-    """The distance at each block, mean over all pairs of images."""
+    """Computes the distance between images at each block, mean over all pairs."""
     steps = range(1, len(mask))
     both = jnp.stack([mask & jnp.roll(mask, i) for i in steps])
     distances = []
@@ -224,10 +224,10 @@ def _distances_between_images(features, mask, mesh) -> Float[Array, " B"]:
 
 
 def cosine_distance(x: Float[Array, "N h w C"], y: Float[Array, "N h w C"]) -> Float[Array, " N"]:
-    """1 - cos of the angle between channel vectors, mean over positions.
+    """Computes 1 - cos of the angle between channel vectors, mean over positions.
 
-    Of two zero vectors it is 0, of a zero and another vector 1; vectors shorter than 1e-5 of the
-    longest count as zero: a shifted zero is zero only up to rounding.
+    Between two zero vectors it is 0, between a zero and another vector 1; vectors shorter than 1e-5
+    of the longest count as zero, since a shifted zero is zero only up to rounding.
     """
     lengths = jnp.linalg.norm(jnp.stack([x, y]), axis=-1)
     zero = lengths <= 1e-5 * lengths.max((0, 2, 3), keepdims=True)

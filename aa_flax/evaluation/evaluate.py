@@ -1,4 +1,4 @@
-"""Evaluates any function from images to logits."""
+"""The Python function `evaluate`: any measures of any function from images to logits."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,13 @@ from flax import nnx
 from aa_flax.data.sources import Source, check_source
 from aa_flax.data.unlabelled import NoSource, is_pictures
 from aa_flax.errors import InputError
-from aa_flax.evaluation.evaluator import Plan, check, run, stored
-from aa_flax.evaluation.files import Results, as_json
+from aa_flax.evaluation.engine import Plan, check, run, stored
 from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import predictor_of
-from aa_flax.evaluation.run import digest_of
+from aa_flax.evaluation.results import Results, as_json
 from aa_flax.evaluation.schema import why_no_results
-from aa_flax.evaluation.settings import Settings
+from aa_flax.evaluation.settings import Settings, digest_of
 from aa_flax.files import local_path
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import Interpolation, ModelConfig
@@ -48,38 +47,38 @@ def evaluate(
     weights: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Results:
-    """Measures a net: one of this package, or any function from images to logits.
+    """Evaluates a model: one of this package, or any function from images to logits.
 
     Args:
-        predict: a net, or a function from normalised float32 images `(N, H, W, 3)` (ImageNet's
-            mean and deviation) to logits `(N, classes)`. A function of JAX is compiled; any other
-            (torch, onnxruntime) gets NumPy arrays of one batch and gives what NumPy can read.
-        source: labelled images, e.g. of `make_source`: `len(source)`, and `source[i]` gives a dict
-            with `image` (PIL, or uint8 `(H, W, 3)`) and `label`; with `num_classes`, `class_names`
-            and `name(i)`. For `images`, `clip` and `tiles`, which need no labels, what they look
-            at: a path, an image, or a list of images (paths, PIL, or uint8 `(H, W, 3)`); None,
-            where it is given as their option.
+        predict: a model, or a function from normalised float32 images `(N, H, W, 3)` (ImageNet's
+            mean and standard deviation) to logits `(N, classes)`. A function of JAX is compiled;
+            any other (torch, onnxruntime) gets NumPy arrays of one batch and returns an array that
+            NumPy can read.
+        source: labelled images, e.g. of `make_source`: `len(source)`, and `source[i]` returns a
+            dict with `image` (PIL, or uint8 `(H, W, 3)`) and `label`; with `num_classes`,
+            `class_names` and `name(i)`. For `images`, `clip` and `tiles`, which need no labels:
+            a path, an image, or a list of images (paths, PIL, or uint8 `(H, W, 3)`); or None, if
+            they are given as the measure's option.
         measures: names of measures, e.g. `("accuracy", "shift")`; `docs/evaluation.md` lists them.
-            `tiles` takes functions to maps `(N, h, w, C)` and labels `(N, h, w)`, too.
-        crop_size: pixels of a side that the net sees.
-        image_size: of the centre that shifted crops are cut from; default:
+            `tiles` also takes functions to maps `(N, h, w, C)` and labels `(N, h, w)`.
+        crop_size: side in pixels of the model's input.
+        image_size: side of the centre that shifted crops are cut from; default:
             `crop_size + shift_range`.
-        resize_size: of the shorter side before cropping; 0: images are taken as they are.
-        interpolation: of that resizing, `bilinear` or `bicubic`, antialiased. None: as the model's
-            `config` says, bilinear for a function.
-        batch_size: images in a batch: as many as this, or all if the data has fewer. 0: 32 on CPUs,
-            else 256.
+        resize_size: length of the shorter side before cropping; 0: images are not resized.
+        interpolation: of that resizing, `bilinear` or `bicubic`, antialiased. None: that of the
+            model's `config`; bilinear for a function.
+        batch_size: images in a batch, or all if the data has fewer. 0: 32 on CPUs, else 256.
         shift_range: shifted crops are at offsets 0..shift_range-1 on each axis.
-        passes: random pairs for each image. seed: of what is random.
-        num_workers: threads that read images; 0: one a CPU core.
-        on_error: of an image that cannot be read; "skip": it is named and left out.
-        jit: whether the function is one of JAX's. None: it is, if JAX can trace it.
-        output: a results file to write, with arrays and figures beside it. None: nothing is
-            written. What it holds of another net, of other weights or settings stays; the results
-            then stand in `..._2.json`.
-        name: of the net, for the results.
-        weights: what its weights are, for the record, e.g. `{"file": "net.pt"}`. A function that
-            comes without is taken for another one each time; a net's are known by their hash.
+        passes: random pairs for each image. seed: of random offsets.
+        num_workers: threads that read images; 0: one per CPU core.
+        on_error: for images that cannot be read: "stop", or "skip" to report and omit them.
+        jit: whether the function is one of JAX. None: detect it by tracing.
+        output: a results file to write, with arrays and plots next to it. None: nothing is
+            written. If it has results of another model, other weights or settings, these are kept
+            and the new results go to `..._2.json`.
+        name: of the model, for the results.
+        weights: a description of the weights, for the record, e.g. `{"file": "model.pt"}`. Without
+            it a function counts as a new one each time; a model is identified by its hash.
         options: of measures, e.g. `per_batch=True`.
 
     Returns:
@@ -88,6 +87,14 @@ def evaluate(
     Raises:
         InputError: an unknown measure or option, a function or data that do not fit, outputs that
             are not finite.
+
+    >>> import numpy as np
+    >>> from aa_flax import evaluate
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
+    >>> sizes = {"crop_size": 32, "shift_range": 8, "resize_size": 0}
+    >>> results = evaluate(lambda x: x.mean((1, 2)), images, "images", within=1, **sizes)
+    >>> results["images"]["num_images"]
+    4
     """
     config = predict.config if isinstance(predict, Classifier) else ModelConfig()
     settings = Settings(
@@ -103,26 +110,25 @@ def evaluate(
         on_error=on_error,
     )
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
-    pictures = None if hasattr(source, "num_classes") else source
-    values = option_values(_with_pictures(pictures, measures, options))
-    wanted = chosen_measures(measures, values)
-    if not wanted:
+    unlabelled = None if hasattr(source, "num_classes") else source
+    values = option_values(_with_images(unlabelled, measures, options))
+    chosen = chosen_measures(measures, values)
+    if not chosen:
         raise InputError(f"no measures are given; known: {', '.join(MEASURES)}")
-    source = _checked_source(source, wanted)
+    source = _checked_source(source, chosen)
     model = predict if isinstance(predict, Classifier) else None
-    place = None if output is None else local_path(output, "output")
+    path = None if output is None else local_path(output, "output")
     name = name or predictor.name
-    subject = Subject(name, predictor, model, source, settings, data_mesh(), place, values)
-    named = {} if isinstance(source, NoSource) else {"name": type(source).__name__}
-    data = {**named, **settings.experiment(), **digest_of(source)}
-    facts: Results = {"model": name, "data": data}
-    if weights is None and place is not None and isinstance(predict, nnx.Module):
+    subject = Subject(name, predictor, model, source, settings, data_mesh(), path, values)
+    data = {} if isinstance(source, NoSource) else {"name": type(source).__name__}
+    facts: Results = {"model": name, "data": data | settings.experiment() | digest_of(source)}
+    if weights is None and path is not None and isinstance(predict, nnx.Module):
         weights = {"kind": "memory", "model": name, "sha256": _digest(predictor.state)}
     if weights is not None:
         facts["weights"] = dict(weights)
-    _check_facts(facts, place)
-    plan = Plan(subject, wanted, facts)
-    stored(plan)  # a damaged file is found now
+    _check_facts(facts, path)
+    plan = Plan(subject, chosen, facts)
+    stored(plan)  # finds a damaged file
     check(plan)
     return run(plan)[0]
 
@@ -134,13 +140,13 @@ def _check_facts(facts: Results, place: Path | None) -> None:
         why = str(error)
     if why:
         raise InputError(
-            f"name and weights cannot be stored ({why}); give a text, and a dict of texts and "
-            'numbers such as {"file": "net.pt"}'
+            f"name and weights cannot be stored ({why}); give a string, and a dict of strings and "
+            'numbers such as {"file": "model.pt"}'
         )
 
 
 def _digest(state: nnx.State) -> str:
-    """SHA-256 of all arrays of a net."""
+    """Returns the SHA-256 of all arrays of a model."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -148,14 +154,14 @@ def _digest(state: nnx.State) -> str:
     return digest.hexdigest()
 
 
-def _with_pictures(
-    pictures: Any, measures: Sequence[str], options: Mapping[str, Any]
+def _with_images(
+    images: Any, measures: Sequence[str], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The options, with pictures as that of each measure that brings its own and has none yet."""
+    """Returns the options, with images for each measure that brings its own and has none yet."""
     names = [measures] if isinstance(measures, str) else measures
-    if pictures is None:
+    if images is None:
         return dict(options)
-    return {**{n: pictures for n in names if MEASURES[n].brings_images}, **options}
+    return {**{n: images for n in names if MEASURES[n].brings_images}, **options}
 
 
 def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
@@ -164,7 +170,7 @@ def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
             if not measure.brings_images:
                 raise InputError(
                     f"the measure {measure.name} needs labelled images, a source such as of "
-                    "make_source(...); pictures without labels are for images, clip and tiles"
+                    "make_source(...); images without labels are for images, clip and tiles"
                 )
         return NoSource()
     check_source(source, f"the source {type(source).__name__}")

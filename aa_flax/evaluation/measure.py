@@ -1,6 +1,5 @@
-"""What a measure is: one record with its flags, what the net is shown, and what is reported."""
+"""The interface of measures: options, the views that a model gets, numbers, report columns."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from aa_flax.evaluation.settings import Settings
 from aa_flax.evaluation.views import Views
 from aa_flax.files import local_path
 
-Result = dict[str, Any]  # what a measure found, as it stands in the results: JSON values
+Result = dict[str, Any]  # numbers of a measure as they are stored: JSON values
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,13 @@ class Option:
     """A flag of `python -m aa_flax.eval`, and an argument of `aa_flax.evaluate`.
 
     Attributes:
-        name: without dashes. The first option of a measure has the measure's name and asks for it:
+        name: without dashes. The first option of a measure has the measure's name and requests it:
             a bool, or a value such as a folder.
-        help: one line, as `--help` shows it.
-        default: its value where it is not given.
-        kind: `bool`, `int`, `float`, `str`, `Path`, or `tuple` (of whole numbers: `0,5,9`).
-        written: it is a file that the measure writes; of several nets each gets one of its own.
+        help: one line for `--help`.
+        default: its default value.
+        kind: `bool`, `int`, `float`, `str`, `Path`, or `tuple` (of integers: `0,5,9`).
+        written: whether it is a file that the measure writes, a separate one for each of several
+            models.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Option:
     written: bool = False
 
     def value(self, given: Any) -> Any:
-        """What was given, as the measure gets it: a `Path` with `~` expanded, a tuple of numbers.
+        """Converts a value for the measure: a `Path` with `~` expanded, a tuple of integers.
 
         Raises:
             InputError: it is of another kind.
@@ -63,7 +63,7 @@ class Option:
         return given
 
     def value_for(self, model: str, value: Any) -> Any:
-        """The value where several nets are evaluated: `p_resnet18.npz` for `p.npz`."""
+        """Returns the value for one of several models: `p_resnet18.npz` for `p.npz`."""
         if not self.written or value is None:
             return value
         return value.with_name(f"{value.stem}_{model}{value.suffix}")
@@ -74,7 +74,7 @@ def _numbers(name: str, given: Any) -> tuple[int, ...]:
     parts = list(parts) if isinstance(parts, Iterable) else [parts]
     if not parts or not all(str(part).isdecimal() for part in parts):
         shown = ",".join(str(part) for part in parts)
-        raise InputError(f"--{name} are numbers such as 0,5,9; got {shown}")
+        raise InputError(f"--{name} takes integers such as 0,5,9; got {shown}")
     return tuple(int(part) for part in parts)
 
 
@@ -83,12 +83,12 @@ class Column:
     """A column of the report.
 
     Attributes:
-        title: its head.
-        key: where its number stands in the measure's result, e.g. `("consistency",)`.
+        title: its heading.
+        key: the path to its number in the measure's result, e.g. `("consistency",)`.
         unit: of the number: `%`, `ms`, or "".
-        judged: whether more of it makes a net better, for the report's Pareto front.
-        note: what the report says of it.
-        interval: key, in the same mapping, of the two ends of its interval; empty: it has none.
+        judged: whether models with larger numbers are better, for the report's Pareto front.
+        note: explains it in the report.
+        interval: key, in the same mapping, of the two ends of its interval; "" if there is none.
     """
 
     title: str
@@ -101,16 +101,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and how: all that a measure may look at.
+    """A model, data and settings: everything that a measure may use.
 
     Attributes:
-        name: of the net, for titles.
-        predictor: calls the net; `predictor.logits(images)` gives the logits of images
+        name: of the model, for titles.
+        predictor: calls the model; `predictor.logits(images)` returns the logits of images
             `(N, H, W, 3)` with values in 0..255.
-        model: the net itself, where it is one of this package; None for a plain function. Where a
-            measure checks, it may be of shapes alone.
+        model: the model itself, if it is one of this package; None for another function. In
+            `Measure.check` it may consist of shapes alone.
         source: the labelled images. settings: how they are cropped and shifted.
-        output: the results file; what else a measure writes goes beside it. None: nothing is kept.
+        output: the results file; other files of a measure go next to it. None: nothing is written.
         options: the values of all measures' options, by name.
     """
 
@@ -125,19 +125,32 @@ class Subject:
 
 
 class Measure:
-    """One way to judge a net. An instance of a subclass is given to `register_measure`.
+    """A measure of a model; pass an instance of a subclass to `register_measure`.
 
     Attributes:
-        options: its flags; the first has the measure's name and asks for it. The results keep the
+        options: its flags; the first has the measure's name and requests it. The results have the
             measure's numbers under that name.
         columns: of the report, in order.
-        needs_model: whether it looks into a net of this package, not only at its outputs.
-        always: whether `aa_flax.eval` measures it without being asked; it has no flag then.
-        of_maps: whether it is of functions to maps, not logits: for `aa_flax.evaluate`, apart from
-            measures of logits; `aa_flax.eval`, whose nets give logits, has no flag for it.
-        brings_images: whether it looks at images of its own, which need no labels, and never at the
-            subject's source. Where all that is asked for does, no data is opened and nothing that
-            is always measured is: the source is a `NoSource`.
+        needs_model: whether it needs a model of this package, not only its outputs.
+        always: whether `aa_flax.eval` always measures it; it has no flag then.
+        of_maps: whether it is for functions to maps instead of logits: for `aa_flax.evaluate` only;
+            `aa_flax.eval`, whose models return logits, has no flag for it.
+        brings_images: whether it uses separate images, which need no labels, instead of the
+            subject's source. If all requested measures do, no data is opened, the source is a
+            `NoSource`, and measures that are always measured are not.
+
+    >>> from aa_flax import Measure, Option
+    >>> from aa_flax.evaluation.views import Center
+    >>> class Confidence(Measure):
+    ...     options = (Option("confidence", "mean probability of the true class"),)
+    ...
+    ...     def views(self, subject):
+    ...         return Center(subject.settings.crop_size)
+    ...
+    ...     def result(self, seen, subject):
+    ...         return {"percent": 100 * seen.probability.mean()}
+    >>> Confidence().name
+    'confidence'
     """
 
     options: ClassVar[tuple[Option, ...]]
@@ -152,56 +165,56 @@ class Measure:
         return self.options[0].name
 
     def settings(self, subject: Subject) -> Result:
-        """All that the numbers depend on beside net, weights, data and crops: stored with them.
+        """Returns what the numbers depend on besides model, weights, data and crops.
 
-        Results with other settings are of another measurement and are not overwritten. Without a
-        method of its own: the fields of its views.
+        It is stored with the numbers; results with other settings are not overwritten. Default: the
+        fields of the views.
         """
         views = self.views(subject)
         return {} if views is None else dict(vars(views))
 
     def check(self, subject: Subject) -> None:
-        """Raises an InputError for what cannot be measured, before anything is."""
+        """Raises an InputError, before anything is measured, if this measure cannot be."""
 
     def views(self, subject: Subject) -> Views | None:
-        """What the net is shown of every image; None: the measure looks for itself."""
+        """Returns the views of every image; None: the measure calls the model itself."""
         return None
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        """The numbers, of what the net said of the views. Its settings are added to them."""
+        """Returns the numbers, from the observations of its views. Its settings are added."""
         raise NotImplementedError
 
     def line(self, result: Result) -> str | None:
-        """A line of the summary, without its indentation; None: nothing to say."""
+        """Returns its line of the summary, without indentation; None: it has none."""
         return None
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        """Draws nets beside one another into a folder, for the report; returns the files.
+        """Draws plots of several models into a folder, for the report; returns the files.
 
         Args:
-            rows: the report's; those without this measure are among them.
+            rows: all of the report, including those without this measure.
         """
         return []
 
     def section(self, rows: Sequence[Row]) -> str:
-        """What the report says of nets beside one another, as Markdown; empty: nothing.
+        """Returns its section of the report, as Markdown; "" if it has none.
 
         Args:
-            rows: the report's; those without this measure are among them.
+            rows: all of the report, including those without this measure.
         """
         return ""
 
     def path(self, column: Column) -> tuple[str, ...]:
-        """Where a column's number stands in the results."""
+        """Returns the path to a column's number in the results."""
         return (self.name, *column.key)
 
     def found_in(self, results: Mapping[str, Any]) -> Result | None:
-        """The measure's numbers in the results of a net, if they are there."""
+        """Returns the measure's numbers from the results of a model, if it was measured."""
         found = results.get(self.name)
         return found if isinstance(found, dict) else None
 
     def stored(self, result: Result) -> Result:
-        """How the numbers stand in the results."""
+        """Returns the entries of the results that contain the numbers."""
         return {self.name: result}
 
 
@@ -211,15 +224,23 @@ MEASURES: Table[Measure] = Table("measure")
 def register_measure(measure: Measure, *, replace: bool = False) -> None:
     """Adds a measure: its flags of `aa_flax.eval`, line of the summary, columns of the report.
 
-    Measures share an option where it is the same `Option` of both.
+    Two measures may share an option if it is the same `Option` object.
 
     Raises:
         InputError: another measure has its name or an option of that name.
+
+    >>> from aa_flax import Measure, Option, evaluate, register_measure
+    >>> class Throughput(Measure):
+    ...     options = (Option("throughput", "images a second"),)
+    ...
+    ...     def result(self, seen, subject):
+    ...         return {"images_per_second": 1000.0}
+    >>> register_measure(Throughput())  # `--throughput` of `aa_flax.eval`
     """
     if not getattr(measure, "options", ()):
         raise InputError(
-            f"the measure {type(measure).__name__} has no options; the first is its flag, and has "
-            "its name"
+            f"the measure {type(measure).__name__} has no options; add one with the measure's "
+            "name, which is its flag"
         )
     others = [m for m in MEASURES.values() if m.name != measure.name]
     taken = {option.name: (m.name, option) for m in others for option in m.options}
@@ -227,22 +248,22 @@ def register_measure(measure: Measure, *, replace: bool = False) -> None:
         other, same = taken.get(option.name, ("", option))
         if same is not option:
             raise InputError(
-                f"the measure {measure.name} has an option {option.name!r}, as {other} has; give "
-                "it another name"
+                f"the measure {measure.name} has an option {option.name!r}, which {other} has "
+                "already; give it another name"
             )
     MEASURES.register(measure.name, measure, replace=replace)
 
 
 def columns() -> list[tuple[Column, tuple[str, ...]]]:
-    """Every column of every measure, in order, and where its number stands in the results."""
+    """Returns every column of every measure, in order, and the path to its number."""
     return [(column, m.path(column)) for m in MEASURES.values() for column in m.columns]
 
 
 def option_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of every measure's options, by name: what is given, or the default.
+    """Returns the value of every measure's options, by name: as given, or the default.
 
     Raises:
-        InputError: an option that no measure has, or a value of another kind.
+        InputError: an option that no measure has, or a value of the wrong kind.
     """
     known = {option.name: option for measure in MEASURES.values() for option in measure.options}
     for name in given:
@@ -252,14 +273,14 @@ def option_values(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen_measures(names: Sequence[str], values: Mapping[str, Any]) -> list[Measure]:
-    """The measures with these names, and those whose first option has a value.
+    """Returns the measures with these names, and those whose first option has a value.
 
     Args:
-        names: a text is taken for one name.
+        names: a string is one name.
         values: of `option_values`.
 
     Raises:
-        InputError: an unknown measure, one whose folder or file is not given, or an option of a
+        InputError: an unknown measure, one whose folder or file is missing, or an option of a
             measure that is not among them.
     """
     names = [names] if isinstance(names, str) else list(names)
@@ -277,21 +298,16 @@ def chosen_measures(names: Sequence[str], values: Mapping[str, Any]) -> list[Mea
     return [measure for measure in MEASURES.values() if measure in wanted]
 
 
-def need_no_source(measures: Sequence[Measure]) -> bool:
-    """Whether there are measures, and each brings images of its own."""
-    return bool(measures) and all(measure.brings_images for measure in measures)
+def measures_and_options(
+    names: Sequence[str], options: Mapping[str, Any]
+) -> tuple[list[Measure], dict[str, Any]]:
+    """Returns the requested measures of `eval`, and the values of all options.
 
-
-def check_numbers(measure: Measure, result: Any) -> None:
-    """Raises an InputError if a number is not finite: it could not be told from a right one."""
-    if isinstance(result, Mapping):
-        for value in result.values():
-            check_numbers(measure, value)
-    elif isinstance(result, list | tuple):
-        for value in result:
-            check_numbers(measure, value)
-    elif isinstance(result, float) and not math.isfinite(result):
-        raise InputError(
-            f"the measure {measure.name} found {result}, which is no finite number; the weights "
-            "are broken, or their training diverged"
-        )
+    Accuracy is always among them, unless all requested measures bring their own images.
+    """
+    values = option_values(options)
+    chosen = chosen_measures(names, values)
+    if chosen and all(measure.brings_images for measure in chosen):
+        return chosen, values
+    always = [measure.name for measure in MEASURES.values() if measure.always]
+    return chosen_measures([*always, *names], values), values

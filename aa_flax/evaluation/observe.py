@@ -1,9 +1,8 @@
-"""The one loop of all evaluations: a net looks at views of every image, what it says is kept.
+"""The evaluation loop: runs a model on views of every image and records per-view statistics.
 
-Everything measured here follows from a few numbers for each image and view (`Observations`); they
-are computed on the devices, gathered from all hosts at the end (the hosts need not keep step until
-then), and ordered by the images' place in the data. The measures themselves are NumPy, in the
-modules beside this one.
+All measures of views follow from a few numbers for each image and view (`Observations`). They are
+computed on the devices, gathered from all hosts at the end (until then hosts need not synchronise),
+and sorted by the images' index in the data. The measures themselves are NumPy, in `measures/`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -31,14 +30,14 @@ _PER_IMAGE = ("index", "label", "mask")
 
 @dataclass(frozen=True)
 class Observations:
-    """What a net said of n images, V views each; the same on every host.
+    """Statistics of a model's predictions for n images, V views each; the same on every host.
 
     Attributes:
-        index: place in the data, ascending. label: the true class.
-        top: the five likeliest classes (all, of fewer), likeliest first.
-        rank: how many classes are likelier than the true one; all, where the output is not finite.
+        index: of the image in the data, ascending. label: the true class.
+        top: the five likeliest classes (or all, if there are fewer), likeliest first.
+        rank: the number of classes likelier than the true one; all, if the output is not finite.
         log_probability: of the true class. log_other: of the likeliest other class.
-        finite: whether all logits, and the log-probability, are.
+        finite: whether all logits and the log-probability are finite.
     """
 
     index: Int[np.ndarray, " n"]
@@ -59,14 +58,14 @@ class Observations:
 
     @property
     def probability(self) -> Float[np.ndarray, "n V"]:
-        """Probability of the true class."""
+        """Probabilities of the true class."""
         return np.exp(self.log_probability)
 
     def check_finite(self) -> None:
-        """Raises an InputError for outputs that are not finite: they prove nothing."""
+        """Raises an InputError for outputs that are not finite: they would count as consistent."""
         if not self.finite.all():
             raise InputError(
-                f"the net's output is not finite for {(~self.finite).sum()} of "
+                f"the model's output is not finite for {(~self.finite).sum()} of "
                 f"{self.finite.size} views; its weights are broken, or its training diverged"
             )
 
@@ -79,17 +78,17 @@ def observe(
     mesh: Mesh,
     progress: tqdm | None = None,
 ) -> dict[str, Observations]:
-    """Shows a net all views of every image; each image is read once.
+    """Runs a model on all views of every image; each image is read once.
 
     Args:
-        predict: a net (its batch norms use their running statistics), or a function; see
+        predict: a model (its batch norms use their running statistics), or a function; see
             `predictor_of`.
         batches: of `evaluation_batches`; masked images do not count.
-        views: sets of views by name; equal ones are looked at once.
+        views: sets of views by name; equal sets are computed once.
         progress: a bar, advanced by one each image.
 
     Returns:
-        The observations of each set.
+        The observations of each set, by name.
 
     Raises:
         InputError: images too small for a set of views.
@@ -99,24 +98,24 @@ def observe(
     distinct = list(dict.fromkeys(views.values()))
     found: dict[Views, list] = {some: [] for some in distinct}
 
-    def collect(said):
-        for some, calls in said.items():
+    def collect(statistics):
+        for some, calls in statistics.items():
             found[some].append(_on_host(calls))
-        if progress is not None and said:
-            mask = found[next(iter(said))][-1]["mask"]
+        if progress is not None and statistics:
+            mask = found[next(iter(statistics))][-1]["mask"]
             progress.update(int(mask.sum()) * jax.process_count())
 
     before: dict[Views, Any] = {}
     for batch, on_device in put_ahead(batches, partial(put_batch, mesh=mesh)):
         for some in distinct:
             check_size(some, *batch["image"].shape[1:3])
-        images, placed = on_device["image"], _parts(on_device, "index", "center")
-        look = partial(_look_with, predictor, state, _parts(on_device, *_PER_IMAGE), mesh)
+        images, position = on_device["image"], _parts(on_device, "index", "center")
+        predict_on = partial(_statistics_of, predictor, state, _parts(on_device, *_PER_IMAGE), mesh)
         now = {
-            some: [look(_show(images, placed, i, some, mesh)) for i in range(some.calls)]
+            some: [predict_on(_view(images, position, i, some, mesh)) for i in range(some.calls)]
             for some in distinct
         }
-        collect(before)  # waits for the batch before, while the devices work on this one
+        collect(before)  # waits for the previous batch while the devices compute this one
         before = now
     collect(before)
     joined = {some: _joined(parts) for some, parts in found.items()}
@@ -128,58 +127,58 @@ def _parts(batch: Mapping[str, Array], *names: str) -> dict[str, Array]:
 
 
 @partial(jax.jit, static_argnames=("views", "mesh"))
-def _show(images: Array, placed: dict[str, Array], call: int, views: Views, mesh: Mesh) -> Array:
-    """The views of one call: apart from the net, so that it compiles once for all sets of views."""
+def _view(images: Array, position: dict[str, Array], call: int, views: Views, mesh: Mesh) -> Array:
+    """Computes one call's views, apart from the model, which so compiles once for all views."""
 
     @partial(_on_each_device, mesh=mesh)
-    def show(call, mine):
-        images, placed = mine
-        return views(images, placed, call).astype(jnp.float32)
+    def view(call, sharded):
+        images, position = sharded
+        return views(images, position, call).astype(jnp.float32)
 
-    return show(jnp.asarray(call), (images, placed))
+    return view(jnp.asarray(call), (images, position))
 
 
-def _look_with(
+def _statistics_of(
     predictor: Predictor, state: Any, batch: dict[str, Array], mesh: Mesh, seen: Array
 ) -> dict[str, Array]:
-    """What the net says of a call's views, in one forward pass."""
+    """Runs the model on a call's views, in one forward pass."""
     if not predictor.on_host:
-        return _look(predictor.function, state, batch, seen, mesh=mesh)
+        return _predict(predictor.function, state, batch, seen, mesh=mesh)
     rows = _local(normalised(seen))
     logits = np.stack([predictor.call_on_host(rows[:, i]) for i in range(rows.shape[1])], 1)
-    return _judge(put_batch(logits, mesh), batch, mesh=mesh)
+    return _of_logits(put_batch(logits, mesh), batch, mesh=mesh)
 
 
 @partial(jax.jit, static_argnames=("function", "mesh"))
-def _look(function, state, batch, seen: Array, mesh: Mesh) -> dict[str, Array]:
-    """With the function as a static argument, a net compiles once, not once a call."""
+def _predict(function, state, batch, seen: Array, mesh: Mesh) -> dict[str, Array]:
+    """Computes logits and statistics; the static function makes a model compile only once."""
 
     @partial(_on_each_device, mesh=mesh)
-    def look(state, mine):
-        batch, seen = mine
+    def predict(state, sharded):
+        batch, seen = sharded
         images = seen.reshape(-1, *seen.shape[2:])
         logits = logits_of(function, state, images).reshape(*seen.shape[:2], -1)
-        return _figures(logits, batch["label"][:, None, None]) | batch
+        return _statistics(logits, batch["label"][:, None, None]) | batch
 
-    return look(state, (batch, seen))
+    return predict(state, (batch, seen))
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _judge(logits: Array, batch: dict[str, Array], mesh: Mesh) -> dict[str, Array]:
-    """What is kept of logits that were computed elsewhere."""
+def _of_logits(logits: Array, batch: dict[str, Array], mesh: Mesh) -> dict[str, Array]:
+    """Computes statistics of logits that were computed on the host."""
 
     @partial(_on_each_device, mesh=mesh)
-    def judge(_, mine):
-        batch, logits = mine
-        return _figures(logits, batch["label"][:, None, None]) | batch
+    def compute(_, sharded):
+        batch, logits = sharded
+        return _statistics(logits, batch["label"][:, None, None]) | batch
 
-    return judge((), (batch, logits))
+    return compute((), (batch, logits))
 
 
 def _on_each_device(function: Callable, mesh: Mesh) -> Callable:
-    """`function(shared, mine)`, each device with its own images and no word to the others.
+    """Maps `function(replicated, sharded)` over devices, without communication between them.
 
-    Left to itself the compiler gathers images for some operations; hosts would wait for each other.
+    Otherwise the compiler gathers images for some operations, and hosts wait for each other.
     """
     specs = (PartitionSpec(), PartitionSpec("data"))
     return jax.shard_map(
@@ -187,7 +186,8 @@ def _on_each_device(function: Callable, mesh: Mesh) -> Callable:
     )
 
 
-def _figures(logits: Float[Array, "N v C"], label: Int[Array, "N 1 1"]) -> dict[str, Array]:
+def _statistics(logits: Float[Array, "N v C"], label: Int[Array, "N 1 1"]) -> dict[str, Array]:
+    """Computes the per-view fields of `Observations`; equal logits rank by their class number."""
     classes = logits.shape[-1]
     log_p = jax.nn.log_softmax(logits)
     number = jnp.arange(classes)[None, None]
@@ -206,21 +206,21 @@ def _figures(logits: Float[Array, "N v C"], label: Int[Array, "N 1 1"]) -> dict[
 
 
 def _on_host(calls: list[dict[str, Array]]) -> dict[str, np.ndarray]:
-    """This host's images of a batch, the views of all calls side by side."""
-    said = {name: _local(calls[0][name]) for name in _PER_IMAGE}
-    for name in calls[0].keys() - said.keys():
-        said[name] = np.concatenate([_local(call[name]) for call in calls], 1)
-    return said
+    """Fetches this host's images of a batch, with the views of all calls concatenated."""
+    found = {name: _local(calls[0][name]) for name in _PER_IMAGE}
+    for name in calls[0].keys() - found.keys():
+        found[name] = np.concatenate([_local(call[name]) for call in calls], 1)
+    return found
 
 
 def _local(array: Array) -> np.ndarray:
-    """The rows of an array that are on this host's devices."""
+    """Returns the rows of an array that are on this host's devices."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> Observations:
-    """All batches of all hosts, without masked images, in order."""
+    """Joins the batches of all hosts, without masked images, in order."""
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if jax.process_count() > 1:
         joined = multihost_utils.process_allgather(joined, tiled=True)

@@ -13,8 +13,8 @@ from aa_flax.data.pixels import ImageError, resized_size
 from aa_flax.data.unlabelled import Given, Pictures
 from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
-from aa_flax.evaluation.files import beside, save_arrays
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
+from aa_flax.evaluation.results import next_to, save_arrays
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.settings import Settings
 from aa_flax.files import local_path
@@ -56,7 +56,7 @@ class PicturesMeasure(Measure):
         """Writes the arrays and a figure next to the results, if these are written."""
         if subject.output is None:
             return {}
-        file, figure = (beside(subject.output, f"{self.name}.{end}") for end in ("npz", "png"))
+        file, figure = (next_to(subject.output, f"{self.name}.{end}") for end in ("npz", "png"))
         if is_main_process():
             save_arrays(file, arrays)
             type(self).plot(figure, {subject.name: arrays}, (".png",))

@@ -1,8 +1,9 @@
-"""Any function from images to logits, in the one shape in which the evaluator calls it."""
+"""A uniform interface to models and other functions from images to logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
+from tqdm import tqdm
 
 from aa_flax.data.pixels import normalise
 from aa_flax.errors import InputError, first_line
@@ -20,15 +22,15 @@ from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 
 @dataclass(frozen=True)
 class Predictor:
-    """A function from images to logits, and what it needs.
+    """A function from images to logits, with its state.
 
     Attributes:
-        function: `function(state, images)` gives logits `(N, classes)` of normalised float32
-            images `(N, H, W, 3)`. Compiled once for all predictors of an equal function.
+        function: `function(state, images)` returns logits `(N, classes)` of normalised float32
+            images `(N, H, W, 3)`. Compiled once for all predictors with an equal function.
         state: its arrays.
-        on_host: it is no JAX function: it is called with NumPy arrays, a batch of images a call
-            on one host, and its output read by NumPy.
-        name: what to call it in messages.
+        on_host: whether it is not a function of JAX: it is called with NumPy arrays, one batch a
+            call on each host, and NumPy reads its output.
+        name: of the function, in messages.
     """
 
     function: Callable[[Any, Any], Any]
@@ -37,50 +39,47 @@ class Predictor:
     name: str = "predict"
 
     def logits(self, images: Array | np.ndarray) -> Float[Array, "N classes"]:
-        """float32 logits of images `(N, H, W, 3)` with values in 0..255."""
+        """Computes float32 logits of images `(N, H, W, 3)` with values in 0..255."""
         if self.on_host:
-            return jnp.asarray(self.call_on_host(np.asarray(_normalised(images))))
+            return jnp.asarray(self.call_on_host(np.asarray(normalised(images))))
         return _compiled(self.function, self.state, images)
 
     def maps(self, images: Array | np.ndarray) -> Float[Array, "N ..."]:
-        """float32 output, of any shape, for images `(N, H, W, 3)` with values in 0..255."""
+        """Computes the float32 output of any shape for images `(N, H, W, 3)` in 0..255."""
         if self.on_host:
-            return jnp.asarray(self._read(np.asarray(_normalised(images)), np.float32))
+            return jnp.asarray(self._read(np.asarray(normalised(images)), np.float32))
         return _compiled(self.function, self.state, images)
 
     def outputs(self, images: np.ndarray) -> Shaped[np.ndarray, "N ..."]:
-        """Whatever one array it gives of images `(N, H, W, 3)` with values in 0..255.
+        """Computes the output, an array of any type, for images `(N, H, W, 3)` in 0..255.
 
         Raises:
-            InputError: it fails on them, or gives no array of N parts.
+            InputError: the function fails, or does not return one array of N items.
         """
         if self.on_host:
-            found = self._read(np.asarray(_normalised(images)))
+            found = self._read(np.asarray(normalised(images)))
         else:
-            found = self._array_of_jax(images)
+            try:
+                found = np.asarray(_output(self.function, self.state, images))
+            except (ValueError, TypeError) as error:
+                raise self._failed(images, error) from error
         if not found.ndim or len(found) != len(images):
             raise InputError(
-                f"{self.name} gives an array of shape {found.shape} for {len(images)} images; it "
-                "has to give one array with as many parts"
+                f"{self.name} returns an array of shape {found.shape} for {len(images)} images; it "
+                "has to return one array with an item for each"
             )
         return found
 
-    def _array_of_jax(self, images: np.ndarray) -> np.ndarray:
-        try:
-            return np.asarray(_output(self.function, self.state, images))
-        except (ValueError, TypeError) as error:
-            raise self._failed(images, error) from error
-
     def call_on_host(self, images: np.ndarray) -> Float[np.ndarray, "N classes"]:
-        """The logits that a function of NumPy arrays gives for normalised images."""
+        """Computes logits of normalised images with a function of NumPy arrays."""
         logits = self._read(images, np.float32)
         self._check_shape(logits.shape, len(images))
         return logits
 
     def _read(self, images: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:
         try:
-            mine = np.array(images)  # which the function may write to
-            return np.asarray(self.function(self.state, mine), dtype)
+            copy = np.array(images)  # the function may write to it
+            return np.asarray(self.function(self.state, copy), dtype)
         except Exception as error:
             raise self._failed(images, error) from error
 
@@ -92,10 +91,10 @@ class Predictor:
         )
 
     def num_classes(self, crop_size: int, batch_size: int = 1) -> int:
-        """How many logits it gives, found without data.
+        """Infers the number of logits without data.
 
         Raises:
-            InputError: it cannot see images of that size, or gives something else than logits.
+            InputError: it cannot process images of that size, or does not return logits.
         """
         shape = self.output_shape(crop_size, batch_size)
         self._check_shape(shape, batch_size)
@@ -103,10 +102,10 @@ class Predictor:
         return shape[-1]
 
     def output_shape(self, crop_size: int, batch_size: int = 1) -> tuple[int, ...] | None:
-        """The shape of what it gives for so many images, found without data; None: no array.
+        """Infers the shape of the output without data; None: it is not an array.
 
         Raises:
-            InputError: it cannot see images of that size.
+            InputError: it cannot process images of that size.
         """
         shape = (batch_size, crop_size, crop_size, 3)
         if self.on_host:
@@ -116,36 +115,37 @@ class Predictor:
             output = jax.eval_shape(self.function, self.state, images)
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"{self.name} cannot see crops of {crop_size} pixels: {first_line(error)}"
+                f"{self.name} cannot process crops of {crop_size} pixels: {first_line(error)}"
             ) from error
         return getattr(output, "shape", None)
 
     def _check_shape(self, shape: tuple[int, ...] | None, count: int) -> None:
         if shape is None or len(shape) != 2 or shape[0] != count or shape[1] < 1:
             raise InputError(
-                f"{self.name} gives {'no array' if shape is None else f'an array of shape {shape}'}"
-                f" for {count} images; it has to give logits ({count}, classes)"
+                f"{self.name} returns "
+                f"{'no array' if shape is None else f'an array of shape {shape}'} for {count} "
+                f"images; it has to return logits ({count}, classes)"
             )
 
 
 def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224) -> Predictor:
-    """A net or a function, ready to be evaluated.
+    """Returns the predictor of a model or a function.
 
     Args:
-        predict: a net (its batch norms use their running statistics from here on) or a function
+        predict: a model (its batch norms use their running statistics from now on) or a function
             from normalised float32 images `(N, H, W, 3)` to logits `(N, classes)`.
-        jit: whether the function is one of JAX's, to be compiled. None: it is, if JAX can trace it
-            for crops of `crop_size` pixels.
+        jit: whether the function is one of JAX, to be compiled. None: detect it by tracing with
+            crops of `crop_size` pixels.
 
     Raises:
-        InputError: neither, or a net of images that are normalised in another way.
+        InputError: neither, or a model that expects images normalised differently.
     """
     if isinstance(predict, Predictor):
         return predict
     if not callable(predict):
         raise InputError(
-            f"{type(predict).__name__} is no net and no function of images; give a function from "
-            "float32 images (N, H, W, 3) to logits (N, classes)"
+            f"{type(predict).__name__} is neither a model nor a function of images; give a "
+            "function from float32 images (N, H, W, 3) to logits (N, classes)"
         )
     name = getattr(predict, "name", "") or getattr(predict, "__name__", type(predict).__name__)
     if isinstance(predict, Classifier):
@@ -153,7 +153,7 @@ def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224)
     if isinstance(predict, nnx.Module):
         predict.eval()
         graphdef, state = nnx.split(predict)
-        return Predictor(_Net(graphdef), state, name=name)
+        return Predictor(_Method(graphdef), state, name=name)
     function = _Stateless(predict)
     if jit is None:
         jit = _can_be_traced(function, crop_size)
@@ -161,53 +161,43 @@ def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224)
 
 
 def check_normalisation(name: str, config: ModelConfig) -> None:
-    """Raises an InputError for a net whose images are not normalised as evaluations do it."""
+    """Raises an InputError for a model whose images are not normalised as in evaluations."""
     if (config.mean, config.std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise InputError(
             f"{name} expects images normalised by the mean {config.mean} and the standard "
             f"deviation {config.std}, and evaluations normalise by ImageNet's {IMAGENET_MEAN} and "
-            f"{IMAGENET_STD}; give aa_flax.evaluate a function that normalises them anew"
+            f"{IMAGENET_STD}; give aa_flax.evaluate a function that re-normalises them"
         )
 
 
 @dataclass(frozen=True)
-class _Net:
-    """A net without its state: equal, and so compiled once, for all states of one net."""
+class _Method:
+    """A model's method without its state: equal, so compiled once, for all states of a model."""
 
     graphdef: nnx.GraphDef
+    name: str = "__call__"
 
     def __call__(self, state: nnx.State, images: Array) -> Array:
-        model: Any = nnx.merge(self.graphdef, state, copy=True)
-        return model(images)
-
-
-@dataclass(frozen=True)
-class _Trunk:
-    """A net's last feature map, without its state."""
-
-    graphdef: nnx.GraphDef
-
-    def __call__(self, state: nnx.State, images: Array) -> Array:
-        model: Any = nnx.merge(self.graphdef, state, copy=True)
-        return model.forward_features(images)
+        return getattr(nnx.merge(self.graphdef, state, copy=True), self.name)(images)
 
 
 def trunk_of(model: Classifier) -> Predictor:
-    """The last feature map of a net `(N, h, w, C)`, by `Predictor.outputs`."""
+    """Returns the predictor of a model's last feature map `(N, h, w, C)`."""
     model.eval()
     graphdef, state = nnx.split(model)
-    return Predictor(_Trunk(graphdef), state, name=model.name or type(model).__name__)
+    method = _Method(graphdef, "forward_features")
+    return Predictor(method, state, name=model.name or type(model).__name__)
 
 
 def head_of(model: Classifier) -> Callable[[np.ndarray], np.ndarray]:
-    """The logits `(N, classes)` of last feature maps `(N, h, w, C)`, compiled."""
+    """Returns the compiled function from last feature maps `(N, h, w, C)` to logits."""
     graphdef, state = nnx.split(model)
     head = jax.jit(lambda state, maps: nnx.merge(graphdef, state, copy=True).forward_head(maps))
     return lambda maps: np.asarray(head(state, maps))
 
 
 class _Stateless:
-    """A function that takes images alone; equal only to itself."""
+    """Adapts a function of images alone; equal only to itself."""
 
     def __init__(self, function: Callable):
         self._function = function
@@ -220,13 +210,13 @@ def _can_be_traced(function: _Stateless, crop_size: int) -> bool:
     images = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
     try:
         found = jax.eval_shape(function, (), images)
-    except Exception:  # whatever another framework says to a tracer
+    except Exception:  # other frameworks raise anything when given a tracer
         return False
     return hasattr(found, "shape")
 
 
 def logits_of(function: Callable, state: Any, images: Array) -> Array:
-    """float32 logits `(N, classes)` of images `(N, H, W, 3)` in 0..255, for use under `jax.jit`."""
+    """Computes float32 logits of images `(N, H, W, 3)` in 0..255; call it under `jax.jit`."""
     return function(state, normalise(images)).astype(jnp.float32)
 
 
@@ -236,9 +226,25 @@ def _output(function: Callable, state: Any, images: Array) -> Any:
 
 
 _compiled = partial(jax.jit, static_argnums=0)(logits_of)
-_normalised = jax.jit(lambda images: normalise(images).astype(jnp.float32))
+# Images in 0..255, of any leading axes, as models expect them.
+normalised = jax.jit(lambda images: normalise(images).astype(jnp.float32))
 
 
-def normalised(images: Array) -> Array:
-    """Images with values in 0..255 as nets see them, compiled; any leading axes."""
-    return _normalised(images)
+def in_batches(
+    function: Callable[[np.ndarray], Any], images: Iterable[np.ndarray], size: int, progress: tqdm
+) -> Iterator[np.ndarray]:
+    """Yields a function's output for each image, computed in batches.
+
+    The last batch is padded with its last image, so that the function compiles for one shape; if it
+    is also the first, its own size will do.
+
+    Args:
+        size: images in a batch.
+        progress: a bar, advanced by one each image.
+    """
+    images, is_first = iter(images), True
+    while batch := list(islice(images, size)):
+        missing = 0 if is_first else size - len(batch)
+        yield from np.asarray(function(np.stack(batch + missing * batch[-1:])))[: len(batch)]
+        progress.update(len(batch))
+        is_first = False

@@ -1,7 +1,7 @@
-"""How images are cropped, shifted and batched in an evaluation."""
+"""Settings of an evaluation: how images are cropped, shifted and batched."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -17,16 +17,16 @@ from aa_flax.models.model_config import Interpolation
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The part of a config that evaluations look at: its `data` and `eval`.
+    """The part of a config that evaluations use: fields of its `data` and `eval`.
 
     Attributes:
-        crop_size: pixels of a side that the net sees.
-        image_size: of the centre that shifted crops are cut from.
-        resize_size: of the shorter side before cropping; 0: images are taken as they are.
+        crop_size: side in pixels of the model's input.
+        image_size: side of the centre that shifted crops are cut from.
+        resize_size: length of the shorter side before cropping; 0: images are not resized.
         interpolation: of that resizing, `bilinear` or `bicubic`, antialiased.
-        batch_size: images in a batch, over all devices of all hosts, at most; 0: `batch` chooses.
+        batch_size: largest batch over all devices of all hosts; 0: `batch` chooses.
         shift_range: crops are at offsets 0..shift_range-1 on each axis.
-        passes: random pairs for each image. seed: of what is random.
+        passes: random pairs for each image. seed: of random offsets.
         num_workers, worker_type, on_error, class_order: see `docs/data.md`.
     """
 
@@ -47,7 +47,7 @@ class Settings:
         counts = {"crop_size", "image_size", "shift_range", "passes"}
         for name in (*sorted(counts), "batch_size", "resize_size", "seed", "num_workers"):
             value = integer(name, getattr(self, name), least=1 if name in counts else 0)
-            object.__setattr__(self, name, value)  # Python's ints, which JSON knows
+            object.__setattr__(self, name, value)  # Python's int, for JSON
         if self.image_size < self.crop_size:
             raise InputError(
                 f"image_size {self.image_size} is smaller than crop_size {self.crop_size}, which "
@@ -56,7 +56,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
-        """What a config says."""
+        """Returns the settings of a config."""
         parts = (config.data, config.eval)
         given: dict[str, Any] = {}
         for field in fields(cls):
@@ -66,31 +66,33 @@ class Settings:
         given["interpolation"] = given["interpolation"] or "bilinear"
         return cls(**given)
 
-    def replace(self, **changes: Any) -> "Settings":
-        """These settings with some values changed."""
-        return replace(self, **changes)
-
     def experiment(self) -> dict[str, Any]:
-        """What every measured number depends on."""
+        """Returns the settings that every measured number depends on."""
         names = ("resize_size", "interpolation", "image_size", "crop_size", "on_error")
         return {name: getattr(self, name) for name in names}
 
     def batch(self, count: int | None = None) -> int:
-        """Returns how many images a batch has: no more than `count` need on these devices."""
+        """Returns the batch size: at most what `count` images need on these devices."""
         size = self.batch_size or (32 if jax.default_backend() == "cpu" else 256)
         devices = jax.device_count()
         if self.batch_size % devices:
-            return size  # which is refused
+            return size  # which the loader refuses
         return -(-min(size, count or size) // devices) * devices
 
     def batches(self, source: Source, crop: int) -> Iterator[Batch]:
-        """Every image once, in order: centre crops of `crop` pixels."""
+        """Yields centre crops of `crop` pixels of every image once, in order."""
         return evaluation_batches(source, self.batch(len(source)), self._data(), crop=crop)
 
     def image(self, source: Source, index: int) -> UInt8[np.ndarray, "S S 3"]:
-        """The centre of one image, `image_size` pixels wide, that shifted crops are cut from."""
+        """Returns the centre of one image, `image_size` pixels wide, for shifted crops."""
         return evaluation_example(source, self._data(), self.image_size, index)["image"]
 
     def _data(self) -> DataConfig:
         names = {f.name for f in fields(DataConfig)} & {f.name for f in fields(self)}
         return DataConfig(**{name: getattr(self, name) for name in names})
+
+
+def digest_of(source: Source) -> dict[str, str]:
+    """Returns the hash of a source's content, if it has one."""
+    digest = getattr(source, "digest", None)
+    return {} if digest is None else {"digest": str(digest())}

@@ -1,8 +1,8 @@
-"""What a net is shown of each image: the centre, or the image moved in one way or another.
+"""Views of an image that a model is evaluated on: the centre crop, or shifted versions of it.
 
-A set of views is a small frozen object: hashable, so that a net compiles once for it; what is
-random in it follows from its seed and the image's place in the data alone, so neither the batch
-size nor the order of images nor the number of devices changes what is seen.
+A set of views is a small frozen object: hashable, so that it is compiled once. Random views depend
+only on the seed and the image's index in the data, so neither the batch size nor the order of
+images nor the number of devices changes them.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from aa_flax.data.pixels import center_crop, crop_at
 from aa_flax.errors import InputError
-from aa_flax.evaluation.bandlimited import shift_band_limited
+from aa_flax.evaluation.shifts import random_offsets, random_uniform, rolled, shift_band_limited
 
 Images = UInt8[Array, "N H W 3"]
 Seen = UInt8[Array, "N v h w 3"] | Float[Array, "N v h w 3"]  # values in 0..255
 
 
 class NeedsSize(Protocol):
-    """What is cut from images."""
+    """Crops that need images of some size."""
 
     @property
     def needed_size(self) -> int:
@@ -33,20 +33,20 @@ class NeedsSize(Protocol):
 
 
 class Views(NeedsSize, Protocol):
-    """What the net sees of a batch, a few views a compiled call."""
+    """Views of a batch, a few per compiled call."""
 
     @property
     def calls(self) -> int:
-        """Calls it takes to see all views; each gives as many."""
+        """Number of calls for all views; each call returns as many views."""
         ...
 
     def __call__(self, images: Images, batch: Mapping[str, Array], call: Int[Array, ""]) -> Seen:
-        """The views `(N, v, h, w, 3)` of one call, traced by JAX.
+        """Returns the views `(N, v, h, w, 3)` of one call; traced by JAX.
 
         Args:
-            images: the centre of `image_size` pixels of each image, or `needed_size` of them.
-            batch: `index` int `(N,)`, each image's place in the data; `center` int `(N, 2)`,
-                where in `images` its centre crop lies.
+            images: the centre of each image, `image_size` or `needed_size` pixels wide.
+            batch: `index` int `(N,)`, each image's index in the data; `center` int `(N, 2)`, the
+                offset of its centre crop in `images`.
         """
         ...
 
@@ -70,7 +70,7 @@ class Center:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops at the same offsets `(top, left)` for all images, one view each."""
+    """Crops at the same offsets `(top, left)` of all images, one view each."""
 
     crop_size: int
     offsets: tuple[tuple[int, int], ...]
@@ -90,21 +90,21 @@ class Crops:
 
 
 def diagonal(crop_size: int, image_size: int) -> Crops:
-    """Crops at every offset of the diagonal that the image has room for (Zhang 2019, fig. 7)."""
+    """Returns crops at every offset of the diagonal that fits the image (Zhang 2019, fig. 7)."""
     return Crops(crop_size, tuple((i, i) for i in range(image_size - crop_size + 1)))
 
 
 def grid(crop_size: int, shift_range: int, points: int) -> Crops:
-    """Crops at a grid of `points` by `points` offsets, evenly over 0..shift_range-1."""
+    """Returns crops at `points` x `points` offsets, evenly spaced over 0..shift_range-1."""
     axis = [int(x) for x in np.unique(np.linspace(0, shift_range - 1, points).round())]
     return Crops(crop_size, tuple((top, left) for top in axis for left in axis))
 
 
 @dataclass(frozen=True)
 class Around:
-    """The centre crop, then that moved by every whole number of pixels up to `within` on each axis.
+    """The centre crop, then its shifts by every integer number of pixels up to `within` an axis.
 
-    One view each, `(2 * within + 1) ** 2` of them.
+    There are `(2 * within + 1) ** 2` views.
     """
 
     crop_size: int
@@ -112,7 +112,7 @@ class Around:
 
     @property
     def shifts(self) -> tuple[tuple[int, int], ...]:
-        """By how many pixels each crop is moved (down, right); the first is (0, 0)."""
+        """Pixels by which each crop is moved (down, right); the first is (0, 0)."""
         axis = range(-self.within, self.within + 1)
         moved = [(down, right) for down in axis for right in axis if down or right]
         return ((0, 0), *moved)
@@ -123,22 +123,37 @@ class Around:
 
     @property
     def needed_size(self) -> int:
-        return self.crop_size + 2 * self.within + 1  # the centre may lie half a pixel off
+        return self.crop_size + 2 * self.within + 1  # the centre may be half a pixel off
 
     def __call__(self, images, batch, call):
         shift = jnp.asarray(self.shifts)[call]
         return crop_at(images, batch["center"] + shift, self.crop_size)[:, None]
 
 
+class _PairsOfViews:
+    """Pairs of views, one pair a call."""
+
+    crop_size: int
+    passes: int
+
+    @property
+    def calls(self) -> int:
+        return self.passes
+
+    @property
+    def needed_size(self) -> int:
+        return self.crop_size
+
+
 @dataclass(frozen=True)
-class ShiftedPairs:
+class ShiftedPairs(_PairsOfViews):
     """Pairs of crops at random offsets: the consistency protocol (Zhang 2019, Sec. 4.1).
 
     Attributes:
         shift_range: offsets are drawn from 0..shift_range-1 pixels on each axis (32 in the paper).
         passes: pairs for each image; each pair is one call.
-        images_per_draw: consecutive images that share their offsets. 1: each has its own. The
-            batch size: the original's draw, one pair of offsets a batch.
+        images_per_draw: consecutive images that share their offsets; with the batch size, one pair
+            of offsets a batch, as the PyTorch original draws them.
     """
 
     crop_size: int
@@ -146,10 +161,6 @@ class ShiftedPairs:
     passes: int = 5
     seed: int = 0
     images_per_draw: int = 1
-
-    @property
-    def calls(self) -> int:
-        return self.passes
 
     @property
     def needed_size(self) -> int:
@@ -163,8 +174,8 @@ class ShiftedPairs:
 
 
 @dataclass(frozen=True)
-class RolledPairs:
-    """The centre crop, rolled by two random shifts: what leaves on one side enters on the other.
+class RolledPairs(_PairsOfViews):
+    """The centre crop, rolled by two random shifts: content that leaves on one side re-enters.
 
     Attributes:
         shift_range: shifts are drawn from -shift_range..shift_range-1 pixels on each axis.
@@ -175,41 +186,24 @@ class RolledPairs:
     passes: int = 5
     seed: int = 0
 
-    @property
-    def calls(self) -> int:
-        return self.passes
-
-    @property
-    def needed_size(self) -> int:
-        return self.crop_size
-
     def __call__(self, images, batch, call):
         crops = center_crop(images, self.crop_size)
         offsets = random_offsets(self.seed, batch["index"], self.passes, 2 * self.shift_range)
         pair = jnp.take(offsets, call, axis=1) - self.shift_range
-        roll = jax.vmap(lambda image, shift: jnp.roll(image, shift, (0, 1)))
-        return jnp.stack([roll(crops, pair[:, i]) for i in (0, 1)], 1)
+        return jnp.stack([rolled(crops, pair[:, i]) for i in (0, 1)], 1)
 
 
 @dataclass(frozen=True)
-class SubpixelPairs:
+class SubpixelPairs(_PairsOfViews):
     """The centre crop of an image moved by two random fractions of a pixel, band-limited.
 
     The whole image is moved, then cropped: its border, where the periodic shift mixes opposite
-    sides, stays outside the crop. Values are floats and may leave 0..255 a little at edges.
+    sides, stays outside the crop. Values are floats and may slightly exceed 0..255 at edges.
     """
 
     crop_size: int
     passes: int = 5
     seed: int = 0
-
-    @property
-    def calls(self) -> int:
-        return self.passes
-
-    @property
-    def needed_size(self) -> int:
-        return self.crop_size
 
     def __call__(self, images, batch, call):
         fractions = random_uniform(self.seed, batch["index"], (self.passes, 2, 2))
@@ -220,12 +214,12 @@ class SubpixelPairs:
 
 
 @dataclass(frozen=True)
-class JitteredPairs:
+class JitteredPairs(_PairsOfViews):
     """Two random squares of an image, resized to the crop size (bilinear, antialiased).
 
     Attributes:
-        scale: the squares' sides are drawn from (1 - scale)..(1 + scale) crop sizes, their places
-            from all that lie within the image.
+        scale: the sides of the squares are drawn from (1 - scale)..(1 + scale) crop sizes, their
+            positions from all within the image.
     """
 
     crop_size: int
@@ -234,15 +228,11 @@ class JitteredPairs:
     seed: int = 0
 
     @property
-    def calls(self) -> int:
-        return self.passes
-
-    @property
     def needed_size(self) -> int:
         return int(np.ceil(self.crop_size * (1 + self.scale)))
 
     def squares(self, index, height: int, width: int) -> Float[Array, "N passes 2 3"]:
-        """Top, left and side, in pixels."""
+        """Draws top, left and side of each square, in pixels."""
         u = random_uniform(self.seed, index, (self.passes, 2, 3))
         side = self.crop_size * (1 + self.scale * (2 * u[..., 2] - 1))
         return jnp.stack([u[..., 0] * (height - side), u[..., 1] * (width - side), side], -1)
@@ -262,33 +252,8 @@ def _resized_square(image: Array, square: Array, size: int) -> Array:
     )
 
 
-@partial(jax.jit, static_argnames=("passes", "shift_range"))
-def random_offsets(
-    seed: int, index: Int[Array, " N"], passes: int, shift_range: int
-) -> Int[Array, "N passes 2 2"]:
-    """Offsets (top, left) of two crops for each image and pass, uniform in 0..shift_range-1."""
-
-    def draw(i):
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        return jax.random.randint(key, (passes, 2, 2), 0, shift_range)
-
-    return jax.vmap(draw)(index)
-
-
-@partial(jax.jit, static_argnames="shape")
-def random_uniform(
-    seed: int, index: Int[Array, " N"], shape: tuple[int, ...]
-) -> Float[Array, "N ..."]:
-    """Numbers uniform in [0, 1), `shape` of them for each image."""
-
-    def draw(i):
-        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), i), shape)
-
-    return jax.vmap(draw)(index)
-
-
 def check_size(views: NeedsSize, height: int, width: int) -> None:
-    """Raises InputError if images of that size are too small for the views."""
+    """Raises an InputError if images of this size are too small for the views."""
     if min(height, width) < views.needed_size:
         raise InputError(
             f"images of {height}x{width} pixels are too small for these crops and shifts: they "

@@ -1,4 +1,4 @@
-"""Nets for where there is no JAX, or none of this package: files of ONNX and of StableHLO.
+"""Models as files of ONNX and StableHLO, to run without this package or without JAX.
 
 `aa_flax.export` is this module, and it can be called: `aa_flax.export(model, path)` is `export` of
 `aa_flax.export.write`; `python -m aa_flax.export` is the command.
@@ -13,10 +13,13 @@ __all__ = ["Exported", "export"]
 
 
 class _CallableModule(ModuleType):
-    """A module and the function of the same name: Python puts the module in the package's
-    attribute, whoever imports it first."""
+    """A module that is also the function of its name.
+
+    Python sets the package's attribute to the module, whoever imports it first.
+    """
 
     __call__ = staticmethod(export)
 
 
 sys.modules[__name__].__class__ = _CallableModule
+__doc__ = export.__doc__  # so that help(aa_flax.export) describes the function

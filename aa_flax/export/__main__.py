@@ -1,17 +1,17 @@
-# Assigned, since it is the text of --help and `python -OO` strips docstrings.
+# Assigned, since --help prints it and `python -OO` strips docstrings.
 __doc__ = """\
-Writes a net as ONNX or StableHLO, for inference where this package is not.
+Writes a model as ONNX or StableHLO, for inference without this package.
 
     python -m aa_flax.export WEIGHTS OUT.onnx [--model NAME] [--size PIXELS] [--dynamic-size]
     python -m aa_flax.export WEIGHTS OUT.stablehlo [--preprocessing]
 
 WEIGHTS: a weights file of any kind, the folder of a training run (its best checkpoint, or --step),
-`pretrained`, `finetuned`, `scratch` or `baseline`, the net's published ones, or hf-hub:OWNER/NAME.
-The net follows from them where it can; else give --model. Batches may have any number of images;
---dynamic-size leaves their height and width open, too. Images are normalised floats and outputs
-logits; with --preprocessing images are bytes and outputs probabilities. With --int8 a file of ONNX
-computes with whole numbers of eight bits, calibrated on half the images of a folder and compared on
-the others.
+`pretrained`, `finetuned`, `scratch` or `baseline` for the model's published weights, or
+hf-hub:OWNER/NAME. The model is inferred from them where possible; else give --model. Batches may
+have any number of images; --dynamic-size leaves their height and width open, too. Inputs are
+normalized floats and outputs logits; with --preprocessing inputs are uint8 images and outputs
+probabilities. With --int8 a file of ONNX computes in 8-bit integers, calibrated on half the images
+of a folder and compared on the others.
 """
 
 import argparse
@@ -26,11 +26,10 @@ from aa_flax.convert import add_arguments_of_weights, option, published_or_of_a_
 from aa_flax.errors import InputError
 from aa_flax.export.int8 import LEAST_AGREEMENT
 from aa_flax.export.write import Exported, check_output, export
-from aa_flax.models.classifier import Classifier
-from aa_flax.weights.content import read_content
-from aa_flax.weights.convert import name_of
+from aa_flax.weights.convert_files import name_of
 from aa_flax.weights.hub import PREFIX
-from aa_flax.weights.locate import Weights, locate
+from aa_flax.weights.locate import WeightsSource, locate
+from aa_flax.weights.read import read_weights
 
 
 def main() -> None:
@@ -42,10 +41,10 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """What the command's arguments ask for.
+    """Exports as the arguments of the command say.
 
     Raises:
-        InputError: what cannot be read, exported or written, and why.
+        InputError: something that cannot be read, exported or written.
     """
     args = _parser().parse_args(arguments)
     check_platform()
@@ -56,7 +55,8 @@ def run(arguments: Sequence[str]) -> None:
     check_output(args.output)
     options = dict(map(option, args.option))
     weights = _weights(args)
-    model = _loaded(weights, options)
+    model = weights.load_model(dtype=jnp.float32, **options)
+    model.config = replace(model.config, **weights.config_changes())
     exported = export(
         model,
         args.output,
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
         int8=args.int8,
         int8_min_agreement=args.int8_min_agreement,
     )
-    print(f"{model.name}: {_told(exported)}")
+    print(f"{model.name}: {_summary(exported)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,60 +79,56 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("output", metavar="OUT")
     add_arguments_of_weights(parser)
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the images; default: the net's"
+        "--size", type=int, metavar="PIXELS", help="side of the images; default: the model's"
     )
     parser.add_argument("--dynamic-size", action="store_true", help="images of every size")
-    parser.add_argument("--preprocessing", action="store_true", help="bytes to probabilities")
+    parser.add_argument("--preprocessing", action="store_true", help="uint8 to probabilities")
     parser.add_argument(
-        "--int8", metavar="FOLDER", help="quantise, calibrated on images of this folder"
+        "--int8", metavar="FOLDER", help="quantize, calibrated on images of this folder"
     )
     parser.add_argument(
         "--int8-min-agreement",
         type=float,
         default=LEAST_AGREEMENT,
         metavar="FRACTION",
-        help="of the images that keep their class in int8, below which the file is refused; "
-        "default: %(default)s",
+        help="smallest fraction of images that keep their class in int8, else the file is "
+        "refused; default: %(default)s",
     )
     return parser
 
 
-def _weights(args: argparse.Namespace) -> Weights:
-    if args.weights.startswith(PREFIX) and not args.model:
-        raise InputError(f"{args.weights}: of which net? Give --model NAME, e.g. resnetblur50")
+def _weights(args: argparse.Namespace) -> WeightsSource:
     if args.weights.startswith(PREFIX):
+        if not args.model:
+            raise InputError(
+                f"{args.weights}: of which model? Give --model NAME, e.g. resnetblur50"
+            )
         return locate(args.weights, model=args.model)
     found = published_or_of_a_run(args.weights, args.model, args.step)
     if found is not None:
         return found
-    name = name_of(read_content(args.weights), args.model, args.weights)
+    name = name_of(read_weights(args.weights), args.model, args.weights)
     found = locate(args.weights, model=name)
     if found.name != name:
-        raise InputError(f"{args.weights} holds weights of {found.name}, not of {name}")
+        raise InputError(f"{args.weights} contains weights of {found.name}, not of {name}")
     return found
 
 
-def _loaded(weights: Weights, options: dict) -> Classifier:
-    model = weights.load_model(dtype=jnp.float32, **options)
-    model.config = replace(model.config, **weights.config_changes())
-    return model
-
-
-def _told(exported: Exported) -> str:
+def _summary(exported: Exported) -> str:
     if exported.difference is None:
-        same = "not compared with the net: pip install onnxruntime"
+        same = "not compared with the model: pip install onnxruntime"
     else:
-        same = f"within {exported.difference:.1e} of the net"
-    told = f"written to {exported.path}, {exported.metadata['output']} {same}"
+        same = f"within {exported.difference:.1e} of the model"
+    line = f"written to {exported.path}, {exported.metadata['output']} {same}"
     if exported.agreement is not None:
         facts = exported.metadata["int8"]
-        told += (
+        line += (
             f"; in int8 the same class for {100 * exported.agreement:.1f} % of "
             f"{facts['compared_on']} images (calibrated on {facts['calibrated_on']} others)"
         )
         if facts["min_agreement"] != LEAST_AGREEMENT:
-            told += f"; at least {100 * facts['min_agreement']:g} % were asked for"
-    return told
+            line += f"; at least {100 * facts['min_agreement']:g} % were requested"
+    return line
 
 
 if __name__ == "__main__":

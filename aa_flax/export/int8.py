@@ -1,4 +1,4 @@
-"""Files of ONNX with int8 weights and maps, calibrated on images, and what they lose by it."""
+"""ONNX files with int8 weights and maps, calibrated on images and judged by their classes."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,31 +17,31 @@ from aa_flax.export.onnx_file import INPUT, open_onnx
 from aa_flax.export.program import Program
 from aa_flax.files import local_path
 
-LEAST_AGREEMENT = 0.99  # of the classes; a file below is not kept, unless less is asked for
-LEAST_IMAGES = 200  # so that one image in two counts 1 %
+LEAST_AGREEMENT = 0.99  # of the classes; a file below is not kept unless less is requested
+LEAST_IMAGES = 200  # so that one of the compared half counts 1 %
 _BATCH = 8
 _QUANTISED = ["Conv", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad", "Add", "Concat"]
 
 
 def pictures_for_int8(images: Any, program: Program, path: Path) -> Pictures:
-    """The images that a file is calibrated and compared on.
+    """Returns the images that a file is calibrated and compared on.
 
     Raises:
-        InputError: too few of them, or ones that say nothing of this net; a net without classes;
+        InputError: too few of them, or smaller ones than the model's; a model without classes;
             another format than ONNX; onnxruntime is missing.
     """
     if path.suffix != ".onnx":
-        raise InputError(f"int8 is of ONNX, and {path.name} is not; call the output .onnx")
+        raise InputError(f"int8 is an option of ONNX, and {path.name} is not; give an output .onnx")
     if find_spec("onnxruntime") is None:
         raise InputError(f"writing {path.name} in int8 needs onnxruntime: pip install onnxruntime")
     if program.model.num_classes == 0:
         raise InputError(
-            f"int8 is judged by the classes that a net tells apart, and {program.name} has none "
+            f"int8 is judged by the classes that a model predicts, and {program.name} has none "
             "(num_classes=0); export it without"
         )
     if not is_pictures(images):
         raise InputError(
-            "int8 is a folder of images, or images (paths, of PIL or bytes (N, H, W, 3)); got "
+            "int8 must be a folder of images, or images (paths, PIL or uint8 (N, H, W, 3)); got "
             f"{images!r:.80}"
         )
     given = local_path(images, "int8") if isinstance(images, str | Path) else Given(images)
@@ -49,7 +49,7 @@ def pictures_for_int8(images: Any, program: Program, path: Path) -> Pictures:
     if len(pictures) < LEAST_IMAGES:
         raise InputError(
             f"int8 needs {LEAST_IMAGES} images or more, half to calibrate on and half to compare "
-            f"on, got {len(pictures)}; take those that the net will see"
+            f"on, got {len(pictures)}; give more, like those that the model will see"
         )
     config = program.model.config
     if 0 < config.resize_size < program.size:
@@ -63,17 +63,17 @@ def pictures_for_int8(images: Any, program: Program, path: Path) -> Pictures:
 def quantise(
     program: Program, path: Path, pictures: Pictures, least: float = LEAST_AGREEMENT
 ) -> dict[str, Any]:
-    """Turns a file of ONNX into one of int8, calibrated on every second image, in place.
+    """Quantizes a file of ONNX to int8, calibrated on every second image, in place.
 
-    Maps have unsigned bytes, weights signed ones of 7 bits for each channel (which no processor's
-    products of bytes saturate); the last layer stays as it is, and with it the logits' range.
+    Maps are uint8, weights int8 of 7 bits with a scale per channel, so that products do not
+    saturate on any processor. The last layer stays in float32, and with it the logits' range.
 
     Args:
         least: agreement; a file below is not kept.
 
     Returns:
-        The share of the other images to which both files give the same class as `agreement`, how
-        many were for what, where they are from, and the `min_agreement` that was asked for.
+        The fraction of the other images to which both files give the same class as `agreement`, the
+        numbers of images, where they are from, and the `min_agreement` that was requested.
 
     Raises:
         InputError: an agreement below `least`, or an image that cannot be read.
@@ -96,31 +96,23 @@ def quantise(
                 f"in int8 {program.name} gives only {100 * agreement:.1f} % of {len(compared)} "
                 f"images the class that it gave them before, less than "
                 f"{100 * least:g} %, and was not kept; give more images, or ones that look like "
-                "what it was trained on, accept it by int8_min_agreement (--int8-min-agreement "
-                "0.95, say), or export it without int8"
+                "what it was trained on, accept it by int8_min_agreement (for example "
+                "--int8-min-agreement 0.95), or export it without int8"
             )
         _finish(written, path, facts)
     return facts
 
 
 def _batches(program: Program, pictures: Pictures, which: Sequence[int]) -> Iterator[np.ndarray]:
-    """As the file takes them, a few at a time."""
+    """Yields images as the file takes them, a few at a time."""
     config = program.model.config
     for start in range(0, len(which), _BATCH):
-        pixels = np.stack(
-            [
-                center_image(
-                    pictures[i]["image"], config.resize_size, program.size, config.interpolation
-                )
-                for i in which[start : start + _BATCH]
-            ]
-        )
-        given = (
-            pixels
-            if program.preprocessing
-            else normalise(jnp.asarray(pixels), config.mean, config.std)
-        )
-        yield np.asarray(given)
+        images = (pictures[i]["image"] for i in which[start : start + _BATCH])
+        sizes = (config.resize_size, program.size, config.interpolation)
+        pixels = np.stack([center_image(image, *sizes) for image in images])
+        if not program.preprocessing:
+            pixels = normalise(jnp.asarray(pixels), config.mean, config.std)
+        yield np.asarray(pixels)
 
 
 def _quantise(path: Path, written: Path, batches: Iterator[np.ndarray]) -> None:
@@ -133,7 +125,7 @@ def _quantise(path: Path, written: Path, batches: Iterator[np.ndarray]) -> None:
             return images if images is None else {INPUT: images}
 
     model = onnx.load(path)
-    # What quantize_static warns of where it is missing: shapes are known, nothing is left to fold.
+    # quantize_static warns without this mark: shapes are known, and nothing is left to fold.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantization.quantize_static(
         onnx.shape_inference.infer_shapes(model),
@@ -149,7 +141,7 @@ def _quantise(path: Path, written: Path, batches: Iterator[np.ndarray]) -> None:
 
 
 def _kept(graph: Any) -> list[str]:
-    """Names of nodes that stay in float32: the last layer, and the normalisation of bytes."""
+    """Returns names of nodes that stay in float32: the last layer, and the normalization."""
     constants = {array.name for array in graph.initializer}
     last = [node.name for node in graph.node if node.op_type == "Gemm"][-1:]
     affine = (node for node in graph.node if node.op_type == "Add")
@@ -163,11 +155,11 @@ def _agreement(path: Path, written: Path, batches: Iterator[np.ndarray]) -> floa
 
 
 def _finish(written: Path, path: Path, facts: dict[str, Any]) -> None:
-    """Saves the file with the facts that the one before had, and these."""
+    """Saves the file with the metadata that it had before it was quantized, and these."""
     import onnx
 
-    told = {fact.key: fact.value for fact in onnx.load(path).metadata_props}
+    before = {fact.key: fact.value for fact in onnx.load(path).metadata_props}
     model = onnx.load(written)
-    onnx.helper.set_model_props(model, {**told, "int8": json.dumps(facts)})
+    onnx.helper.set_model_props(model, {**before, "int8": json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)

@@ -1,34 +1,43 @@
-"""A net as a file of ONNX, for a process that has neither JAX nor Python."""
+"""A model as a file of ONNX, for a process that has neither JAX nor Python.
+
+The operators are few, since batch norms are folded and operations are traced as their definitions;
+what depends on constants alone is computed here.
+"""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from aa_flax.export.convert import Converted, converted
-from aa_flax.export.program import Program
-from aa_flax.export.stablehlo import bound_to_one_size
-from aa_flax.export.values import refuse
-from aa_flax.models.images import smallest_size
+from aa_flax.errors import InputError
+from aa_flax.export.onnx_graph import Graph, Tensor, Value, refuse, simplified, written
+from aa_flax.export.onnx_rules import rule
+from aa_flax.export.program import Program, bound_to_one_size
+from aa_flax.models.shapes import smallest_size
 from aa_flax.ops import definitions
+from aa_flax.transform.jaxpr import bind, evaluate, opened
 
-OPSET, IR_VERSION = 19, 9  # of ONNX 1.14, 2023: what runtimes in use take
+PACKAGES, RUNTIME = ("onnx",), "onnxruntime"
+OPSET, IR_VERSION = 19, 9  # of ONNX 1.14, 2023: supported by the runtimes in use
 INPUT, _INSIDE = "images", "images_channels_first"
+_IDENTITIES = ("optimization_barrier", "name", "copy", "copy_p", "sharding_constraint")
 
 
-def write_onnx(program: Program, path: Path) -> None:
-    """Writes the net as ONNX, for a batch of any size, and has ONNX check it.
+def write(program: Program, path: Path) -> None:
+    """Writes a model as ONNX, for batches of any size, and has ONNX check the file.
 
     Raises:
-        InputError: operations that ONNX has no operator for, or sizes that were to be open and
-            cannot be.
+        InputError: an operation that ONNX has no operator for, or sizes that cannot be left open.
     """
     import onnx
 
     size = program.size
     found = _converted(program, 2, size, size)
+    # JAX traces sizes as numbers. A graph that is the same for other sizes depends on none.
     if not found.graph.equals(_converted(program, 3, size, size).graph):
         raise refuse(f"{program.name}, whose program depends on the number of images")
     for height, width in _other_sizes(program):
@@ -42,13 +51,60 @@ def write_onnx(program: Program, path: Path) -> None:
     onnx.save(model, path)
 
 
-def _converted(program: Program, count: int, height: int, width: int) -> Converted:
+class _Converted(NamedTuple):
+    """A graph, the name of its output, and the shape of that in JAX's order."""
+
+    graph: Graph
+    result: str
+    shape: tuple
+
+
+def _converted(program: Program, count: int, height: int, width: int) -> _Converted:
+    images = program.images(count, height, width)
     with definitions():
-        return converted(program.logits, program.images(count, height, width), _INSIDE)
+        traced = jax.make_jaxpr(program.logits)(images)
+    graph = Graph()
+    given = Tensor(_INSIDE, tuple(images.shape), images.dtype)
+    (result,) = _run(graph, traced, [given])
+    last = written(result, graph)
+    return _Converted(simplified(graph, last.name), last.name, last.shape)
+
+
+def _run(graph: Graph, closed_jaxpr: Any, arguments: list[Value]) -> list[Value]:
+    jaxpr, consts = opened(closed_jaxpr)
+    return evaluate(jaxpr, list(map(np.asarray, consts)), arguments, partial(_results, graph))
+
+
+def _results(graph: Graph, eqn: Any, operands: list[Any]) -> list[Value]:
+    operands = [x if isinstance(x, Value) else np.asarray(x) for x in operands]  # literals
+    name, params = eqn.primitive.name, eqn.params
+    inner = (params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if params.get(key))
+    if (called := next(inner, None)) is not None:
+        return _run(graph, called, operands)
+    if name in _IDENTITIES:
+        return operands
+    shape = tuple(eqn.outvars[0].aval.shape)
+    if 0 in shape:  # what padding by no pixels adds
+        return [np.zeros(shape, np.float32)]
+    if all(isinstance(value, np.ndarray) for value in operands):
+        if name != "broadcast_in_dim":
+            return [np.asarray(x) for x in bind(eqn, operands)]
+        # Repeated without a copy, so that `compact` finds the constant that was repeated.
+        sizes = [1] * len(shape)
+        for axis, size in zip(params["broadcast_dimensions"], operands[0].shape, strict=True):
+            sizes[axis] = size
+        return [np.broadcast_to(operands[0].reshape(sizes), shape)]
+    result = rule.apply(name, graph, shape, params, *operands)
+    if result is None:
+        raise InputError(
+            f"ONNX has no operator for {name}, which this model computes (its pool, perhaps); "
+            "export it as .stablehlo"
+        )
+    return [result]
 
 
 def _other_sizes(program: Program) -> list[tuple[int, int]]:
-    """Odd ones and even ones: where a graph is that of all of these, it depends on none.
+    """Returns sizes to compare graphs of: odd ones and even ones.
 
     The last differ by more than a stride, so that pools into a fixed number of bins show.
     """
@@ -59,17 +115,17 @@ def _other_sizes(program: Program) -> list[tuple[int, int]]:
 
 
 def smallest_open_size(program: Program) -> int:
-    """From which side on the graph takes images of every size."""
+    """Returns the smallest side of images that a graph of open sizes takes."""
     return smallest_size(program.model) or program.size
 
 
-def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
-    """What the file gives in onnxruntime."""
+def run(path: Path, images: np.ndarray) -> np.ndarray:
+    """Runs the file in onnxruntime."""
     return open_onnx(path)(images)
 
 
 def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """The file as a function, in onnxruntime."""
+    """Returns the file as a function, in onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -78,17 +134,18 @@ def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
 
 
-def _model_proto(program: Program, found: Converted) -> Any:
-    from onnx import helper
+def _model_proto(program: Program, found: _Converted) -> Any:
+    from onnx import helper, numpy_helper
 
-    constants: dict[str, np.ndarray] = {}
+    constants = []
     nodes = [helper.make_node("Transpose", [INPUT], [_INSIDE], name=_INSIDE, perm=[0, 3, 1, 2])]
     names = {found.result: program.output}
     for node in found.graph.nodes:
         inputs = []
         for number, given in enumerate(node.inputs):
             if isinstance(given, np.ndarray):
-                constants[name := f"{node.output}.{number}"] = given
+                name = f"{node.output}.{number}"
+                constants.append(numpy_helper.from_array(np.asarray(given), name))
                 given = name
             inputs.append(names.get(given, given))
         output = names.get(node.output, node.output)
@@ -96,28 +153,16 @@ def _model_proto(program: Program, found: Converted) -> Any:
             helper.make_node(node.operator, inputs, [output], name=output, **node.attributes)
         )
     side = ("height", "width") if program.open_size else (program.size,) * 2
-    shapes = {
-        INPUT: (helper.np_dtype_to_tensor_dtype(program.dtype), program.images("batch", *side)),
-        program.output: (1, ("batch", *found.shape[1:])),
-    }
-    return _packed(program, nodes, constants, shapes)
-
-
-def _packed(program: Program, nodes: list, constants: dict, shapes: dict) -> Any:
-    from onnx import helper, numpy_helper
-
-    given, result = (
-        helper.make_tensor_value_info(name, kind, list(getattr(shape, "shape", shape)))
-        for name, (kind, shape) in shapes.items()
-    )
-    arrays = [numpy_helper.from_array(np.asarray(x), name) for name, x in constants.items()]
-    graph = helper.make_graph(nodes, program.name, [given], [result], arrays)
+    kind = helper.np_dtype_to_tensor_dtype(program.dtype)
+    images = list(program.images("batch", *side).shape)
+    given = helper.make_tensor_value_info(INPUT, kind, images)
+    result = helper.make_tensor_value_info(program.output, 1, ["batch", *found.shape[1:]])
+    graph = helper.make_graph(nodes, program.name, [given], [result], constants)
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(
         graph, opset_imports=opset, producer_name="aa_flax", ir_version=IR_VERSION
     )
-    told = program.metadata().items()
-    helper.set_model_props(
-        model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in told}
-    )
+    facts = program.metadata().items()
+    facts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts}
+    helper.set_model_props(model, facts)
     return model

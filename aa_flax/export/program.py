@@ -1,4 +1,4 @@
-"""What is exported of a net: its function, what images it takes, and what is told beside it."""
+"""A model for export: its function, the images it takes, and its metadata."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,38 +11,36 @@ from flax import nnx
 
 from aa_flax.data.pixels import normalise
 from aa_flax.errors import InputError
-from aa_flax.fuse import fuse
 from aa_flax.models.classifier import Classifier
-
-Function = Callable[[Any], jax.Array]
+from aa_flax.models.fuse import fuse
 
 
 @dataclass(frozen=True)
 class Program:
-    """A net for inference, from images to logits.
+    """A model for inference, from images to logits.
 
     Attributes:
-        model: as it was given.
+        model: the user's model.
         size: side of the images, in pixels; if sizes are open, of those it is compared on.
         open_size: whether height and width are left open.
-        preprocessing: whether images are bytes and the output is probabilities.
-        logits: the function of fused layers, which normalises bytes first; to be traced within
-            `ops.definitions()`.
+        preprocessing: whether images are uint8 and the output is probabilities.
+        logits: the function of fused layers, which normalizes uint8 images first; to be traced
+            within `ops.definitions()`.
     """
 
     model: Classifier
     size: int
     open_size: bool
     preprocessing: bool
-    logits: Function
+    logits: Callable[[Any], jax.Array]
 
     @property
     def name(self) -> str:
-        return self.model.name or "this net"
+        return self.model.name or "this model"
 
     @property
     def dtype(self) -> np.dtype:
-        """The images'."""
+        """The type of the images."""
         return np.dtype(np.uint8 if self.preprocessing else np.float32)
 
     @property
@@ -52,29 +50,29 @@ class Program:
         return "probabilities" if self.preprocessing else "logits"
 
     def finished(self, logits: Any) -> jax.Array:
-        """The output that follows from the logits."""
+        """Returns the output that follows from the logits."""
         return jax.nn.softmax(logits) if self.output == "probabilities" else logits
 
     def images(self, *sizes: Any) -> jax.ShapeDtypeStruct:
-        """A batch of such images, as a shape: of n images, of their height and width."""
+        """Returns the shape of a batch: n images, of their height and width."""
         return jax.ShapeDtypeStruct((*sizes, self.model.image_channels), self.dtype)
 
     def expected(self, images: np.ndarray) -> np.ndarray:
-        """What the net itself gives, as it was before all this."""
+        """Returns the output of the user's model, to compare with."""
         graph, state = nnx.split(self.model)
         run = jax.jit(lambda state, x: _logits(nnx.merge(graph, state), x))
         with jax.default_matmul_precision("highest"):
             return np.asarray(self.finished(run(state, images)), np.float32)
 
     def random_images(self, *sizes: int) -> np.ndarray:
-        """A batch of images to compare on."""
+        """Returns a batch of images to compare on."""
         rng, spec = np.random.default_rng(0), self.images(*sizes)
         if self.preprocessing:
             return rng.integers(0, 256, spec.shape, np.uint8)
         return rng.standard_normal(spec.shape, np.float32)
 
     def metadata(self) -> dict[str, Any]:
-        """Facts about the net, its weights and what it expects, as JSON knows them."""
+        """Returns facts about the model, its weights and its images, to be written as JSON."""
         config, names = self.model.config, self.model.config.class_names
         sides = ["height", "width"] if self.open_size else [self.size] * 2
         return {
@@ -103,40 +101,50 @@ class Program:
 
 
 def program_of(model: Any, size: int | None, *, open_size: bool, preprocessing: bool) -> Program:
-    """A net as it is exported.
+    """Returns a model as it is exported.
 
     Args:
-        size: default: that of the net's config.
+        size: default: that of the model's config.
 
     Raises:
-        InputError: no net, one in training mode or of another type, or images too small for it.
+        InputError: not a model of this package, one in training mode or of another type, or images
+            that are too small for it.
     """
     if not isinstance(model, Classifier):
         raise InputError(
-            f"export takes a net of aa_flax.create_model, got a {type(model).__name__}; of a "
-            "backbone the whole net, created without features_only"
+            f"export takes a model of aa_flax.create_model, got a {type(model).__name__}; of a "
+            "backbone the whole model, created without features_only"
         )
     layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.Conv | nnx.Linear)]
     kinds = {jnp.dtype(layer.dtype).name for layer in layers if layer.dtype is not None}
     if others := sorted(kinds - {"float32"}):
         raise InputError(
-            f"export takes nets that compute in float32, got one that computes in {others[0]}; "
+            f"export takes models that compute in float32, got one that computes in {others[0]}; "
             "create it with dtype=jnp.float32, the weights are the same"
         )
     size = model.config.input_size if size is None else size
     fused = fuse(model, image_size=size)
-    fused.remat = False  # which is of the backward pass alone
+    fused.remat = False  # which concerns the backward pass only
     graph, state = nnx.split(fused)
 
     def logits(images: Any) -> jax.Array:
-        # Variables of this trace: a block in `nnx.remat` takes no others.
+        # Copied variables belong to this trace: a block in `nnx.remat` accepts no others.
         return _logits(nnx.merge(graph, state, copy=True), images)
 
     return Program(model, size, open_size, preprocessing, logits)
 
 
-def _logits(net: Classifier, images: Any) -> jax.Array:
-    """Of bytes, which are normalised, or of floats that are so already."""
+def _logits(model: Classifier, images: Any) -> jax.Array:
+    """Returns logits of uint8 images, which are normalized, or of normalized floats."""
     if images.dtype == jnp.uint8:
-        images = normalise(images, net.config.mean, net.config.std)
-    return net(images)
+        images = normalise(images, model.config.mean, model.config.std)
+    return model(images)
+
+
+def bound_to_one_size(name: str) -> InputError:
+    """Returns the error for a model whose program depends on the size of its images."""
+    return InputError(
+        f"{name} cannot be exported for images of every size: what it computes depends on their "
+        "height and width in numbers (AlexNet and VGG pool into a fixed number of bins, some pools "
+        "look up an axis as a whole); leave dynamic size out, and export a file for each size"
+    )

@@ -1,4 +1,4 @@
-"""A net as a serialised program of StableHLO, for a process that has JAX and not this package."""
+"""A model as a serialized program of StableHLO, for a process that has JAX and not this package."""
 
 from pathlib import Path
 
@@ -6,40 +6,19 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from aa_flax.errors import InputError
-from aa_flax.export.program import Program
-from aa_flax.models.images import exportable_bound
+from aa_flax.export.program import Program, bound_to_one_size
+from aa_flax.models.shapes import exportable_bound
 from aa_flax.ops import definitions
 
+PACKAGES, RUNTIME = ("flatbuffers",), "jax"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def smallest_open_size(program: Program) -> int:
-    """From which side on the program takes images of every size.
+def write(program: Program, path: Path) -> None:
+    """Writes `jax.export`'s serialized program, for a batch of any size and three platforms.
 
     Raises:
-        InputError: it does not.
-    """
-    bound = exportable_bound(program.model)
-    if bound is None:
-        raise bound_to_one_size(program.name)
-    return bound
-
-
-def bound_to_one_size(name: str) -> InputError:
-    """The error of a net whose program depends on the size of its images."""
-    return InputError(
-        f"{name} cannot be exported for images of every size: what it computes depends on their "
-        "height and width in numbers (AlexNet and VGG pool into a fixed number of bins, some pools "
-        "look up an axis as a whole); leave dynamic size out, and export a file for each size"
-    )
-
-
-def write_stablehlo(program: Program, path: Path) -> None:
-    """Writes `jax.export`'s serialised program, for a batch of any size and three platforms.
-
-    Raises:
-        InputError: sizes that were to be open and cannot be.
+        InputError: sizes that cannot be left open.
     """
     sizes, bounds = f"n, {program.size}, {program.size}", []
     if program.open_size:
@@ -55,6 +34,18 @@ def write_stablehlo(program: Program, path: Path) -> None:
     path.write_bytes(exported.serialize())
 
 
-def run_stablehlo(path: Path, images: np.ndarray) -> np.ndarray:
-    """What the file gives, read back."""
+def run(path: Path, images: np.ndarray) -> np.ndarray:
+    """Runs the file, read back."""
     return np.asarray(jax_export.deserialize(bytearray(path.read_bytes())).call(images))
+
+
+def smallest_open_size(program: Program) -> int:
+    """Returns the smallest side of images that a program of open sizes takes.
+
+    Raises:
+        InputError: its sizes cannot be left open.
+    """
+    bound = exportable_bound(program.model)
+    if bound is None:
+        raise bound_to_one_size(program.name)
+    return bound

@@ -1,4 +1,4 @@
-"""The nets: one family a file, which registers its nets by name (their order is that of tables)."""
+"""The models, one family a file, which registers its models in the order of the tables."""
 
 # isort: off
 from aa_flax.models import alexnet, vgg, resnet, densenet, mobilenet, resnet_timm  # noqa: F401

@@ -1,7 +1,7 @@
 """AlexNet (Krizhevsky 2014, "One weird trick"), plain and antialiased.
 
-With `filter_size=None` this is torchvision's net. With a filter size (Zhang, ICML 2019, Sec. 4.1),
-or another pool in BlurPool's place:
+With `filter_size=None` this is torchvision's model. With a filter size (Zhang, ICML 2019,
+Sec. 4.1), or another pool instead of BlurPool:
 
     conv, stride 4  -  ReLU     ->  conv, stride 2  -  ReLU  -  BlurPool, stride 2
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
@@ -10,6 +10,7 @@ or another pool in BlurPool's place:
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
+from typing import Any
 
 import jax
 from flax import nnx
@@ -17,8 +18,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, boolean, fraction
-from aa_flax.initialisers import torch_uniform
-from aa_flax.layers import conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.torch_layout import (
@@ -31,23 +30,30 @@ from aa_flax.models.torch_layout import (
     pool_filter,
     sequential,
 )
-from aa_flax.ops import adaptive_avg_pool, max_pool
-from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
+from aa_flax.nn.initializers import torch_uniform
+from aa_flax.nn.layers import LayerFactory, strided_max_pool
+from aa_flax.nn.pool_registry import PoolFactory, pool_factory, subsample
+from aa_flax.ops import adaptive_avg_pool
+
+
+class _Layers(LayerFactory):
+    """Layers whose convolutions have a bias and torch's default initialisation."""
+
+    def conv(self, in_features: int, out_features: int, size: int, **options: Any) -> nnx.Conv:
+        init = torch_uniform(in_features * size**2)
+        options |= {"use_bias": True, "kernel_init": init, "bias_init": init}
+        return super().conv(in_features, out_features, size, **options)
 
 
 class AlexNet(Classifier):
     """Five convolutions and three linear layers for images `(N, H, W, 3)`, plain or antialiased.
 
     Args:
-        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
-        filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
-        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
-            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
-        relu_first: whether the first ReLU comes before its pool (as all published weights).
-        pool_only: leave the first convolution's stride as it is and antialias the pools alone.
-            As in the original, no ReLU follows the first convolution then.
-        dropout: share of the values dropped before each of the first two linear layers.
-        dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
+        num_classes, filter_size, pool, dtype: options of every model, see `Classifier`.
+        relu_first: put the first ReLU before its pool (as all published weights).
+        pool_only: keep the stride of the first convolution and antialias the max pools alone; as in
+            the original, no ReLU follows the first convolution then.
+        dropout: fraction of values dropped before each of the first two linear layers.
     """
 
     last_layer = "fc3"
@@ -69,33 +75,29 @@ class AlexNet(Classifier):
         self.pool_only = boolean("pool_only", pool_only)
         if not self.is_antialiased and (pool_only or not relu_first):
             raise InputError(
-                "relu_first and pool_only need an antialiased net: give a filter_size or a pool"
+                "relu_first and pool_only need an antialiased model: give a filter_size or a pool"
             )
-        factory = pool_factory(filter_size, pool)
+        make = _Layers(rngs, dtype, pool_factory(filter_size, pool))
         dropout = fraction("dropout", dropout)
         stem_stride = 2 if self.is_antialiased and not pool_only else 4
-        self.conv_pool = make_pool(factory, 4 // stem_stride, features=64, rngs=rngs)
-        self.pools = nnx.List(
-            make_pool(factory, 2, features=features, rngs=rngs) for features in (64, 192, 256)
-        )
-        self.conv1 = _conv(3, 64, 11, stride=stem_stride, padding=2, dtype=dtype, rngs=rngs)
-        self.conv2 = _conv(64, 192, 5, padding=2, dtype=dtype, rngs=rngs)
-        self.conv3 = _conv(192, 384, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.conv4 = _conv(384, 256, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.conv5 = _conv(256, 256, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.conv_pool = make.pool(4 // stem_stride, 64)
+        self.pools = nnx.List(make.pool(2, features) for features in (64, 192, 256))
+        self.conv1 = make.conv(3, 64, 11, stride=stem_stride, padding=2)
+        self.conv2 = make.conv(64, 192, 5, padding=2)
+        self.conv3 = make.conv(192, 384, 3, padding=1)
+        self.conv4 = make.conv(384, 256, 3, padding=1)
+        self.conv5 = make.conv(256, 256, 3, padding=1)
         self.dropout1 = nnx.Dropout(dropout, rngs=rngs)
-        self.fc1 = linear(6 * 6 * 256, 4096, dtype=dtype, rngs=rngs)
+        self.fc1 = make.linear(6 * 6 * 256, 4096)
         self.dropout2 = nnx.Dropout(dropout, rngs=rngs)
-        self.fc2 = linear(4096, 4096, dtype=dtype, rngs=rngs)
+        self.fc2 = make.linear(4096, 4096)
         self.fc3 = self._new_last_layer(4096, self.num_classes, dtype=dtype, rngs=rngs)
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 64"]:
-        """The first convolution: a quarter of the resolution."""
+        """First convolution: a quarter of the resolution."""
         x = self.conv1(x)
         if self.pool_only:
             return x
-        if self.conv_pool is None:
-            return jax.nn.relu(x)
         if self.relu_first:
             return subsample(self.conv_pool, jax.nn.relu(x))
         return jax.nn.relu(subsample(self.conv_pool, x))
@@ -136,35 +138,18 @@ class AlexNet(Classifier):
         self, features: Float[Array, "N h w 256"], pre_logits: bool = False
     ) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(features, 6)
-        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 would need an image
+        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 fails for an empty batch
         x = jax.nn.relu(self.fc1(self.dropout1(x)))
         x = jax.nn.relu(self.fc2(self.dropout2(x)))
         return self._classified(x, pre_logits)
 
 
 def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-    """A max pool, plain or antialiased: half the resolution."""
-    if pool is None:
-        return max_pool(x, 3, stride=2)
-    return subsample(pool, max_pool(x, 3, stride=1))
+    return strided_max_pool(pool, x, window=3)
 
 
 def _conv_relu(conv: nnx.Conv, x: Float[Array, "N H W C"]) -> Float[Array, "N H W c"]:
     return jax.nn.relu(conv(x))
-
-
-def _conv(in_features: int, out_features: int, kernel_size: int, **options) -> nnx.Conv:
-    """A convolution with a bias, initialised as torch does by default."""
-    init = torch_uniform(in_features * kernel_size**2)
-    return conv2d(
-        in_features,
-        out_features,
-        kernel_size,
-        use_bias=True,
-        kernel_init=init,
-        bias_init=init,
-        **options,
-    )
 
 
 register_model("alexnet", AlexNet, published=True)

@@ -1,39 +1,50 @@
-"""Backbones: the feature maps of a net at several resolutions, for detection and segmentation."""
+"""Backbones: feature maps of a model at several resolutions, for detection and segmentation."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
-from aa_flax.models.images import check_images
-from aa_flax.models.levels import FeatureLevel, feature_info
 from aa_flax.models.model_config import ModelConfig
+from aa_flax.models.shapes import (
+    FeatureLevel,
+    check_images,
+    feature_info,
+    functional,
+    images_like,
+)
 
-_SIZE = 1024  # pixels of the image that is traced; any that all nets take
+_SIZE = 1024  # side of the traced image, large enough for every model
 
 
 class Backbone(nnx.Module):
-    """The trunk of a net: maps images `(N, H, W, 3)` to feature maps of several resolutions.
+    """The trunk of a model: maps images `(N, H, W, 3)` to feature maps of several resolutions.
 
-    What stands behind the last of these maps is left out, weights and all.
+    Layers after the last of these maps are removed, with their weights.
 
     Attributes:
-        net: the net whose trunk it is.
-        out_indices: which of the net's levels it gives, in this order.
+        net: the model without these layers.
+        out_indices: levels that it returns, in this order.
         feature_info: name, channels and reduction of each of them.
 
     Args:
-        net: a net of `create_model`; parts of it are taken out, so it is of no other use then.
-        out_indices: levels of the net, 0 the finest, -1 the coarsest; default: all.
+        net: a model of `create_model`, which loses layers and should not be used any more.
+        out_indices: levels of the model, 0 the finest, -1 the coarsest; default: all.
 
     Raises:
-        InputError: a level that the net does not have.
+        InputError: a level that the model does not have.
+
+    >>> import aa_flax
+    >>> from flax import nnx
+    >>> model = nnx.eval_shape(lambda: aa_flax.create_model("resnet18_lpf4"))  # shapes, no values
+    >>> backbone = aa_flax.Backbone(model, out_indices=(1, -1))
+    >>> [(level.name, level.channels, level.reduction) for level in backbone.feature_info]
+    [('layer1.1', 64, 4), ('layer4.1', 512, 32)]
     """
 
     def __init__(self, net: Classifier, out_indices: Sequence[int] | None = None):
@@ -41,23 +52,23 @@ class Backbone(nnx.Module):
         self.out_indices = _checked(net, levels, out_indices)
         self.feature_info: tuple[FeatureLevel, ...] = tuple(levels[i] for i in self.out_indices)
         self.net = net
-        _leave_out(self, _unused(self))
+        _remove(self, _unused(self))
 
     @property
     def name(self) -> str:
-        """The name `create_model` built it by."""
+        """Name by which `create_model` built it."""
         return self.net.name
 
     @property
     def config(self) -> ModelConfig:
-        """What images it expects, and where its weights come from."""
+        """The images it expects, and the origin of its weights."""
         return self.net.config
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> list[Float[Array, "N h w c"]]:
-        """The maps, in the order of `feature_info`.
+        """Returns the maps, in the order of `feature_info`.
 
         Raises:
-            InputError: what is no batch of normalised images, or images that are too small.
+            InputError: anything but a batch of normalised images, or images that are too small.
         """
         check_images(x, channels=self.net.image_channels)
         images, maps = x.shape, {}
@@ -74,15 +85,15 @@ class Backbone(nnx.Module):
 def _checked(
     net: Classifier, levels: tuple[FeatureLevel, ...], indices: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The levels asked for, counted from the finest."""
+    """Returns the requested levels, counted from the finest."""
     count = len(levels)
     if indices is None:
         return tuple(range(count))
-    known = isinstance(indices, list | tuple | range | np.ndarray) and len(indices) > 0
-    if not known or not all(_is_integer(i) and -count <= i < count for i in indices):
-        there = ", ".join(f"{i} (1/{level.reduction})" for i, level in enumerate(levels))
+    several = isinstance(indices, list | tuple | range | np.ndarray) and len(indices) > 0
+    if not several or not all(_is_integer(i) and -count <= i < count for i in indices):
+        known = ", ".join(f"{i} (1/{level.reduction})" for i, level in enumerate(levels))
         raise InputError(
-            f"out_indices are levels of {net.name or type(net).__name__}, of {there}; got "
+            f"out_indices are levels of {net.name or type(net).__name__}, of {known}; got "
             f"{indices!r}"
         )
     return tuple(int(i) % count for i in indices)
@@ -96,18 +107,10 @@ Path = tuple[Any, ...]
 
 
 def _unused(backbone: Backbone) -> dict[Path, bool]:
-    """Whether each variable of a backbone has no part in what it computes, by its path."""
-    graphdef, state = nnx.split(backbone)
+    """Returns for each variable, by its path, whether the output does not depend on it."""
+    forward, state = functional(backbone, lambda backbone, x: backbone(x))
     leaves, tree = jax.tree.flatten(state)
-
-    def forward(leaves, x):
-        backbone = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
-        backbone.eval()
-        return backbone(x)
-
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    image = jax.ShapeDtypeStruct((1, _SIZE, _SIZE, backbone.net.image_channels), jnp.float32)
-    jaxpr = jax.make_jaxpr(forward)(shapes, image).jaxpr
+    jaxpr = jax.make_jaxpr(forward)(state, images_like(backbone.net, 1, _SIZE, _SIZE)).jaxpr
     needed = {id(variable) for variable in jaxpr.outvars}
     for equation in reversed(jaxpr.eqns):
         if any(id(variable) in needed for variable in equation.outvars):
@@ -117,8 +120,8 @@ def _unused(backbone: Backbone) -> dict[Path, bool]:
     return {path: bool(variable.get_value()) for path, variable in marked}
 
 
-def _leave_out(module: nnx.Module, unused: dict[Path, bool]) -> None:
-    """Puts None in the place of every part of which all variables are unused."""
+def _remove(module: nnx.Module, unused: dict[Path, bool]) -> None:
+    """Replaces every part whose variables are all unused by None."""
     parts = enumerate(module) if isinstance(module, nnx.List) else list(vars(module).items())
     for name, part in parts:
         if not isinstance(part, nnx.Module | nnx.List):
@@ -130,4 +133,4 @@ def _leave_out(module: nnx.Module, unused: dict[Path, bool]) -> None:
             else:
                 setattr(module, str(name), None)
         elif any(inside.values()):
-            _leave_out(part, inside)
+            _remove(part, inside)

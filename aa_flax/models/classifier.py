@@ -1,45 +1,67 @@
-"""What every net of this package offers."""
+"""The base class of all models."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, integer
-from aa_flax.layers import linear
-from aa_flax.models.images import check_images, refuse_too_small, unbounded
-from aa_flax.models.levels import last_blocks
 from aa_flax.models.model_config import ModelConfig
-from aa_flax.models.rematerialise import rematerialised
+from aa_flax.models.remat import rematerialised
+from aa_flax.models.shapes import (
+    check_images,
+    embedding_size,
+    last_blocks,
+    refuse_too_small,
+    unbounded,
+)
 from aa_flax.models.torch_layout import Layers
+from aa_flax.nn.layers import linear
 
 
 class Classifier(nnx.Module):
-    """A net that maps images `(N, H, W, 3)` to logits `(N, classes)`.
+    """A model that maps images `(N, H, W, 3)` to logits `(N, classes)`.
 
-    A family defines `named_blocks`; `forward_head` unless its last layer sees the mean of the last
-    feature map; and `torch_layers` if its weights are to be had from torch files, or written to
-    them.
+    A family defines `named_blocks`; `forward_head` unless its last layer follows a global average
+    pool; and `torch_layers` if its weights can be in torch files. The models of this package have
+    these options:
+
+        num_classes     number of logits; 0: no last layer
+        filter_size     taps of every BlurPool, 1 to 7 in published models; None: the baseline
+        pool            another pool instead: a name of `aa_flax.list_pools()` or a function
+                        `stride -> module`
+        dtype           type of the computation, e.g. `jnp.bfloat16`; parameters stay float32
 
     Attributes:
-        name: the name `create_model` built it by, e.g. `resnet50_lpf4`.
-        num_classes: number of logits; 0: no classifier, and calling the net gives the pooled
-            embedding `(N, features)` instead.
-        filter_size: taps of its BlurPools; None: the baseline, or a net with another pool.
-        is_antialiased: whether pools carry its strides, BlurPools or others.
-        image_channels: channels of the images it takes.
-        config: what images it expects, and where its weights come from.
-        last_layer: name of the layer that gives the logits.
-        remat: compute the blocks again in the backward pass instead of keeping their insides: less
-            memory, for about a second forward pass (on CPU XLA merges the two again: neither
-            memory nor time changes). What is kept is each block's input. May be set at any time
-            before the model is split.
+        name: name by which `create_model` built it, e.g. `resnet50_lpf4`.
+        num_classes: number of logits; 0: no last layer, so that calling the model returns the
+            pooled embedding `(N, features)`.
+        filter_size: taps of its BlurPools; None: the baseline, or a model with another pool.
+        is_antialiased: True if pools, BlurPools or others, apply its strides.
+        image_channels: channels of its images.
+        config: the images it expects, and the origin of its weights.
+        last_layer: name of the layer that returns the logits.
+        remat: recompute the activations of blocks in the backward pass and store only the input of
+            each: less memory, for about a second forward pass (on CPU XLA merges the two, so
+            neither memory nor time changes). May be set at any time before the model is split.
+
+    >>> import aa_flax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> class Small(aa_flax.Classifier):
+    ...     def __init__(self, *, num_classes=10, rngs):
+    ...         super().__init__(num_classes=num_classes)
+    ...         self.conv = nnx.Conv(3, 8, (3, 3), strides=2, rngs=rngs)
+    ...         self.fc = nnx.Linear(8, num_classes, rngs=rngs)
+    ...
+    ...     def named_blocks(self):
+    ...         yield "conv", self.conv
+    >>> Small(rngs=nnx.Rngs(0))(jnp.ones((2, 32, 32, 3))).shape
+    (2, 10)
     """
 
     name: str = ""
@@ -50,27 +72,28 @@ class Classifier(nnx.Module):
     config: ModelConfig = ModelConfig()
     last_layer: str = "fc"
     remat: bool = False
-    _options: str = "{}"  # as text, since what a module keeps besides variables must be hashable
+    _options: str = "{}"  # JSON, since static attributes of a module must be hashable
+    _last_layer_init: ClassVar[Mapping[str, nnx.Initializer]] = {}  # torch's defaults
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        # nnx.tabulate jits all public methods while it runs, and a generator is no JAX value: what
-        # is called in a forward pass is taken from here.
+        # nnx.tabulate jits all public methods while it runs, and a generator is not a JAX value: a
+        # forward pass calls these copies.
         cls._named_blocks = cls.named_blocks
         cls._feature_blocks = cls.feature_blocks
 
     def __init__(
         self, *, num_classes: int = 1000, filter_size: int | None = None, pool: object = None
     ):
-        """Checks and keeps what every net is told.
+        """Checks and stores the options of every model.
 
         Args:
             num_classes: number of logits, 0 or more.
             filter_size: taps of the BlurPools, 1 or more; None: no BlurPool.
-            pool: whatever the net was told to subsample by instead; None: nothing.
+            pool: another pool instead; None: no other pool.
 
         Raises:
-            InputError: a number that is none of these.
+            InputError: a number out of range.
         """
         self.num_classes = integer("num_classes", num_classes, least=0)
         if filter_size is not None:
@@ -80,11 +103,11 @@ class Classifier(nnx.Module):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options it was built with that make it another function than its name alone says.
+        """Options that make it another function than its name implies, as JSON.
 
-        As JSON has them: lists for tuples, and `module.name` of a class or function (a pool's
-        factory). `filter_size` is part of the name; sizes of the output, the type of the
-        computation, initial values and dropout are no options in this sense.
+        Tuples are lists, and a class or function (a pool's factory) is `module.name`. `filter_size`
+        is part of the name; the number of classes, the type of the computation, initial values and
+        dropout do not count.
         """
         return json.loads(self._options)
 
@@ -93,42 +116,42 @@ class Classifier(nnx.Module):
         self._options = json.dumps(options, sort_keys=True)
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
-        """The blocks in order, by name: one after the other they compute `forward_features`."""
+        """Yields the blocks by name, in order; their composition is `forward_features`."""
         raise NotImplementedError
 
     def feature_blocks(self) -> Iterator[tuple[str, Callable]]:
-        """The blocks of its trunk, for feature maps of several resolutions.
+        """Yields the blocks of the trunk, for feature maps of several resolutions.
 
-        By default those of `named_blocks`; a family has others where the map of a resolution stands
-        within one of them, or where the last ones serve the classifier alone.
+        By default those of `named_blocks`; a family overrides it if the last map at a resolution is
+        inside of one of them, or if the last ones belong to the classifier.
         """
         return self._named_blocks()
 
     def level_ends(self) -> Sequence[str]:
-        """Names of the `feature_blocks` whose maps are levels of a feature pyramid.
+        """Returns the names of the `feature_blocks` that end a level of the feature pyramid.
 
         By default the last block at each resolution, found by tracing.
         """
         return last_blocks(self)
 
     def torch_layers(self) -> Layers:
-        """Its layers under their names in a torch file, in torch's order.
+        """Yields the layers with their names in a torch file, in torch's order.
 
-        Kinds are `BatchNorm`, `nnx.Conv`, `nnx.Linear`, and those of
-        `aa_flax.models.torch_layout`.
+        A layer is a `BatchNorm`, an `nnx.Conv`, an `nnx.Linear`, or a kind that
+        `aa_flax.models.torch_layout` defines.
 
         Raises:
-            InputError: the family defines none.
+            InputError: the family does not define it.
         """
         raise InputError(
             f"no torch layout is known for {type(self).__name__}: it defines no torch_layers"
         )
 
     def forward_features(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
-        """The last feature map, before it is pooled and classified.
+        """Returns the last feature map, before pooling and the last layer.
 
         Raises:
-            InputError: what is no batch of normalised images, or images that are too small, or of a
+            InputError: anything but a batch of normalised images, images that are too small, or a
                 size that export leaves open without a bound.
         """
         check_images(x, channels=self.image_channels)
@@ -140,7 +163,7 @@ class Classifier(nnx.Module):
     def _run_block(
         self, name: str, block: Callable, x: Float[Array, "N H W C"], images: tuple
     ) -> Float[Array, "N h w c"]:
-        """What a block makes of a map; `images` is the shape of the images, for errors."""
+        """Applies a block to a map; `images` is the shape of the images, for errors."""
         try:
             return (rematerialised(block) if self.remat else block)(x)
         except ValueError as error:
@@ -152,14 +175,14 @@ class Classifier(nnx.Module):
     def forward_head(
         self, features: Float[Array, "N h w c"], pre_logits: bool = False
     ) -> Float[Array, "N classes"]:
-        """The logits of a last feature map; by default its mean over positions, classified.
+        """Returns the logits; by default, of the mean of the last feature map over positions.
 
         Args:
-            features: what `forward_features` gave.
-            pre_logits: the pooled embedding `(N, features)` instead.
+            features: output of `forward_features`.
+            pre_logits: return the pooled embedding `(N, features)` instead.
 
         Raises:
-            InputError: the family defines `__call__` alone, so that its head is not known.
+            InputError: the family defines `__call__` and not its head.
         """
         family = type(self)
         overridden = family.__call__ is not Classifier.__call__
@@ -173,7 +196,7 @@ class Classifier(nnx.Module):
     def _classified(
         self, embedding: Float[Array, "N features"], pre_logits: bool
     ) -> Float[Array, "N classes"]:
-        """The logits of a pooled embedding, or itself where it is asked for or there are none."""
+        """Applies the last layer, unless the embedding is requested or there is no last layer."""
         if pre_logits or self.num_classes == 0:
             return embedding
         return getattr(self, self.last_layer)(embedding)
@@ -182,42 +205,35 @@ class Classifier(nnx.Module):
         return self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int, rngs: nnx.Rngs | None = None) -> None:
-        """Gives the net a new last layer, random as in a new net; all else stays as it is.
+        """Replaces the last layer by a new one with random weights.
 
         Args:
-            num_classes: number of logits; 0: no last layer, the net gives the pooled embedding.
+            num_classes: number of logits; 0: no last layer, the model returns the pooled embedding.
             rngs: random keys; default `nnx.Rngs(0)`.
 
         Raises:
-            InputError: no such number, or a family whose last layer is not known.
+            InputError: an invalid number, or a family whose last layer has another name.
         """
         num_classes = integer("num_classes", num_classes, least=0)
         if not hasattr(self, self.last_layer):
             raise InputError(
-                f"{type(self).__name__} has no layer {self.last_layer!r}; say in the class which "
-                "one gives the logits: last_layer = NAME"
+                f"{type(self).__name__} has no layer {self.last_layer!r}; set in the class which "
+                "one returns the logits: last_layer = NAME"
             )
         rngs = nnx.Rngs(0) if rngs is None else rngs
         dtypes = [m.dtype for _, m in nnx.iter_modules(self) if isinstance(m, nnx.Conv)]
-        new = self._new_last_layer(
-            self._embedding_size(), num_classes, dtype=dtypes[0] if dtypes else None, rngs=rngs
-        )
-        setattr(self, self.last_layer, nnx.data(new))  # which may take the place of None
+        last = getattr(self, self.last_layer)
+        size = last.in_features if isinstance(last, nnx.Linear) else embedding_size(self)
+        dtype = dtypes[0] if dtypes else None
+        new = self._new_last_layer(size, num_classes, dtype=dtype, rngs=rngs)
+        setattr(self, self.last_layer, nnx.data(new))  # nnx.data, since the attribute may be None
         self.num_classes = num_classes
         self.config = replace(self.config, class_names=())
-
-    def _embedding_size(self) -> int:
-        """Channels of the pooled embedding."""
-        last = getattr(self, self.last_layer)
-        if isinstance(last, nnx.Linear):
-            return last.in_features
-        graphdef, state = nnx.split(self)
-        size = self.config.input_size
-        images = jax.ShapeDtypeStruct((2, size, size, self.image_channels), jnp.float32)
-        return jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, images).shape[-1]
 
     def _new_last_layer(
         self, in_features: int, num_classes: int | None, *, dtype: DTypeLike | None, rngs: nnx.Rngs
     ) -> nnx.Linear | None:
-        """The layer that gives the logits, as the family initialises it; None: of no classes."""
-        return linear(in_features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
+        """Makes the last layer with the family's initialisation; None for no classes."""
+        if not num_classes:
+            return None
+        return linear(in_features, num_classes, **self._last_layer_init, dtype=dtype, rngs=rngs)

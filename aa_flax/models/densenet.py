@@ -1,7 +1,7 @@
 """DenseNet (Huang et al. 2017), plain and antialiased.
 
-With `filter_size=None` these are torchvision's nets. With a filter size (Zhang, ICML 2019,
-Sec. 3.2), or another pool in BlurPool's place:
+With `filter_size=None` these are torchvision's models. With a filter size (Zhang, ICML 2019,
+Sec. 3.2), or another pool instead of BlurPool:
 
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
     average pool, stride 2      ->  BlurPool, stride 2     (itself a weighted average)
@@ -9,7 +9,7 @@ Sec. 3.2), or another pool in BlurPool's place:
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,24 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from aa_flax.errors import InputError, boolean, fraction, integer, integers
-from aa_flax.initialisers import kaiming_normal_fan_in, zeros
-from aa_flax.layers import BatchNorm, conv2d, linear
+from aa_flax.errors import boolean, fraction, integer, integers
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
-from aa_flax.models.rematerialise import rematerialised
+from aa_flax.models.remat import rematerialised
 from aa_flax.models.stems import stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
-from aa_flax.ops import avg_pool, materialised, max_pool
-from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
+from aa_flax.nn.initializers import kaiming_normal_fan_in, zeros
+from aa_flax.nn.layers import BatchNorm, LayerFactory, concatenated, strided_max_pool
+from aa_flax.nn.pool_registry import PoolFactory, pool_factory, subsample
+from aa_flax.ops import avg_pool
+
+
+class _Layers(LayerFactory):
+    """Layers with DenseNet's initialisation of convolutions."""
+
+    def conv(self, in_features: int, out_features: int, size: int, **options: Any) -> nnx.Conv:
+        options["kernel_init"] = kaiming_normal_fan_in
+        return super().conv(in_features, out_features, size, **options)
 
 
 class DenseLayer(nnx.Module):
@@ -34,43 +42,33 @@ class DenseLayer(nnx.Module):
 
     def __init__(
         self,
+        make: LayerFactory,
         in_features: int,
         growth_rate: int,
         *,
         bottleneck: int,
         drop_rate: float,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
     ):
         width = bottleneck * growth_rate
-        self.norm1 = BatchNorm(in_features, rngs=rngs)
-        self.conv1 = _conv(in_features, width, 1, dtype=dtype, rngs=rngs)
-        self.norm2 = BatchNorm(width, rngs=rngs)
-        self.conv2 = _conv(width, growth_rate, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(drop_rate, rngs=rngs if drop_rate else None)
+        self.norm1 = make.batch_norm(in_features)
+        self.conv1 = make.conv(in_features, width, 1)
+        self.norm2 = make.batch_norm(width)
+        self.conv2 = make.conv(width, growth_rate, 3, padding=1)
+        self.dropout = nnx.Dropout(drop_rate, rngs=make.rngs if drop_rate else None)
 
     def __call__(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W growth"]:
-        x = materialised(jnp.concatenate(maps, axis=-1))
-        x = self.conv1(jax.nn.relu(self.norm1(x)))
+        x = self.conv1(jax.nn.relu(self.norm1(concatenated(maps))))
         x = self.conv2(jax.nn.relu(self.norm2(x)))
         return self.dropout(x)
 
 
 class Transition(nnx.Module):
-    """BN - ReLU - 1x1 convolution - average pool, or a pool in its place: half the resolution."""
+    """BN - ReLU - 1x1 convolution - average pool, or BlurPool instead: half the resolution."""
 
-    def __init__(
-        self,
-        in_features: int,
-        features: int,
-        *,
-        pool: PoolFactory | None,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
-    ):
-        self.norm = BatchNorm(in_features, rngs=rngs)
-        self.conv = _conv(in_features, features, 1, dtype=dtype, rngs=rngs)
-        self.pool = make_pool(pool, 2, features=features, rngs=rngs)
+    def __init__(self, make: LayerFactory, in_features: int, features: int):
+        self.norm = make.batch_norm(in_features)
+        self.conv = make.conv(in_features, features, 1)
+        self.pool = make.pool(2, features)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         x = self.conv(jax.nn.relu(self.norm(x)))
@@ -82,25 +80,22 @@ class DenseNet(Classifier):
 
     Args:
         block_config: number of layers in each of the four blocks.
-        growth_rate: feature maps that each layer adds.
-        num_init_features: feature maps of the stem.
+        growth_rate: channels that each layer adds.
+        num_init_features: channels of the stem.
         bn_size: width of a layer's 1x1 convolution, in growth rates.
-        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
-        filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
-        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
-            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
+        num_classes, filter_size, pool, dtype: options of every model, see `Classifier`.
         pool_only: antialias the stem's max pool, not its convolution (as all published weights);
-            False runs the stem's convolution densely too, at four times its cost.
+            False runs the stem's convolution at stride 1 too, at four times its cost.
         stem: "small" is for images such as CIFAR's 32x32: a 3x3 convolution of stride 1 and no max
             pool, so that the last map is an eighth of the image, not a thirty-second.
-        drop_rate: share of the values dropped of what each dense layer adds.
-        dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
+        drop_rate: fraction of each dense layer's output values that are dropped.
 
-    With `remat` (see `Classifier`) a dense block computes its layers one by one a third time, so
-    that memory stays linear, not quadratic, in its depth.
+    With `remat` (see `Classifier`) a dense block also recomputes its layers one by one, so that
+    memory is linear, not quadratic, in its depth.
     """
 
     last_layer = "classifier"
+    _last_layer_init = {"bias_init": zeros}  # noqa: RUF012
 
     def __init__(
         self,
@@ -120,72 +115,48 @@ class DenseNet(Classifier):
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
         self.pool_only = boolean("pool_only", pool_only)
-        if not self.is_antialiased and not pool_only:
-            raise InputError(
-                "pool_only=False needs an antialiased net: give a filter_size or a pool"
-            )
         block_config = integers("block_config", block_config)
         growth_rate = integer("growth_rate", growth_rate, least=1)
         features = integer("num_init_features", num_init_features, least=2)
         bn_size = integer("bn_size", bn_size, least=1)
         drop_rate = fraction("drop_rate", drop_rate)
-        factory = pool_factory(filter_size, pool)
+        make = _Layers(rngs, dtype, pool_factory(filter_size, pool))
 
-        conv = stem_convolution(stem, pool_only=self.pool_only)
-        self.is_small = conv.reduction == 1
-        self.conv0 = _conv(
-            3,
-            features,
-            conv.size,
-            stride=conv.stride,
-            padding=conv.size // 2,
-            dtype=dtype,
-            rngs=rngs,
+        first = stem_convolution(stem, pool_only=self.pool_only, is_antialiased=self.is_antialiased)
+        self.is_small = first.is_small
+        self.conv0 = make.conv(
+            3, features, first.size, stride=first.stride, padding=first.size // 2
         )
-        self.norm0 = BatchNorm(features, rngs=rngs)
-        carried = conv.reduction // conv.stride
-        self.conv_pool = make_pool(factory, carried, features=features, rngs=rngs)
-        pool_stride = 1 if self.is_small else 2
-        self.pool = make_pool(factory, pool_stride, features=features, rngs=rngs)
+        self.norm0 = make.batch_norm(features)
+        self.conv_pool = make.pool(first.pool_stride, features)
+        self.pool = make.pool(1 if self.is_small else 2, features)
 
+        new_layer = partial(DenseLayer, make, bottleneck=bn_size, drop_rate=drop_rate)
         blocks, transitions = [], []
         for i, count in enumerate(block_config):
             if i > 0:
-                transition = Transition(
-                    features, features // 2, pool=factory, dtype=dtype, rngs=rngs
-                )
-                transitions.append(transition)
+                transitions.append(Transition(make, features, features // 2))
                 features //= 2
             block = []
             for _ in range(count):
-                layer = DenseLayer(
-                    features,
-                    growth_rate,
-                    bottleneck=bn_size,
-                    drop_rate=drop_rate,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                block.append(layer)
+                block.append(new_layer(features, growth_rate))
                 features += growth_rate
             blocks.append(nnx.List(block))
         self.blocks, self.transitions = nnx.List(blocks), nnx.List(transitions)
-        self.norm5 = BatchNorm(features, rngs=rngs)
+        self.norm5 = make.batch_norm(features)
         self.classifier = self._new_last_layer(features, self.num_classes, dtype=dtype, rngs=rngs)
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
-        """First convolution and pooling: a quarter of the resolution, or all of it if small."""
+        """First convolution and max pool: a quarter of the resolution, or all of it if small."""
         x = self._stem_conv(x)
         return x if self.is_small else self._stem_pool(x)
 
     def _stem_conv(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w c"]:
         x = jax.nn.relu(self.norm0(self.conv0(x)))
-        return x if self.conv_pool is None else subsample(self.conv_pool, x)
+        return subsample(self.conv_pool, x)  # BlurPool only with pool_only=False
 
     def _stem_pool(self, x: Float[Array, "N H W c"]) -> Float[Array, "N h w c"]:
-        if self.pool is None:
-            return max_pool(x, 3, stride=2, padding=1)
-        return subsample(self.pool, max_pool(x, 3, stride=1, padding=1))
+        return strided_max_pool(self.pool, x, window=3, padding=1)
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield "stem", self.stem
@@ -223,18 +194,11 @@ class DenseNet(Classifier):
         if self.classifier is not None:
             yield "classifier", self.classifier
 
-    def _new_last_layer(
-        self, in_features: int, num_classes: int | None, *, dtype: DTypeLike | None, rngs: nnx.Rngs
-    ) -> nnx.Linear | None:
-        if not num_classes:
-            return None
-        return linear(in_features, num_classes, bias_init=zeros, dtype=dtype, rngs=rngs)
-
 
 def _dense_block(
     layers: Sequence[DenseLayer], x: Float[Array, "N H W C"], *, remat: bool
 ) -> Float[Array, "N H W c"]:
-    """Each layer sees the maps of all before it; the block gives all of them."""
+    """Applies each layer to the maps of all before it, and returns all maps."""
     maps = [x]
     for layer in layers:
         maps.append((rematerialised(layer) if remat else layer)(maps))
@@ -243,12 +207,6 @@ def _dense_block(
 
 def _norm_relu(norm: BatchNorm, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
     return jax.nn.relu(norm(x))
-
-
-def _conv(in_features: int, out_features: int, kernel_size: int, **options) -> nnx.Conv:
-    return conv2d(
-        in_features, out_features, kernel_size, kernel_init=kaiming_normal_fan_in, **options
-    )
 
 
 register_model("densenet121", partial(DenseNet, (6, 12, 24, 16)), published=True)

@@ -1,4 +1,4 @@
-"""What images a net expects, and where its weights come from."""
+"""The images a model expects, and the origin of its weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,33 +6,38 @@ from typing import Any, Literal, get_args
 
 from aa_flax.errors import InputError, integer, real
 
-# Of each channel of ImageNet's training images, of values in 0..1.
+# Statistics of the channels of ImageNet's training images, of values in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["bilinear", "bicubic"]
-_LARGEST = 65_535  # pixels of a side, as of a config
-_FARTHEST = 10_000.0  # for means and standard deviations, whose images may be of any unit
-IMAGE_FIELDS = ("input_size", "resize_size", "interpolation", "mean", "std")  # kept with weights
+_LARGEST = 65_535  # pixels of a side, as in a config
+_FARTHEST = 10_000.0  # means and standard deviations may be of images in any unit
+IMAGE_FIELDS = ("input_size", "resize_size", "interpolation", "mean", "std")  # saved with weights
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What images a net expects, and where its weights come from.
+    """The images a model expects, and the origin of its weights.
 
     Attributes:
         input_size: side of the square centre crop, in pixels.
-        resize_size: shorter side that an image is resized to before, in pixels; 0: as it is.
-        interpolation: of that resizing, antialiased.
-        mean, std: of each channel, of values in 0..1; images are normalised by them.
-        weights: the file, address or folder that the weights come from; None: they are random.
-        sha256: of that file, or the beginning of it, in hexadecimal; None: it is not known.
-        licence: that the weights are under; None: it is not known.
-        class_names: of the classes that the weights were trained on, in the order of the logits;
-            empty: they are not known.
+        resize_size: shorter side to which an image is resized before, in pixels; 0: not resized.
+        interpolation: that of the resize, which is antialiased.
+        mean, std: mean and standard deviation of each channel, by which images are normalised
+            after scaling their values to 0..1.
+        weights: file, address or folder of the weights; None: they are random.
+        sha256: SHA-256 of that file in hexadecimal, or its beginning; None: unknown.
+        licence: licence of the weights; None: unknown.
+        class_names: classes the weights were trained on, in the order of the logits; empty:
+            unknown.
 
     Raises:
-        InputError: a size, an interpolation, a mean or a standard deviation that makes no sense.
+        InputError: an invalid size, interpolation, mean or standard deviation.
+
+    >>> import aa_flax
+    >>> aa_flax.ModelConfig(input_size=288, resize_size=303).interpolation
+    'bilinear'
     """
 
     input_size: int = 224
@@ -40,7 +45,7 @@ class ModelConfig:
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    # Not compared: what a net computes, and so what is compiled for it, is the same.
+    # Not compared: they do not change the computation, and so not the compiled program.
     weights: str | None = field(default=None, compare=False)
     sha256: str | None = field(default=None, compare=False)
     licence: str | None = field(default=None, compare=False)
@@ -55,10 +60,10 @@ class ModelConfig:
             known = " or ".join(get_args(Interpolation))
             raise InputError(f"interpolation must be {known}, got {self.interpolation!r}")
         for name, least in (("mean", -_FARTHEST), ("std", 1 / _FARTHEST)):
-            object.__setattr__(self, name, _of_channels(name, getattr(self, name), least))
+            object.__setattr__(self, name, _per_channel(name, getattr(self, name), least))
 
 
-def _of_channels(name: str, values: Any, least: float) -> tuple[float, ...]:
+def _per_channel(name: str, values: Any, least: float) -> tuple[float, ...]:
     if not isinstance(values, Sequence) or len(values) != 3:
         raise InputError(f"{name} must be three numbers, one a channel, got {values!r}")
     entry = f"every entry of {name}"

@@ -1,8 +1,8 @@
-"""The table of nets: which there are, how each is built, which weights are released for it, and
-what was published about it. A family's file adds its nets, and so may anyone (`register_model`).
+"""The registry of models: their constructors, released weights and published results.
 
-`released_weights.tsv` lists the original's 59 files and the 23 torchvision baselines they are
-compared with; `published_results.tsv` every published accuracy and consistency.
+A family's file registers its models, and `register_model` adds your own. `released_weights.tsv`
+lists the 59 files of the original and the 23 torchvision baselines they are compared with;
+`published_results.tsv` lists every published accuracy and consistency.
 """
 
 import csv
@@ -35,17 +35,17 @@ FILTER_SIZES = range(1, 8)
 
 
 @dataclass(frozen=True)
-class Net:
-    """A net of the table, without antialiasing.
+class Entry:
+    """A model of the registry, without antialiasing.
 
     Attributes:
-        name: what `create_model` builds it by.
+        name: its name for `create_model`.
         build: its constructor.
-        published: whether there is a published net to compare it with: torchvision's of the same
-            name, and `antialiased-cnns`' for its filter sizes.
-        filter_sizes: taps k of its antialiased nets, `<name>_lpf<k>`; none: the plain net alone.
-        config: what images it expects.
-        hub: the repository on the Hugging Face hub with its weights, OWNER/NAME; "": none.
+        published: True if there is a published model to compare it with: torchvision's of the same
+            name, and those of `antialiased-cnns` for its filter sizes.
+        filter_sizes: taps k of its antialiased models, `<name>_lpf<k>`.
+        config: the images it expects.
+        hub: repository with its weights on the Hugging Face hub, OWNER/NAME, or "".
     """
 
     name: str
@@ -56,7 +56,7 @@ class Net:
     hub: str = ""
 
 
-_NETS: Table[Net] = Table("net")
+_MODELS: Table[Entry] = Table("model")
 
 
 def register_model(
@@ -69,29 +69,36 @@ def register_model(
     hub: str = "",
     replace: bool = False,
 ) -> None:
-    """Makes a net known by name to `create_model`, `list_models` and the commands.
+    """Registers a model under a name for `create_model`, `list_models` and the commands.
 
     Args:
-        name: letters, digits, `_`, `-` and `.`; not ending like `_lpf4`, which is said of a net's
-            antialiased versions.
-        build: the net's class, a `partial` of it or a function. It takes keyword arguments:
-            `num_classes`, `dtype` and `rngs` always, and what else its options are.
-        published: whether there is a published net of that name to compare it with.
-        filter_sizes: taps of the BlurPools it comes with as `<name>_lpf<k>`; default 1 to 7 if
-            `build` names a parameter `filter_size`, else none.
-        config: what images it expects; default: ImageNet's at 224 pixels.
-        hub: the repository on the Hugging Face hub that `pretrained=True` takes, OWNER/NAME.
-        replace: whether an earlier net of that name may be replaced.
+        name: letters, digits, `_`, `-` and `.`, without an ending such as `_lpf4`, which is for the
+            antialiased versions of a model.
+        build: class of the model, a `partial` of it or a function, with the keyword arguments
+            `num_classes`, `dtype` and `rngs`, and its own options.
+        published: True if there is a published model of that name to compare it with.
+        filter_sizes: taps of its antialiased versions `<name>_lpf<k>`; default 1 to 7 if `build`
+            has a parameter `filter_size`, else none.
+        config: the images it expects; default: ImageNet's at 224 pixels.
+        hub: repository on the Hugging Face hub for `pretrained=True`, OWNER/NAME.
+        replace: True to replace an earlier model of that name.
 
     Raises:
-        InputError: a name that is taken or cannot be one, or something that does not build a net.
+        InputError: a name that is taken or invalid, or a constructor that is not callable.
+
+    >>> from functools import partial
+    >>> import aa_flax
+    >>> from aa_flax.models.resnet import BasicBlock, ResNet
+    >>> aa_flax.register_model("resnet10", partial(ResNet, BasicBlock, (1, 1, 1, 1)), replace=True)
+    >>> aa_flax.list_models("resnet10_lpf[2-4]")
+    ['resnet10_lpf2', 'resnet10_lpf3', 'resnet10_lpf4']
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise InputError(f"a net's name has letters, digits, '_', '-' and '.', got {name!r}")
+        raise InputError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
     if re.search(r"_lpf\d+(_finetune)?$", name):
         raise InputError(
-            f"{name!r} would be the antialiased version of another net; register the net without "
-            "the ending, with a constructor that takes filter_size"
+            f"{name!r} would be the antialiased version of another model; register the model "
+            "without the ending, with a constructor that takes filter_size"
         )
     if not callable(build):
         raise InputError(f"{name}: build must be a class or function, got {build!r}")
@@ -99,37 +106,37 @@ def register_model(
         sizes = tuple(FILTER_SIZES) if "filter_size" in parameters(build) else ()
     else:
         sizes = integers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
-    net = Net(name, build, published, sizes, config or ModelConfig(), hub)
-    _NETS.register(name, net, replace=replace)
+    entry = Entry(name, build, published, sizes, config or ModelConfig(), hub)
+    _MODELS.register(name, entry, replace=replace)
 
 
 def base_names() -> list[str]:
-    """Names of all nets without antialiasing, in the order of the table."""
-    return list(_NETS)
+    """Returns the names of all models without antialiasing, in the order of the registry."""
+    return list(_MODELS)
 
 
 def hub_repository(name: str) -> str:
-    """The repository on the Hugging Face hub with a net's weights, OWNER/NAME; "": none."""
+    """Returns the repository with a model's weights on the Hugging Face hub, OWNER/NAME, or ""."""
     base, filter_size = parse_name(name)
-    return _NETS[base].hub if filter_size is None else ""
+    return _MODELS[base].hub if filter_size is None else ""
 
 
 def images_of(name: str) -> ModelConfig:
-    """Returns what images a model expects, by its name.
+    """Returns the images that a model expects, by its name.
 
     Raises:
         InputError: an unknown name.
     """
-    return _NETS[parse_name(name)[0]].config
+    return _MODELS[parse_name(name)[0]].config
 
 
 def has_reference(name: str) -> bool:
-    """Whether there is a published net that this one, or the one it is a version of, must equal."""
-    return _NETS[parse_name(name)[0]].published
+    """Checks whether a published model is the reference of a model or of its baseline."""
+    return _MODELS[parse_name(name)[0]].published
 
 
-# How released weights were made: torchvision's own, the original's from random weights, or its
-# fine-tuning of the baseline.
+# Origin of released weights: torchvision, or the original, which trained from random weights or
+# fine-tuned the baseline.
 Training = Literal["baseline", "scratch", "finetuned"]
 
 
@@ -154,15 +161,19 @@ class PublishedResult(NamedTuple):
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Names that `create_model` accepts.
+    """Returns the names that `create_model` accepts.
 
     Args:
-        pattern: a shell pattern that they match, such as `resnet*_lpf4`.
-        pretrained: only those that have published weights.
+        pattern: a shell pattern, such as `resnet*_lpf4`.
+        pretrained: only models with published weights.
+
+    >>> import aa_flax
+    >>> aa_flax.list_models("vgg1?_lpf4")
+    ['vgg11_lpf4', 'vgg13_lpf4', 'vgg16_lpf4', 'vgg19_lpf4']
     """
     names = []
-    for net in _NETS.values():
-        names += [net.name, *(f"{net.name}_lpf{k}" for k in net.filter_sizes)]
+    for entry in _MODELS.values():
+        names += [entry.name, *(f"{entry.name}_lpf{k}" for k in entry.filter_sizes)]
     if pretrained:
         released = {weights.model for weights in released_weights()}
         names = [name for name in names if name in released]
@@ -172,14 +183,14 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 def parse_name(name: str) -> tuple[str, int | None]:
     """Splits `resnet50_lpf4` into `("resnet50", 4)` and `resnet50` into `("resnet50", None)`.
 
-    The original's `resnet50_lpf4_finetune` is `resnet50_lpf4`: the ending names weights, not a net.
+    The original's `resnet50_lpf4_finetune` is `resnet50_lpf4`: the ending is about weights.
 
     Raises:
-        InputError: an unknown net or filter size; the message suggests the nearest name.
+        InputError: an unknown model or filter size; the message suggests the nearest names.
     """
     match = re.fullmatch(r"(.+?)(?:_lpf(\d+)(?:_finetune)?)?", str(name))
     base, size = match.groups() if match else (name, None)
-    if base in _NETS and (size is None or int(size) in _NETS[base].filter_sizes):
+    if base in _MODELS and (size is None or int(size) in _MODELS[base].filter_sizes):
         return base, None if size is None else int(size)
     nearest = get_close_matches(str(name), list_models(), n=3)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "see aa_flax.list_models()"
@@ -187,37 +198,37 @@ def parse_name(name: str) -> tuple[str, int | None]:
 
 
 def build(name: str, *, remat: bool = False, **options) -> Classifier:
-    """Builds a net by name.
+    """Builds a model by name.
 
     Args:
         name: one of `list_models()`.
         remat: see `Classifier`.
-        options: of the net's constructor.
+        options: options of the model's constructor.
 
     Raises:
-        InputError: an unknown name or option, or a value that the net refuses.
+        InputError: an unknown name or option, or a value that the model refuses.
     """
     base, filter_size = parse_name(name)
-    net = _NETS[base]
-    _check_options(net, options)
-    known = parameters(net.build)
+    entry = _MODELS[base]
+    _check_options(entry, options)
+    known = parameters(entry.build)
     if filter_size is not None:
         options["filter_size"] = filter_size
-    model = net.build(**options)
+    model = entry.build(**options)
     model.name = base if filter_size is None else f"{base}_lpf{filter_size}"
-    model.config = net.config
+    model.config = entry.config
     model.remat = boolean("remat", remat)
-    if model.num_classes is None:  # a family that does not say
+    if model.num_classes is None:  # not set by the family
         default = known["num_classes"].default if "num_classes" in known else None
         model.num_classes = options.get("num_classes", default)
     model.options = _options_of(model, options, known)
     return model
 
 
-def _check_options(net: Net, options: dict[str, Any]) -> None:
+def _check_options(entry: Entry, options: dict[str, Any]) -> None:
     if options.pop("filter_size", None) is not None:
-        raise InputError(f"filter_size is part of a net's name: ask for {net.name}_lpf<k> instead")
-    known = parameters(net.build)
+        raise InputError(f"filter_size is part of the model's name: use {entry.name}_lpf<k>")
+    known = parameters(entry.build)
     if "dtype" not in known and options.get("dtype", ...) is None:
         del options["dtype"]
     if options.get("dtype") is not None:
@@ -227,10 +238,10 @@ def _check_options(net: Net, options: dict[str, Any]) -> None:
     for option in options:
         if option not in known:
             accepted = [name for name in known if name != "filter_size"]
-            message = unknown(f"option of {net.name}", option, accepted)
-            having = [other for other in _NETS if option in parameters(_NETS[other].build)]
-            there = f"; nets that have it: {', '.join(having)}" if having else ""
-            raise InputError(message + there)
+            message = unknown(f"option of {entry.name}", option, accepted)
+            having = [other for other in _MODELS if option in parameters(_MODELS[other].build)]
+            hint = f"; models that have it: {', '.join(having)}" if having else ""
+            raise InputError(message + hint)
 
 
 def _check_floating(dtype: Any) -> None:
@@ -242,7 +253,7 @@ def _check_floating(dtype: Any) -> None:
         raise InputError(f"dtype must be floating point, e.g. jnp.bfloat16, got {dtype!r}")
 
 
-# Options that leave the function of the weights as it is, at evaluation, or that the name tells.
+# Options that do not change the function of the weights at evaluation, or are part of the name.
 _NOT_OF_THE_FUNCTION = {
     "num_classes", "filter_size", "dtype", "rngs", "remat",
     "dropout", "drop_rate", "zero_init_residual",
@@ -250,10 +261,10 @@ _NOT_OF_THE_FUNCTION = {
 
 
 def _options_of(model: Classifier, given: dict, known: dict) -> dict[str, Any]:
-    """The options that differ from the constructor's defaults, as JSON has them."""
+    """Returns the options that differ from the constructor's defaults, in types of JSON."""
     options = {}
     for name, value in given.items():
-        if value is None:  # what the net takes it for, if it says so
+        if value is None:  # the default, which the model may have as an attribute
             value = getattr(model, name, None)
         default = known[name].default if name in known else inspect.Parameter.empty
         if name not in _NOT_OF_THE_FUNCTION and _as_json(value) != _as_json(default):
@@ -279,7 +290,7 @@ def _as_json(value: Any) -> Any:
 
 @cache
 def released_weights() -> tuple[ReleasedWeights, ...]:
-    """Every released file, net by net."""
+    """Returns every released file, model by model."""
     return tuple(
         ReleasedWeights(**{**row, "parameters": int(row["parameters"])})
         for row in _rows("released_weights.tsv")
@@ -288,15 +299,9 @@ def released_weights() -> tuple[ReleasedWeights, ...]:
 
 @cache
 def published_results() -> tuple[PublishedResult, ...]:
-    """Every published result, in the order of the original's tables."""
+    """Returns every published result, in the order of the original's tables."""
     return tuple(
-        PublishedResult(
-            **{
-                **row,
-                "accuracy": float(row["accuracy"]),
-                "consistency": float(row["consistency"]),
-            }
-        )
+        PublishedResult(**{**row, **{k: float(row[k]) for k in ("accuracy", "consistency")}})
         for row in _rows("published_results.tsv")
     )
 

@@ -1,15 +1,14 @@
 """ResNet (He et al. 2016), ResNeXt (Xie et al. 2017) and Wide ResNet, plain and antialiased.
 
-With `filter_size=None` these are torchvision's nets. With a filter size every strided layer runs
-densely and is followed by BlurPool (Zhang, ICML 2019, Sec. 3.2, figure 2), or another pool in its
-place:
+With `filter_size=None` these are torchvision's models. With a filter size every strided layer runs
+at stride 1, and BlurPool, or another pool, applies the stride (Zhang, ICML 2019, Sec. 3.2, fig. 2):
 
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
     conv, stride 2  -  ReLU     ->  conv, stride 1  -  ReLU  -  BlurPool, stride 2
     1x1 conv, stride 2          ->  BlurPool, stride 2  -  1x1 conv       (the shortcut)
 
-The antialiased stem's max pool has a window of 2, not 3, as in the original, whatever the pool.
-BlurPool has no variables, so a plain net and its antialiased one have the same state tree.
+As in the original, the max pool of the antialiased stem has a window of 2, not 3, whatever the
+pool. BlurPool has no variables, so a plain model and its antialiased one have the same state tree.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,23 +21,25 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, boolean, integer, integers
-from aa_flax.initialisers import ones, zeros
-from aa_flax.layers import BatchNorm, conv2d
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.stems import stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
-from aa_flax.ops import materialised, max_pool
-from aa_flax.pools.registry import PoolFactory, decide, make_pool, pool_factory, subsample
+from aa_flax.nn.initializers import ones, zeros
+from aa_flax.nn.layers import LayerFactory, residual_relu
+from aa_flax.nn.pool_registry import PoolFactory, decide, pool_factory, subsample
+from aa_flax.ops import max_pool
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions; a stride acts after the first."""
+    """Two 3x3 convolutions and a shortcut; the stride is that of the first."""
 
     expansion = 1
+    depth = 2
 
     def __init__(
         self,
+        make: LayerFactory,
         in_features: int,
         features: int,
         *,
@@ -47,59 +48,42 @@ class BasicBlock(nnx.Module):
         next_dilation: int,
         groups: int,
         base_width: int,
-        pool: PoolFactory | None,
         zero_init_residual: bool,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
     ):
         if groups != 1 or base_width != 64:
             raise InputError(f"BasicBlock has one group of width 64, got {groups} of {base_width}")
-        self.pool = make_pool(pool, stride, features=features, rngs=rngs)
-        conv_stride = stride if self.pool is None else 1
-        last_scale = zeros if zero_init_residual else ones
-        self.conv1 = conv2d(
+        self.pool = make.pool(stride, features)
+        self.conv1 = make.conv(
             in_features,
             features,
             3,
-            stride=conv_stride,
+            stride=stride if self.pool is None else 1,
             padding=dilation,
             dilation=dilation,
-            dtype=dtype,
-            rngs=rngs,
         )
-        self.bn1 = BatchNorm(features, rngs=rngs)
-        self.conv2 = conv2d(
-            features,
-            features,
-            3,
-            padding=next_dilation,
-            dilation=next_dilation,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.bn2 = BatchNorm(features, scale_init=last_scale, rngs=rngs)
-        self.downsample = _downsample(
-            in_features, features, stride=stride, pool=pool, dtype=dtype, rngs=rngs
-        )
+        self.bn1 = make.batch_norm(features)
+        self.conv2 = make.conv(features, features, 3, padding=next_dilation, dilation=next_dilation)
+        self.bn2 = make.batch_norm(features, scale_init=zeros if zero_init_residual else ones)
+        self.downsample = _downsample(make, in_features, features, stride)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
-        choice = None
-        if self.pool is not None:
-            choice = decide(self.pool, y)
-            y = subsample(self.pool, y, choice)
+        choice = decide(self.pool, y)
+        y = subsample(self.pool, y, choice)  # BlurPool, where torchvision's conv1 has the stride
         y = self.bn2(self.conv2(y))
         shortcut = x if self.downsample is None else self.downsample(x, choice)
-        return materialised(jax.nn.relu(y + shortcut))
+        return residual_relu(y, shortcut)
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolutions; a stride acts after the 3x3."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the stride is that of the 3x3."""
 
     expansion = 4
+    depth = 3
 
     def __init__(
         self,
+        make: LayerFactory,
         in_features: int,
         features: int,
         *,
@@ -108,19 +92,15 @@ class Bottleneck(nnx.Module):
         next_dilation: int,
         groups: int,
         base_width: int,
-        pool: PoolFactory | None,
         zero_init_residual: bool,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
     ):
-        del next_dilation  # has one 3x3 convolution, dilated as those before
+        del next_dilation  # there is one 3x3 convolution, with the dilation of the layers before
         width = features * base_width // 64 * groups
         out_features = features * self.expansion
-        self.pool = make_pool(pool, stride, features=width, rngs=rngs)
-        last_scale = zeros if zero_init_residual else ones
-        self.conv1 = conv2d(in_features, width, 1, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(width, rngs=rngs)
-        self.conv2 = conv2d(
+        self.pool = make.pool(stride, width)
+        self.conv1 = make.conv(in_features, width, 1)
+        self.bn1 = make.batch_norm(width)
+        self.conv2 = make.conv(
             width,
             width,
             3,
@@ -128,99 +108,60 @@ class Bottleneck(nnx.Module):
             padding=dilation,
             dilation=dilation,
             groups=groups,
-            dtype=dtype,
-            rngs=rngs,
         )
-        self.bn2 = BatchNorm(width, rngs=rngs)
-        self.conv3 = conv2d(width, out_features, 1, dtype=dtype, rngs=rngs)
-        self.bn3 = BatchNorm(out_features, scale_init=last_scale, rngs=rngs)
-        self.downsample = _downsample(
-            in_features, out_features, stride=stride, pool=pool, dtype=dtype, rngs=rngs
-        )
+        self.bn2 = make.batch_norm(width)
+        self.conv3 = make.conv(width, out_features, 1)
+        self.bn3 = make.batch_norm(out_features, scale_init=zeros if zero_init_residual else ones)
+        self.downsample = _downsample(make, in_features, out_features, stride)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = jax.nn.relu(self.bn2(self.conv2(y)))
-        choice = None
-        if self.pool is not None:
-            choice = decide(self.pool, y)
-            y = subsample(self.pool, y, choice)
+        choice = decide(self.pool, y)
+        y = subsample(self.pool, y, choice)  # BlurPool, where torchvision's conv2 has the stride
         y = self.bn3(self.conv3(y))
         shortcut = x if self.downsample is None else self.downsample(x, choice)
-        return materialised(jax.nn.relu(y + shortcut))
+        return residual_relu(y, shortcut)
 
 
 class Downsample(nnx.Module):
     """The shortcut where a block changes size: [pool] - 1x1 convolution - BatchNorm."""
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        stride: int,
-        pool: PoolFactory | None,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
-    ):
-        self.pool = make_pool(pool, stride, features=in_features, rngs=rngs, follows=True)
+    def __init__(self, make: LayerFactory, in_features: int, out_features: int, stride: int):
+        self.pool = make.pool(stride, in_features, follows=True)
         conv_stride = stride if self.pool is None else 1
-        self.conv = conv2d(in_features, out_features, 1, stride=conv_stride, dtype=dtype, rngs=rngs)
-        self.bn = BatchNorm(out_features, rngs=rngs)
+        self.conv = make.conv(in_features, out_features, 1, stride=conv_stride)
+        self.bn = make.batch_norm(out_features)
 
     def __call__(self, x: Float[Array, "N H W C"], choice: Any) -> Float[Array, "N h w c"]:
-        """`choice` is what the main branch's pool decided; None: nothing."""
-        if self.pool is not None:
-            x = subsample(self.pool, x, choice)
-        return self.bn(self.conv(x))
+        """Pools by the `choice` of the main branch's pool, if it makes one, then convolves."""
+        return self.bn(self.conv(subsample(self.pool, x, choice)))
 
 
-def _downsample(in_features: int, out_features: int, *, stride: int, **options):
-    """The shortcut's layers; None: it is the identity."""
+def _downsample(
+    make: LayerFactory, in_features: int, out_features: int, stride: int
+) -> Downsample | None:
     if stride == 1 and in_features == out_features:
-        return None
-    return Downsample(in_features, out_features, stride=stride, **options)
-
-
-def _block_layers(block: BasicBlock | Bottleneck) -> Layers:
-    """A block's torch layers: behind a pool stand its last convolution, as `conv3.1`, and the
-    shortcut's layers, one place later."""
-    count = 2 if isinstance(block, BasicBlock) else 3
-    for i in range(1, count + 1):
-        conv, name = getattr(block, f"conv{i}"), f"conv{i}"
-        if i == count and block.pool is not None:
-            yield from pool_layers(f"{name}.0", block.pool, conv.in_features)
-            name = f"{name}.1"
-        yield name, conv
-        yield f"bn{i}", getattr(block, f"bn{i}")
-    if block.downsample is not None:
-        shortcut = block.downsample
-        yield from pool_layers("downsample.0", shortcut.pool, shortcut.conv.in_features)
-        shift = 0 if shortcut.pool is None else 1
-        yield f"downsample.{shift}", shortcut.conv
-        yield f"downsample.{shift + 1}", shortcut.bn
+        return None  # the shortcut is the identity
+    return Downsample(make, in_features, out_features, stride)
 
 
 class ResNet(Classifier):
-    """A residual net for images `(N, H, W, 3)`, plain or antialiased.
+    """A residual network for images `(N, H, W, 3)`, plain or antialiased.
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
         layers: number of blocks in each of the four stages.
-        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
-        filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
-        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
-            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
+        num_classes, filter_size, pool, dtype: options of every model, see `Classifier`.
         groups, width_per_group: ResNeXt's cardinality, and the width of a group at 64 features.
         pool_only: antialias the stem's max pool, not its convolution (as all published weights);
-            False runs the stem's convolution densely too, at four times its cost.
-        output_stride: how many times smaller than the images the last map is: 32, or 16 or 8 with
-            dilated convolutions in place of the last stride or two, whose pools go with them. Half
-            and a quarter with `stem="small"`, which leaves out the strides of the stem.
+            False runs the stem's convolution at stride 1 too, at four times its cost.
+        output_stride: factor by which the last map is smaller than the images: 32, or 16 or 8 with
+            dilated convolutions instead of the last stride or the last two, and without their
+            pools. With `stem="small"` it is a quarter of that.
         stem: "small" is for images such as CIFAR's 32x32: a 3x3 convolution of stride 1 and no max
-            pool, so that the last map is an eighth of the image, not a thirty-second.
+            pool.
         zero_init_residual: start each residual branch at zero (Goyal et al. 2017).
-        dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
 
     def __init__(
@@ -242,55 +183,39 @@ class ResNet(Classifier):
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
         self.pool_only = boolean("pool_only", pool_only)
-        if not self.is_antialiased and not pool_only:
-            raise InputError(
-                "pool_only=False needs an antialiased net: give a filter_size or a pool"
-            )
         dilated = _dilated_stages(output_stride)
         self.output_stride = int(output_stride)
         layers = integers("layers", layers, count=4)
-        factory = pool_factory(filter_size, pool)
-        options = {
-            "groups": integer("groups", groups, least=1),
-            "base_width": integer("width_per_group", width_per_group, least=1),
-            "zero_init_residual": boolean("zero_init_residual", zero_init_residual),
-            "pool": factory,
-            "dtype": dtype,
-            "rngs": rngs,
-        }
-        conv = stem_convolution(stem, pool_only=self.pool_only)
-        self.is_small = conv.reduction == 1
-        self.conv1 = conv2d(
-            3, 64, conv.size, stride=conv.stride, padding=conv.size // 2, dtype=dtype, rngs=rngs
+        make = LayerFactory(rngs, dtype, pool_factory(filter_size, pool))
+        new_block = partial(
+            block,
+            make,
+            groups=integer("groups", groups, least=1),
+            base_width=integer("width_per_group", width_per_group, least=1),
+            zero_init_residual=boolean("zero_init_residual", zero_init_residual),
         )
-        self.bn1 = BatchNorm(64, rngs=rngs)
-        carried = conv.reduction // conv.stride
-        self.conv_pool = make_pool(factory, carried, features=64, rngs=rngs)
-        pool_stride = 1 if self.is_small else 2
-        self.pool = make_pool(factory, pool_stride, features=64, rngs=rngs)
+        first = stem_convolution(stem, pool_only=self.pool_only, is_antialiased=self.is_antialiased)
+        self.is_small = first.is_small
+        self.conv1 = make.conv(3, 64, first.size, stride=first.stride, padding=first.size // 2)
+        self.bn1 = make.batch_norm(64)
+        self.conv_pool = make.pool(first.pool_stride, 64)
+        self.pool = make.pool(1 if self.is_small else 2, 64)
 
-        in_features, dilation = 64, 1
-        stages = []
-        for features, count, stride, dilate in zip(
-            (64, 128, 256, 512),
-            layers,
-            (1, 2, 2, 2),
-            (False, *dilated),
-            strict=True,
-        ):
-            stage = []
+        in_features, dilation, stages = 64, 1, []
+        stage_options = ((64, 128, 256, 512), layers, (1, 2, 2, 2), (False, *dilated))
+        for features, count, stride, dilate in zip(*stage_options, strict=True):
             first_dilation = dilation
-            if dilate:
+            if dilate:  # instead of the stride
                 dilation, stride = dilation * stride, 1
+            stage = []
             for i in range(count):
                 stage.append(
-                    block(
+                    new_block(
                         in_features,
                         features,
                         stride=stride if i == 0 else 1,
                         dilation=first_dilation if i == 0 else dilation,
                         next_dilation=dilation,
-                        **options,
                     )
                 )
                 in_features = features * block.expansion
@@ -299,13 +224,13 @@ class ResNet(Classifier):
         self.fc = self._new_last_layer(in_features, self.num_classes, dtype=dtype, rngs=rngs)
 
     def stem(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 64"]:
-        """First convolution and pooling: a quarter of the resolution, or all of it if small."""
+        """First convolution and max pool: a quarter of the resolution, or all of it if small."""
         x = self._stem_conv(x)
         return x if self.is_small else self._stem_pool(x)
 
     def _stem_conv(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w 64"]:
         x = jax.nn.relu(self.bn1(self.conv1(x)))
-        return x if self.conv_pool is None else subsample(self.conv_pool, x)
+        return subsample(self.conv_pool, x)  # BlurPool only with pool_only=False
 
     def _stem_pool(self, x: Float[Array, "N H W 64"]) -> Float[Array, "N h w 64"]:
         if self.pool is None:
@@ -323,7 +248,7 @@ class ResNet(Classifier):
         yield from self._residual_blocks()
 
     def level_ends(self) -> Sequence[str]:
-        """The stem's convolution, and each stage whether it has a stride or a dilation."""
+        """The stem's convolution and every stage, whether strided or dilated."""
         last = {name.partition(".")[0]: name for name, _ in self._residual_blocks()}
         return ["stem", *last.values()]
 
@@ -337,27 +262,48 @@ class ResNet(Classifier):
         yield "bn1", self.bn1
         yield from pool_layers("maxpool.0", self.conv_pool, 64)
         yield from pool_layers(f"maxpool.{1 if self.pool_only else 2}", self.pool, 64)
-        for place, block in self._residual_blocks():
+        for prefix, block in self._residual_blocks():
             for name, layer in _block_layers(block):
-                yield f"{place}.{name}", layer
+                yield f"{prefix}.{name}", layer
         if self.fc is not None:
             yield "fc", self.fc
+
+
+def _block_layers(block: BasicBlock | Bottleneck) -> Layers:
+    """Yields a block's torch layers.
+
+    With a pool, torch's last convolution is the Sequential (BlurPool, convolution), so it is
+    `conv3.1`; and the layers of the shortcut are one index later.
+    """
+    for i in range(1, block.depth + 1):
+        conv, name = getattr(block, f"conv{i}"), f"conv{i}"
+        if i == block.depth and block.pool is not None:
+            yield from pool_layers(f"{name}.0", block.pool, conv.in_features)
+            name = f"{name}.1"
+        yield name, conv
+        yield f"bn{i}", getattr(block, f"bn{i}")
+    if block.downsample is not None:
+        shortcut = block.downsample
+        yield from pool_layers("downsample.0", shortcut.pool, shortcut.conv.in_features)
+        shift = 0 if shortcut.pool is None else 1
+        yield f"downsample.{shift}", shortcut.conv
+        yield f"downsample.{shift + 1}", shortcut.bn
 
 
 _DILATED_STAGES = {32: (False, False, False), 16: (False, False, True), 8: (False, True, True)}
 
 
 def _dilated_stages(output_stride: object) -> tuple[bool, bool, bool]:
-    """Whether stages 2, 3 and 4 are dilated."""
+    """Returns which of stages 2, 3 and 4 are dilated."""
     if not isinstance(output_stride, bool):
         for stride, stages in _DILATED_STAGES.items():
-            if output_stride == stride:  # whatever kind of integer it is
+            if output_stride == stride:  # an integer of any kind
                 return stages
     raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
 
 
-_GROUPS_32X4 = {"groups": 32, "width_per_group": 4}
-_GROUPS_32X8 = {"groups": 32, "width_per_group": 8}
+_RESNEXT_32X4D = {"groups": 32, "width_per_group": 4}
+_RESNEXT_32X8D = {"groups": 32, "width_per_group": 8}
 _WIDE = {"width_per_group": 128}
 
 for _name, _build in {
@@ -366,8 +312,8 @@ for _name, _build in {
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
     "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
     "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
-    "resnext50_32x4d": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_GROUPS_32X4),
-    "resnext101_32x8d": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_GROUPS_32X8),
+    "resnext50_32x4d": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_RESNEXT_32X4D),
+    "resnext101_32x8d": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_RESNEXT_32X8D),
     "wide_resnet50_2": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_WIDE),
     "wide_resnet101_2": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_WIDE),
 }.items():

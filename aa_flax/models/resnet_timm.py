@@ -1,18 +1,20 @@
 """timm's antialiased ResNet-50s, whose weights are under the Apache licence 2.0.
 
-They are other nets than `resnet50_lpf3`: the stem's max pool has a window of 3, or an average pool
-stands in its place; and the shortcuts stride without a pool:
+They differ from `resnet50_lpf3`: the stem's max pool has a window of 3, or is an average pool; and
+the shortcuts have a stride and no pool:
 
                           resnetblur50                          resnetaa50
     max pool, stride 2    max pool, stride 1 - BlurPool, k = 3  average pool, 2x2
     conv 3x3, stride 2    conv, stride 1 - ReLU - BlurPool      conv, stride 1 - ReLU - average pool
-    1x1 conv, stride 2    as it is                              as it is
+    1x1 conv, stride 2    unchanged                             unchanged
 
 Source: timm's `resnetblur50` and `resnetaa50`, by their behaviour; the tests compare with them.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from flax import nnx
 from jax.typing import DTypeLike
@@ -23,8 +25,9 @@ from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import register_model
 from aa_flax.models.resnet import Bottleneck, Downsample, ResNet
 from aa_flax.models.torch_layout import Layers
+from aa_flax.nn.blur import BlurPool
+from aa_flax.nn.layers import LayerFactory
 from aa_flax.ops import avg_pool, max_pool
-from aa_flax.pools import BlurPool
 
 
 class AveragePool(nnx.Module):
@@ -38,24 +41,16 @@ class AveragePool(nnx.Module):
 
 
 class StridedShortcutBlock(Bottleneck):
-    """A bottleneck block with a pool in its main branch and a strided 1x1 convolution beside it."""
+    """A bottleneck block with a pool in its main branch and a strided shortcut without one."""
 
     def __init__(
-        self,
-        in_features: int,
-        features: int,
-        *,
-        stride: int,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
-        **options,
+        self, make: LayerFactory, in_features: int, features: int, *, stride: int, **options: Any
     ):
-        super().__init__(in_features, features, stride=stride, dtype=dtype, rngs=rngs, **options)
+        super().__init__(make, in_features, features, stride=stride, **options)
         if self.downsample is not None:
+            without_pool = replace(make, pool_factory=None)
             out_features = features * self.expansion
-            self.downsample = Downsample(
-                in_features, out_features, stride=stride, pool=None, dtype=dtype, rngs=rngs
-            )
+            self.downsample = Downsample(without_pool, in_features, out_features, stride)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         even = all(not isinstance(n, int) or n % 2 == 0 for n in x.shape[1:3])
@@ -68,14 +63,13 @@ class StridedShortcutBlock(Bottleneck):
 
 
 class TimmResNet(ResNet):
-    """A ResNet-50 for images `(N, H, W, 3)`, antialiased as timm does it.
+    """A ResNet-50 for images `(N, H, W, 3)`, antialiased as in timm.
 
     Args:
-        pool: what subsamples in the blocks, and in the stem.
-        stem_window: of the stem's dense maximum, before the pool; None: there is none.
-        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
+        pool: factory of the pools in the blocks and in the stem.
+        stem_window: window of the stem's dense maximum, before the pool; None: no maximum.
+        num_classes, dtype: options of every model, see `Classifier`.
         zero_init_residual: start each residual branch at zero (Goyal et al. 2017).
-        dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
     """
 
     def __init__(
@@ -105,16 +99,16 @@ class TimmResNet(ResNet):
         return self.pool(x)
 
     def torch_layers(self) -> Layers:
-        """The layers of a plain ResNet: timm's pools have neither weights nor a place."""
+        """Yields the layers of a plain ResNet: timm's pools have no entry in a torch file."""
         yield "conv1", self.conv1
         yield "bn1", self.bn1
-        for place, block in self._residual_blocks():
+        for prefix, block in self._residual_blocks():
             for i in (1, 2, 3):
-                yield f"{place}.conv{i}", getattr(block, f"conv{i}")
-                yield f"{place}.bn{i}", getattr(block, f"bn{i}")
+                yield f"{prefix}.conv{i}", getattr(block, f"conv{i}")
+                yield f"{prefix}.bn{i}", getattr(block, f"bn{i}")
             if block.downsample is not None:
-                yield f"{place}.downsample.0", block.downsample.conv
-                yield f"{place}.downsample.1", block.downsample.bn
+                yield f"{prefix}.downsample.0", block.downsample.conv
+                yield f"{prefix}.downsample.1", block.downsample.bn
         if self.fc is not None:
             yield "fc", self.fc
 

@@ -1,4 +1,4 @@
-"""The first layers of a net: for photographs, or for images as small as CIFAR's."""
+"""First layers of a model: for photographs, or for images as small as CIFAR's."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from aa_flax.errors import InputError
 
 
 def is_small(stem: object) -> bool:
-    """Whether a net's first layers are those for small images.
+    """Checks whether a stem is that for small images.
 
     Raises:
         InputError: it is neither "imagenet" nor "small".
@@ -17,31 +17,37 @@ def is_small(stem: object) -> bool:
 
 
 class StemConvolution(NamedTuple):
-    """The first convolution of a ResNet or DenseNet: a pool carries what is left of its reduction.
+    """The first convolution of a ResNet or DenseNet.
 
     Attributes:
-        size: of its filters, in pixels.
-        stride: its own.
-        reduction: of the resolution, with the pool behind it.
+        size: side of its kernel, in pixels.
+        stride: its stride.
+        pool_stride: stride of the pool after it.
+        is_small: True for small images: no max pool follows.
     """
 
     size: int
     stride: int
-    reduction: int
+    pool_stride: int
+    is_small: bool
 
 
-def stem_convolution(stem: object, *, pool_only: bool) -> StemConvolution:
-    """The first convolution: 7x7 at half the resolution, or 3x3 at all of it for small images.
+def stem_convolution(stem: object, *, pool_only: bool, is_antialiased: bool) -> StemConvolution:
+    """Returns the first convolution: 7x7 at half the resolution, or 3x3 at full for small images.
 
     Args:
         stem: "imagenet" or "small".
-        pool_only: whether it strides itself, and only the max pool behind it is antialiased.
+        pool_only: True if the convolution keeps its stride, so that only the max pool after it is
+            antialiased.
+        is_antialiased: False for a baseline.
 
     Raises:
-        InputError: no such stem, or `pool_only=False` of one that has no stride.
+        InputError: an unknown stem, or `pool_only=False` for a baseline or a stem without stride.
     """
+    if not is_antialiased and not pool_only:
+        raise InputError("pool_only=False needs an antialiased model: give a filter_size or a pool")
     if not is_small(stem):
-        return StemConvolution(size=7, stride=2 if pool_only else 1, reduction=2)
+        return StemConvolution(7, 2, 1, False) if pool_only else StemConvolution(7, 1, 2, False)
     if not pool_only:
         raise InputError("pool_only=False is for a stem with a stride; stem='small' has none")
-    return StemConvolution(size=3, stride=1, reduction=1)
+    return StemConvolution(3, 1, 1, True)

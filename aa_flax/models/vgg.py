@@ -1,7 +1,7 @@
 """VGG (Simonyan and Zisserman 2015), with and without batch normalisation, plain and antialiased.
 
-With `filter_size=None` these are torchvision's nets. With a filter size (Zhang, ICML 2019,
-Sec. 3.2), or another pool in BlurPool's place, each of the five max pools, the only strided layers,
+With `filter_size=None` these are torchvision's models. With a filter size (Zhang, ICML 2019,
+Sec. 3.2), or another pool instead of BlurPool, each of the five max pools, the only strided layers,
 becomes
 
     max pool, stride 2          ->  max pool, stride 1  -  BlurPool, stride 2
@@ -17,8 +17,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.errors import boolean, fraction, integers
-from aa_flax.initialisers import normal, zeros
-from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.torch_layout import (
@@ -31,26 +29,20 @@ from aa_flax.models.torch_layout import (
     pool_filter,
     sequential,
 )
-from aa_flax.ops import adaptive_avg_pool, max_pool
-from aa_flax.pools.registry import PoolFactory, make_pool, pool_factory, subsample
+from aa_flax.nn.initializers import normal, zeros
+from aa_flax.nn.layers import LayerFactory, strided_max_pool
+from aa_flax.nn.pool_registry import PoolFactory, pool_factory
+from aa_flax.ops import adaptive_avg_pool
+
+_LINEAR_INIT = {"kernel_init": normal(0.01), "bias_init": zeros}
 
 
 class ConvBlock(nnx.Module):
     """3x3 convolution - [BatchNorm] - ReLU. The convolution has a bias either way."""
 
-    def __init__(
-        self,
-        in_features: int,
-        features: int,
-        *,
-        batch_norm: bool,
-        dtype: DTypeLike | None,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = conv2d(
-            in_features, features, 3, padding=1, use_bias=True, dtype=dtype, rngs=rngs
-        )
-        self.bn = BatchNorm(features, rngs=rngs) if batch_norm else None
+    def __init__(self, make: LayerFactory, in_features: int, features: int, batch_norm: bool):
+        self.conv = make.conv(in_features, features, 3, padding=1, use_bias=True)
+        self.bn = make.batch_norm(features) if batch_norm else None
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W c"]:
         x = self.conv(x)
@@ -63,15 +55,12 @@ class VGG(Classifier):
     Args:
         layers: number of convolutions in each of the five stages.
         batch_norm: normalise after every convolution.
-        num_classes: outputs of the last layer; 0: none, the net gives what comes before it.
-        filter_size: taps of every BlurPool, 1 to 7 in the published nets; None: torchvision's net.
-        pool: what subsamples in BlurPool's place, a name of `aa_flax.list_pools()` or a function
-            `stride -> module` (see `aa_flax.pools.registry`); instead of a filter size.
-        dropout: share of the values dropped after each of the first two linear layers.
-        dtype: type of the computation, e.g. `jnp.bfloat16`; parameters stay float32.
+        num_classes, filter_size, pool, dtype: options of every model, see `Classifier`.
+        dropout: fraction of values dropped after each of the first two linear layers.
     """
 
     last_layer = "fc3"
+    _last_layer_init = _LINEAR_INIT
 
     def __init__(
         self,
@@ -89,21 +78,19 @@ class VGG(Classifier):
         batch_norm = boolean("batch_norm", batch_norm)
         dropout = fraction("dropout", dropout)
         layers = integers("layers", layers, count=5)
-        factory = pool_factory(filter_size, pool)
+        make = LayerFactory(rngs, dtype, pool_factory(filter_size, pool))
         in_features, stages, pools = 3, [], []
         for features, count in zip((64, 128, 256, 512, 512), layers, strict=True):
             stage = []
             for _ in range(count):
-                stage.append(
-                    ConvBlock(in_features, features, batch_norm=batch_norm, dtype=dtype, rngs=rngs)
-                )
+                stage.append(ConvBlock(make, in_features, features, batch_norm))
                 in_features = features
             stages.append(nnx.List(stage))
-            pools.append(make_pool(factory, 2, features=features, rngs=rngs))
+            pools.append(make.pool(2, features))
         self.stages, self.pools = nnx.List(stages), nnx.List(pools)
-        self.fc1 = _linear(7 * 7 * 512, 4096, dtype=dtype, rngs=rngs)
+        self.fc1 = make.linear(7 * 7 * 512, 4096, **_LINEAR_INIT)
         self.dropout1 = nnx.Dropout(dropout, rngs=rngs)
-        self.fc2 = _linear(4096, 4096, dtype=dtype, rngs=rngs)
+        self.fc2 = make.linear(4096, 4096, **_LINEAR_INIT)
         self.dropout2 = nnx.Dropout(dropout, rngs=rngs)
         self.fc3 = self._new_last_layer(4096, self.num_classes, dtype=dtype, rngs=rngs)
 
@@ -130,35 +117,14 @@ class VGG(Classifier):
         self, features: Float[Array, "N h w 512"], pre_logits: bool = False
     ) -> Float[Array, "N classes"]:
         x = adaptive_avg_pool(features, 7)
-        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 would need an image
+        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 fails for an empty batch
         x = self.dropout1(jax.nn.relu(self.fc1(x)))
         x = self.dropout2(jax.nn.relu(self.fc2(x)))
         return self._classified(x, pre_logits)
 
-    def _new_last_layer(
-        self, in_features: int, num_classes: int | None, *, dtype: DTypeLike | None, rngs: nnx.Rngs
-    ) -> nnx.Linear | None:
-        return _linear(in_features, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
-
 
 def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-    """A max pool, plain or antialiased: half the resolution."""
-    if pool is None:
-        return max_pool(x, 2, stride=2)
-    return subsample(pool, max_pool(x, 2, stride=1))
-
-
-def _linear(
-    in_features: int, out_features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs
-) -> nnx.Linear:
-    return linear(
-        in_features,
-        out_features,
-        kernel_init=normal(0.01),
-        bias_init=zeros,
-        dtype=dtype,
-        rngs=rngs,
-    )
+    return strided_max_pool(pool, x, window=2)
 
 
 _LAYERS = {

@@ -1,8 +1,8 @@
 """BlurPool: a fixed low-pass filter before every subsampling (Zhang, ICML 2019, Sec. 3.1).
 
-A strided layer keeps every `stride`-th value of a signal whose frequencies it never limited, so
-what it keeps changes when the input moves by one pixel. BlurPool convolves with a binomial filter
-(a row of Pascal's triangle, normalised) and subsamples in one step.
+A strided layer keeps every `stride`-th value of a signal without limiting its frequencies first, so
+its output changes when the input moves by one pixel. BlurPool convolves with a binomial filter (a
+normalised row of Pascal's triangle) and subsamples in one step.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from aa_flax.ops.padding import is_circular
 
 
 def binomial_taps(filter_size: int) -> np.ndarray:
-    """The normalised binomial filter: row `filter_size - 1` of Pascal's triangle over its sum.
+    """Returns the binomial filter: row `filter_size - 1` of Pascal's triangle over its sum.
 
     Returns:
         float64 array of shape `(filter_size,)`; for 4: `[1, 3, 3, 1] / 8`.
 
     Raises:
-        InputError: a filter of no taps.
+        InputError: a filter without taps.
     """
     if filter_size < 1:
         raise InputError(f"filter_size must be at least 1, got {filter_size}")
@@ -35,7 +35,7 @@ def binomial_taps(filter_size: int) -> np.ndarray:
 
 
 def padding_widths(filter_size: int, pad_offset: int = 0) -> tuple[int, int]:
-    """Pixels added before and after an axis, so that its output has `ceil(N / stride)` values."""
+    """Returns the padding before and after an axis, so that `ceil(N / stride)` values result."""
     return (filter_size - 1) // 2 + pad_offset, filter_size // 2 + pad_offset
 
 
@@ -50,26 +50,35 @@ def blur_pool(
 ) -> Float[Array, "N *out C"]:
     """Low-pass filters every channel and keeps every `stride`-th value.
 
-    Odd filters sample the input at `stride * i`, even ones at `stride * i + 0.5` (in pixels, before
-    `pad_offset`, which moves the first sample that much to the left).
+    Odd filters sample the input at `stride * i`, even ones at `stride * i + 0.5` pixels;
+    `pad_offset` moves all samples that many pixels to the left.
 
     Args:
         x: `(N, L, C)`, `(N, H, W, C)` or `(N, D, H, W, C)`, channels last, floating point.
         filter_size: taps of the binomial filter, 1 or more; one number, or one for each axis.
         stride: subsampling factor, 1 or more; one number, or one for each axis.
-        padding: how the border continues: `reflect` (the edge not repeated), `replicate` (the
-            edge repeated), `zero` or `circular`.
+        padding: `reflect` (the edge not repeated), `replicate` (the edge repeated), `zero` or
+            `circular`.
         pad_offset: pixels of padding added on every side beyond those the filter needs.
-        implementation: `conv` is a grouped convolution with a fixed filter, the definition;
-            `gather` is the same sum as static, separable look-ups, unless `ops.definitions()` is in
-            force. Default: `gather` on CPU, where XLA's grouped convolutions are slow, and `conv`
-            elsewhere.
+        implementation: `conv` is the definition, a grouped convolution with a fixed filter;
+            `gather` is the same sum by separable, static look-ups (except within
+            `ops.definitions()`). Default: `gather` on CPU, where XLA's grouped convolutions are
+            slow, and `conv` elsewhere.
 
     Returns:
         The same type as `x`; each spatial axis has `ceil((N + 2 * pad_offset) / stride)` values.
 
     Raises:
         InputError: a wrong rank, type or option, or an axis too short for its padding.
+
+    Source: Zhang, ICML 2019, Sec. 3.1.
+
+    >>> import aa_flax, jax.numpy as jnp
+    >>> x = jnp.array([0.0, 0, 0, 8, 0, 0, 0, 0]).reshape(1, 8, 1)
+    >>> aa_flax.blur_pool(x, filter_size=4).ravel()  # taps 1, 3, 3, 1 over 8
+    Array([0., 3., 1., 0.], dtype=float32)
+    >>> aa_flax.blur_pool(jnp.ones((2, 56, 56, 64))).shape
+    (2, 28, 28, 64)
     """
     options = check_options(filter_size, stride, padding, pad_offset)
     check_map(x)
@@ -77,7 +86,7 @@ def blur_pool(
 
 
 class Options(NamedTuple):
-    """The options of `blur_pool`, checked: numbers are Python's, one or one for each axis."""
+    """Checked options of `blur_pool`; numbers are Python's, one or one for each axis."""
 
     filter_size: int | tuple[int, ...]
     stride: int | tuple[int, ...]
@@ -86,10 +95,10 @@ class Options(NamedTuple):
 
 
 def check_options(filter_size, stride, padding, pad_offset) -> Options:
-    """The options as `blur_pool` uses them, whatever kind of integers they were given as.
+    """Checks the options of `blur_pool` and converts integers of any kind to Python's.
 
     Raises:
-        InputError: one of them is none that `blur_pool` takes.
+        InputError: an option that `blur_pool` does not accept.
     """
     if padding not in get_args(Padding):
         raise InputError(f"padding must be one of {', '.join(get_args(Padding))}; got {padding!r}")
@@ -121,10 +130,10 @@ def _integer(name: str, value, *, least: int) -> int:
 
 
 def one_for_each_axis(name: str, value, dims: int) -> tuple[int, ...]:
-    """One integer for each of `dims` axes, of one or of as many.
+    """Returns one integer for each of `dims` axes, from one or as many.
 
     Raises:
-        InputError: another number of them, or what is no integer of at least 1.
+        InputError: another number of values, or a value that is not an integer of at least 1.
     """
     values = _integers(name, value, least=1)
     values = (values,) * dims if isinstance(values, int) else values
@@ -134,7 +143,7 @@ def one_for_each_axis(name: str, value, dims: int) -> tuple[int, ...]:
 
 
 def geometry_of(sizes: Sequence[int], options: Options) -> Geometry:
-    """What `blur_pool` with those options does to axes of those sizes.
+    """Returns the filter of each axis for `blur_pool` on maps of those sizes.
 
     Raises:
         InputError: another number of options than of axes, or an axis too short for its padding.
@@ -156,7 +165,7 @@ def _taps(filter_size: int) -> tuple[float, ...]:
 
 
 def check_map(x) -> None:
-    """Raises an InputError for what is no floating array with 1 to 3 spatial axes."""
+    """Raises an InputError unless `x` is a floating-point array with 1 to 3 spatial axes."""
     if not hasattr(x, "ndim"):
         raise InputError(f"x must be an array, got a {type(x).__name__}")
     if x.ndim - 2 not in (1, 2, 3):

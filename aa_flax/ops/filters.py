@@ -1,9 +1,12 @@
-"""Low-pass filters of any length besides the binomial one, and subsampling by them."""
+"""Subsampling by other low-pass filters: given taps, Gaussian, Kaiser, and the ideal filter."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import pi, sqrt
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, integer, real
@@ -22,12 +25,12 @@ def filter_pool(
     *,
     pad_widths: Sequence[tuple[int, int]] | None = None,
 ) -> Float[Array, "N *out C"]:
-    """Low-pass filters every channel by given taps, and keeps every `stride`-th value.
+    """Filters every channel by given taps and keeps every `stride`-th value.
 
     Args:
         x: with one to three spatial axes, channels last, floating point.
         taps: the filter of each axis.
-        stride, padding: those of `blur_pool`.
+        stride, padding: as in `blur_pool`.
         pad_widths: pixels added before and after each axis. Default: as `blur_pool`.
 
     Returns:
@@ -53,7 +56,7 @@ def filter_pool(
 
 
 def gaussian_taps(filter_size: int, sigma: float | None = None) -> Taps:
-    """A sampled Gaussian, normalised to a sum of 1.
+    """Returns a sampled Gaussian, normalised to a sum of 1.
 
     Args:
         filter_size: number of taps, 1 or more.
@@ -61,38 +64,38 @@ def gaussian_taps(filter_size: int, sigma: float | None = None) -> Taps:
             OpenCV's `getGaussianKernel`.
 
     Raises:
-        InputError: a number that is none of these.
+        InputError: a number out of range.
     """
     k = integer("filter_size", filter_size, least=1)
     sigma = 0.3 * ((k - 1) / 2 - 1) + 0.8 if sigma is None else real("sigma", sigma)
     if sigma <= 0:
         raise InputError(f"sigma must be above 0, got {sigma}")
-    return _normalised(np.exp(-(_places(k) ** 2) / (2 * sigma**2)))
+    return _normalised(np.exp(-(_positions(k) ** 2) / (2 * sigma**2)))
 
 
 def kaiser_taps(filter_size: int, stride: int, beta: float | None = None) -> Taps:
-    """A sinc that cuts at the Nyquist frequency of the subsampled map, under a Kaiser window.
+    """Returns a sinc with its cut-off at the new Nyquist frequency, under a Kaiser window.
 
     Args:
         filter_size: number of taps, 1 or more.
         stride: the cut-off is 1 / (2 stride) cycles a pixel.
-        beta: the window's shape, 0 (a box) or more. Default: Kaiser's formula for a transition
-            band as wide as in Karras et al. (NeurIPS 2021, Appendix C.1): sqrt(2) - 1 times the
-            sampling rate of the subsampled map.
+        beta: shape of the window, 0 (a box) or more. Default: Kaiser's formula for the transition
+            band of Karras et al. (NeurIPS 2021, Appendix C.1): sqrt(2) - 1 times the sampling rate
+            of the subsampled map.
 
     Raises:
-        InputError: a number that is none of these.
+        InputError: a number out of range.
 
     Source: Kaiser, 1974; Oppenheim and Schafer, Discrete-Time Signal Processing, Sec. 7.5.3.
     """
     k = integer("filter_size", filter_size, least=1)
     stride = integer("stride", stride, least=1)
     beta = _kaiser_beta(k, stride) if beta is None else real("beta", beta, least=0)
-    return _normalised(np.sinc(_places(k) / stride) * np.kaiser(k, beta))
+    return _normalised(np.sinc(_positions(k) / stride) * np.kaiser(k, beta))
 
 
 def _kaiser_beta(taps: int, stride: int) -> float:
-    """The window's shape by the attenuation that so many taps reach."""
+    """Returns the shape of the window by the attenuation that so many taps reach."""
     transition = 2 * pi * (sqrt(2) - 1) / stride
     attenuation = 2.285 * (taps - 1) * transition + 7.95
     if attenuation > 50:
@@ -101,10 +104,54 @@ def _kaiser_beta(taps: int, stride: int) -> float:
     return 0.5842 * above**0.4 + 0.07886 * above
 
 
-def _places(taps: int) -> np.ndarray:
-    """Where the taps stand, in pixels from the centre."""
+def _positions(taps: int) -> np.ndarray:
+    """Returns the positions of the taps, in pixels from the centre."""
     return np.arange(taps) - (taps - 1) / 2
 
 
 def _normalised(taps: np.ndarray) -> Taps:
     return tuple((taps / taps.sum()).tolist())
+
+
+def ideal_pool(
+    x: Float[Array, "N *spatial C"], stride: int | Sequence[int] = 2
+) -> Float[Array, "N *out C"]:
+    """Crops the spectrum of every channel to the frequencies that the coarser grid represents.
+
+    The Fourier transform of each axis of n pixels, taken as periodic, is cropped to the frequencies
+    below m / 2 cycles, m = ceil(n / stride), and transformed back at m equidistant positions. A
+    signal without higher frequencies is sampled exactly, and all shifts commute, those by fractions
+    of a pixel too. Cropping a spectrum is linear, so on each axis this is one m x n matrix.
+
+    Args:
+        x: with one to three spatial axes, channels last, floating point.
+        stride: subsampling factor, 1 or more; one number, or one for each axis.
+
+    Returns:
+        The same type as `x`; each spatial axis has `ceil(n / stride)` values, n / m pixels apart.
+
+    Raises:
+        InputError: a wrong rank, type or stride.
+
+    Source: Grabinski et al., FrequencyLowCut Pooling, ECCV 2022; Michaeli et al., Alias-Free
+    Convnets, CVPR 2023, Sec. 3.
+    """
+    check_map(x)
+    strides = one_for_each_axis("stride", stride, x.ndim - 2)
+    y = x.astype(np.promote_types(x.dtype, jnp.float32))
+    for axis, step in enumerate(strides, 1):
+        if step > 1:
+            matrix = jnp.asarray(_ideal_matrix(y.shape[axis], step), y.dtype)
+            product = jnp.tensordot(matrix, y, (1, axis), precision=lax.Precision.HIGHEST)
+            y = jnp.moveaxis(product, 0, axis)
+    return y.astype(x.dtype)
+
+
+@lru_cache(maxsize=256)
+def _ideal_matrix(size: int, stride: int) -> np.ndarray:
+    """Returns `(m, n)`: the sum over kept frequencies f of cos(2 pi f (i / m - j / n)), over n."""
+    length = -(-size // stride)
+    distance = np.arange(length)[:, None] / length - np.arange(size) / size
+    frequencies = np.arange(1, (length - 1) // 2 + 1)
+    waves = np.cos(2 * np.pi * frequencies[:, None, None] * distance)
+    return (1 + 2 * waves.sum(0)) / size

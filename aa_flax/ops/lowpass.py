@@ -1,8 +1,8 @@
-"""One fixed separable filter with a stride, its adjoint, and both in two forms.
+"""A fixed separable filter with a stride, and its adjoint, each with two implementations.
 
-`subsampled` pads, filters every channel by the outer product of an axis' taps and keeps every
-`stride`-th value; `spread` is its transpose. Each is JAX's own convolution (the definition) or, on
-CPU, where XLA's grouped convolutions are slow, the same sum as static look-ups along each axis.
+`subsampled` pads, filters every channel by the outer product of the axes' taps and keeps every
+`stride`-th value; `spread` is its transpose. The definition is a grouped convolution; on CPU, where
+XLA runs those slowly, the same sum is computed as static look-ups along each axis.
 """
 
 from functools import lru_cache
@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
-from aa_flax.ops import forms
-from aa_flax.ops.forms import Multilinear, static
+from aa_flax.ops.cpu import dispatch
+from aa_flax.ops.cpu.dispatch import Multilinear, static
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -26,7 +26,7 @@ Padding = Literal["reflect", "replicate", "zero", "circular"]
 Implementation = Literal["conv", "gather"]
 
 _PadMode = Literal["reflect", "edge", "wrap", "constant"]
-BLUR_SCOPE = "aa_flax.blur_pool"  # by which programs tell a blur from a strided convolution
+BLUR_SCOPE = "aa_flax.blur_pool"  # distinguishes a blur from a strided convolution in programs
 PAD_MODE: dict[Padding, _PadMode] = {
     "reflect": "reflect",
     "replicate": "edge",
@@ -36,9 +36,9 @@ PAD_MODE: dict[Padding, _PadMode] = {
 
 
 class Axis(NamedTuple):
-    """What is done to one spatial axis of `size` pixels.
+    """The filter of one spatial axis of `size` pixels.
 
-    `pad_widths` pixels are added before and after it; the taps then slide by the stride.
+    `pad_widths` pixels are added before and after it; the taps then move by the stride.
     """
 
     size: int
@@ -49,7 +49,7 @@ class Axis(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How many values are kept."""
+        """Number of values that are kept."""
         return (self.size + sum(self.pad_widths) - len(self.taps)) // self.stride + 1
 
 
@@ -76,10 +76,10 @@ def subsampled(
     geometry: Geometry,
     implementation: Implementation | None = None,
 ) -> Float[Array, "N *out C"]:
-    """Filters and subsamples; `implementation`: None chooses by platform (see `forms`).
+    """Filters and subsamples; by default the platform decides on the implementation.
 
     Raises:
-        InputError: another implementation than `conv`, `gather` or None.
+        InputError: an implementation other than `conv`, `gather` or None.
     """
     return _apply(_by_conv(geometry), _by_gather(geometry), x, implementation)
 
@@ -89,7 +89,7 @@ def spread(
     geometry: Geometry,
     implementation: Implementation | None = None,
 ) -> Float[Array, "N *spatial C"]:
-    """The transpose of `subsampled`, of the same geometry, with the same implementations."""
+    """Applies the transpose of `subsampled` with the same geometry."""
     conv, gather = _by_conv(geometry), _by_gather(geometry)
     transposed_conv = Multilinear(static(_conv_gradient, geometry=geometry), (conv.function,))
     transposed_gather = Multilinear(gather.transposes[0], (gather.function,))
@@ -97,7 +97,7 @@ def spread(
 
 
 def gathered_weights(axis: Axis) -> np.ndarray:
-    """For each pixel of an axis, the sum of the weights with which its filter positions read it."""
+    """Returns for each pixel of an axis the sum of the weights by which the outputs read it."""
     return np.asarray(_matrix(axis).sum(0)).ravel()
 
 
@@ -105,12 +105,12 @@ def _apply(
     conv: Multilinear, gather: Multilinear, x: Array, implementation: Implementation | None
 ) -> Array:
     if implementation is None:
-        return forms.apply(conv, gather, x)
+        return dispatch.apply(conv, gather, x)
     if implementation not in get_args(Implementation):
         raise InputError(f"implementation must be conv, gather or None, got {implementation!r}")
-    if implementation == "conv" or forms.are_forced():
+    if implementation == "conv" or dispatch.definitions_are_forced():
         return conv.function(jnp.asarray(x))
-    return forms.apply(gather, gather, x)
+    return dispatch.apply(gather, gather, x)
 
 
 def _by_conv(geometry: Geometry) -> Multilinear:
@@ -123,7 +123,7 @@ def _by_gather(geometry: Geometry) -> Multilinear:
 
 
 def _conv(x: Array, geometry: Geometry) -> Array:
-    """The definition: pad, then convolve each channel with the outer product of the taps."""
+    """Pads, then convolves each channel with the outer product of the taps: the definition."""
     widths = [(0, 0), *(axis.pad_widths for axis in geometry), (0, 0)]
     kernel = np.ones(())
     for axis in geometry:
@@ -144,19 +144,22 @@ def _conv(x: Array, geometry: Geometry) -> Array:
 
 
 def _conv_gradient(y: Array, geometry: Geometry) -> Array:
-    """JAX's transpose of the definition: zeros between the values, a convolution, and what fell on
-    the padding added to the pixels it is a copy of."""
+    """Applies JAX's transpose of the definition.
+
+    It puts zeros between the values, convolves, and adds what fell on the padding to the pixels
+    that the padding copies.
+    """
     x = jax.ShapeDtypeStruct((y.shape[0], *(axis.size for axis in geometry), y.shape[-1]), y.dtype)
     return jax.linear_transpose(static(_conv, geometry=geometry), x)(y)[0]
 
 
 def _gather(x: Array, geometry: Geometry) -> Array:
-    """The sum that defines it, one axis after the other, as look-ups with static indices.
+    """Computes the same sum one axis after another, by look-ups with static indices.
 
-    On an axis, filtering with padding and subsampling is a sparse matrix B: `y = B x`. Row i holds
-    the few inputs that output i reads, the border already folded in, so the padded signal is
-    never built. The gradient is `B' g`, again a sparse matrix with few entries in a row, and so
-    again look-ups instead of the scatter that differentiating a look-up would give.
+    On an axis, padding, filtering and subsampling is a sparse matrix B: `y = B x`. Row i has the
+    weights of the few inputs that output i reads, those of the padding added to the pixels it
+    copies, so the padded signal is never built. The gradient is `B' g`, again a sparse matrix with
+    few entries in a row: look-ups, instead of the scatter that autodiff of a look-up gives.
     """
     y = x.astype(_accumulator(x.dtype))
     for i, axis in enumerate(geometry):
@@ -172,9 +175,9 @@ def _gather_gradient(g: Array, geometry: Geometry) -> Array:
 
 
 def _rounded(x: Array, dtype: DTypeLike) -> Array:
-    """As `dtype`; if that is narrower, written: XLA would have every reader of it look up anew.
+    """Casts to `dtype`; a narrower one gets a barrier, else XLA repeats the look-ups per consumer.
 
-    (So it does still with JAX 0.10.)
+    (JAX 0.10 drops the barrier before it fuses.)
     """
     return x if x.dtype == dtype else lax.optimization_barrier(x.astype(dtype))
 
@@ -189,7 +192,7 @@ _Rows = tuple[np.ndarray, np.ndarray]
 
 
 def _sparse_rows_dot(x: Array, rows: _Rows, axis: int) -> Array:
-    """Multiplies `x` along `axis` by a sparse matrix: one look-up and one product an entry."""
+    """Multiplies `x` along `axis` by a sparse matrix: one look-up and one product per entry."""
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     total = None
     for indices, weights in zip(*rows, strict=True):
@@ -202,8 +205,8 @@ def _sparse_rows_dot(x: Array, rows: _Rows, axis: int) -> Array:
 
 
 def _matrix(axis: Axis) -> "sparse.csr_array":
-    """B of `_gather`: `(length, size)`."""
-    from scipy import sparse  # here, since it takes a fifth of the time to import this package
+    """Returns B of `_gather`, `(length, size)`."""
+    from scipy import sparse  # here: it would be a fifth of the time to import aa_flax
 
     size, taps, stride, padding, (before, after) = axis
     k, length = len(taps), axis.length
@@ -225,8 +228,8 @@ def _to_rows(matrix: "sparse.csr_array") -> _Rows:
     shape = (max(int(counts.max(initial=0)), 1), matrix.shape[0])
     indices, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float64)
     row = np.repeat(np.arange(matrix.shape[0]), counts)
-    place = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
-    indices[place, row], weights[place, row] = matrix.indices, matrix.data
+    entry = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
+    indices[entry, row], weights[entry, row] = matrix.indices, matrix.data
     return indices, weights
 
 

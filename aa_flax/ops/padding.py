@@ -1,4 +1,4 @@
-"""Periodic images, for analysis: one context in which every layer pads circularly."""
+"""Circular padding of every layer, for analysis with periodic images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_circular = jax.make_user_context(False)  # a part of what `jax.jit` looks a trace up by
+_circular = jax.make_user_context(False)  # part of the key of `jax.jit`'s cache of traces
 
 
 @contextmanager
 def circular_padding() -> Iterator[None]:
-    """Within it, convolutions, max pools and BlurPools see periodic images, whatever their padding.
+    """Makes convolutions, max pools and BlurPools pad circularly, whatever their padding.
 
-    For analysis: a layer of stride s then gives maps of `n / s` pixels of images of n, and commutes
-    with whole shifts by s. It acts while a function is traced; a function that was jitted outside
-    is traced anew.
+    For analysis: a layer of stride s then maps n pixels to `n / s`, and commutes with shifts by
+    multiples of s. It acts at trace time; a function that was jitted outside is traced again.
     """
     with _circular(True):
         yield
@@ -24,13 +23,13 @@ def circular_padding() -> Iterator[None]:
 
 @contextmanager
 def given_padding() -> Iterator[None]:
-    """Within it, layers pad as they are told: for what has continued an image by itself."""
+    """Suspends `circular_padding`, for an operation that has padded its input itself."""
     with _circular(False):
         yield
 
 
 def is_circular() -> bool:
-    """Whether `circular_padding` is in force."""
+    """Checks whether `circular_padding` is in force."""
     return _circular.value
 
 
@@ -40,7 +39,7 @@ def wrapped(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
 ) -> Float[Array, "N *padded C"]:
-    """The image continued periodically, as far as windows of those extents need it."""
+    """Continues an image periodically, as far as windows of those extents read it."""
     widths = [
         (before, max(extent - stride - before, 0))
         for extent, stride, (before, _) in zip(extents, strides, padding, strict=True)

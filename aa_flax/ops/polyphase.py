@@ -1,8 +1,8 @@
 """Polyphase components: the `stride ** axes` ways to keep every `stride`-th position.
 
-Phase p of an image (of a square stride s: p = s i + j) holds the positions `[i::s, j::s]`. Each has
-`ceil(N / stride)` positions on an axis; where the stride does not divide the size, the border is
-repeated (within `circular_padding`: the image is).
+Phase p of an image (for a square stride s, p = s i + j) has the positions `[i::s, j::s]`, which are
+`ceil(N / stride)` on an axis. Where the stride does not divide the size, the border is replicated
+(within `circular_padding`, the image is continued periodically).
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from aa_flax.ops.blur import check_map, one_for_each_axis
+from aa_flax.errors import InputError
+from aa_flax.ops.blur import blur_pool, check_map, one_for_each_axis
+from aa_flax.ops.lowpass import Padding
 from aa_flax.ops.padding import is_circular
 
 Stride = int | Sequence[int]
+Choice = Int[Array, " N"] | Float[Array, "N phases"]  # a phase, or weights, for each image
 
 
 def polyphase(x: Float[Array, "N *spatial C"], stride: Stride) -> Float[Array, "N phases *out C"]:
-    """All phases of each image, beside each other."""
+    """Returns all phases of each image."""
     split, strides = _split(x, stride)
     dims = len(strides)
     inner = [2 + 2 * i for i in range(dims)]
@@ -33,7 +36,7 @@ def polyphase(x: Float[Array, "N *spatial C"], stride: Stride) -> Float[Array, "
 def take_phase(
     x: Float[Array, "N *spatial C"], phase: Int[Array, " N"], stride: Stride
 ) -> Float[Array, "N *out C"]:
-    """One phase of each image."""
+    """Returns one phase of each image."""
     y, strides = _split(x, stride)
     for axis, offset in enumerate(jnp.unravel_index(phase, strides), 1):
         y = _select(y, offset, axis + 1)  # each step takes an axis away
@@ -43,7 +46,7 @@ def take_phase(
 def mix_phases(
     x: Float[Array, "N *spatial C"], weights: Float[Array, "N phases"], stride: Stride
 ) -> Float[Array, "N *out C"]:
-    """The sum of each image's phases, weighted."""
+    """Returns the weighted sum of each image's phases."""
     y, strides = _split(x, stride)
     terms = []
     for p, offsets in enumerate(product(*map(range, strides))):
@@ -56,16 +59,15 @@ def mix_phases(
 
 def put_phase(
     y: Float[Array, "N *out C"],
-    phase: Int[Array, " N"] | Float[Array, "N phases"],
+    phase: Choice,
     stride: Stride,
     size: Sequence[int],
 ) -> Float[Array, "N *spatial C"]:
     """Puts values back at their phase, zeros elsewhere: the adjoint of `take_phase`.
 
     Args:
-        phase: where the values were taken from, or the weights they were mixed with.
-        size: pixels of the result on each axis; `stride` divides them, or what is beyond them is
-            dropped.
+        phase: the phases that the values were taken from, or the weights they were mixed with.
+        size: pixels of the result on each axis; values beyond them are dropped.
     """
     strides = one_for_each_axis("stride", stride, y.ndim - 2)
     weights = phase
@@ -76,13 +78,57 @@ def put_phase(
     shape = [n for s in strides for n in (1, s)]
     spread = y.reshape(y.shape[0], *[n for m in y.shape[1:-1] for n in (m, 1)], y.shape[-1])
     x = spread * weights.reshape(y.shape[0], *shape, 1)
-    whole = [m * s for m, s in zip(y.shape[1:-1], strides, strict=True)]
-    x = x.reshape(y.shape[0], *whole, y.shape[-1])
+    full = [m * s for m, s in zip(y.shape[1:-1], strides, strict=True)]
+    x = x.reshape(y.shape[0], *full, y.shape[-1])
     return x[:, *(slice(n) for n in size)]
 
 
+def upsample_phase(
+    y: Float[Array, "N *out C"],
+    choice: Choice,
+    stride: Stride = 2,
+    filter_size: int | Sequence[int] = 1,
+    padding: Padding = "reflect",
+    *,
+    size: int | Sequence[int] | None = None,
+) -> Float[Array, "N *spatial C"]:
+    """Upsamples by putting values back at the phase that a pool kept, then filters.
+
+    An encoder and a decoder whose pools and upsamplings share their choices are equivariant to
+    every shift of a periodic image.
+
+    Args:
+        y: with one to three spatial axes, channels last, floating point.
+        choice: that of the pool: numbers of phases, or the weights it mixed them with.
+        stride: that of the pool.
+        filter_size, padding: of a binomial filter after it, as in `blur_pool`, with the stride of
+            each axis as gain, so that the mean is preserved; 1: no filter and no gain.
+        size: pixels of the result, one number or one for each axis. Default: `stride` times those
+            of `y`.
+
+    Returns:
+        The same type as `y`, of spatial size `size`.
+
+    Raises:
+        InputError: a size that the pool does not reduce to that of `y`, or an invalid option.
+
+    Source: Chaman and Dokmanic, Truly shift-equivariant convolutional neural networks with adaptive
+    polyphase upsampling, Asilomar 2021.
+    """
+    strides = one_for_each_axis("stride", stride, y.ndim - 2)
+    largest = tuple(n * s for n, s in zip(y.shape[1:-1], strides, strict=True))
+    sizes = largest if size is None else one_for_each_axis("size", size, len(strides))
+    if any(not most - s < n <= most for n, s, most in zip(sizes, strides, largest, strict=True)):
+        raise InputError(
+            f"size {sizes} is not possible for {y.shape[1:-1]}: with stride {strides} it is "
+            f"{largest}, or smaller by less than the stride"
+        )
+    x = put_phase(y, choice, strides, sizes)
+    return x if filter_size == 1 else prod(strides) * blur_pool(x, filter_size, 1, padding)
+
+
 def _split(x: Array, stride: Stride) -> tuple[Array, tuple[int, ...]]:
-    """`(N, h, s, w, s, C)`: position, then phase, of each axis."""
+    """Splits each axis into position and phase: `(N, h, s, w, s, C)`."""
     check_map(x)
     x = jnp.asarray(x)
     strides = one_for_each_axis("stride", stride, x.ndim - 2)
@@ -95,7 +141,7 @@ def _split(x: Array, stride: Stride) -> tuple[Array, tuple[int, ...]]:
 
 
 def _select(x: Array, index: Array, axis: int) -> Array:
-    """`x[n].take(index[n], axis)` of each image, as a choice between slices: no gather."""
+    """Returns `x[n].take(index[n], axis)` for each image n, by selects instead of a gather."""
     slices = [jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
     index = index.reshape(-1, *[1] * (x.ndim - 2))
     chosen = slices[0]

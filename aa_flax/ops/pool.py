@@ -1,4 +1,4 @@
-"""Max and average pools on channels-last arrays, computing what their torch namesakes compute."""
+"""Max and average pooling of channels-last arrays, equal to torch's functions of the same name."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,19 +6,19 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
-from aa_flax.ops import forms
+from aa_flax.ops.cpu import dispatch
 from aa_flax.ops.padding import is_circular, wrapped
 
 
 def max_pool(
     x: Float[Array, "N *spatial C"], window: int, *, stride: int, padding: int = 0
 ) -> Float[Array, "N *out C"]:
-    """Maximum over `window`-sided cubes of the spatial axes, `padding` pixels never winning.
+    """Returns the maximum over windows of `window` pixels on each spatial axis.
 
-    Among equal values the first in reading order takes the whole gradient, as in torch; NaN
-    propagates. Within `ops.definitions()` it is `lax.reduce_window`; else a running maximum along
-    each axis, last axis first, on every platform: it is several times faster on CPU, forward and
-    backward, and has not been measured on others.
+    Pixels of padding are never the maximum. Among equal values the first in reading order receives
+    the whole gradient, as in torch; NaN propagates. Within `ops.definitions()` it is
+    `lax.reduce_window`; otherwise a running maximum along each axis, last axis first, on every
+    platform: several times faster on CPU, forward and backward, and not measured elsewhere.
 
     Raises:
         InputError: the map, padding included, is smaller than the window.
@@ -28,14 +28,14 @@ def max_pool(
         x = wrapped(x, [window] * dims, [stride] * dims, [(padding, padding)] * dims)
         padding = 0
     padded = tuple(size + 2 * padding for size in x.shape[1:-1])
-    if any(size < window for size in padded):  # each by itself: export may not know their order
+    if any(size < window for size in padded):  # one by one: export may not know their order
         raise InputError(
             f"a map of spatial size {padded} (padding included) is too small for max "
             f"pooling: window {window} needs at least {window} pixels; use a larger image"
         )
     widths = [(0, 0), *[(padding, padding)] * dims, (0, 0)]
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    if forms.are_forced():
+    if dispatch.definitions_are_forced():
         shape, strides = ((1, *[n] * dims, 1) for n in (window, stride))
         return lax.reduce_window(x, np.array(lowest, x.dtype), lax.max, shape, strides, widths)
     if padding:
@@ -54,7 +54,7 @@ def _running_maximum(x: Array, window: int, stride: int) -> Array:
 
 
 def avg_pool(x: Float[Array, "N H W C"], window: int) -> Float[Array, "N h w C"]:
-    """Mean over adjoining squares of `window` pixels; what is left at the far edge is dropped.
+    """Returns the means of adjacent `window` x `window` squares, dropping the rest at the far edge.
 
     Raises:
         InputError: an axis is shorter than the window.
@@ -71,13 +71,13 @@ def avg_pool(x: Float[Array, "N H W C"], window: int) -> Float[Array, "N h w C"]
 
 
 def adaptive_avg_pool(x: Float[Array, "N H W C"], size: int) -> Float[Array, "N size size C"]:
-    """Means over `size` bins an axis, as many as an image has pixels or not.
+    """Returns the means of `size` bins on each axis, which overlap where the sizes need it.
 
     Of n pixels bin i covers floor(i * n / size) to ceil((i + 1) * n / size). Along an axis that is
     a small matrix times the signal, and so is its gradient.
 
     Raises:
-        InputError: an image without pixels, or of a size that export leaves open.
+        InputError: an empty image, or one whose size export leaves open.
     """
     dtype = x.dtype
     y = x.astype(np.promote_types(dtype, jnp.float32))
@@ -98,7 +98,7 @@ def adaptive_avg_pool(x: Float[Array, "N H W C"], size: int) -> Float[Array, "N 
 
 
 def _bins(pixels: int, size: int) -> np.ndarray:
-    """The matrix `(size, pixels)` that takes a signal to the means of its bins."""
+    """Returns the matrix `(size, pixels)` that maps a signal to the means of its bins."""
     bins = np.zeros((size, pixels))
     for i in range(size):
         start, stop = i * pixels // size, -(-(i + 1) * pixels // size)

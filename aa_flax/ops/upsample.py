@@ -1,8 +1,8 @@
 """Blurred upsampling: the adjoint of `blur_pool`, with a gain.
 
 `blur_pool` is linear: along an axis it is a matrix B. `blur_upsample` is the gain times B', which
-puts a value at every `stride`-th place, zeros between, and blurs (and what the blur puts on the
-border's padding goes to the pixels that the padding is made of).
+puts zeros between the values and blurs (and adds what the blur puts on the padding to the pixels
+that the padding copies).
 """
 
 from collections.abc import Sequence
@@ -31,33 +31,38 @@ def blur_upsample(
     gain: Gain = "stride",
     implementation: Implementation | None = None,
 ) -> Float[Array, "N *out C"]:
-    """Puts zeros between the values of every channel and low-pass filters.
+    """Upsamples every channel: zeros between the values, then a low-pass filter.
 
     With gain 1 it is the adjoint of `blur_pool` with the same options on maps of that size: the
     inner products `<blur_pool(a), x>` and `<a, blur_upsample(x)>` are equal.
 
     Args:
         x: `(N, L, C)`, `(N, H, W, C)` or `(N, D, H, W, C)`, channels last, floating point.
-        filter_size, stride, padding, pad_offset, implementation: those of `blur_pool`.
-        size: pixels of the result, one number, or one for each axis: any that `blur_pool` takes to
-            the size of `x`. Default: the largest, `stride` times that of `x` (less twice
+        filter_size, stride, padding, pad_offset, implementation: as in `blur_pool`.
+        size: pixels of the result, one number, or one for each axis: any size that `blur_pool`
+            reduces to that of `x`. Default: the largest, `stride` times that of `x` (less twice
             `pad_offset`).
-        gain: `stride` multiplies the adjoint by the stride of each axis, so that a constant stays
-            one away from the border (for a stride of 2 and 2 taps or more; for larger strides on
-            average alone). `constant` divides by the weights that each pixel collects: a constant
-            stays one everywhere, the border too, whatever stride and padding. A number multiplies
-            the adjoint.
+        gain: `stride` multiplies the adjoint by the stride of each axis, which preserves constants
+            away from the border (for stride 2 and 2 taps or more; for larger strides on average).
+            `constant` divides by the sum of the weights of each pixel, which preserves constants
+            everywhere, whatever the stride and padding. A number multiplies the adjoint.
 
     Returns:
         The same type as `x`, of spatial size `size`.
 
     Raises:
-        InputError: a wrong rank, type or option, a size that `blur_pool` does not take to that of
-            `x` or that is too short for its padding, or `constant` where some pixel collects
-            nothing (fewer taps than the stride).
+        InputError: a wrong rank, type or option, a size that `blur_pool` does not reduce to that of
+            `x` or that is too short for its padding, or `constant` where some pixel has no weight
+            (fewer taps than the stride).
 
-    Source: the transpose of Zhang, ICML 2019, Sec. 3.1; zeros, a low-pass and a gain of the stride
-    as in Oppenheim and Schafer, Discrete-Time Signal Processing, Sec. 4.6.2.
+    Source: the transpose of Zhang, ICML 2019, Sec. 3.1; zeros, a low-pass filter and a gain of the
+    stride as in Oppenheim and Schafer, Discrete-Time Signal Processing, Sec. 4.6.2.
+
+    >>> import aa_flax, jax.numpy as jnp
+    >>> aa_flax.blur_upsample(jnp.ones((2, 28, 28, 64))).shape
+    (2, 56, 56, 64)
+    >>> aa_flax.blur_upsample(jnp.ones((1, 2, 1)), gain="constant").ravel()
+    Array([1., 1., 1., 1.], dtype=float32)
     """
     options = check_options(filter_size, stride, padding, pad_offset)
     check_map(x)
@@ -71,7 +76,7 @@ def blur_upsample(
 
 
 def check_gain(gain: Gain) -> None:
-    """Raises an InputError for what `blur_upsample` takes for no gain."""
+    """Raises an InputError for a gain that `blur_upsample` does not accept."""
     if isinstance(gain, str):
         if gain not in ("stride", "constant"):
             raise InputError(f"gain must be stride, constant or a number, got {gain!r}")
@@ -80,7 +85,7 @@ def check_gain(gain: Gain) -> None:
 
 
 def _sizes(given: Sequence[int], wanted, options: Options) -> tuple[int, ...]:
-    """The size of the result, for that of the input."""
+    """Returns the size of the result for the given size of the input."""
     strides = one_for_each_axis("stride", options.stride, len(given))
     offset = 2 * options.pad_offset
     largest = tuple(n * s - offset for n, s in zip(given, strides, strict=True))
@@ -90,14 +95,14 @@ def _sizes(given: Sequence[int], wanted, options: Options) -> tuple[int, ...]:
     for n, most, s, size in zip(given, largest, strides, sizes, strict=True):
         if not most - s < size <= most:
             raise InputError(
-                f"size {sizes} cannot be had from {tuple(given)}: with stride {s} and pad_offset "
+                f"size {sizes} is not possible for {tuple(given)}: with stride {s} and pad_offset "
                 f"{options.pad_offset}, {n} values become {max(most - s + 1, 1)} to {most} pixels"
             )
     return sizes
 
 
 def _even(y: Array, geometry: Geometry) -> Array:
-    """Divided by what each pixel has collected."""
+    """Divides each pixel by the sum of its weights."""
     result = y.astype(np.promote_types(y.dtype, jnp.float32))
     for i, axis in enumerate(geometry):
         weights = gathered_weights(axis)

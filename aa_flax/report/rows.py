@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 from aa_flax.errors import InputError
-from aa_flax.evaluation.files import Results, read_results
 from aa_flax.evaluation.measure import Column, columns
 from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.results import Results, read_results
 from aa_flax.evaluation.row import Row
 from aa_flax.files import local_path
 from aa_flax.models.registry import list_models

@@ -14,9 +14,9 @@ from aa_flax.data.batches import put_ahead, training_batches
 from aa_flax.data.pixels import preprocess_batch
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
-from aa_flax.evaluation.run import accuracy_on
+from aa_flax.evaluation.engine import accuracy_on
 from aa_flax.models.classifier import Classifier
-from aa_flax.recalibrate import recalibrate_batch_norm
+from aa_flax.models.recalibrate import recalibrate_batch_norm
 from aa_flax.runtime import data_mesh, log_line, put_batch, replicate
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.log import RunLog

@@ -18,11 +18,11 @@ from aa_flax import files
 from aa_flax.config import Config
 from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
-from aa_flax.evaluation.summary import summary
+from aa_flax.evaluation.engine import summary
 from aa_flax.files import check_directory, local_path, parse_json, replacing
 from aa_flax.runtime import is_main_process, log_line
 from aa_flax.training.checkpoints import Checkpoints, Record
-from aa_flax.weights.files import read_metadata
+from aa_flax.weights.read import read_metadata
 
 _FILES = (
     "config.json",

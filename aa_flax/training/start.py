@@ -15,15 +15,14 @@ from aa_flax.config import Config, OptimizerConfig, images_of_config, options_of
 from aa_flax.create import create_model
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.recalibrate import check_batch_norms
 from aa_flax.models.registry import parse_name
-from aa_flax.recalibrate import check_batch_norms
 from aa_flax.runtime import log_line
 from aa_flax.training.step import TrainState
-from aa_flax.weights.building import Held
-from aa_flax.weights.content import read_content
 from aa_flax.weights.fit import fit, last_layer, named_weights, options_of, set_weights
 from aa_flax.weights.locate import OfRun, locate
-from aa_flax.weights.torch_format import torch_slots
+from aa_flax.weights.read import Weights, read_weights
+from aa_flax.weights.state_dicts import torch_slots
 
 
 def new_model(config: Config, num_classes: int) -> Classifier:
@@ -78,14 +77,14 @@ def init_from(source: str, model: Classifier) -> None:
             f"{source} has weights of {weights.name}; a {base} starts from those of {base} or "
             f"{base}_lpf1 to {base}_lpf7"
         )
-    found = weights.hold_relative(options_of(model))
+    found = weights.load_relative(options_of(model))
     left = _copy_fitting(found, model, source)
     random = f"; random at the start: {', '.join(left)}" if left else ""
     count = len(named_weights(model)) - len(left)
     log_line(f"starting from {source} ({found.model}): {count} arrays loaded{random}")
 
 
-def _copy_fitting(found: Held, model: Classifier, source: str) -> list[str]:
+def _copy_fitting(found: Weights, model: Classifier, source: str) -> list[str]:
     """Sets the variables; returns those that the weights lack, or have for other classes."""
     own = {name: tuple(v.shape) for name, v in named_weights(model).items()}
     given = {name: tuple(array.shape) for name, array in found.arrays.items()}
@@ -128,7 +127,7 @@ def read_torch_run(
         InputError: it is not a training checkpoint of this model, or not of SGD with the config's
             momentum and weight decay: the run would become another.
     """
-    read = read_content(path)
+    read = read_weights(path)
     content = read.checkpoint
     if not isinstance(content, Mapping) or not {"epoch", "optimizer"} <= content.keys():
         raise InputError(
@@ -206,5 +205,5 @@ def model_from_workdir(workdir: str | Path, step: int | None = None) -> tuple[Cl
     Raises:
         InputError: no run there, no such checkpoint, or a damaged one.
     """
-    weights = OfRun(workdir, step)
+    weights = OfRun(workdir, step=step)
     return weights.load_model(), weights.sentence()

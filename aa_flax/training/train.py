@@ -9,7 +9,7 @@ from flax import nnx
 from aa_flax.config import Config, check_config
 from aa_flax.data.batches import steps_per_epoch
 from aa_flax.data.sources import Source, make_sources
-from aa_flax.evaluation.run import evaluate_config
+from aa_flax.evaluation.by_config import evaluate_config
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import is_main_process, log_line
 from aa_flax.training.checkpoints import Checkpoints, Record
@@ -18,8 +18,8 @@ from aa_flax.training.loop import train_epochs
 from aa_flax.training.run_folder import RunFolder, describe_data
 from aa_flax.training.start import init_from, new_model, read_torch_run
 from aa_flax.training.stopping import StopRequest
-from aa_flax.weights.files import save_weights
 from aa_flax.weights.locate import locate
+from aa_flax.weights.save_load import save_weights
 
 
 def train(

@@ -1,7 +1,6 @@
-"""Any JAX function with its subsampling antialiased: `aa_flax.antialias`."""
+"""Antialiased subsampling for any JAX function: `aa_flax.antialias`."""
 
 from aa_flax.transform.antialias import antialias
-from aa_flax.transform.places import Place
-from aa_flax.transform.report import Report, Row
+from aa_flax.transform.sites import Report, Row, Site
 
-__all__ = ["Place", "Report", "Row", "antialias"]
+__all__ = ["Report", "Row", "Site", "antialias"]

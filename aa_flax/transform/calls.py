@@ -1,45 +1,46 @@
-"""Programs inside programs: calls, loops, branches, rematerialisation, derivative rules."""
+"""Rules for programs inside programs: calls, loops, branches, rematerialization, derivative rules.
+
+A map whose stride waits enters and leaves a call. Loops and branches are traced again, so only
+arrays of the original's shapes enter and leave them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax import lax
 from jaxtyping import Array
 
-from aa_flax.transform.places import has_places, opened
-from aa_flax.transform.pointwise import Rule
+from aa_flax.transform.interpreter import Interpreter, rule
+from aa_flax.transform.jaxpr import opened
+from aa_flax.transform.sites import has_sites
 from aa_flax.transform.values import Pending, Value, bare, wrapped
 
-if TYPE_CHECKING:
-    from aa_flax.transform.interpreter import Interpreter
 
-
-def inlined(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """A call (of `jax.jit`, say): looked into where it subsamples, or gets a map that waits."""
+@rule("jit", "pjit", "closed_call", "core_call")
+def inlined(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """A call (of `jax.jit`, say): inlined where it subsamples, or reads a map that waits."""
     jaxpr, consts = opened(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
-    if not (has_places(jaxpr) or any(isinstance(v, Pending) for v in inputs)):
+    if not (has_sites(jaxpr) or any(isinstance(v, Pending) for v in inputs)):
         return None
-    shardings = (eqn.params.get("in_shardings", ()), eqn.params.get("out_shardings", ()))
-    if not any(_is_specified(s) for both in shardings for s in both):
+    given, results = (eqn.params.get(f"{side}_shardings", ()) for side in ("in", "out"))
+    if not any(isinstance(s, jax.sharding.Sharding) for s in (*given, *results)):
         return run.inside(eqn, same_scope=True).run(jaxpr, consts, inputs)
+    # Shardings belong to the arrays of the original's shapes, so the call stays a call.
     inner = run.inside(eqn)
     call = jax.jit(
         lambda *arrays: inner.run_settled(jaxpr, consts, arrays),
-        in_shardings=shardings[0],
-        out_shardings=list(shardings[1]),
+        in_shardings=given,
+        out_shardings=list(results),
     )
     return call(*(run.settle(v, eqn) for v in inputs))
 
 
-def _is_specified(sharding: Any) -> bool:
-    return isinstance(sharding, jax.sharding.Sharding)
-
-
-def rematerialised(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value]:
-    """`jax.checkpoint`: the values are those without it; what runs inside is computed again."""
+@rule("checkpoint", "remat", "remat2")
+def rematerialized(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
+    """`jax.checkpoint`: the same values; what runs inside is computed again for the gradient."""
     jaxpr, consts = opened(eqn.params["jaxpr"])
     inner = run.inside(eqn)
     given = [_across(run, v, eqn) for v in inputs]
@@ -55,17 +56,18 @@ def rematerialised(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Va
     return [wrapped(v, array) for v, array in zip(found, outputs, strict=True)]
 
 
-def _across(run: "Interpreter", value: Value, eqn: Any) -> Value:
-    """A value that may enter or leave a trace; what a pool decides belongs to one trace."""
+def _across(run: Interpreter, value: Value, eqn: Any) -> Value:
+    """Settles a value that may not enter or leave a trace: a pool's decision belongs to one."""
     decides = isinstance(value, Pending) and value.sample.decides
     return run.settle(value, eqn) if decides else value
 
 
-def scan(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """`lax.scan`: its body antialiased; what it carries has the original's shapes."""
+@rule("scan")
+def scan(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """`lax.scan`: its body is antialiased; the carry has the original's shapes."""
     params = eqn.params
     jaxpr, consts = opened(params["jaxpr"])
-    if not has_places(jaxpr):
+    if not has_sites(jaxpr):
         return None
     settled = [run.settle(v, eqn) for v in inputs]
     first, carried = _constants_and_carry(eqn, jaxpr)
@@ -87,10 +89,10 @@ def scan(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | Non
 
 
 def _constants_and_carry(eqn: Any, jaxpr: Any) -> tuple[int, int]:
-    """How many operands of a scan every step sees, and how many it carries.
+    """Returns how many operands every step of a scan sees, and how many it carries.
 
-    From the shapes, since versions of JAX say it differently: what is scanned or stacked has an
-    axis more outside than inside.
+    Inferred from shapes, since versions of JAX name these parameters differently: what is scanned
+    or stacked has one axis more outside than inside.
     """
     carried, rest = (
         sum(out.aval.ndim == within.aval.ndim for out, within in zip(*pair, strict=True))
@@ -99,13 +101,14 @@ def _constants_and_carry(eqn: Any, jaxpr: Any) -> tuple[int, int]:
     return rest - carried, carried
 
 
-def while_loop(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """`lax.while_loop`: condition and body antialiased."""
+@rule("while")
+def while_loop(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """`lax.while_loop`: condition and body are antialiased."""
     params = eqn.params
     (test, test_consts), (step, step_consts) = (
         opened(params[name]) for name in ("cond_jaxpr", "body_jaxpr")
     )
-    if not (has_places(test) or has_places(step)):
+    if not (has_sites(test) or has_sites(step)):
         return None
     settled = [run.settle(v, eqn) for v in inputs]
     n, m = params["cond_nconsts"], params["body_nconsts"]
@@ -117,10 +120,11 @@ def while_loop(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value]
     )
 
 
-def cond(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """`lax.cond` and `lax.switch`: every branch antialiased."""
+@rule("cond")
+def cond(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """`lax.cond` and `lax.switch`: every branch is antialiased."""
     branches = [opened(branch) for branch in eqn.params["branches"]]
-    if not any(has_places(jaxpr) for jaxpr, _ in branches):
+    if not any(has_sites(jaxpr) for jaxpr, _ in branches):
         return None
     index, *operands = (run.settle(v, eqn) for v in inputs)
     inner = run.inside(eqn)
@@ -131,17 +135,19 @@ def cond(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | Non
     return lax.switch(index.astype("int32"), [branch(*b) for b in branches], *operands)
 
 
-def custom_rule(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
+@rule("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """A function with a derivative rule, which it keeps unless something inside changes.
 
     Where something does, JAX's own derivative replaces the rule. A pending map passes a function
-    that treats all positions alike (`jax.nn.relu`, `jnp.logaddexp`): the phases of the dense map,
-    each of the original's shape, go through function and rule side by side.
+    that treats all positions alike (`jax.nn.relu`, `jnp.logaddexp`). The rule was written for
+    arrays of the original's shape, so the function is vectorized over the phases of the dense map,
+    each of which has that shape.
     """
     name = next(n for n in ("call_jaxpr", "fun_jaxpr") if n in eqn.params)
     jaxpr, consts = opened(eqn.params[name])
     inner = run.inside(eqn, same_scope=True)
-    if has_places(jaxpr):
+    if has_sites(jaxpr):
         return inner.run(jaxpr, consts, inputs)
     outputs = _pointwise_outputs(inner, jaxpr, consts, inputs)
     if outputs is None:
@@ -149,19 +155,20 @@ def custom_rule(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value
     call = partial(run.bind, eqn)
     for k in range(len(outputs[0].strided)):
         axes = [v.strided[k] + k + 1 if isinstance(v, Pending) else None for v in inputs]
-        call = _over_phases(call, axes, [v.strided[k] + k + 1 for v in outputs])
+        out_axes = [v.strided[k] + k + 1 for v in outputs]
+        # One vmap for each strided axis; the k axes of phases in front of it are still there.
+        call = jax.vmap(call, in_axes=(axes,), out_axes=out_axes)
     found = call([v.phases() if isinstance(v, Pending) else run.settle(v, eqn) for v in inputs])
     return [template.of_phases(y) for template, y in zip(outputs, found, strict=True)]
 
 
-def _over_phases(call: Callable[..., Any], in_axes: list[Any], out_axes: list[Any]) -> Any:
-    return jax.vmap(call, in_axes=(in_axes,), out_axes=out_axes)
-
-
 def _pointwise_outputs(
-    inner: "Interpreter", jaxpr: Any, consts: Sequence[Any], inputs: list[Value]
+    inner: Interpreter, jaxpr: Any, consts: Sequence[Any], inputs: list[Value]
 ) -> list[Pending] | None:
-    """Abstract outputs of a program that treats all positions of pending maps alike, or None."""
+    """Returns abstract outputs of a program that treats all positions alike, or None.
+
+    The program runs once on shapes alone; the rows that it records are dropped.
+    """
     if not any(isinstance(v, Pending) for v in inputs):
         return None
     found: list[Value] = []
@@ -177,21 +184,11 @@ def _pointwise_outputs(
     return found if alike and all(isinstance(v, Pending) for v in found) else None
 
 
-def form(run: "Interpreter", eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """This package's own operation, where a program was traced without `ops.definitions`."""
+@rule("aa_flax_form")
+def kernel(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """An operation of `aa_flax.ops` that was traced as a kernel: replaced by its definition."""
     definition = eqn.params["form"].definitions[eqn.params["slot"]]
     settled = [run.settle(v, eqn) for v in inputs]
     traced = jax.make_jaxpr(definition)(*settled)
     run.kept.append(traced)
     return run.inside(eqn, same_scope=True).run(*opened(traced), settled)
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), inlined),
-    **dict.fromkeys(("checkpoint", "remat", "remat2"), rematerialised),
-    "scan": scan,
-    "while": while_loop,
-    "cond": cond,
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), custom_rule),
-    "aa_flax_form": form,
-}

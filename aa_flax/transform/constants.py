@@ -1,4 +1,4 @@
-"""Sites that are left alone for what their constants are: look-ups, resizes, low-pass filters.
+"""Sites that are left alone because of their constants: look-ups, resizes, low-pass filters.
 
 A look-up at every other index and a resize are reported. A strided convolution whose kernel is a
 constant low-pass filter, and a slice of what one has filtered, are antialiased already.
@@ -15,33 +15,33 @@ from jax.errors import InconclusiveDimensionOperation
 from jax.extend.core import Literal
 
 from aa_flax.errors import InputError
-from aa_flax.transform.names import layer_name
-from aa_flax.transform.places import (
-    Place,
-    bind,
-    convolution_place,
+from aa_flax.transform.jaxpr import Rules, bind, producers, sub_jaxprs
+from aa_flax.transform.sites import (
+    Row,
+    convolution_site,
     describe,
     is_blur,
+    layer_name,
     pooled_by_reshape,
-    producers,
-    sub_jaxprs,
+    site_of,
 )
-from aa_flax.transform.report import Row
 
-# Gains at the lowest frequency that aliases; of two equal taps with stride 2 it is 0.71.
+# Gains at the lowest frequency that aliases; that of two equal taps with stride 2 is 0.71.
 _MOST_OF_FILTERS = 0.8  # BlurPool of 4 taps with stride 4 has 0.79
 _MOST_OF_RESIZES = 0.6  # those of jax.image.resize with antialias=True have about 0.5
 
 _MOVES = ("slice", "pad", "reshape", "transpose", "squeeze", "convert_element_type", "copy")
 
+# A rule maps a program and one of its equations to a row of the report, or to None.
+_rule = Rules()
+
 
 def left_alone(
     jaxpr: Any, consts: Sequence[Any], given: Sequence[Any] = (), caller: str = "unknown"
 ) -> dict[int, Row]:
-    """Rows by identity of equations, of a program and of all that it calls.
+    """Returns rows by identity of their equations, of a program and of all that it calls.
 
     Args:
-        consts: the program's constants.
         given: those of its arguments that are constants of its caller; None for all others.
         caller: the layer that calls it.
 
@@ -50,11 +50,11 @@ def left_alone(
     """
     program, rows = _Program(jaxpr, consts, given, caller), {}
     for eqn in jaxpr.eqns:
-        rule = _RULES.get(eqn.primitive.name)
-        if rule and (row := rule(program, eqn)):
+        if row := _rule.apply(eqn.primitive.name, program, eqn):
             rows[id(eqn)] = row
         for inner, inner_consts in sub_jaxprs(eqn):
             is_jit = eqn.primitive.name in ("jit", "pjit")
+            # Constants are followed into calls only for `jnp.take`, which is jitted: its indices.
             looks_up = is_jit and any(e.primitive.name == "gather" for e in inner.eqns)
             known = [program.value(v) for v in eqn.invars] if looks_up else ()
             rows |= left_alone(inner, inner_consts, known, program.layer(eqn))
@@ -76,15 +76,15 @@ class _Program:
                 self.constant.update(eqn.outvars)
 
     def layer(self, eqn: Any) -> str:
-        """The layer of an equation; JAX's own functions have no line of the caller's code."""
-        name = layer_name(eqn, [])
+        """Returns the layer of an equation; JAX's functions have no line of the caller's code."""
+        name = layer_name(eqn)
         return self.caller if name == "unknown" else name
 
     def is_constant(self, variable: Any) -> bool:
         return isinstance(variable, Literal) or variable in self.constant
 
     def value(self, variable: Any) -> Any:
-        """The variable's value, computed now; None: it depends on arguments or symbolic sizes."""
+        """Returns a variable's value, or None if it depends on arguments or symbolic sizes."""
         if isinstance(variable, Literal):
             return variable.val
         if variable not in self.values and variable in self.constant:
@@ -98,13 +98,16 @@ class _Program:
 
 
 def _gain(taps: np.ndarray, stride: float) -> np.ndarray:
-    """Gain of filters (by columns) at the lowest frequency that a stride folds onto others."""
+    """Returns the gain of filters (columns) at the lowest frequency that a stride aliases.
+
+    That is half the new sampling rate: pi / stride in radians per pixel.
+    """
     wave = np.exp(1j * np.pi / stride * np.arange(len(taps)))
     return np.abs(wave @ taps) / np.maximum(np.abs(taps.sum(0)), 1e-12)
 
 
 def _filters(program: _Program, eqn: Any, strides: Sequence[int]) -> bool:
-    """Whether a convolution low-pass filters every channel alike for those strides."""
+    """Checks whether a convolution low-pass filters every channel alike for those strides."""
     if is_blur(eqn):
         return True
     spec, kernel = eqn.params["dimension_numbers"].rhs_spec, eqn.invars[1]
@@ -113,41 +116,37 @@ def _filters(program: _Program, eqn: Any, strides: Sequence[int]) -> bool:
     filters = np.asarray(program.value(kernel), np.float64).transpose(spec)[:, 0]
     if np.ptp(filters, axis=0).max(initial=0) > 1e-6 * np.abs(filters).max(initial=0):
         return False
-    taps = [
-        np.apply_over_axes(np.sum, filters[0], _others(i, strides)).ravel()
-        for i in range(len(strides))
-    ]
-    return all(
-        s == 1 or _gain(t, s) <= _MOST_OF_FILTERS for t, s in zip(taps, strides, strict=True)
-    )
+    axes = range(len(strides))
+    # The filter's response along one axis, at frequency 0 along all others.
+    taps = (filters[0].sum(tuple(j for j in axes if j != i)) for i in axes)
+    pairs = zip(taps, strides, strict=True)
+    return all(s == 1 or _gain(t, s) <= _MOST_OF_FILTERS for t, s in pairs)
 
 
-def _others(axis: int, axes: Sequence[Any]) -> list[int]:
-    return [i for i in range(len(axes)) if i != axis]
-
-
+@_rule("conv_general_dilated")
 def _filter(program: _Program, eqn: Any) -> Row | None:
     strides = eqn.params["window_strides"]
     if max(strides, default=1) == 1 or not _filters(program, eqn, strides):
         return None
-    place = convolution_place(eqn, program.layer(eqn))
-    return Row(place, "", "it is a blur: antialiased already", 0)
+    site = convolution_site(eqn, program.layer(eqn))
+    return Row(site, "", "it is a blur: antialiased already", 0)
 
 
+@_rule("slice")
 def _slice_of_filtered(program: _Program, eqn: Any) -> Row | None:
-    place, source = describe(eqn, program.layer(eqn)), program.producers.get(eqn.invars[0])
+    site, source = describe(eqn, program.layer(eqn)), program.producers.get(eqn.invars[0])
     while source is not None and source.primitive.name in _MOVES:
         source = program.producers.get(source.invars[0])
-    if place is None or source is None or source.primitive.name != "conv_general_dilated":
+    if site is None or source is None or source.primitive.name != "conv_general_dilated":
         return None
-    count = len(source.params["window_strides"])
-    if not _filters(program, source, (max(place.strides),) * count):
+    if not _filters(program, source, (max(site.strides),) * len(source.params["window_strides"])):
         return None
-    return Row(place, "", "its array is blurred: antialiased already", 0)
+    return Row(site, "", "its array is blurred: antialiased already", 0)
 
 
+@_rule("gather")
 def _look_up(program: _Program, eqn: Any) -> Row | None:
-    """A gather at regular steps of 2 or more, as `jnp.take` and a nearest resize have them."""
+    """A gather at regular steps of 2 or more, as `jnp.take` and a nearest resize do."""
     source, indices = eqn.invars
     axes, sizes = eqn.params["dimension_numbers"].start_index_map, eqn.params["slice_sizes"]
     if not program.is_constant(indices) or program.is_constant(source):
@@ -167,11 +166,12 @@ def _look_up(program: _Program, eqn: Any) -> Row | None:
     reason = (
         "a look-up by indices (or a nearest resize) is left as it is; x[:, ::2, ::2] is blurred"
     )
-    return _row(program, eqn, source, "slice", strides, (1,) * len(strides), reason)
+    layer, window = program.layer(eqn), (1,) * len(strides)
+    return Row(site_of(eqn, layer, "slice", strides, window, source=source), "", reason, 0)
 
 
 def _check_open_look_up(shape: Sequence[Any], indices: Sequence[Any], axes: Sequence[int]) -> None:
-    """JAX makes a strided slice of an axis of symbolic size a look-up, which is not antialiased."""
+    """Refuses a strided slice of an axis of symbolic size, which JAX makes a look-up."""
     try:
         drops = prod(indices[:-1]) < prod(shape[i] for i in axes)
     except InconclusiveDimensionOperation:
@@ -183,8 +183,9 @@ def _check_open_look_up(shape: Sequence[Any], indices: Sequence[Any], axes: Sequ
         )
 
 
+@_rule("dot_general")
 def _resize(program: _Program, eqn: Any) -> Row | None:
-    """A product with weights that interpolate fewer values than there are, as a resize has it."""
+    """A product with weights that interpolate at fewer positions, as in a resize."""
     contracted, batch = eqn.params["dimension_numbers"]
     is_weight = [program.is_constant(v) and v.aval.ndim == 2 for v in eqn.invars]
     if sum(is_weight) != 1 or len(contracted[0]) != 1 or batch[0]:
@@ -197,17 +198,21 @@ def _resize(program: _Program, eqn: Any) -> Row | None:
     before, after = matrix.shape
     centres = np.arange(before) @ matrix
     interpolates = np.abs(matrix.sum(0) - 1).max() < 1e-3 and np.diff(centres).min(initial=1) > 0
-    if not interpolates or np.ptp(centres) < after - 0.999:  # closer than a pixel: a crop, or more
+    if not interpolates or np.ptp(centres) < after - 0.999:  # a crop, or a larger image
         return None
+    # Weights at the border are normalized over fewer pixels, so the gain is that of the middle.
     inside = matrix[:, after // 4 : after - after // 4]
     reason = "an interpolation that aliases is left as it is: resize with antialias=True"
     if _gain(inside, before / after).max() <= _MOST_OF_RESIZES:
         reason = "it filters what it resizes: antialiased already"
     taps = int((np.abs(inside) > 1e-6).sum(0).max())
-    return _row(program, eqn, source, "resize", (round(before / after),), (taps,), reason)
+    layer, strides = program.layer(eqn), (round(before / after),)
+    return Row(site_of(eqn, layer, "resize", strides, (taps,), source=source), "", reason, 0)
 
 
+@_rule("reduce_sum", "reduce_max")
 def _pool_along_one_axis(program: _Program, eqn: Any) -> Row | None:
+    """A pool by reshape along one axis, which may as well be a signal's or a list's."""
     split = program.producers.get(eqn.invars[0])
     if split is None or split.primitive.name != "reshape":
         return None
@@ -216,22 +221,7 @@ def _pool_along_one_axis(program: _Program, eqn: Any) -> Row | None:
     if len(windows) != 1:
         return None
     kind = "average pool" if eqn.primitive.name == "reduce_sum" else "max pool"
+    sizes = tuple(windows.values())
     reason = "its axis is not one of an image, as far as a reshape can tell"
-    return _row(
-        program, eqn, source, kind, tuple(windows.values()), tuple(windows.values()), reason
-    )
-
-
-def _row(program, eqn, source, kind, strides, window, reason) -> Row:
-    shapes = source.aval.shape, eqn.outvars[0].aval.shape
-    name = eqn.primitive.name
-    return Row(Place(program.layer(eqn), kind, name, *shapes, strides, window, None), "", reason, 0)
-
-
-_RULES = {
-    "conv_general_dilated": _filter,
-    "slice": _slice_of_filtered,
-    "gather": _look_up,
-    "dot_general": _resize,
-    **dict.fromkeys(("reduce_sum", "reduce_max"), _pool_along_one_axis),
-}
+    site = site_of(eqn, program.layer(eqn), kind, sizes, sizes, source=source)
+    return Row(site, "", reason, 0)

@@ -1,19 +1,26 @@
-"""Runs a traced program with its subsampling antialiased: an interpreter of JAX's jaxprs."""
+"""Runs a traced program with its subsampling antialiased.
 
-from collections.abc import Sequence
+Each operation runs by its rule: those of `convolutions` and `windows` replace what subsamples,
+those of `pointwise` carry maps whose stride waits, those of `calls` enter programs inside. An
+operation without a rule runs as it is, on maps that are subsampled before it.
+"""
+
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-from jax.extend.core import Literal
+import jax.numpy as jnp
+from jaxtyping import Array
 
-from aa_flax.transform import calls, pointwise, subsampling
-from aa_flax.transform.names import layer_name
-from aa_flax.transform.options import Options
-from aa_flax.transform.places import Place, bind, describe, places_in
-from aa_flax.transform.report import Report, Row
-from aa_flax.transform.values import Pending, Phase, Spread, Value
+from aa_flax.transform.jaxpr import Rules, bind, evaluate, sub_jaxprs
+from aa_flax.transform.options import Options, Phase, Refused, Sampler
+from aa_flax.transform.sites import Report, Row, Site, describe, layer_name, phases_sliced, sites_in
+from aa_flax.transform.values import Pending, Spread, Value, channels_last_shape
+
+# A rule maps the interpreter, an equation and its operands to the results, or to None.
+rule = Rules()
 
 
 @dataclass
@@ -22,15 +29,15 @@ class Interpreter:
 
     Args:
         options: those of `antialias`.
-        rows: the report as it grows, by a key for each place: the equations on the way to it.
+        rows: the report as it grows, by a key for each site: the equations on the way to it.
         path: the calls that led here.
         repeats: how often this program runs in one call of the function.
         names: of arrays that are parameters, by identity, with the arrays.
         phases: of the pools that sample maps computed from one input, by that input.
         splits: arrays that a reshape has split, by identity of its result, with that.
         kept: programs whose equations the keys name by identity.
-        deciding: what pools decided that decide anything.
-        alone: rows of equations that are left alone for what their constants are.
+        deciding: phases of pools that decide something.
+        alone: rows of equations that are left alone because of their constants.
         alike: whether a pending map passes only what needs one position at a time.
         jaxpr, sliced: the program that runs, and the phases that its slices keep.
     """
@@ -39,6 +46,7 @@ class Interpreter:
     rows: dict[Any, Row] = field(default_factory=dict)
     path: tuple[Any, ...] = ()
     repeats: int = 1
+    # Identities of arrays are safe as keys only while the array lives, so it is stored with them.
     names: dict[int, tuple[Any, str]] = field(default_factory=dict)
     phases: dict[Any, tuple[Any, Phase]] = field(default_factory=dict)
     splits: dict[int, tuple[Any, Any]] = field(default_factory=dict)
@@ -49,108 +57,139 @@ class Interpreter:
     jaxpr: Any = None
     sliced: dict[Any, set[tuple[int, ...]]] = field(default_factory=dict)
 
+    bind = staticmethod(bind)
+
     def inside(self, eqn: Any, repeats: int = 1, *, same_scope: bool = False) -> "Interpreter":
-        """The interpreter of a program that an equation calls; another scope has other arrays."""
+        """Returns the interpreter of a program that an equation calls.
+
+        Args:
+            same_scope: whether it sees the same arrays; a program that is traced again does not.
+        """
         fresh = {} if same_scope else {"names": {}, "phases": {}, "splits": {}}
-        path = (*self.path, id(eqn))
-        return replace(self, path=path, repeats=self.repeats * repeats, **fresh)
+        return replace(self, path=self.key(eqn), repeats=self.repeats * repeats, **fresh)
 
     def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
-        """The outputs of a program; some may be pending."""
-        known: dict[Any, Value] = {}
-        known.update(zip(jaxpr.constvars, consts, strict=True))
-        known.update(zip(jaxpr.invars, inputs, strict=True))
-        self.jaxpr, self.sliced = jaxpr, subsampling.phases_sliced(jaxpr)
-        for eqn in jaxpr.eqns:
-            values = [v.val if isinstance(v, Literal) else known[v] for v in eqn.invars]
-            known.update(zip(eqn.outvars, self._equation(eqn, values), strict=True))
-        return [v.val if isinstance(v, Literal) else known[v] for v in jaxpr.outvars]
+        """Returns the outputs of a program; some may be pending."""
+        self.jaxpr, self.sliced = jaxpr, phases_sliced(jaxpr)
+        return evaluate(jaxpr, consts, inputs, self._run_equation)
 
     def run_settled(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of a program, all of them arrays of the original's shapes."""
+        """Returns the outputs of a program as arrays of the original's shapes."""
         return [self.settle(v, None) for v in self.run(jaxpr, consts, inputs)]
 
-    def _equation(self, eqn: Any, inputs: list[Value]) -> list[Value]:
+    def _run_equation(self, eqn: Any, inputs: list[Value]) -> list[Value]:
         name, scope = eqn.primitive.name, str(eqn.source_info.name_stack)
         if id(eqn) in self.alone:
             self.rows[self.key(eqn)] = self.alone[id(eqn)]
         with jax.named_scope(scope) if scope else nullcontext():
-            outputs = None
-            for rules in (subsampling.RULES, calls.RULES, pointwise.RULES):
-                if outputs is None and name in rules:
-                    outputs = rules[name](self, eqn, inputs)
+            outputs = rule.apply(name, self, eqn, inputs)
             if outputs is None:
                 self._leave_inside_alone(eqn)
                 outputs = self.bind(eqn, [self.settle(v, eqn) for v in inputs])
-            self._carry_name(eqn, inputs, outputs)
+        # A parameter that was cast or transposed is still that parameter.
+        is_moved = name in ("convert_element_type", "transpose", "reshape", "copy")
+        if is_moved and (named := self.names.get(id(inputs[0]))) is not None:
+            self.names[id(outputs[0])] = (outputs[0], named[1])
         return outputs
 
-    bind = staticmethod(bind)
+    def _leave_inside_alone(self, eqn: Any) -> None:
+        """Records each site inside an equation that has no rule."""
+        for jaxpr, _ in sub_jaxprs(eqn):
+            for found in sites_in(jaxpr):
+                if (site := describe(found, layer_name(found))) is not None:
+                    reason = f"inside {eqn.primitive.name}, which is not looked into"
+                    self.inside(eqn).record(found, site, reason=reason)
 
     def settle(self, value: Value, eqn: Any) -> Any:
-        """The array that a value stands for, before an equation needs it (None: as an output)."""
+        """Returns a value as the array that an equation reads (None: as an output)."""
         if isinstance(value, Spread):
             return value.full()
         if not isinstance(value, Pending):
             return value
         if not value.activated:
-            where = "the end" if eqn is None else eqn.primitive.name
-            self._note(value.places, f"no nonlinearity before {where}")
+            reader = "the end" if eqn is None else eqn.primitive.name
+            for key in value.sites:
+                if not self.rows[key].reason:
+                    reason = f"no nonlinearity before {reader}"
+                    self.rows[key] = replace(self.rows[key], reason=reason)
         return value.sampled()
 
-    def _note(self, keys: frozenset[Any], reason: str) -> None:
-        for key in keys:
-            if not self.rows[key].reason:
-                self.rows[key] = replace(self.rows[key], reason=reason)
-
     def key(self, eqn: Any) -> Any:
-        """What tells a place of the program from all others."""
+        """Returns the key of a site: one equation may be reached by several calls."""
         return (*self.path, id(eqn))
 
     def layer(self, eqn: Any, inputs: Sequence[Value]) -> str:
-        """A name of the layer that an equation belongs to."""
-        parameters = [self.names[id(v)][1] for v in inputs[1:] if id(v) in self.names]
-        return layer_name(eqn, parameters)
+        """Returns a name of the layer that an equation belongs to."""
+        return layer_name(eqn, [self.names[id(v)][1] for v in inputs[1:] if id(v) in self.names])
+
+    def attempt(
+        self,
+        eqn: Any,
+        site: Site,
+        antialiased: Callable[[], Value],
+        original: Callable[[], list[Value]],
+    ) -> list[Value]:
+        """Returns what replaces a site, or the original where the options or the pool refuse."""
+        least = self.options.min_channels
+        try:
+            if id(eqn) in self.alone:
+                raise Refused(self.alone[id(eqn)].reason)
+            if site.kind == "convolution" and site.channels is not None and site.channels < least:
+                raise Refused(
+                    f"its input has {site.channels} channels, fewer than min_channels={least}"
+                )
+            if self.options.where is not None and not self.options.where(site):
+                raise Refused("where said no")
+            return [antialiased()]
+        except Refused as refusal:
+            self.record(eqn, site, reason=str(refusal))
+            return original()
+
+    def sampler(
+        self,
+        eqn: Any,
+        site: Site,
+        shape: Sequence[int],
+        roles: str,
+        source: Array,
+        sampled: Sequence[int] | None = None,
+    ) -> Sampler:
+        """Returns the pool of a site, for maps of `shape` in its own layout.
+
+        Args:
+            source: the site's input; pools that sample maps of one source share one decision.
+            sampled: shape of the results; default: that of the site's output.
+
+        Raises:
+            Refused: the pool cannot, or the values are no real numbers.
+        """
+        if not jnp.issubdtype(source.dtype, jnp.floating):
+            raise Refused(f"{source.dtype} values have no mean")
+        sizes = (shape, site.output_shape if sampled is None else sampled)
+        dense, after = (channels_last_shape(s, roles) for s in sizes)
+        sampler = self.options.sampler(site.strides, dense, after, source.dtype)
+        if sampler.decides:
+            # The main branch of a block and its shortcut have to keep the same positions.
+            key = (id(source), tuple(site.strides))
+            _, sampler.phase = self.phases.setdefault(key, (source, Phase()))
+            sampler.phase.sites.append(self.key(eqn))
+            self.deciding.append(sampler.phase)
+        return sampler
 
     def record(
-        self, eqn: Any, place: Place, *, done: str = "", reason: str = "", extra: float = 0
+        self, eqn: Any, site: Site, *, done: str = "", reason: str = "", extra: float = 0
     ) -> None:
-        """A line of the report."""
-        self.rows[self.key(eqn)] = Row(place, done, reason, round(extra * self.repeats))
-
-    def shared_phase(self, source: Any, eqn: Any, strides: Sequence[int]) -> Phase:
-        """The decisions of pools on maps that come from one array, such as a block's input."""
-        key = (id(source), tuple(strides))
-        phase = self.phases.setdefault(key, (source, Phase()))[1]
-        phase.places.append(self.key(eqn))
-        self.deciding.append(phase)
-        return phase
+        """Adds a row to the report."""
+        self.rows[self.key(eqn)] = Row(site, done, reason, round(extra * self.repeats))
 
     def report(self) -> Report:
-        """Every place so far; last, those in programs that were not looked into."""
+        """Returns every site so far; last, those in programs that were not looked into."""
         seen = {key[-1] for key in self.rows}
         unseen = (row for key, row in self.alone.items() if key not in seen)
-        alone = {phase.places[0] for phase in self.deciding if len(set(phase.places)) == 1}
-        reason = "its pool decides by itself: no other place has the same input"
+        by_themselves = {p.sites[0] for p in self.deciding if len(set(p.sites)) == 1}
+        reason = "its pool decides by itself: no other site has the same input"
         rows = (
-            replace(row, reason=reason) if key in alone and not row.reason else row
+            replace(row, reason=reason) if key in by_themselves and not row.reason else row
             for key, row in self.rows.items()
         )
         return Report((*rows, *unseen))
-
-    def _carry_name(self, eqn: Any, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
-        """A parameter that was cast or turned is still that parameter."""
-        if eqn.primitive.name in ("convert_element_type", "transpose", "reshape", "copy"):
-            named = self.names.get(id(inputs[0]))
-            if named is not None:
-                self.names[id(outputs[0])] = (outputs[0], named[1])
-
-    def _leave_inside_alone(self, eqn: Any) -> None:
-        """Says of each place inside an equation that it is not looked into."""
-        inner = [j for j in eqn.params.values() if hasattr(j, "eqns") or hasattr(j, "jaxpr")]
-        for jaxpr in inner:
-            for found in places_in(getattr(jaxpr, "jaxpr", jaxpr)):
-                place = describe(found, layer_name(found, []))
-                if place is not None:
-                    reason = f"inside {eqn.primitive.name}, which is not looked into"
-                    self.inside(eqn).record(found, place, reason=reason)

@@ -1,7 +1,7 @@
-"""What a variable of the original program stands for while its antialiased version runs.
+"""Values of the original program's variables while its antialiased version runs.
 
-Either an array, or one of two kinds that wait: a map whose stride is *pending*, and an array that
-has not been *spread* to the shape it has in the original yet.
+A value is an array, or one of two kinds that are evaluated later: a map whose stride is *pending*,
+and an array that has not been *spread* to the shape it has in the original yet.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,18 +9,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
-
-
-@dataclass
-class Phase:
-    """What one block's pools decided, if they decide anything (adaptive polyphase sampling)."""
-
-    choice: Any = None
-    places: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -33,7 +24,7 @@ class Pending:
         strides: for each axis, 1 where nothing waits.
         roles: for each axis `n` (batch), `s` (spatial) or `c` (channels and all others).
         sample: the `Sampler` of maps given as `(N, *spatial, C)`.
-        places: keys of the places it comes from.
+        sites: keys of the sites it comes from.
         activated: whether it has passed a nonlinearity.
     """
 
@@ -42,23 +33,31 @@ class Pending:
     strides: tuple[int, ...]
     roles: str
     sample: Any
-    places: frozenset[Any]
+    sites: frozenset[Any]
     activated: bool = False
     _sampled: Array | None = field(default=None, repr=False)
 
     def sampled(self) -> Array:
-        """The map as the original program has it, antialiased; computed once."""
+        """Returns the map as the original program has it, antialiased; computed once."""
         if self._sampled is None:
             if jnp.issubdtype(self.dense.dtype, jnp.floating):
                 self._sampled = on_channels_last(self.sample, self.dense, self.roles)
-            else:  # of a mask there is no mean
-                self._sampled = lax.slice(
-                    self.dense, (0,) * self.dense.ndim, self.dense.shape, self.strides
-                )
+            else:  # a mask has no mean
+                start, stop = (0,) * self.dense.ndim, self.dense.shape
+                self._sampled = lax.slice(self.dense, start, stop, self.strides)
         return self._sampled
 
     def with_dense(self, dense: Array, **changes: Any) -> "Pending":
         return replace(self, dense=dense, _sampled=None, **changes)
+
+    def with_axes(self, dense: Array, axes: Sequence[int]) -> "Pending":
+        """Returns this map with those of its axes, in that order; `dense` has them already."""
+        return self.with_dense(
+            dense,
+            shape=tuple(self.shape[i] for i in axes),
+            strides=tuple(self.strides[i] for i in axes),
+            roles="".join(self.roles[i] for i in axes),
+        )
 
     @property
     def strided(self) -> tuple[int, ...]:
@@ -70,7 +69,10 @@ class Pending:
         return [(self.strides[i], self.dense.shape[i]) for i in self.strided]
 
     def phases(self) -> Array:
-        """The dense map with an axis of phases after each axis that waits, the edge continued."""
+        """Returns the dense map with an axis of phases after each axis that waits.
+
+        A map whose size is no multiple of the stride is continued by its edge.
+        """
         x, sizes = self.dense, []
         for i, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
             missing = size * stride - x.shape[i]
@@ -82,7 +84,7 @@ class Pending:
         return x.reshape(sizes)
 
     def of_phases(self, x: Array) -> "Pending":
-        """The inverse of `phases`, for a map that waits as this one does."""
+        """Returns the inverse of `phases`, for a map that waits as this one does."""
         sizes = [n * stride for n, stride in zip(self.shape, self.strides, strict=True)]
         dense = lax.slice(x.reshape(sizes), (0,) * len(sizes), self.dense.shape)
         return self.with_dense(dense)
@@ -92,7 +94,8 @@ class Pending:
 class Spread:
     """An array with axes of size 1 that the original program has repeated to `shape`.
 
-    As long as it is small it fits maps of either size.
+    A bias, say, is broadcast to the subsampled map's shape before it is added. Kept small, it fits
+    the dense map as well.
     """
 
     value: Array
@@ -107,27 +110,32 @@ class Spread:
     def to(self, shape: Sequence[int]) -> Array:
         return lax.broadcast_in_dim(self.value, tuple(shape), tuple(range(len(shape))))
 
-    def is_constant_along(self, axes: Sequence[int]) -> bool:
-        return all(self.value.shape[i] == 1 for i in axes)
-
 
 Value = Any  # Array | Pending | Spread, or what is no array: a key, a token
 
 
 def bare(value: Value) -> Any:
-    """The array inside a value, which `wrapped` makes a value of the same kind again."""
+    """Returns the array inside a value, which `wrapped` makes a value of the same kind again."""
     return getattr(value, "dense", getattr(value, "value", value))
 
 
 def wrapped(template: Value, array: Any) -> Value:
-    """The value with another array inside."""
+    """Returns the value with another array inside."""
     if isinstance(template, Pending):
         return template.with_dense(array)
     return Spread(array, template.shape) if isinstance(template, Spread) else array
 
 
+def spread(operand: Array, shape: Sequence[int], dims: Sequence[int]) -> Spread:
+    """Returns `lax.broadcast_in_dim` of an operand, to be evaluated later."""
+    small = [1] * len(shape)
+    for size, axis in zip(operand.shape, dims, strict=True):
+        small[axis] = size
+    return Spread(lax.broadcast_in_dim(operand, small, tuple(dims)), tuple(shape))
+
+
 def on_channels_last(function: Callable[[Array], Array], x: Array, roles: str) -> Array:
-    """`function` of a map seen as `(N, *spatial, C)`, its result in the map's own layout."""
+    """Applies a function of maps `(N, *spatial, C)` to a map of any layout, which is kept."""
     order = [i for role in "nsc" for i, own in enumerate(roles) if own == role]
     batch, spatial, rest = ([x.shape[i] for i in order if roles[i] == role] for role in "nsc")
     y = function(x.transpose(order).reshape(prod(batch), *spatial, prod(rest)))
@@ -136,28 +144,21 @@ def on_channels_last(function: Callable[[Array], Array], x: Array, roles: str) -
 
 
 def channels_last_shape(shape: Sequence[int], roles: str) -> tuple[int, ...]:
-    """The shape that `on_channels_last` shows its function."""
+    """Returns the shape that `on_channels_last` shows its function."""
     of = {role: [n for n, own in zip(shape, roles, strict=True) if own == role] for role in "nsc"}
     return (prod(of["n"]), *of["s"], prod(of["c"]))
-
-
-def spread(operand: Array, shape: Sequence[int], dims: Sequence[int]) -> Spread:
-    """`lax.broadcast_in_dim`, put off."""
-    small = [1] * len(shape)
-    for size, axis in zip(operand.shape, dims, strict=True):
-        small[axis] = size
-    return Spread(lax.broadcast_in_dim(operand, small, tuple(dims)), tuple(shape))
 
 
 def regrouped(
     before: Sequence[int], after: Sequence[int]
 ) -> list[tuple[list[int], list[int]]] | None:
-    """Which axes of a reshape become which: the finest groups of equal size; None: there are none.
+    """Returns which axes of a reshape become which, as the finest groups of equal size, or None.
 
-    Axes of size 1 go with the group before them.
+    Axes of size 1 belong to the group before them.
     """
     groups, i, j = [], 0, 0
     while i < len(before) or j < len(after):
+        # Take axes from the side whose product is smaller until both are equal.
         left, right, m, n = [], [], 1, 1
         while not left or not right or m != n:
             if i < len(before) and (not left or m < n):
@@ -172,14 +173,9 @@ def regrouped(
                 break
         if m != n:
             return None
-        if groups and (not left or not right):  # ones at the end
+        if groups and (not left or not right):  # trailing ones
             groups[-1][0].extend(left)
             groups[-1][1].extend(right)
         else:
             groups.append((left, right))
     return groups
-
-
-def struct(x: Any) -> jax.ShapeDtypeStruct:
-    """Shape and type of an array."""
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)

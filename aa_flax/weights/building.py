@@ -1,178 +1,126 @@
-"""Nets made for weights that are there already: built as shapes alone, then filled."""
+"""Builds models for given weights: abstract ones, of shapes alone, which the weights fill."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
-from jax.typing import DTypeLike
 
 from aa_flax.errors import InputError
-from aa_flax.initialisers import abstract, initial_values
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
-from aa_flax.weights.checks import check_names_and_shapes
-from aa_flax.weights.content import Content, count_in, naming
+from aa_flax.nn.initializers import abstract, initial_values
 from aa_flax.weights.fit import (
-    check_same_net,
+    check_names_and_shapes,
+    check_same_model,
     fit,
     last_layer,
     named_weights,
     num_classes_of,
     set_weights,
 )
+from aa_flax.weights.read import Weights, prefixed
 
-# Builds a net for a number of classes, drawing what is random from the keys.
-Build = Callable[[int, nnx.Rngs], Classifier]
-
-
-class Held(NamedTuple):
-    """Weights by this package's names, and the net they are of.
-
-    Attributes:
-        label: what holds them, for messages.
-        options: the net's; None: it is not said.
-        num_classes: outputs of its last layer, 0 of a net without one; None: the net has one, these
-            weights have not.
-        head: names of that net's last layer.
-    """
-
-    label: str
-    model: str
-    options: Mapping[str, Any] | None
-    num_classes: int | None
-    arrays: Mapping[str, Any]
-    head: Sequence[str]
+# Builds a model from the keywords `num_classes` and `rngs`.
+Build = Callable[..., Classifier]
 
 
-def build_net(
-    name: str,
-    options: Mapping[str, Any],
-    dtype: DTypeLike | None,
-    num_classes: int,
-    rngs: nnx.Rngs,
-) -> Classifier:
-    """A net with random weights; with all but the last two bound, a `Build`."""
-    return registry.build(name, num_classes=num_classes, dtype=dtype, rngs=rngs, **options)
-
-
-def abstract_net(name: str, num_classes: int, **options: Any) -> Classifier:
-    """A net of shapes alone, for weights to be put in."""
+def abstract_model(name: str, num_classes: int, **options: Any) -> Classifier:
+    """Builds a model of shapes alone, for weights to fill."""
     return abstract(
         lambda rngs: registry.build(name, num_classes=num_classes, rngs=rngs, **options)
     )
 
 
-def hold(content: Content, name: str, options: Mapping[str, Any]) -> Held:
-    """The weights in a file as those of a net; its last layer is whatever it is.
+def fitted(weights: Weights, name: str, options: Mapping[str, Any]) -> Weights:
+    """Fits weights to a model, whatever their last layer is, and renames them as that model does.
 
     Args:
-        name: the net's name, where the file does not say it.
-        options: the net's; those the file says are added.
+        name: the model's name, where the weights do not say it.
+        options: the model's, added to those of the weights.
 
     Raises:
-        InputError: they do not fit the net.
+        InputError: they do not fit the model.
     """
-    name = content.metadata.get("model", name) if content.ours else name
-    options = {**(content.options or {}), **options}
-    said = count_in(content.metadata, "num_classes") if content.ours else None
+    name = weights.model or name
+    options = {**(weights.options or {}), **options}
+    classes = 1000 if weights.num_classes is None else weights.num_classes
     try:
-        with naming(content.label):
-            net = abstract_net(name, 1000 if said is None else said, **options)
+        with prefixed(weights.label):
+            model = abstract_model(name, classes, **options)
     except TypeError as error:
-        raise InputError(f"{content.label}: {name} cannot be built with {options}") from error
-    arrays = fit(net, content, any_head=True)
-    num_classes, head = num_classes_of(net), last_layer(net)
+        raise InputError(f"{weights.label}: {name} cannot be built with {options}") from error
+    arrays = fit(model, weights, any_head=True)
+    head, num_classes = last_layer(model), num_classes_of(model)
     if head:
         num_classes = arrays[head[0]].shape[-1] if head[0] in arrays else None
-    return Held(content.label, name, content.options, num_classes, arrays, head)
+    return Weights(weights.label, arrays, False, model.name, weights.options, num_classes, head)
 
 
 def filled(
-    held: Held, build: Build, num_classes: int | None, *, trunk_only: bool = False
+    weights: Weights, build: Build, num_classes: int, *, trunk_only: bool = False
 ) -> Classifier:
-    """A net with these weights; what is no weight, or not held, is a shape alone.
+    """Builds a model with these weights; variables that they lack stay abstract.
 
-    A last layer of another number of classes is not held; with `num_classes=0` the net has none.
-
-    Args:
-        trunk_only: the classifier is of no use: no word about layers of it that are not held.
-
-    Raises:
-        InputError: weights of another net, or a number of classes that is needed and not given.
+    A last layer for another number of classes is not used; `num_classes=0` leaves it out. With
+    `trunk_only` no warning says that layers of the classifier are absent.
     """
-    num_classes = classes = classes_for(held, num_classes)
-    model = abstract(lambda rngs: build(classes, rngs))
-    check_same_net(held.label, held.model, held.options, model)
-    given, renewed = dict(held.arrays), []
-    if num_classes != held.num_classes:
-        given = {name: array for name, array in given.items() if name not in held.head}
-        renewed = last_layer(model)
+    model = abstract(lambda rngs: build(num_classes=num_classes, rngs=rngs))
+    check_same_model(weights, model)
+    given, random = dict(weights.arrays), []
+    if num_classes != weights.num_classes:
+        given = {name: array for name, array in given.items() if name not in weights.head}
+        random = last_layer(model)
     variables = named_weights(model)
-    more = [n for n in variables if n not in given and n not in renewed]
-    if held.num_classes is None and more:  # of a classifier of several layers
+    absent = [n for n in variables if n not in given and n not in random]
+    if weights.num_classes is None and absent:  # other layers of the classifier
         if not trunk_only:
             advice = "" if num_classes else "; features_only=True gives the maps of the trunk alone"
-            random = f"does not hold {', '.join(more)}: random"
-            warnings.warn(f"{held.label} {random}{advice}", stacklevel=4)
-        renewed = [*renewed, *more]
-    expected = {n: tuple(v.shape) for n, v in variables.items() if n not in renewed}
+            warnings.warn(
+                f"{weights.label} does not contain {', '.join(absent)}: random{advice}",
+                stacklevel=4,
+            )
+        random = [*random, *absent]
+    expected = {n: tuple(v.shape) for n, v in variables.items() if n not in random}
     check_names_and_shapes(expected, {name: array.shape for name, array in given.items()})
     set_weights(model, given)
     return model
 
 
-def classes_for(held: Held, num_classes: int | None) -> int:
-    """The number of classes asked for, or that of the weights."""
-    if num_classes is not None:
-        return num_classes
-    if held.num_classes is not None:
-        return held.num_classes
-    raise InputError(
-        f"{held.label} holds no classifier, a backbone alone; give num_classes: the number of "
-        "classes of a new one, or 0 for the net without it (or features_only=True for its maps)"
-    )
-
-
 def complete(
-    held: Held,
+    weights: Weights,
     build: Build,
     num_classes: int | None,
     rngs: nnx.Rngs,
     *,
     trunk_only: bool = False,
 ) -> Classifier:
-    """The net with these weights, in evaluation mode; all that they do not hold is drawn anew.
+    """Builds a model with these weights, in evaluation mode; what they lack is initialized.
 
     Args:
-        trunk_only: the classifier is of no use; parameters of it that are not held stay shapes.
+        num_classes: default: that of the weights.
+        trunk_only: the classifier is not needed: parameters of it that are absent stay abstract.
+
+    Raises:
+        InputError: weights of another model, or without a last layer where `num_classes` is None.
     """
-
-    def build_for_evaluation(num_classes: int, rngs: nnx.Rngs) -> Classifier:
-        model = build(num_classes, rngs)
-        model.eval()
-        return model
-
-    model = filled(held, build_for_evaluation, num_classes, trunk_only=trunk_only)
-    num_classes = classes_for(held, num_classes)
-    useless = nnx.Param if trunk_only else ()
-    _initialise_the_rest(model, lambda rngs: build_for_evaluation(num_classes, rngs), rngs, useless)
-    return model
-
-
-def _initialise_the_rest(
-    model: Classifier,
-    build: Callable[[nnx.Rngs], Classifier],
-    rngs: nnx.Rngs,
-    useless: type | tuple[()],
-) -> None:
-    """Gives each variable that is a shape alone the value a net without weights has there."""
+    classes = weights.num_classes if num_classes is None else num_classes
+    if classes is None:
+        raise InputError(
+            f"{weights.label} contains no classifier, a backbone alone; give num_classes: the "
+            "number of classes of a new one, or 0 for the model without it (or features_only=True "
+            "for its maps)"
+        )
+    model = filled(weights, build, classes, trunk_only=trunk_only)
+    model.eval()
     missing = {
         path: variable
         for path, variable in nnx.to_flat_state(nnx.state(model))
-        if not isinstance(variable, useless)
-        and isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+        if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+        and not (trunk_only and isinstance(variable, nnx.Param))
     }
-    for path, value in initial_values(build, rngs, missing).items():
+    values = initial_values(lambda rngs: build(num_classes=classes, rngs=rngs), rngs, missing)
+    for path, value in values.items():
         missing[path].set_value(value)
+    return model

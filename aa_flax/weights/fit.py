@@ -1,205 +1,218 @@
-"""Puts weights in the places of a net: every name accounted for, or one error and nothing done."""
+"""Fits weights to a model: every name has its variable, or there is one error and no change."""
 
 import json
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
-from aa_flax.weights.checks import Shape, check_names_and_shapes
-from aa_flax.weights.content import Content
-from aa_flax.weights.state_dicts import check_floats, match_names
-from aa_flax.weights.torch_format import check_filters, torch_counters, torch_filters, torch_slots
+from aa_flax.weights.read import Weights
+from aa_flax.weights.state_dicts import (
+    COUNTER,
+    Slot,
+    common_prefixes,
+    match_names,
+    torch_filters,
+    torch_slots,
+)
 
-_WEIGHTS = (nnx.Param, nnx.BatchStat)
+Shape = tuple[int, ...]
+
 # The numbers are those of docs/true_weights.md.
 _STATISTICS = (
-    "; where it has batch norms their statistics fit no more then: a MobileNetV2 copied into _lpf4 "
-    "fell from 77.5 to 12.5 % top-1, and aa_flax.recalibrate_batch_norm(model, images) brought "
-    "back 75.0 %"
+    "; the statistics of batch norms no longer fit then: a MobileNetV2 copied into _lpf4 fell from "
+    "77.5 to 12.5 % top-1, and aa_flax.recalibrate_batch_norm(model, images) brought back 75.0 %"
 )
 
 
 def named_weights(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """The variables that make up a model's weights, by path, e.g. `layer1.0.conv1.kernel`."""
+    """Returns a model's parameters and batch statistics by path, e.g. `layer1.0.conv1.kernel`."""
     return {
         ".".join(map(str, path)): variable
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(*_WEIGHTS)))
+        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     }
 
 
 def set_weights(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
-    """Sets the variables of these names; arrays are copied, and take the variables' types."""
+    """Copies arrays into the variables of these names, as the variables' types."""
     variables = named_weights(model)
     for name, array in arrays.items():
         variable = variables[name]
-        # A copy, and NumPy's: JAX may otherwise share the memory of a tensor that torch goes on
-        # changing, or compile a program for each shape.
+        # A copy, by NumPy: JAX may otherwise share the memory of a tensor that torch changes later,
+        # or compile a program for each shape.
         variable.set_value(jax.device_put(np.array(array, variable.dtype)))
 
 
 def last_layer(model: nnx.Module) -> list[str]:
-    """Names of the variables of the linear layer that gives the logits; none where there is none.
+    """Returns the names of the last layer's variables; [] for a model without one.
 
-    It is the last linear one of the layers at the top of the net, `fc3` of `fc1` to `fc3`.
+    The last layer is the last linear one at the top of the model, `fc3` of `fc1` to `fc3`.
     """
     if getattr(model, "num_classes", None) == 0:
         return []
-    linear = [name for name, layer in vars(model).items() if isinstance(layer, nnx.Linear)]
-    if not linear:
-        return []
-    return [name for name in named_weights(model) if name.startswith(f"{linear[-1]}.")]
+    return _variables_of(model, _linear_layers(model)[-1:])
 
 
-def num_classes_of(model: nnx.Module) -> int:
-    """Outputs of a net's last layer; 0: it has none."""
-    said = getattr(model, "num_classes", None)
-    if said is not None:
-        return said
-    shapes = [named_weights(model)[name].shape for name in last_layer(model)]
-    return shapes[0][-1] if shapes else 0
+def _linear_layers(model: nnx.Module) -> list[str]:
+    return [name for name, layer in vars(model).items() if isinstance(layer, nnx.Linear)]
+
+
+def _variables_of(model: nnx.Module, layers: Collection[str]) -> list[str]:
+    return [name for name in named_weights(model) if name.partition(".")[0] in layers]
+
+
+def num_classes_of(model: Classifier) -> int:
+    """Returns the outputs of a model's last layer; 0 for a model without one."""
+    return model.num_classes or 0
 
 
 def options_of(model: nnx.Module) -> dict[str, Any]:
-    """What sets a net apart from the default one of its name, as a file stores it."""
+    """Returns what sets a model apart from the default one of its name, as a file stores it."""
     return json.loads(json.dumps(dict(getattr(model, "options", {}))))
 
 
-def check_same_net(
-    label: str, name: str | None, options: Mapping[str, Any] | None, model: nnx.Module
-) -> None:
-    """Raises an InputError if weights that say which net they are of are of another than `model`.
-
-    Args:
-        label: what holds the weights.
-        name: the net they are of. options: its options. None: it is not said.
-    """
+def check_same_model(weights: Weights, model: nnx.Module) -> None:
+    """Refuses weights of another model or other options, as far as both are known."""
     own = getattr(model, "name", "")
-    if name and own and name != own:
+    if not own:
+        return
+    if weights.model and weights.model != own:
         raise InputError(
-            f"{label} holds weights of {name}, not of {own}; create that model (to start {own} "
-            f"from them: nnx.update(model, nnx.state(other)){_STATISTICS})"
+            f"{weights.label} holds weights of {weights.model}, not of {own}; create that model "
+            f"(to start {own} from them: nnx.update(model, nnx.state(other)){_STATISTICS})"
         )
-    if options is not None and own:
-        check_named(label, options)
-    if options is not None and own and not _same_function(options, options_of(model)):
+    if weights.options is None:
+        return
+    options = options_of(model)
+    # Dilation instead of a stride changes the use of the weights, not the weights: any may be
+    # loaded where it is requested; those trained with it need it.
+    dilation = {name: value for name, value in options.items() if name == "output_stride"}
+    if {**weights.options, **dilation} != options:
         raise InputError(
-            f"{label} holds weights of {own} with {_listed(options)}, this net has "
-            f"{_listed(options_of(model))}; create it with the former (to start it from them all "
-            "the same: nnx.update(model, nnx.state(other)))"
+            f"{weights.label} holds weights of {own} with {_listed(weights.options)}, this model "
+            f"has {_listed(options)}; create it with the former (to start it from them all the "
+            "same: nnx.update(model, nnx.state(other)))"
         )
-
-
-def check_named(label: str, options: Mapping[str, Any]) -> None:
-    """Raises an InputError if an option is a function whose name others have, too."""
-    for option, value in options.items():
-        if _NAMELESS.search(json.dumps(value)):
-            raise InputError(
-                f"{label}: {option}={value!r} is a function without a name of its own, so nets of "
-                "several such cannot be told apart; register a pool (aa_flax.register_pool) and "
-                "give its name, or define the function at the top of a module"
-            )
-
-
-# A lambda, what is defined within a function, and an object without a name.
-_NAMELESS = re.compile(r"<lambda>|<locals>| at 0x[0-9a-f]+")
-# Options that change how weights are applied, not what they are: dilation in place of a stride.
-# Whoever asks for them may have any weights; what was trained with them is not taken without.
-_MAY_BE_ASKED_FOR = {"output_stride"}
-
-
-def _same_function(given: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    asked = {name: value for name, value in own.items() if name in _MAY_BE_ASKED_FOR}
-    return {**given, **asked} == dict(own)
 
 
 def _listed(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v!r}" for k, v in sorted(options.items())) or "the default options"
 
 
-def fit(model: Classifier, content: Content, *, any_head: bool = False) -> dict[str, np.ndarray]:
-    """The arrays of a file or mapping by this package's names, once all of them fit the model.
+def check_names_and_shapes(
+    expected: Mapping[str, Shape], given: Mapping[str, Shape], hint: str = ""
+) -> None:
+    """Compares names and shapes; one error lists all differences, and `hint` with them."""
+    problems = []
+    if missing := [name for name in expected if name not in given]:
+        problems.append(f"missing in the weights: {_some(missing)}")
+    if unknown := [name for name in given if name not in expected]:
+        problems.append(f"not in the model: {_some(unknown)}")
+    shapes = [
+        f"{name} {given[name]}, the model has {shape}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
+    ]
+    if shapes:
+        problems.append(f"other shapes: {_some(shapes)}")
+    if not problems:
+        return
+    if not expected.keys() & given.keys():
+        problems.append(_found(given))
+    problems += [hint] if hint else []
+    raise InputError("the weights do not fit the model; " + "; ".join(problems))
+
+
+def _found(names: Collection[str]) -> str:
+    if not names:
+        return "there are no weights in it"
+    prefixes = common_prefixes(names) if len(names) > 1 else []
+    under = f", all under {prefixes[-1]}" if prefixes else ""
+    return f"no name is one of the model's, found are {_some(names, 3)}{under}"
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _check_floats(arrays: Mapping[str, np.ndarray], label: str) -> None:
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):  # quantized, for example
+            raise InputError(
+                f"{label}: {name} is of type {array.dtype}; weights are floating-point numbers"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"{label}: {name} has values that are not finite (or beyond float32); its training "
+                "diverged, or the file is damaged"
+            )
+
+
+def fit(model: Classifier, weights: Weights, *, any_head: bool = False) -> dict[str, np.ndarray]:
+    """Returns the arrays by this package's names, once all of them fit the model.
 
     Args:
-        model: the net, of shapes alone or not; it stays as it is.
-        any_head: the last layer may be absent, or of another number of classes; so may all of a
-            classifier that torch keeps apart from the trunk (VGG's and AlexNet's three layers).
+        model: the model, abstract or not; it is not changed.
+        any_head: the last layer may be absent, or have another number of classes; so may the whole
+            classifier where torch keeps it apart from the trunk (three layers of VGG and AlexNet).
 
     Raises:
-        InputError: one that lists all names and shapes that do not fit, fixed filters included.
+        InputError: weights of another model, or names and shapes that do not fit, all listed;
+            fixed filters are compared, too.
     """
-    fitted = _fit_ours if content.ours else _fit_torch
-    return fitted(model, content, any_head)
-
-
-def _fit_ours(model: Classifier, content: Content, any_head: bool) -> dict[str, np.ndarray]:
-    check_same_net(content.label, content.metadata.get("model"), content.options, model)
+    if weights.torch_names:
+        return _fit_torch(model, weights, any_head)
+    check_same_model(weights, model)
     expected = {name: tuple(v.shape) for name, v in named_weights(model).items()}
-    given = {name: array.shape for name, array in content.arrays.items()}
+    given = {name: array.shape for name, array in weights.arrays.items()}
     if any_head:
-        head = last_layer(model)
-        expected = _with_any_head(expected, given, [head], class_axis=-1)
-    check_names_and_shapes(expected, given, _about_a_trunk(expected, given, _linear(model)))
-    check_floats(content.arrays, content.label)
-    return dict(content.arrays)
+        expected = _with_any_head(expected, given, [last_layer(model)], class_axis=-1)
+    linear = _variables_of(model, _linear_layers(model))
+    check_names_and_shapes(expected, given, _about_a_trunk(expected, given, linear))
+    _check_floats(weights.arrays, weights.label)
+    return dict(weights.arrays)
 
 
-def _fit_torch(model: Classifier, content: Content, any_head: bool) -> dict[str, np.ndarray]:
-    slots, filters, counters = torch_slots(model), torch_filters(model), torch_counters(model)
-    arrays = match_names(content.arrays, [*slots, *filters, *counters], content.label)
+def _fit_torch(model: Classifier, weights: Weights, any_head: bool) -> dict[str, np.ndarray]:
+    slots, filters = torch_slots(model), torch_filters(model)
+    counters = {n.replace("running_mean", COUNTER) for n in slots if n.endswith("running_mean")}
+    arrays = match_names(weights.arrays, [*slots, *filters, *counters], weights.label)
     arrays = {name: array for name, array in arrays.items() if name not in counters}
     given = {name: array.shape for name, array in arrays.items()}
-    trained: dict[str, Shape] = {name: slot.torch_shape for name, slot in slots.items()}
+    trained = {name: slot.torch_shape for name, slot in slots.items()}
     if any_head:
-        head, classifier = _torch_head(model, slots)
+        head = _torch_names(model, slots, last_layer(model))
+        # torch keeps the last layer in one Sequential with other layers of the classifier.
+        groups = {name.partition(".")[0] for name in head}
+        classifier = [name for name in slots if name.partition(".")[0] in groups]
         trained = _with_any_head(trained, given, [classifier, head], class_axis=0)
     expected = trained | {name: taps.shape for name, taps in filters.items()}
-    _check_filter_sizes(model, trained, filters, given)
-    hint = _about_filters(trained, filters, given)
-    linear = _torch_names(slots, [named_weights(model)[name] for name in _linear(model)])
-    hint = hint or _about_a_trunk(expected, given, linear)
-    check_names_and_shapes(expected, given, hint)
-    check_floats(arrays, content.label)
-    check_filters(filters, arrays)
+    hint = _about_filters(model, trained, filters, given)
+    linear = _torch_names(model, slots, _variables_of(model, _linear_layers(model)))
+    check_names_and_shapes(expected, given, hint or _about_a_trunk(expected, given, linear))
+    _check_floats(arrays, weights.label)
+    for name, taps in filters.items():
+        if not np.allclose(arrays[name], taps, rtol=1e-6, atol=0):
+            raise InputError(
+                f"{name} is not the model's filter (binomial, for a BlurPool); these weights are "
+                "of another model"
+            )
     names = {id(variable): name for name, variable in named_weights(model).items()}
-    taken = {name: slots[name] for name in trained}
-    return {names[id(slot.variable)]: slot.from_torch(arrays[n]) for n, slot in taken.items()}
+    return {names[id(slots[n].variable)]: slots[n].from_torch(arrays[n]) for n in trained}
 
 
-def _torch_head(model: Classifier, slots: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """torch's names of the last layer, and of all that stands in one Sequential with it."""
-    head = _torch_names(slots, [named_weights(model)[name] for name in last_layer(model)])
-    groups = {name.partition(".")[0] for name in head}
-    return head, [name for name in slots if name.partition(".")[0] in groups]
-
-
-def _torch_names(slots: Mapping[str, Any], variables: Collection[nnx.Variable]) -> list[str]:
-    return [name for name, slot in slots.items() if any(slot.variable is v for v in variables)]
-
-
-def _linear(model: nnx.Module) -> list[str]:
-    """Names of the variables of all linear layers at the top of the net: its classifier."""
-    linear = [name for name, layer in vars(model).items() if isinstance(layer, nnx.Linear)]
-    return [name for name in named_weights(model) if name.partition(".")[0] in linear]
-
-
-def _about_a_trunk(
-    expected: Mapping[str, Shape], given: Mapping[str, Shape], linear: Collection[str]
-) -> str:
-    """What to do with weights that lack layers of the classifier and nothing else."""
-    missing = expected.keys() - given.keys()
-    if not missing or not missing <= set(linear) or given.keys() - expected.keys():
-        return ""
-    return (
-        "these are the weights of a trunk: create_model(NAME, pretrained=FILE, num_classes=N) "
-        "gives it a new classifier, features_only=True leaves the classifier out"
-    )
+def _torch_names(model: Classifier, slots: Mapping[str, Slot], names: Collection[str]) -> list[str]:
+    variables = named_weights(model)
+    wanted = {id(variables[name]) for name in names}
+    return [name for name, slot in slots.items() if id(slot.variable) in wanted]
 
 
 def _with_any_head(
@@ -209,7 +222,7 @@ def _with_any_head(
     *,
     class_axis: int,
 ) -> dict[str, Shape]:
-    """The expected shapes without the last layer if it is absent, or with its number of classes."""
+    """Returns the shapes expected without the first head that is absent, or with its classes."""
     for names in heads:
         if not given.keys() & set(names):
             return {name: shape for name, shape in expected.items() if name not in names}
@@ -222,40 +235,50 @@ def _with_any_head(
     return shapes
 
 
-def _check_filter_sizes(
+def _about_a_trunk(
+    expected: Mapping[str, Shape], given: Mapping[str, Shape], linear: Collection[str]
+) -> str:
+    """Returns a remedy where weights lack layers of the classifier and nothing else; else ""."""
+    missing = expected.keys() - given.keys()
+    if not missing or not missing <= set(linear) or given.keys() - expected.keys():
+        return ""
+    return (
+        "these are the weights of a trunk: create_model(NAME, pretrained=FILE, num_classes=N) "
+        "gives it a new classifier, features_only=True leaves the classifier out"
+    )
+
+
+def _about_filters(
     model: Classifier,
     trained: Mapping[str, Shape],
     filters: Mapping[str, np.ndarray],
     given: Mapping[str, Shape],
-) -> None:
-    """Where all else fits, the filters in a file say which filter size it was trained with."""
-    found, own = _sizes(given), {taps.shape[-1] for taps in filters.values()}
-    rest = {name: shape for name, shape in given.items() if not _is_filter(name)}
-    if rest == trained and found and found != own:
-        name = getattr(model, "name", "")
+) -> str:
+    """Returns what the fixed filters of weights show about their model; "" for nothing.
+
+    Where everything fits but the filters' sizes, an InputError says which variant would fit.
+    """
+    found = {s[-1] for name, s in given.items() if _is_filter(name) and s}
+    own = {taps.shape[-1] for taps in filters.values()}
+    rest_fits = {name: s for name, s in given.items() if not _is_filter(name)} == trained
+    if rest_fits and found and found != own:
+        base = parse_name(model.name)[0] if getattr(model, "name", "") else "the model"
         raise InputError(
-            f"these weights are for {_net_with(found, name)}, the model is {_net_with(own, name)}; "
+            f"these weights are for {_variants(base, found)}, the model is {_variants(base, own)}; "
             "create the model that fits the weights (nnx.update then copies them into another "
             f"filter size{_STATISTICS})"
         )
-
-
-def _about_filters(
-    trained: Mapping[str, Shape], filters: Mapping[str, np.ndarray], given: Mapping[str, Shape]
-) -> str:
-    """What the filters in a file tell of the net its weights are of."""
-    found = _sizes(given)
     if not trained.keys() & given.keys():
         return ""
     if filters and not found:
         return (
             "these weights have no fixed filters (.filt), as those of a baseline; where they were "
-            "left out of an antialiased net's, add those of aa_flax.to_torch_state_dict(model)"
+            "removed from an antialiased model's, add those of aa_flax.to_torch_state_dict(model)"
         )
     if found and not filters:
-        return f"filters of {sorted(found)} taps are in it: it is of an antialiased net"
-    if {name: shape for name, shape in given.items() if not _is_filter(name)} == trained:
-        return "all but filters fits: these are weights of a net built with other options"
+        return f"filters of {sorted(found)} taps are in it: it is of an antialiased model"
+    if rest_fits:
+        return "all but filters fits: these are weights of a model built with other options"
     return ""
 
 
@@ -263,13 +286,7 @@ def _is_filter(name: str) -> bool:
     return name.rpartition(".")[2] == "filt"
 
 
-def _sizes(shapes: Mapping[str, Shape]) -> set[int]:
-    return {shape[-1] for name, shape in shapes.items() if _is_filter(name) and shape}
-
-
-def _net_with(filter_sizes: Collection[int], name: str) -> str:
-    """Names the variant of the net `name` that has these filter sizes."""
-    base = parse_name(name)[0] if name else "the net"
+def _variants(base: str, filter_sizes: Collection[int]) -> str:
     if not filter_sizes:
         return f"{base} (a baseline, without filters)"
     return " and ".join(f"{base}_lpf{k} (filter size {k})" for k in sorted(filter_sizes))

@@ -1,11 +1,13 @@
-"""What weights are, and where: the one room that understands `pretrained`, a file, a run's folder.
+"""Locates weights by the names that people give them.
 
-pretrained (or True)   the published weights of the net, as the original chooses
+pretrained (or True)   the model's published weights, as the original chooses
 finetuned, scratch     published weights of that training
-baseline               those of the net without antialiasing, torchvision's
-FILE, FILE#ema         a weights file of any kind, told apart by its content; averaged weights
+baseline               those of the model without antialiasing, torchvision's
+FILE, FILE#ema         a weights file of any kind, recognized by content; its averaged weights
 FOLDER                 the folder of a run: its best checkpoint
 hf-hub:OWNER/NAME      a repository on the Hugging Face hub; @REVISION, and #sha256=HEX to compare
+
+Each kind is a class in the table `SOURCES`; `locate` uses the last one that `takes` the source.
 """
 
 from collections.abc import Mapping
@@ -20,45 +22,55 @@ from jax.typing import DTypeLike
 
 from aa_flax.config import images_of_config, options_of_config
 from aa_flax.data.classes import imagenet_class_names
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, Table
 from aa_flax.files import local_path, parse_json
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
-from aa_flax.models.registry import ReleasedWeights
-from aa_flax.weights.building import Held, abstract_net, build_net, complete, hold
-from aa_flax.weights.content import (
+from aa_flax.weights.building import abstract_model, complete, fitted
+from aa_flax.weights.convert_files import licence_of
+from aa_flax.weights.fit import last_layer, named_weights, options_of
+from aa_flax.weights.hub import PREFIX, HubFile, hub_file, parse_hub_name
+from aa_flax.weights.published import check_is_released, choose, published_file
+from aa_flax.weights.read import (
+    EMA,
     WORDS,
-    count_in,
+    Weights,
     images_in,
-    is_safetensors,
-    mapping_in,
-    read_content,
+    integer_in,
+    json_in,
+    read_metadata,
+    read_weights,
     sha256,
     weights_path,
 )
-from aa_flax.weights.convert import licence_of
-from aa_flax.weights.files import read_metadata
-from aa_flax.weights.fit import last_layer, named_weights, options_of
-from aa_flax.weights.hub import PREFIX, HubFile, hub_file, parse_hub_name
-from aa_flax.weights.pretrained import check_is_released, choose, pretrained_file
 
 
-class Weights:
+class WeightsSource:
     """Weights that are somewhere; nothing is loaded or downloaded before it is needed.
 
+    Made from a source that it `takes`, and the name of the model they are wanted for.
+
     Attributes:
-        name: the net they are of. A file that does not say it is taken at the word of whoever
-            asked; whether they fit shows when they are loaded.
-        dtype: the type the net computes in unless asked otherwise; None: float32.
-        config: of the run that trained them, as nested dicts; None: it is not known.
+        name: the model they are of, by their file, or else the model they are wanted for; loading
+            shows whether they fit.
+        dtype: the type the model computes in by default; None: float32.
+        config: of the run that trained them, as nested dicts; None: unknown.
     """
 
     name: str
     dtype: DTypeLike | None = None
     config: Mapping[str, Any] | None = None
 
+    @classmethod
+    def takes(cls, source: str | Path) -> bool:
+        """Returns whether a source is of this kind."""
+        raise NotImplementedError
+
+    def __init__(self, source: str | Path, model: str):
+        raise NotImplementedError
+
     def description(self) -> dict[str, Any]:
-        """What they are, for a record: equal for equal weights.
+        """Describes the weights for a record; equal weights have equal descriptions.
 
         Returns:
             Of the keys `kind` (`released`, `file`, `hub` or `run`), `model`, `options`, `training`,
@@ -67,44 +79,29 @@ class Weights:
         raise NotImplementedError
 
     def config_changes(self) -> dict[str, Any]:
-        """What these weights make of a net's `ModelConfig`: their source, hash and licence."""
-        said = self.description()
-        return {
-            "weights": said["file"],
-            "sha256": said.get("sha256"),
-            "licence": said.get("licence"),
-        }
+        """Returns fields of a model's `ModelConfig` that follow from its weights."""
+        facts = self.description()
+        changes = {key: facts.get(key) for key in ("sha256", "licence")}
+        return {"weights": facts["file"], **changes}
 
-    def hold(self, options: Mapping[str, Any]) -> Held:
-        """The weights themselves.
+    def load(self, options: Mapping[str, Any]) -> Weights:
+        """Loads the weights, with this package's names.
 
         Args:
-            options: the net's; those the weights say are added.
+            options: the model's, added to those of the weights.
 
         Raises:
-            InputError: they cannot be had, are damaged or do not fit the net.
+            InputError: they are out of reach, damaged or do not fit the model.
         """
         raise NotImplementedError
 
-    def hold_relative(self, options: Mapping[str, Any]) -> Held:
-        """The weights, where those of the net's baseline or of another filter size will do, too.
-
-        Args:
-            options: those of the net that starts from them.
-        """
-        return self.hold({})
+    def load_relative(self, options: Mapping[str, Any]) -> Weights:
+        """Loads weights for a model with `options` to start from: a variant's will do, too."""
+        return self.load({})
 
     def abstract_model(self, num_classes: int, **options: Any) -> Classifier:
-        """The net of shapes alone, before anything is downloaded or read.
-
-        Args:
-            num_classes: as of its weights, which are not looked at.
-            options: of the net, those that the weights say included.
-
-        Raises:
-            InputError: options that the net does not have.
-        """
-        return abstract_net(self.name, num_classes, **options)
+        """Builds the model of shapes alone, without its weights; `options` includes theirs."""
+        return abstract_model(self.name, num_classes, **options)
 
     def load_model(
         self,
@@ -114,61 +111,36 @@ class Weights:
         rngs: nnx.Rngs | None = None,
         **options: Any,
     ) -> Classifier:
-        """The net with these weights, in evaluation mode, with the options they were trained with.
+        """Builds the model with these weights and their options, in evaluation mode.
 
         Args:
             dtype: type of the computation; default: a run's own, else float32.
-            num_classes: default: that of the weights. For another the last layer is drawn anew; 0
+            num_classes: default: that of the weights. With another one the last layer is random; 0
                 leaves it out.
-            rngs: random keys of what the weights do not hold; default `nnx.Rngs(0)`.
-            options: further arguments of the net's class.
-
-        Raises:
-            InputError: weights that cannot be had, are damaged or do not fit.
+            rngs: random keys of what the weights lack; default `nnx.Rngs(0)`.
+            options: further arguments of the model's class.
         """
-        held = self.hold(options)
-        build = partial(
-            build_net,
-            held.model,
-            {**(held.options or {}), **options},
-            self.dtype if dtype is None else dtype,
-        )
-        return complete(held, build, num_classes, nnx.Rngs(0) if rngs is None else rngs)
+        weights = self.load(options)
+        options = {**(weights.options or {}), **options}
+        dtype = self.dtype if dtype is None else dtype
+        build = partial(registry.build, weights.model, dtype=dtype, **options)
+        return complete(weights, build, num_classes, nnx.Rngs(0) if rngs is None else rngs)
 
 
-class Published(Weights):
-    """A released file."""
-
-    def __init__(self, released: ReleasedWeights):
-        self.released = released
-        self.name = released.model
-
-    def description(self) -> dict[str, Any]:
-        return {
-            "kind": "released",
-            "model": self.name,
-            "training": self.released.training,
-            "file": self.released.filename,
-            "sha256": self.released.sha256_prefix,
-            "licence": licence_of(self.released),
-        }
-
-    def config_changes(self) -> dict[str, Any]:
-        return {"class_names": tuple(imagenet_class_names()), **super().config_changes()}
-
-    def hold(self, options: Mapping[str, Any]) -> Held:
-        content = read_content(pretrained_file(self.released))
-        check_is_released(self.released, content)
-        return hold(content, self.name, options)
+SOURCES: Table[type[WeightsSource]] = Table("kind of weights")
 
 
-class InFile(Weights):
+class InFile(WeightsSource):
     """A weights file."""
 
+    @classmethod
+    def takes(cls, source: str | Path) -> bool:
+        return True  # the constructor reports what is not a file
+
     def __init__(self, source: str | Path, model: str):
-        self.source = source
-        self.path, self.ema = weights_path(source)
-        self._metadata = read_metadata(self.path) if is_safetensors(self.path) else {}
+        self.source = local_path(source, "weights")
+        self.path, self.ema = weights_path(self.source)
+        self._metadata = read_metadata(self.path)
         self.name = self._metadata.get("model") or model
 
     @cached_property
@@ -176,95 +148,53 @@ class InFile(Weights):
         return sha256(self.path)
 
     def description(self) -> dict[str, Any]:
-        said = self._metadata
-        facts = {"options": mapping_in(said, "options", self.path)}
-        facts |= {key: said.get(key) for key in ("training", "licence")}
-        facts |= {key: count_in(said, key) for key in ("epoch", "step")}
-        file = f"{self.path}#ema" if self.ema else str(self.path)
+        facts = {"options": json_in(self._metadata, "options", self.path)}
+        facts |= {key: self._metadata.get(key) for key in ("training", "licence")}
+        facts |= {key: integer_in(self._metadata, key) for key in ("epoch", "step")}
         return {
             "kind": "file",
             "model": self.name,
             **{key: value for key, value in facts.items() if value not in (None, "", {})},
-            "file": file,
+            "file": f"{self.path}{EMA}" if self.ema else str(self.path),
             "sha256": self._digest,
         }
 
     def config_changes(self) -> dict[str, Any]:
         return {**images_in(self._metadata, self.path), **super().config_changes()}
 
-    def hold(self, options: Mapping[str, Any]) -> Held:
-        content = read_content(self.source)
-        if self.__dict__.setdefault("_digest", content.sha256) != content.sha256:
+    def _read(self) -> Weights:
+        weights = read_weights(self.source)
+        if self.__dict__.setdefault("_digest", weights.sha256) != weights.sha256:
             raise InputError(f"{self.path} has changed since it was described; try again")
-        return hold(content, self.name, options)
+        return weights
 
-    def hold_relative(self, options: Mapping[str, Any]) -> Held:
-        content = read_content(self.source)
-        if content.ours:
-            return hold(content, self.name, {})
+    def load(self, options: Mapping[str, Any]) -> Weights:
+        return fitted(self._read(), self.name, options)
+
+    def load_relative(self, options: Mapping[str, Any]) -> Weights:
+        weights = self._read()
+        if not weights.torch_names:
+            return fitted(weights, self.name, {})
+        # A torch file does not say which variant it is of, but its fixed filters do.
         base, _ = registry.parse_name(self.name)
-        filters = [array for name, array in content.arrays.items() if name.endswith(".filt")]
+        filters = [array for name, array in weights.arrays.items() if name.endswith(".filt")]
         if not filters:
-            return hold(content, base, {})
-        return hold(content, f"{base}_lpf{filters[0].shape[-1]}", options)
+            return fitted(weights, base, {})
+        return fitted(weights, f"{base}_lpf{filters[0].shape[-1]}", options)
 
 
-class OnHub(Weights):
-    """The weights in a repository on the Hugging Face hub."""
+class OfRun(WeightsSource):
+    """A run's checkpoint `step`; default: the best by top-1, or the latest of an unfinished run."""
 
-    def __init__(self, source: str, model: str):
-        self.source = parse_hub_name(source)
-        self.name = model
+    @classmethod
+    def takes(cls, source: str | Path) -> bool:
+        path = local_path(source, "weights")
+        misspelled = get_close_matches(str(source), WORDS, n=1)
+        # A name that does not exist is a run's, and the error says so, unless it looks like a file.
+        return path.is_dir() or not (path.exists() or path.suffix or misspelled)
 
-    @cached_property
-    def _downloaded(self) -> HubFile:
-        return hub_file(self.source)
-
-    @cached_property
-    def _in_file(self) -> InFile:
-        return InFile(self._downloaded.path, self.name)
-
-    def description(self) -> dict[str, Any]:
-        said = self._in_file.description()
-        licence = said.get("licence") or self._downloaded.licence
-        file = f"{PREFIX}{self.source.repository}@{self._downloaded.revision}"
-        known = {**said, "kind": "hub", "file": file, "licence": licence}
-        return {key: value for key, value in known.items() if value}
-
-    def config_changes(self) -> dict[str, Any]:
-        return {**self._downloaded.images, **super().config_changes()}
-
-    def hold(self, options: Mapping[str, Any]) -> Held:
-        self._check_hash()
-        return self._in_file.hold(options)
-
-    def hold_relative(self, options: Mapping[str, Any]) -> Held:
-        self._check_hash()
-        return self._in_file.hold_relative(options)
-
-    def _check_hash(self) -> None:
-        digest, wanted = self._in_file.description()["sha256"], self.source.sha256
-        if wanted and not digest.startswith(wanted):
-            raise InputError(
-                f"{PREFIX}{self.source.repository} is not the file that was meant: its SHA-256 "
-                f"begins with {digest[:8]}, not {wanted[:8]}; correct it, or give the "
-                "revision it is of"
-            )
-
-
-class OfRun(Weights):
-    """A checkpoint of a run.
-
-    Args:
-        step: which, by its folder's name; default: the best by top-1, or the latest of a run that
-            has evaluated none yet.
-
-    Raises:
-        InputError: no run there, or one without checkpoints.
-    """
-
-    def __init__(self, folder: str | Path, step: int | None = None):
-        self.folder = local_path(folder, "the run's folder")
+    def __init__(self, source: str | Path, model: str = "", *, step: int | None = None):
+        self.folder = local_path(source, "the run's folder")
         self.step = step
         if not (self.folder / "config.json").is_file():
             why = "no config.json there" if self.folder.exists() else "no such file or folder"
@@ -272,10 +202,19 @@ class OfRun(Weights):
                 f"no run in {self.folder} ({why}); train first, or give other weights: a file, or "
                 f"one of {', '.join(WORDS)}"
             )
-        if not (self.folder / "checkpoints").is_dir() and (there := _weights_in(self.folder)):
+        if (self.folder / "checkpoints").is_dir():
+            return
+        suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
+        found = sorted(str(path) for path in self.folder.iterdir() if path.suffix in suffixes)
+        if found:
             raise InputError(
-                f"no checkpoints in {self.folder}, but weights: give {' or '.join(there)}"
+                f"no checkpoints in {self.folder}, but weights: give {' or '.join(found)}"
             )
+
+    def _checkpoints(self):
+        from aa_flax.training.checkpoints import Checkpoints  # Orbax, which only runs need
+
+        return Checkpoints(self.folder / "checkpoints")
 
     @cached_property
     def _record(self) -> tuple[Any, bool]:
@@ -283,11 +222,6 @@ class OfRun(Weights):
         with self._checkpoints() as checkpoints:
             record = checkpoints.find(self.step)
             return record, record == checkpoints.best
-
-    def _checkpoints(self):
-        from aa_flax.training.checkpoints import Checkpoints  # Orbax, which only runs need
-
-        return Checkpoints(self.folder / "checkpoints")
 
     @property
     def config(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -322,83 +256,143 @@ class OfRun(Weights):
         try:
             data = parse_json((self.folder / "data.json").read_text())
             return tuple(map(str, data["train"]["classes"]))
-        except (OSError, ValueError, LookupError, TypeError):  # not known
+        except (OSError, ValueError, LookupError, TypeError):  # unknown
             return ()
 
     def sentence(self) -> str:
-        """Where they come from, for people."""
+        """Says for people where the weights come from."""
         record, is_best = self._record
         which = "the best" if is_best else f"step {record.step}"
         return f"{self.folder} (epoch {record.epoch}, {which})"
 
-    def hold(self, options: Mapping[str, Any]) -> Held:
+    def load(self, options: Mapping[str, Any]) -> Weights:
         record, _ = self._record
         options = options_of_config(record.config)
-        build = partial(build_net, self.name, options, None)
-        like = abstract_net(self.name, record.num_classes, **options)
+        build = partial(registry.build, self.name, **options)
+        like = abstract_model(self.name, record.num_classes, **options)
+        # A checkpoint is restored into a model with values, random keys included; zeros will do.
         zeros = {name: np.zeros(v.shape, v.dtype) for name, v in named_weights(like).items()}
-        empty = Held(str(self.folder), self.name, None, record.num_classes, zeros, ())
-        model = complete(empty, build, None, nnx.Rngs(0))
+        weights = Weights(str(self.folder), zeros, num_classes=record.num_classes, model=self.name)
+        model = complete(weights, build, None, nnx.Rngs(0))
         with self._checkpoints() as checkpoints:
             checkpoints.restore_model(record.step, model)
         arrays = {name: variable[...] for name, variable in named_weights(model).items()}
-        return empty._replace(options=options_of(model), arrays=arrays, head=last_layer(model))
+        return weights._replace(arrays=arrays, options=options_of(model), head=last_layer(model))
 
 
-def _weights_in(folder: Path) -> list[str]:
-    suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
-    return sorted(str(path) for path in folder.iterdir() if path.suffix in suffixes)
+class OnHub(WeightsSource):
+    """The weights in a repository on the Hugging Face hub."""
+
+    @classmethod
+    def takes(cls, source: str | Path) -> bool:
+        return str(source).startswith(PREFIX)
+
+    def __init__(self, source: str | Path, model: str):
+        self.source = parse_hub_name(str(source))
+        self.name = model
+
+    @cached_property
+    def _downloaded(self) -> HubFile:
+        return hub_file(self.source)
+
+    @cached_property
+    def _in_file(self) -> InFile:
+        return InFile(self._downloaded.path, self.name)
+
+    def description(self) -> dict[str, Any]:
+        facts = self._in_file.description()
+        licence = facts.get("licence") or self._downloaded.licence
+        file = f"{PREFIX}{self.source.repository}@{self._downloaded.revision}"
+        known = {**facts, "kind": "hub", "file": file, "licence": licence}
+        return {key: value for key, value in known.items() if value}
+
+    def config_changes(self) -> dict[str, Any]:
+        return {**self._downloaded.images, **super().config_changes()}
+
+    def _checked(self) -> InFile:
+        digest, wanted = self._in_file.description()["sha256"], self.source.sha256
+        if wanted and not digest.startswith(wanted):
+            raise InputError(
+                f"{PREFIX}{self.source.repository} is not the file that was meant: its SHA-256 "
+                f"begins with {digest[:8]}, not {wanted[:8]}; correct it, or give the "
+                "revision it is of"
+            )
+        return self._in_file
+
+    def load(self, options: Mapping[str, Any]) -> Weights:
+        return self._checked().load(options)
+
+    def load_relative(self, options: Mapping[str, Any]) -> Weights:
+        return self._checked().load_relative(options)
 
 
-def locate(source: bool | str | Path, *, model: str) -> Weights:
-    """Finds weights by what people call them; see the module for the words.
+class Published(WeightsSource):
+    """A released file."""
+
+    @classmethod
+    def takes(cls, source: str | Path) -> bool:
+        return source in WORDS
+
+    def __init__(self, source: str | Path, model: str):
+        wanted = registry.parse_name(model)[0] if source == "baseline" else model
+        training = str(source) if source in ("finetuned", "scratch") else None
+        self.released = choose(wanted, training)
+        self.name = self.released.model
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "kind": "released",
+            "model": self.name,
+            "training": self.released.training,
+            "file": self.released.filename,
+            "sha256": self.released.sha256_prefix,
+            "licence": licence_of(self.released),
+        }
+
+    def config_changes(self) -> dict[str, Any]:
+        return {"class_names": tuple(imagenet_class_names()), **super().config_changes()}
+
+    def load(self, options: Mapping[str, Any]) -> Weights:
+        weights = read_weights(published_file(self.released))
+        check_is_released(self.released, weights)
+        return fitted(weights, self.name, options)
+
+
+for _kind in (InFile, OfRun, OnHub, Published):
+    SOURCES.register(_kind.__name__, _kind)
+
+
+def locate(source: bool | str | Path, *, model: str) -> WeightsSource:
+    """Finds weights by the name that people give them; see the module.
 
     Args:
-        model: the net they are wanted for: which published weights are meant, and which net a file
-            is of that does not say it.
+        model: the model they are wanted for, which decides about published weights, and about a
+            file that does not say which model it is of.
 
     Raises:
-        InputError: no such weights; the message says what there is, or the nearest word.
+        InputError: no such weights; the message lists what there is, or the nearest word.
     """
     if source is True:
         source = "pretrained"
     if not isinstance(source, str | Path) or not str(source):
+        given = repr(source)
+        if isinstance(source, Mapping):
+            given = "a mapping, which load_torch_state_dict loads into a model"
         raise InputError(
             f"weights are True, one of {', '.join(WORDS)}, a file or the folder of a run; got "
-            f"{_given(source)}"
+            f"{given}"
         )
     repository = registry.hub_repository(model)
     if source == "pretrained" and repository:
-        return OnHub(PREFIX + repository, model)
-    if isinstance(source, str) and source in WORDS:
-        training = source if source in ("finetuned", "scratch") else None
-        wanted = registry.parse_name(model)[0] if source == "baseline" else model
-        return Published(choose(wanted, training))
-    if str(source).startswith(PREFIX):
-        return OnHub(str(source), model)
-    path = local_path(source, "weights")
-    meant_a_word = get_close_matches(str(source), WORDS, n=1)
-    if path.is_dir() or not (path.exists() or path.suffix or meant_a_word):
-        return OfRun(path)  # which says that there is no run
-    return InFile(path, model)
-
-
-def _given(source: object) -> str:
-    if isinstance(source, Mapping):
-        kind = type(source).__name__
-        return f"a mapping ({kind}), which load_torch_state_dict puts into a net that is there"
-    return repr(source)
+        source = PREFIX + repository
+    return next(kind for kind in reversed([*SOURCES.values()]) if kind.takes(source))(source, model)
 
 
 def describe(description: Mapping[str, Any] | str) -> str:
-    """Where weights come from in a few words, of a `Weights.description()` or an older record."""
+    """Says in a few words where weights come from, by their description (or a text already)."""
     if isinstance(description, str):
         return description
-    facts = []
-    if "epoch" in description:
-        facts.append(f"epoch {description['epoch']}")
-    if "step" in description:
-        facts.append(f"step {description['step']}")
+    facts = [f"{key} {description[key]}" for key in ("epoch", "step") if key in description]
     if description.get("kind") in ("file", "memory", "hub") and "sha256" in description:
         facts.append(f"SHA-256 {description['sha256'][:8]}")
     file = description.get("file", description.get("model", "unknown"))

@@ -1,4 +1,8 @@
-"""The state dict in what people keep one in: wrappers, prefixes, averaged copies, any floats."""
+"""PyTorch's state dicts: found in a checkpoint, with today's names, and mapped to Flax and back.
+
+`torch_layers` of a model lists its layers under their names in a torch file. The variables of a
+layer, and their layout in torch, follow from its type alone; one walk over them serves both ways.
+"""
 
 import re
 from collections import defaultdict
@@ -7,65 +11,72 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, first_line
+from aa_flax.models.classifier import Classifier
+from aa_flax.models.torch_layout import Filter, Flattened
+from aa_flax.nn.layers import BatchNorm, refuse_folded
+from aa_flax.ops.blur import binomial_taps
 
 T = TypeVar("T")
 
-# What a training checkpoint holds beside weights.
+# Entries of a training checkpoint that are not weights.
 _NOT_WEIGHTS = re.compile(
     r"optim|sched|scaler|criterion|loss|args|config|hyper|callbacks|loops|rng", re.IGNORECASE
 )
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged)(_|$)", re.IGNORECASE)
-_DEPTH = 3  # of wrappers in wrappers
+_DEPTH = 3  # of nested wrappers
 
 
-class StateDict(NamedTuple):
-    """Tensors by name, as spelt there; and which averaged ones stand beside them."""
-
-    tensors: Mapping[str, Any]
-    averaged: str = ""
-
-
-def find_state_dict(content: Any, label: object, *, ema: bool = False) -> StateDict:
-    """The one state dict in the content of a checkpoint, bare or in wrappers of any name.
+def find_state_dict(
+    content: Any, label: object, *, ema: bool = False
+) -> tuple[dict[str, Any], str]:
+    """Finds the one state dict in a checkpoint, bare or in wrappers of any name.
 
     Args:
-        label: what the content is of, for errors.
-        ema: take the averaged weights (`model_ema`, `state_dict_ema`, `ema_model.` ...).
+        label: the checkpoint's source, for errors.
+        ema: return the averaged weights (`model_ema`, `state_dict_ema`, `ema_model.` ...).
+
+    Returns:
+        Tensors by name, as spelled there; and the names of averaged copies that were not chosen.
 
     Raises:
-        InputError: there is none, or more than one; the message says what there is.
+        InputError: there is none, or more than one; the message says what was found.
     """
     plain: dict[str, Mapping[str, Any]] = {}
     averaged: dict[str, Mapping[str, Any]] = {}
     for path, tensors in _state_dicts(content):
-        for place, is_averaged, part in _parts(path, tensors):
-            (averaged if is_averaged else plain)[place] = part
+        for name, is_averaged, part in _parts(path, tensors):
+            (averaged if is_averaged else plain)[name] = part
     if ema and not averaged:
-        raise InputError(f"{label} holds no EMA weights; there is {_what(content)}")
+        raise InputError(f"{label} contains no EMA weights; it is {_summary(content)}")
     chosen = averaged if ema or not plain else plain
-    if len(chosen) > 1:  # numbers of a run, say, hold no layer
+    if len(chosen) > 1:  # a run's metrics, for example, have no layers
         layered = {k: v for k, v in chosen.items() if any(n.endswith("weight") for n in v)}
         chosen = layered or chosen
     if len(chosen) > 1:
         raise InputError(
-            f"{label} holds several state dicts ({', '.join(chosen)}); give the one that is meant "
-            "alone, as a mapping or a file"
+            f"{label} contains several state dicts ({', '.join(chosen)}); give the one that is "
+            "meant alone, as a mapping or a file"
         )
     if not chosen:
         raise InputError(
-            f"{label} holds no state dict (a mapping of names to tensors): it is {_what(content)}"
+            f"{label} contains no state dict (a mapping of names to tensors): it is "
+            f"{_summary(content)}"
         )
     (tensors,) = chosen.values()
-    beside = "" if chosen is averaged else ", ".join(averaged)
-    return StateDict({k: v for k, v in tensors.items() if not _is_counter(k)}, beside)
+    others = "" if chosen is averaged else ", ".join(averaged)
+    return {k: v for k, v in tensors.items() if not _is_counter(k)}, others
 
 
 def _state_dicts(content: Any, path: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
     if not isinstance(content, Mapping):
         return
-    if _is_state_dict(content):
+    # Names to tensors alone, and not only numbers.
+    if all(isinstance(k, str) and _is_array(v) for k, v in content.items()) and any(
+        len(v.shape) for v in content.values()
+    ):
         yield path, content
     elif depth:
         for key, value in content.items():
@@ -73,19 +84,12 @@ def _state_dicts(content: Any, path: str = "", depth: int = _DEPTH) -> Iterator[
                 yield from _state_dicts(value, f"{path}.{key}" if path else key, depth - 1)
 
 
-def _is_state_dict(content: Mapping[Any, Any]) -> bool:
-    """Names to tensors alone, and not only numbers."""
-    return all(isinstance(k, str) and _is_array(v) for k, v in content.items()) and any(
-        len(v.shape) for v in content.values()
-    )
-
-
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _parts(path: str, tensors: Mapping[str, Any]) -> Iterator[tuple[str, bool, Mapping[str, Any]]]:
-    """A state dict, apart from the averaged copy that stands in it under a prefix."""
+    """Splits off averaged copies that are in a state dict under a prefix, as in Lightning's."""
     if any(_AVERAGED.search(key) for key in path.split(".")):
         yield path, True, tensors
         return
@@ -106,14 +110,13 @@ def _is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == "n_averaged"
 
 
-def _what(content: Any) -> str:
+def _summary(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     if not content:
         return "empty"
-    if any(not isinstance(key, str) for key in content):
-        key = next(key for key in content if not isinstance(key, str))
-        return f"a mapping whose keys are not all names, e.g. {key!r}"
+    if odd := [key for key in content if not isinstance(key, str)]:
+        return f"a mapping whose keys are not all names, e.g. {odd[0]!r}"
     facts = [f"{key} ({type(value).__name__})" for key, value in list(content.items())[:6]]
     odd = [f"{key} ({type(v).__name__})" for key, v in content.items() if not _is_array(v)]
     if len(odd) < len(content) and len(facts) - len(odd) > 2:
@@ -122,23 +125,22 @@ def _what(content: Any) -> str:
 
 
 def as_float32(tensors: Mapping[str, Any], label: object) -> dict[str, np.ndarray]:
-    """Tensors of torch, NumPy or JAX, on any device, as arrays; floats of any width as float32.
+    """Converts tensors of torch, NumPy or JAX, on any device, to arrays; any float to float32.
 
     Raises:
-        InputError: a tensor without values, or of values that are no real numbers.
+        InputError: a tensor without values, or with values that are not real numbers.
     """
     return {name: _to_numpy(tensor, name, label) for name, tensor in tensors.items()}
 
 
 def _to_numpy(tensor: Any, name: str, label: object) -> np.ndarray:
     try:
-        if hasattr(tensor, "detach"):  # torch's; NumPy has no bfloat16 of its own
+        if hasattr(tensor, "detach"):  # torch's; NumPy has no bfloat16
             tensor = tensor.detach().cpu()
             tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         array = np.asarray(tensor)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{label}: {name} has no values to read ({reason})") from error
+        raise InputError(f"{label}: {name} has no values to read ({first_line(error)})") from error
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array.astype(np.float32, copy=False)
     if array.dtype.kind not in "iub":
@@ -146,26 +148,14 @@ def _to_numpy(tensor: Any, name: str, label: object) -> np.ndarray:
     return array
 
 
-def check_floats(arrays: Mapping[str, np.ndarray], label: object) -> None:
-    """Raises an InputError if an array that becomes a weight holds integers (quantised, say), or
-    what is no finite number."""
-    for name, array in arrays.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise InputError(
-                f"{label}: {name} is of type {array.dtype}; weights are floating-point numbers"
-            )
-        if not np.isfinite(array).all():
-            raise InputError(
-                f"{label}: {name} holds values that are not finite (or beyond float32); the "
-                "training it comes from diverged, or the file is damaged"
-            )
+# Names
 
 
 def match_names(given: Mapping[str, T], expected: Collection[str], label: object) -> dict[str, T]:
-    """Gives tensors the names a net expects, as far as spelling alone sets them apart.
+    """Renames tensors to the names a model expects, as far as spelling alone sets them apart.
 
-    `module.` and `_orig_mod.` go wherever they stand, old DenseNet names become today's, and a
-    prefix that all names have goes if they fit better without it. Unexpected names stay as spelt.
+    `module.` and `_orig_mod.` are removed anywhere, old DenseNet names become today's, and a prefix
+    of all names is removed if they fit better without it. Unexpected names stay as spelled.
 
     Raises:
         InputError: one name in two spellings.
@@ -176,17 +166,17 @@ def match_names(given: Mapping[str, T], expected: Collection[str], label: object
         spellings[todays_name(name)].append(name)
     for same in spellings.values():
         if len(same) > 1:
-            raise InputError(f"{label} holds one tensor under two names: {' and '.join(same)}")
+            raise InputError(f"{label} contains one tensor under two names: {' and '.join(same)}")
     prefixes = ["", *common_prefixes(spellings)]
     prefix = max(prefixes, key=lambda p: sum(name[len(p) :] in own for name in spellings))
-    bare = {name.removeprefix(prefix): spelt for name, (spelt,) in spellings.items()}
-    return {str(own.get(name, spelt)): given[spelt] for name, spelt in bare.items()}
+    bare = {name.removeprefix(prefix): spelled for name, (spelled,) in spellings.items()}
+    return {str(own.get(name, spelled)): given[spelled] for name, spelled in bare.items()}
 
 
 def todays_name(name: str) -> str:
-    """A tensor's name without what wraps a module, and as torchvision spells it today.
+    """Returns a tensor's name without wrappers of modules, as torchvision spells it today.
 
-    DataParallel's `module.` and torch.compile's `_orig_mod.` stand before a name or within it
+    DataParallel's `module.` and torch.compile's `_orig_mod.` are before a name or within it
     (`features.module.0.weight`); old DenseNet files have `norm.1.weight` for `norm1.weight`.
     """
     name = re.sub(r"(?<![^.])(?:(?:module|_orig_mod)\.)+", "", name)
@@ -194,7 +184,7 @@ def todays_name(name: str) -> str:
 
 
 def common_prefixes(names: Collection[str]) -> list[str]:
-    """`["model.", "model.backbone."]` where all names begin so, the shortest first."""
+    """Returns `["model.", "model.backbone."]` where all names begin so, the shortest first."""
     split = [name.split(".")[:-1] for name in names]
     prefixes, prefix = [], ""
     for parts in zip(*split, strict=False):
@@ -203,3 +193,103 @@ def common_prefixes(names: Collection[str]) -> list[str]:
         prefix += f"{parts[0]}."
         prefixes.append(prefix)
     return prefixes
+
+
+# Layout
+
+
+class Slot(NamedTuple):
+    """A variable of the model, and the order of its array's axes in torch.
+
+    `view` is the variable's shape with its flattened axes apart, where torch flattens them in
+    another order.
+    """
+
+    variable: nnx.Variable
+    to_torch: tuple[int, ...]
+    view: tuple[int, ...] | None = None
+
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
+        """Returns torch's array in the variable's layout; a last layer may have other classes."""
+        if self.view is not None:
+            array = array.reshape(-1, *(self.view[i] for i in self.to_torch[1:]))
+        array = np.ascontiguousarray(array.transpose(np.argsort(self.to_torch)))
+        return array if self.view is None else array.reshape(-1, array.shape[-1])
+
+    def as_torch(self) -> np.ndarray:
+        array = np.asarray(self.variable[...]).reshape(self.view or self.variable.shape)
+        return np.ascontiguousarray(array.transpose(self.to_torch)).reshape(self.torch_shape)
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        order = self.to_torch if self.view is None else _KERNEL_ORDER[nnx.Linear]
+        return tuple(self.variable.shape[i] for i in order)
+
+
+_BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+_KERNEL_ORDER = {nnx.Conv: (3, 2, 0, 1), nnx.Linear: (1, 0)}  # HWIO -> OIHW, IO -> OI
+COUNTER = "num_batches_tracked"  # of batch norms in torch's files; unused here
+
+
+def torch_slots(model: Classifier) -> dict[str, Slot]:
+    """Returns every variable of the model by its torch name, in torch's order."""
+    refuse_folded(model, to="convert")
+    slots = {}
+    for name, layer in model.torch_layers():
+        if isinstance(layer, BatchNorm):
+            for torch_leaf, leaf in _BATCH_NORM.items():
+                slots[f"{name}.{torch_leaf}"] = Slot(getattr(layer, leaf), (0,))
+        elif not isinstance(layer, Filter):
+            view = None
+            if isinstance(layer, Flattened):
+                layer, height, width = layer
+                view = (height, width, layer.in_features // (height * width), layer.out_features)
+            order = _KERNEL_ORDER[nnx.Conv if view else type(layer)]
+            slots[f"{name}.weight"] = Slot(layer.kernel, order, view)
+            if layer.bias is not None:
+                slots[f"{name}.bias"] = Slot(layer.bias, (0,))
+    return slots
+
+
+def torch_filters(model: Classifier) -> dict[str, np.ndarray]:
+    """Returns the fixed filters in the model's torch file, by name."""
+    filters = {}
+    for name, layer in model.torch_layers():
+        if isinstance(layer, Filter):
+            taps = binomial_taps(layer.filter_size)
+            kernel = np.outer(taps, taps).astype(np.float32)
+            filters[f"{name}.filt"] = np.tile(kernel, (layer.channels, 1, 1, 1))
+    return filters
+
+
+def to_torch_state_dict(model: Classifier) -> dict[str, np.ndarray]:
+    """Returns the model's weights with the names, order and layout of the PyTorch original.
+
+    `torch_model.load_state_dict(..., strict=True)` takes them once each array is a tensor; fixed
+    filters and `num_batches_tracked` (0) are included.
+
+    Args:
+        model: a model of `create_model`.
+
+    Returns:
+        Arrays by name; convolutions are `(out, in, h, w)`, linear layers `(out, in)`.
+
+    Raises:
+        InputError: a model of `aa_flax.models.fuse`, or one whose family has no torch layout.
+
+    Example:
+        >>> import aa_flax
+        >>> state = aa_flax.to_torch_state_dict(aa_flax.create_model("resnet18_lpf4"))
+        >>> state["conv1.weight"].shape
+        (64, 3, 7, 7)
+        >>> state["layer2.0.conv2.0.filt"].shape  # the fixed filter of a BlurPool
+        (128, 1, 4, 4)
+    """
+    slots, filters, state = torch_slots(model), torch_filters(model), {}
+    for name, layer in model.torch_layers():
+        state |= {key: slots[key].as_torch() for key in slots if key.rpartition(".")[0] == name}
+        if isinstance(layer, Filter):
+            state[f"{name}.filt"] = filters[f"{name}.filt"]
+        if isinstance(layer, BatchNorm):
+            state[f"{name}.{COUNTER}"] = np.zeros((), np.int64)
+    return state

@@ -115,7 +115,7 @@ def readers_folder(tmp_path_factory):
     shutil.rmtree(folder)  # hundreds of megabytes
 
 
-OF_THE_PACKAGE = dict(registry._NETS._items)  # before any test has registered a net of its own
+OF_THE_PACKAGE = dict(registry._MODELS._items)  # before any test has registered a net of its own
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def at_a_readers_place(readers_folder, monkeypatch):
     """In that folder, with nets that compute nothing."""
     monkeypatch.chdir(readers_folder)
     monkeypatch.setenv("AA_FLAX_WEIGHTS", str(readers_folder / "kept"))
-    monkeypatch.setattr(registry._NETS, "_items", dict(OF_THE_PACKAGE))
+    monkeypatch.setattr(registry._MODELS, "_items", dict(OF_THE_PACKAGE))
     monkeypatch.setattr(aa_flax, "create_model", of_zeros)
     for method in ("__call__", "forward_features"):
         monkeypatch.setattr(Classifier, method, traced(getattr(Classifier, method)))

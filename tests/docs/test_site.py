@@ -28,8 +28,7 @@ NAMED = {entry.removeprefix("aa_flax.") for entry in ENTRIES}  # those of `aa_fl
 INTERNAL = {
     "data": "clips digest examples folder_index given index_cache natural pictures shard_names "
     "splits tar_index video",
-    "evaluation": "evaluator files intervals own_images predict run schema settings summary "
-    "text turns",
+    "evaluation": "by_config engine intervals own_images predict results schema settings text",
     "report": "__main__ comparisons",
     "training": "integrity profiling same_run workdir",
     "weights": "building checks content fit mistaken",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from aa_flax.evaluation.run import evaluate_config
+from aa_flax.evaluation.by_config import evaluate_config
 from tests.evaluation.tiny import Noise, Small, noise_config
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""--clip: how often a net changes its mind from frame to frame."""
+"""--clip: how often the top-1 class changes from frame to frame."""
 
 import re
 from fractions import Fraction
@@ -10,7 +10,7 @@ import pytest
 import aa_flax
 from aa_flax import InputError
 from aa_flax.data.clips import Clip, Header, read_frames
-from aa_flax.evaluation.flicker import flicker, moving_average, odd_window
+from aa_flax.evaluation.measures.clip import flicker, moving_average, odd_window
 from aa_flax.report import gather, write_report
 from tests.evaluation.random_images import SIZES, flat, on_host, probabilities, write
 from tests.evaluation.tiny import CROP
@@ -71,7 +71,7 @@ def test_a_moving_average_keeps_a_constant_and_its_window_may_exceed_the_clip():
     assert np.allclose(moving_average(np.array([[1.0], [2.0], [6.0]]), np.arange(3), 101), 3)
 
 
-def test_frames_in_memory_are_the_clip_and_the_rate_says_where_it_is_from(tmp_path):
+def test_frames_in_memory_equal_the_clip_and_the_source_of_the_rate_is_recorded(tmp_path):
     pixels = write(tmp_path / "clip", count=5)
     of_folder = measured(flat, tmp_path / "clip")["clip"]
     assert (of_folder["fps"], of_folder["fps_from"]) == (25, "default")
@@ -81,10 +81,10 @@ def test_frames_in_memory_are_the_clip_and_the_rate_says_where_it_is_from(tmp_pa
         assert found["fps_from"] == "--fps"
 
 
-def test_two_nets_stand_side_by_side_in_the_report(tmp_path):
+def test_the_report_compares_two_models(tmp_path):
     write(tmp_path / "clip")
-    nets = {"plain": flat, "steady": lambda x: x.mean((1, 2))}
-    for name, predict in nets.items():
+    models = {"plain": flat, "steady": lambda x: x.mean((1, 2))}
+    for name, predict in models.items():
         output = tmp_path / "runs" / f"{name}.json"
         aa_flax.evaluate(predict, tmp_path / "clip", "clip", name=name, output=output, **SIZES)
     rows, _ = gather([tmp_path / "runs"])
@@ -131,7 +131,7 @@ def test_outputs_that_are_not_finite_are_refused():
         flicker(logits, seconds=np.arange(4.0), window_seconds=0.5)
 
 
-def test_a_video_without_pyav_says_what_to_install(tmp_path, monkeypatch):
+def test_a_video_without_pyav_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     (tmp_path / "film.mp4").write_bytes(b"")
     with pytest.raises(InputError, match=r"pip install 'aa_flax\[video\]'; or give a folder"):
@@ -169,7 +169,7 @@ def test_a_video_is_its_frames_at_the_rate_of_their_times(tmp_path):
     assert measured(flat, tmp_path / "film.mkv", fps=5.0)["clip"]["fps"] == 5
 
 
-def test_another_film_of_the_same_name_and_size_is_another_clip(tmp_path, monkeypatch):
+def test_another_video_of_the_same_name_and_size_is_another_clip(tmp_path, monkeypatch):
     film(tmp_path / "film.mkv")
     monkeypatch.setattr(
         "aa_flax.data.clips.read_header", lambda _: Header(10.0, 0.7, True, (16, 16), 0)

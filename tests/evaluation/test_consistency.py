@@ -10,9 +10,11 @@ from PIL import Image
 from aa_flax import InputError, create_model, load_torch_state_dict
 from aa_flax.data.pixels import normalise
 from aa_flax.evaluation import views
-from aa_flax.evaluation.consistency import agreement, consistency, diagonal_arrays, worst_case
 from aa_flax.evaluation.intervals import clustered_interval
+from aa_flax.evaluation.measures.consistency import WorstCase, agreement, consistency
+from aa_flax.evaluation.measures.diagonal import diagonal_arrays
 from aa_flax.evaluation.observe import observe
+from aa_flax.evaluation.shifts import random_offsets
 from aa_flax.runtime import data_mesh
 from benchmarks.reference import reference_net
 from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise, look, slow_logits
@@ -62,13 +64,13 @@ def check(found, expected, rel):
 
 
 def test_shifted_pairs_equal_one_crop_at_a_time():
-    offsets = np.asarray(views.random_offsets(7, INDEX, PASSES, RANGE))
+    offsets = np.asarray(random_offsets(7, INDEX, PASSES, RANGE))
     found = consistency(look(views.ShiftedPairs(CROP, RANGE, PASSES, seed=7)))
     check(found, slow_figures(crops_at(offsets)), rel=1e-4)
 
 
 def test_images_of_one_draw_share_their_offsets():
-    offsets = np.asarray(views.random_offsets(7, INDEX // 8, PASSES, RANGE))
+    offsets = np.asarray(random_offsets(7, INDEX // 8, PASSES, RANGE))
     assert (offsets[:8] == offsets[0]).all()
     assert (offsets[8] != offsets[0]).any()
     found = consistency(look(views.ShiftedPairs(CROP, RANGE, PASSES, seed=7, images_per_draw=8)))
@@ -76,7 +78,7 @@ def test_images_of_one_draw_share_their_offsets():
 
 
 def test_rolled_pairs_equal_numpys_roll():
-    shifts = np.asarray(views.random_offsets(0, INDEX, PASSES, 8)) - 4
+    shifts = np.asarray(random_offsets(0, INDEX, PASSES, 8)) - 4
     assert shifts.min() == -4
     assert shifts.max() == 3
     images = center(Noise().images)
@@ -127,15 +129,15 @@ def test_squares_stay_within_the_image_and_cover_their_range():
 
 
 def test_offsets_are_uniform_over_the_range():
-    offsets = np.asarray(views.random_offsets(0, jnp.arange(500), 5, 4))
+    offsets = np.asarray(random_offsets(0, jnp.arange(500), 5, 4))
     counts = np.bincount(offsets.ravel(), minlength=5)
     assert counts[4] == 0
     np.testing.assert_allclose(counts[:4] / offsets.size, 0.25, atol=0.02)
 
 
 def test_another_seed_draws_other_offsets():
-    first = views.random_offsets(0, INDEX, 5, 32)
-    assert (np.asarray(first) != np.asarray(views.random_offsets(1, INDEX, 5, 32))).any()
+    first = random_offsets(0, INDEX, 5, 32)
+    assert (np.asarray(first) != np.asarray(random_offsets(1, INDEX, 5, 32))).any()
 
 
 def test_the_worst_case_counts_an_image_only_if_it_is_right_at_every_offset():
@@ -145,7 +147,7 @@ def test_the_worst_case_counts_an_image_only_if_it_is_right_at_every_offset():
     hits = slow_logits(crops_at(offsets)).argmax(-1) == Noise().labels[:, None]
     seen = look(grid)
     np.testing.assert_array_equal(seen.correct, hits)
-    found = worst_case(seen)
+    found = WorstCase().result(seen, subject=None)  # pyright: ignore[reportArgumentType]
     assert found["top1_worst"] == pytest.approx(100 * hits.all(1).mean())
     assert found["top1_mean"] == pytest.approx(100 * hits.mean())
 
@@ -173,7 +175,7 @@ def to_torch(images):
     return torch.tensor(np.asarray(normalise(jnp.asarray(images))).transpose(0, 3, 1, 2).copy())
 
 
-def test_agreement_equals_the_original_net_image_by_image():
+def test_agreement_equals_that_of_the_original_image_by_image():
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (6, 9, 9, 3), np.uint8)
     images = np.stack([np.asarray(Image.fromarray(x).resize((71, 71))) for x in small])
@@ -192,7 +194,7 @@ def test_agreement_equals_the_original_net_image_by_image():
     pairs = views.ShiftedPairs(40, 32, passes=4)
     seen = observe(model, [batch], {"all": pairs}, mesh=data_mesh())["all"]
 
-    offsets = np.asarray(views.random_offsets(0, jnp.arange(6), 4, 32))
+    offsets = np.asarray(random_offsets(0, jnp.arange(6), 4, 32))
     classes = np.empty(offsets.shape[:-1], int)
     for place in np.ndindex(classes.shape):
         top, left = offsets[place]
@@ -205,7 +207,7 @@ def test_agreement_equals_the_original_net_image_by_image():
     assert 0 < expected.mean() < 1
 
 
-def test_a_net_without_finite_outputs_is_not_called_consistent():
+def test_a_model_without_finite_outputs_does_not_count_as_consistent():
     model = Flat()
     model.fc.bias[...] = jnp.full_like(model.fc.bias[...], jnp.nan)
     assert isinstance(model.fc, nnx.Linear)

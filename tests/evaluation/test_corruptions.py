@@ -1,4 +1,4 @@
-"""ImageNet-C and ImageNet-P trees, small: figures against their definitions."""
+"""ImageNet-C and ImageNet-P trees, small: numbers against their definitions."""
 
 import shutil
 from pathlib import Path
@@ -10,24 +10,26 @@ from PIL import Image
 
 from aa_flax import InputError
 from aa_flax.data.pixels import normalise
-from aa_flax.evaluation.corruptions import (
+from aa_flax.evaluation.evaluate import evaluate
+from aa_flax.evaluation.measures.corruptions import (
     ALEXNET_ERRORS,
     SEVERITIES,
+    Corruptions,
     corruption_folders,
     corruption_summary,
+)
+from aa_flax.evaluation.measures.perturbations import (
+    _natural_order,
     flip_rate,
     perturbation_folders,
     perturbation_summary,
     read_flip_rates,
 )
-from aa_flax.evaluation.evaluate import evaluate
-from aa_flax.evaluation.measures.corruptions import Corruptions
-from aa_flax.evaluation.measures.perturbations import _place
 from tests.evaluation.tiny import CLASSES, CROP, Flat, Noise
 
 
 class Data(Noise):
-    """The data of the net, with the classes of the trees below."""
+    """The data of the model, with the classes of the trees below."""
 
     class_names = tuple(f"class{i}" for i in range(CLASSES))
 
@@ -131,9 +133,9 @@ def test_alexnets_errors_are_the_published_means():
     )
 
 
-def test_the_net_must_have_the_classes_of_the_tree(tmp_path, rng):
+def test_the_model_must_have_the_classes_of_the_tree(tmp_path, rng):
     write(tmp_path / "fog/1/class0/a.png", rng)
-    with pytest.raises(InputError, match="has 1 classes, the net 6"):
+    with pytest.raises(InputError, match="has 1 classes, the model 6"):
         measured("corruptions", tmp_path)
 
 
@@ -193,15 +195,15 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path):
             read_flip_rates(tmp_path / "rates.tsv")
 
 
-def test_films_and_missing_folders_are_named(tmp_path):
+def test_videos_and_missing_folders_are_named(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         perturbation_folders(tmp_path / "none")
-    with pytest.raises(InputError, match="holds no <perturbation>"):
+    with pytest.raises(InputError, match="contains no <perturbation>"):
         perturbation_folders(tmp_path)
     film = tmp_path / "tilt/c0/a.mp4"
     film.parent.mkdir(parents=True)
     film.touch()
-    with pytest.raises(InputError, match=r"a\.mp4 is a film; write its frames"):
+    with pytest.raises(InputError, match=r"a\.mp4 is a video; write its frames"):
         perturbation_folders(tmp_path)
 
 
@@ -265,7 +267,7 @@ def test_frames_are_in_their_natural_order(tmp_path, rng, digits):
 
 def test_clips_whose_numbers_are_written_in_two_ways_are_two_clips():
     paths = [Path(f"c{clip}/{i}.png") for i in range(3) for clip in ("1", "01")]
-    clips = [str(path.parent) for path in sorted(paths, key=_place)]
+    clips = [str(path.parent) for path in sorted(paths, key=_natural_order)]
     assert clips == ["c01"] * 3 + ["c1"] * 3
 
 

@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from aa_flax import BlurPool, InputError, create_model
-from aa_flax.evaluation.bandlimited import shift_band_limited
 from aa_flax.evaluation.equivariance import (
     EquivarianceMaps,
     block_strides,
@@ -18,6 +17,7 @@ from aa_flax.evaluation.equivariance import (
     cosine_distance,
     equivariance_maps,
 )
+from aa_flax.evaluation.shifts import shift_band_limited
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import data_mesh
 from benchmarks.reference import abstract_model
@@ -138,7 +138,7 @@ def test_maps_survive_a_file(noise, tmp_path):
 
 def test_a_crop_that_is_no_multiple_of_the_stride_is_refused(rng):
     images = rng.integers(0, 256, (2, 18, 18, 3), np.uint8)
-    with pytest.raises(InputError, match=r"multiple of the net's stride, 4 .*crop_size=20"):
+    with pytest.raises(InputError, match=r"multiple of the model's stride, 4 .*crop_size=20"):
         equivariance_maps(Stack(1), batch(images), crop_size=18, mesh=data_mesh())
 
 
@@ -146,7 +146,7 @@ abstract = functools.cache(abstract_model)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_lpf4"])
-def test_strides_are_those_of_the_net_whatever_the_crop(name):
+def test_strides_do_not_depend_on_the_crop(name):
     assert block_strides(abstract(name)) == (4, 4, 4, 8, 8, 16, 16, 32, 32)
 
 
@@ -167,7 +167,7 @@ def test_a_crop_that_does_not_fit_names_the_nearest_that_do(name, crop, sizes):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_lpf4"])
-def test_a_crop_of_whole_strides_is_taken(name):
+def test_a_crop_that_is_a_multiple_of_the_stride_is_accepted(name):
     assert check_crop(abstract(name), 64) == 32
 
 
@@ -189,7 +189,7 @@ def test_a_stride_that_is_no_power_of_two_is_found():
 
 
 def test_a_block_without_a_stride_is_refused():
-    with pytest.raises(InputError, match="need blocks with a whole stride"):
+    with pytest.raises(InputError, match="need blocks with an integer stride"):
         block_strides(Third(fixed=True))
 
 

@@ -1,4 +1,4 @@
-"""Evaluation as `eval.py` does it: what is written, kept, refused; with one host and with two."""
+"""Evaluation by config: what is written, kept, refused; with one host and with two."""
 
 import json
 import re
@@ -13,12 +13,13 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError
-from aa_flax.evaluation import evaluator
-from aa_flax.evaluation.files import read_results, same_weights
+from aa_flax.evaluation import engine
+from aa_flax.evaluation.by_config import evaluate_config, make_plan
+from aa_flax.evaluation.measure import measures_and_options
 from aa_flax.evaluation.measures import MEASURES
-from aa_flax.evaluation.run import evaluate_config
+from aa_flax.evaluation.measures.time import time_forward
+from aa_flax.evaluation.results import same_weights
 from aa_flax.evaluation.text import with_interval
-from aa_flax.evaluation.timing import time_forward
 from aa_flax.report.rows import gather
 from benchmarks.reference import abstract_model
 from tests.evaluation.tiny import CLASSES, COUNT, CROP, Flat, Noise, Small, noise_config
@@ -74,7 +75,7 @@ def test_everything_is_written_with_its_settings(tmp_path, capsys):
     assert written["num_images"] == COUNT
     shift = written["shift"]
     assert (shift["passes"], shift["seed"], shift["images_per_draw"]) == (3, 0, 8)
-    assert all(written[key] == value for key, value in shift.items())  # where they once stood
+    assert all(written[key] == value for key, value in shift.items())  # at the top level, too
     assert written["circular"]["shift_range"] == 5
     assert len(written["worst_case"]["offsets"]) == 25
     assert written["jitter"]["scale"] == 0.1
@@ -91,8 +92,8 @@ def test_everything_is_written_with_its_settings(tmp_path, capsys):
     assert saved["diag_probs"].shape == (COUNT, 5)
     assert (tmp_path / "p.npz").exists()
     printed = capsys.readouterr().out
-    told = with_interval(written["consistency"], written["consistency_interval"])
-    assert f"consistency {told}" in printed
+    interval = with_interval(written["consistency"], written["consistency_interval"])
+    assert f"consistency {interval}" in printed
     top1 = [found["top1"] for found in written["per_class"].values() if isinstance(found, dict)]
     assert f"top-1 from {min(top1):.2f} %" in printed
 
@@ -118,7 +119,9 @@ def test_an_image_is_read_once_for_all_that_is_shown_of_it(tmp_path):
 
 
 @pytest.mark.parametrize(("crop", "image"), [(10, 13), (9, 15)])
-def test_accuracy_is_that_of_the_centre_crop_beside_shifts_of_any_size(tmp_path, crop, image):
+def test_accuracy_is_that_of_the_centre_crop_together_with_shifts_of_any_size(
+    tmp_path, crop, image
+):
     config = noise_config()
     config.data.crop_size, config.data.image_size, config.eval.shift_range = crop, image, 2
     args = {"model": Flat(crop), "config": config, "source": Rectangles()}
@@ -128,10 +131,10 @@ def test_accuracy_is_that_of_the_centre_crop_beside_shifts_of_any_size(tmp_path,
         assert alone[key] == beside[key]
 
 
-def test_results_of_the_same_net_are_added(tmp_path):
+def test_results_of_the_same_model_are_added(tmp_path):
     output, config = tmp_path / "results.json", noise_config()
     run(output, "shift")
-    config.data.num_workers = 1  # which changes no figure
+    config.data.num_workers = 1  # which changes no number
     run(output, "worst_case", config=config)
     assert {"consistency", "shift", "worst_case"} <= read(output).keys()
     measured = read(output)["measured"]
@@ -140,16 +143,16 @@ def test_results_of_the_same_net_are_added(tmp_path):
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_another_experiment_is_written_beside_and_never_over(tmp_path, capsys):
+def test_another_experiment_is_written_to_the_next_file(tmp_path, capsys):
     output, config = tmp_path / "results.json", noise_config()
     run(output, "shift")
     before = output.read_text()
     config.data.crop_size = 8
     run(output, "shift", config=config, model=Flat(8))
     assert output.read_text() == before
-    told = capsys.readouterr().out
-    assert f"{output} holds other results" in told
-    assert f"written to {tmp_path / 'results_2.json'}" in told
+    printed = capsys.readouterr().out
+    assert f"{output} has other results" in printed
+    assert f"written to {tmp_path / 'results_2.json'}" in printed
     run(output, config=config, model=Flat(8))
     assert {"top1", "shift"} <= read(tmp_path / "results_2.json").keys()
 
@@ -167,25 +170,22 @@ def test_another_experiment_is_written_beside_and_never_over(tmp_path, capsys):
         ({"checkpoint.keep_every": 1, "remat": True, "name": "b", "num_epochs": 3}, False),
     ],
 )
-def test_what_changes_a_figure_makes_another_experiment(tmp_path, change, is_another):
-    from aa_flax.evaluation.run import facts_of, subject_of, wanted_measures
-
+def test_whatever_changes_a_number_makes_another_experiment(tmp_path, change, is_another):
     config, output = noise_config(), tmp_path / "results.json"
-    measures, options = wanted_measures(("shift",), {})
+    measures, options = measures_and_options(("shift",), {})
 
     def plan():
-        facts = facts_of(config, "flat", WEIGHTS, Noise())
-        return evaluator.Plan(subject_of(config, Noise(), output, options), measures, facts)
+        return make_plan(config, "flat", WEIGHTS, Noise(), output, measures, options)
 
-    shift = measures[-1].settings(plan().subject)
+    shift = plan().settings["shift"]
     output.write_text(json.dumps(plan().facts | {"top1": 1.0, "shift": shift}))
     config.update_from_flattened_dict(change)
-    place, results = evaluator.stored(plan())
-    assert place == tmp_path / ("results_2.json" if is_another else "results.json")
+    path, results = engine.stored(plan())
+    assert path == tmp_path / ("results_2.json" if is_another else "results.json")
     assert bool(results) == (not is_another)
 
 
-def test_other_weights_are_written_beside(tmp_path):
+def test_results_of_other_weights_are_written_to_the_next_file(tmp_path):
     output = tmp_path / "results.json"
     run(output)
     run(output, weights=WEIGHTS | {"sha256": "2"})
@@ -217,7 +217,7 @@ def test_weights_are_known_by_what_they_are(one, other, same, monkeypatch):
     assert same_weights(one, other) == same
 
 
-def test_another_option_of_a_measure_is_measured_beside(tmp_path):
+def test_another_option_of_a_measure_is_written_to_the_next_file(tmp_path):
     output = tmp_path / "results.json"
     run(output, "shift")
     run(output, "shift", per_batch=True)
@@ -243,12 +243,12 @@ def nothing_is_measured(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr(evaluator, "observe", refuse)
+    monkeypatch.setattr(engine, "observe", refuse)
 
 
 @pytest.mark.usefixtures("nothing_is_measured")
 class TestBeforeAnythingIsMeasured:
-    def test_a_net_for_other_classes_than_the_data_is_refused(self, tmp_path):
+    def test_a_model_for_other_classes_than_the_data_is_refused(self, tmp_path):
         source = Noise()
         source.num_classes = 10
         with pytest.raises(InputError, match=r"flat gives 6 logits, but the data has"):
@@ -259,8 +259,8 @@ class TestBeforeAnythingIsMeasured:
         with pytest.raises(InputError, match=r"no image 22: the data has images 0\.\.21"):
             run(tmp_path / "r.json", "diagonal", image_indices=(22,))
 
-    def test_crops_that_a_net_cannot_see_are_named(self, tmp_path):
-        with pytest.raises(InputError, match="resnet18_lpf4 cannot see crops of 10 pixels"):
+    def test_crops_that_a_model_cannot_process_are_named(self, tmp_path):
+        with pytest.raises(InputError, match="resnet18_lpf4 cannot process crops of 10 pixels"):
             run(tmp_path / "r.json", model=abstract_model("resnet18_lpf4"))
 
     def test_images_too_small_for_the_shifts_are_refused(self, tmp_path):
@@ -281,12 +281,16 @@ class TestBeforeAnythingIsMeasured:
     @pytest.mark.parametrize("output", ["file/results.json", "."])
     def test_an_output_that_cannot_be_written_is_named(self, tmp_path, output):
         (tmp_path / "file").touch()
-        with pytest.raises(InputError, match="cannot be written"):
+        with pytest.raises(
+            InputError, match=r"is a directory|is a file, but a directory is needed"
+        ):
             run(tmp_path / output)
 
     def test_predictions_that_cannot_be_written_are_named(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(InputError, match=r"file/p\.npz cannot be written"):
+        with pytest.raises(
+            InputError, match=r"file/p\.npz: .*file is a file, but a directory is needed"
+        ):
             run(tmp_path / "r.json", predictions=tmp_path / "file/p.npz")
 
     @pytest.mark.parametrize(
@@ -294,7 +298,7 @@ class TestBeforeAnythingIsMeasured:
         [
             ({"per_batch": True}, "--per_batch belongs to --shift; give that, too"),
             ({"shif": True}, "unknown option 'shif'; did you mean shift"),
-            ({"image_indices": "0,x"}, "--image_indices are numbers such as 0,5,9; got 0,x"),
+            ({"image_indices": "0,x"}, "--image_indices takes integers such as 0,5,9; got 0,x"),
             ({"shift": 3}, "the option shift takes a bool, got 3"),
             ({"corruptions": "gs://c"}, "--corruptions gs://c is an address"),
         ],
@@ -317,8 +321,10 @@ def test_an_empty_results_file_is_replaced(tmp_path):
 MOVING = ("shift", "circular", "worst_case", "subpixel", "jitter", "diagonal", "per_class")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("measure", [*MOVING, "accuracy"])
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [("accuracy", np.inf), *((name, np.nan) for name in ("accuracy", *MOVING))],
+)
 def test_outputs_that_are_not_finite_are_an_error_of_every_measure(tmp_path, measure, value):
     model = Flat()
     nnx.update(model, jax.tree.map(lambda x: np.full_like(x, value), nnx.state(model)))
@@ -327,7 +333,7 @@ def test_outputs_that_are_not_finite_are_an_error_of_every_measure(tmp_path, mea
     assert not (tmp_path / "r.json").exists()
 
 
-def test_what_was_measured_is_kept_when_told_to_stop(tmp_path, monkeypatch):
+def test_what_was_measured_is_kept_when_interrupted(tmp_path, monkeypatch):
     output = tmp_path / "results.json"
 
     def stop(*_):
@@ -337,13 +343,6 @@ def test_what_was_measured_is_kept_when_told_to_stop(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match=f"measured so far is kept in {output}"):
         run(output, "shift", "time")
     assert {"top1", "shift"} <= read(output).keys()
-
-
-def test_old_results_without_a_key_for_shift_stay_readable(tmp_path):
-    old = {"model": "a", "num_images": 9, "top1": 1.0, "consistency": 80.0, "passes": 5}
-    (tmp_path / "r.json").write_text(json.dumps(old))
-    shift = {"num_images": 9, "consistency": 80.0, "passes": 5}
-    assert read_results(tmp_path / "r.json") == old | {"shift": shift}
 
 
 def test_the_time_is_of_a_compiled_pass():

@@ -29,7 +29,7 @@ def figures(predict, measures=("accuracy", "shift", "worst_case"), **options):
 
 
 @pytest.fixture(scope="module")
-def of_net():
+def of_model():
     return figures(Flat())
 
 
@@ -39,13 +39,13 @@ def weights():
     return np.asarray(fc.kernel[...]), np.asarray(fc.bias[...])
 
 
-def test_a_function_of_jax_has_the_figures_of_the_net(of_net):
+def test_a_jax_function_gives_the_numbers_of_the_model(of_model):
     kernel, bias = (jnp.asarray(array) for array in weights())
     found = figures(lambda x: x.reshape(len(x), -1) @ kernel + bias)
-    assert found == of_net
+    assert found == of_model
 
 
-def test_a_net_of_torch_has_the_figures_of_the_net(of_net):
+def test_a_torch_model_gives_the_numbers_of_the_model(of_model):
     kernel, bias = weights()
     net = torch.nn.Linear(*kernel.shape)
     net.load_state_dict({"weight": torch.tensor(kernel.T), "bias": torch.tensor(bias)})
@@ -55,10 +55,10 @@ def test_a_net_of_torch_has_the_figures_of_the_net(of_net):
         return net(torch.from_numpy(images).flatten(1))
 
     found = figures(predict, MEASURES)
-    assert found["top1"] == of_net["top1"]
-    assert found["shift"]["consistency"] == of_net["shift"]["consistency"]
-    assert found["worst_case"] == of_net["worst_case"]
-    assert found["loss"] == pytest.approx(of_net["loss"], rel=1e-5)
+    assert found["top1"] == of_model["top1"]
+    assert found["shift"]["consistency"] == of_model["shift"]["consistency"]
+    assert found["worst_case"] == of_model["worst_case"]
+    assert found["loss"] == pytest.approx(of_model["loss"], rel=1e-5)
 
 
 def test_a_function_on_the_host_gets_whole_batches_of_normalised_images():
@@ -75,20 +75,20 @@ def test_a_function_on_the_host_gets_whole_batches_of_normalised_images():
     assert min(lowest) == pytest.approx(-0.485 / 0.229)
 
 
-def test_only_what_is_asked_for_is_measured():
+def test_only_requested_measures_are_measured():
     found = figures(Flat(), ("worst_case",))
     assert found.keys() == {"model", "data", "num_images", "worst_case", "measured"}
     assert found["measured"].keys() == {"worst_case"}
     assert found["num_images"] == COUNT
 
 
-def test_results_are_written_where_asked(tmp_path):
+def test_results_are_written_to_the_output(tmp_path):
     found = evaluate(Flat(), Noise(), ("shift",), output=tmp_path / "r.json", **SETTINGS)
     assert found["model"] == "flat"
     assert (tmp_path / "r.json").is_file()
 
 
-def test_results_of_a_net_are_continued_and_those_of_another_stand_beside(tmp_path):
+def test_results_of_a_model_are_extended_and_those_of_another_go_to_the_next_file(tmp_path):
     def measured(predict, *measures, **more):
         evaluate(predict, Noise(), measures, output=tmp_path / "r.json", **SETTINGS, **more)
         return {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
@@ -109,8 +109,8 @@ def test_results_of_a_net_are_continued_and_those_of_another_stand_beside(tmp_pa
 @pytest.mark.parametrize(
     ("predict", "message"),
     [
-        (3, "int is no net and no function of images"),
-        (lambda x: x, r"gives an array of shape \(8, 10, 10, 3\) for 8 images; it has to give"),
+        (3, "int is neither a model nor a function of images"),
+        (lambda x: x, r"returns an array of shape \(8, 10, 10, 3\) for 8 images; it has to return"),
         (lambda x: x.mean((1, 2)), "gives 3 logits, but the data has 6 classes; give a source"),
         (lambda x: np.float32(x) @ "no", "fails on normalised float32 images 8x10x10x3: "),
     ],
@@ -120,15 +120,17 @@ def test_what_is_no_function_to_logits_is_refused(predict, message):
         evaluate(predict, Noise(), **SETTINGS)
 
 
-def test_a_measure_that_looks_inside_refuses_a_function(tmp_path):
+def test_a_measure_that_needs_a_model_refuses_a_function(tmp_path):
     def predict(images):
         return jnp.zeros((len(images), 6))
 
-    with pytest.raises(InputError, match=r"equivariance looks into a net of aa_flax; predict is a"):
+    with pytest.raises(
+        InputError, match=r"equivariance needs a model of aa_flax, and predict is a"
+    ):
         evaluate(predict, Noise(), ["equivariance"], output=tmp_path / "r.json", **SETTINGS)
 
 
-def test_measures_that_write_ask_for_a_place():
+def test_measures_that_write_files_need_an_output():
     with pytest.raises(InputError, match="diagonal writes files: give output"):
         evaluate(Flat(), Noise(), ["diagonal"], **SETTINGS)
 

@@ -1,4 +1,4 @@
-"""--images: how steady a net is on images without labels."""
+"""--images: stability of predictions on images without labels."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_the_least_stable_images_are_named_and_drawn(tmp_path):
     assert again["least_stable"][0] == first
 
 
-def test_two_nets_stand_side_by_side_in_the_report(tmp_path):
+def test_the_report_compares_two_models(tmp_path):
     write(tmp_path / "photos")
     for name, predict in (("plain", flat), ("steady", lambda x: x.mean((1, 2)))):
         aa_flax.evaluate(
@@ -190,7 +190,7 @@ def test_a_function_that_answers_at_random_is_found_out():
         measured(lambda x: rng.standard_normal((len(x), 6)), images, jit=False)
 
 
-def test_images_that_cannot_be_read_are_skipped_and_named_where_that_is_asked_for(tmp_path, capsys):
+def test_images_that_cannot_be_read_are_skipped_and_named_on_request(tmp_path, capsys):
     write(tmp_path / "photos", count=3)
     expected = measured(flat, tmp_path / "photos")["images"]
     (tmp_path / "photos" / "x_empty.jpg").touch()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from aa_flax import InputError, report
+from aa_flax.evaluation.by_config import evaluate_config
 from aa_flax.evaluation.measure import MEASURES, Column, Measure, Option
 from aa_flax.evaluation.measures import register_measure
-from aa_flax.evaluation.run import evaluate_config
 from aa_flax.evaluation.views import Center
 from tests.evaluation.tiny import Flat, Noise, noise_config
 
@@ -73,13 +73,13 @@ def test_a_measures_settings_are_compared(tmp_path):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ({"mean": float("nan")}, "confidence found nan, which is no finite number"),
+        ({"mean": float("nan")}, "confidence found nan, which is not finite"),
         ({"of": [{"mean": np.float64("inf")}]}, "confidence found inf"),
         ({"mean": np.full(2, np.nan)}, "confidence found nan"),
-        ({"mean": object()}, "confidence gave what is nothing for a JSON file"),
+        ({"mean": object()}, "confidence returned what cannot be written as JSON"),
     ],
 )
-def test_a_figure_that_is_no_number_is_refused(tmp_path, monkeypatch, result, message):
+def test_a_result_that_is_not_finite_is_refused(tmp_path, monkeypatch, result, message):
     monkeypatch.setattr(Confidence, "result", lambda *_: result)
     with pytest.raises(InputError, match=message):
         run(tmp_path / "results.json", confidence=True)
@@ -99,13 +99,13 @@ def test_names_are_taken_once():
 
     with pytest.raises(InputError, match="there is a measure 'confidence' already"):
         register_measure(Another())
-    with pytest.raises(InputError, match="mine has an option 'power', as confidence has"):
+    with pytest.raises(InputError, match="mine has an option 'power', which confidence has"):
         register_measure(Borrower())
     with pytest.raises(InputError, match="the measure Nameless has no options"):
         register_measure(Nameless())  # pyright: ignore[reportArgumentType]
 
 
-def test_every_measure_has_a_help_and_options_of_its_own():
+def test_every_measure_has_a_help_text_and_separate_options():
     options = {option for measure in MEASURES.values() for option in measure.options}
     names = [option.name for option in options]  # measures may share one
     assert len(set(names)) == len(names)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from aa_flax import InputError
 from aa_flax.evaluation import views
-from aa_flax.evaluation.accuracy import accuracy, accuracy_per_class, save_predictions
+from aa_flax.evaluation.measures.accuracy import accuracy, accuracy_per_class, save_predictions
 from aa_flax.evaluation.observe import observe
 from aa_flax.runtime import data_mesh
 from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise, batches, look, slow_logits
@@ -89,7 +89,7 @@ def test_an_output_that_is_not_finite_is_never_right():
     assert accuracy(look(CENTER, model=model))["top5"] == 0
 
 
-def test_per_class_accuracy_adds_up_to_the_whole():
+def test_per_class_accuracy_adds_up_to_the_total():
     seen = look(CENTER)
     classes = accuracy_per_class(seen, Noise.class_names)
     assert sum(c["num_images"] for c in classes.values()) == COUNT

@@ -7,7 +7,7 @@ from PIL import Image
 import aa_flax
 from aa_flax import InputError
 from aa_flax.data.pixels import normalise
-from aa_flax.evaluation.tiling import Grid
+from aa_flax.evaluation.measures.tiles import Grid
 from aa_flax.report import gather, write_report
 from tests.evaluation.random_images import SIZES, strided
 from tests.evaluation.tiny import CLASSES, Small
@@ -33,7 +33,7 @@ def measured(predict, image, **options):
     return aa_flax.evaluate(predict, image, ("tiles",), name="net", **given)["tiles"]
 
 
-def test_the_difference_is_that_of_tiles_put_beside_the_whole(image):
+def test_the_difference_equals_that_of_tiles_compared_one_by_one(image):
     used = np.asarray(normalise(image[None, :16]))
     whole = np.asarray(strided(used))[0]
     error, labels = [], []
@@ -53,7 +53,7 @@ def test_the_difference_is_that_of_tiles_put_beside_the_whole(image):
     assert found["label_agreement"] == pytest.approx(100 * np.mean(labels))
 
 
-def test_a_net_that_sees_each_place_alone_does_not_differ(image):
+def test_a_pointwise_model_does_not_differ(image):
     found = measured(lambda x: x[:, ::2, ::2], image)
     assert found["difference"] == pytest.approx(0, abs=1e-4)
     assert found["label_agreement"] == 100
@@ -70,7 +70,7 @@ def test_maps_of_labels_are_compared_as_labels(image):
     assert "difference" not in found
 
 
-def test_logits_are_compared_with_those_of_the_whole(image):
+def test_logits_of_tiles_are_compared_with_those_of_the_whole_image(image):
     kernel = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
     found = measured(lambda x: x.mean((1, 2)) @ kernel, image)
     pixels = np.asarray(normalise(image[None]))
@@ -80,7 +80,7 @@ def test_logits_are_compared_with_those_of_the_whole(image):
     assert found["difference"] == pytest.approx(100 * error.mean() / np.linalg.norm(logits), 1e-4)
 
 
-def test_of_a_net_its_features_and_the_classes_of_tiles_are_compared(image, tmp_path):
+def test_features_and_classes_of_tiles_are_compared_for_a_model(image, tmp_path):
     output = tmp_path / "runs" / "r.json"
     found = measured(Net(), image, output=output)
     assert found["stride"] == 2
@@ -92,7 +92,7 @@ def test_of_a_net_its_features_and_the_classes_of_tiles_are_compared(image, tmp_
         assert (tmp_path / "report" / f"tiles{suffix}").stat().st_size > 0
 
 
-def test_places_deep_inside_a_tile_do_not_depend_on_the_cut(rng):
+def test_positions_deep_inside_a_tile_do_not_depend_on_the_cut(rng):
     image = rng.integers(0, 256, (48, 48, 3), np.uint8)
     found = measured(Net(), image, tile_size=16, tile_border=3)
     assert found["difference_inside"] == pytest.approx(0, abs=1e-4)  # a kernel of three pixels
@@ -110,7 +110,7 @@ def test_tiles_overlap_and_the_last_ends_within_the_image():
     assert depth[5].tolist() == [1] * 6
 
 
-def test_tiles_of_multiples_of_32_keep_the_whole_one():
+def test_tiles_of_multiples_of_32_keep_the_whole_image_one():
     assert Grid((100, 133), tile=64, overlap=0, stride=4).used == (96, 128)
 
 
@@ -120,7 +120,10 @@ def test_tiles_of_multiples_of_32_keep_the_whole_one():
         ({"tile_size": 20}, r"has 24 x 18 pixels and is smaller than a tile of 20; give a smaller"),
         ({"tile_size": 0}, r"--tile_size must be an integer of at least 1, got 0"),
         ({"tile_overlap": 8}, r"--tile_overlap is 0 to 7 pixels, got 8"),
-        ({"tile_overlap": 2}, r"--tile_overlap 2 is no multiple of the 4 pixels .*give 0 or 4"),
+        (
+            {"tile_overlap": 2},
+            r"--tile_overlap 2 is not a multiple of the map's stride, 4 .*give 0 or 4",
+        ),
         ({"tile_overlap": -1}, r"--tile_overlap must be an integer of at least 0, got -1"),
     ],
 )
@@ -134,8 +137,8 @@ def only_tiles(x):
     return np.asarray(x).reshape(len(x), TILE, TILE, 3)
 
 
-def test_what_has_no_places_is_refused(image, tmp_path):
-    with pytest.raises(InputError, match="holds one tile of 8 alone"):
+def test_an_output_without_positions_is_refused(image, tmp_path):
+    with pytest.raises(InputError, match="has room for only one tile of 8"):
         measured(strided, image[:9, :10])
     with pytest.raises(
         InputError, match=r"shape \(1, 3, 3, 3\) for a tile of 8 pixels; --tiles ta"
@@ -143,7 +146,7 @@ def test_what_has_no_places_is_refused(image, tmp_path):
         measured(lambda x: x[:, ::3, ::3], image)
     with pytest.raises(InputError, match="only_tiles fails on normalised float32 images 1x18x24"):
         measured(only_tiles, image)
-    with pytest.raises(InputError, match=r"--tiles is one large image, got 2"):
+    with pytest.raises(InputError, match=r"--tiles takes one large image, got 2"):
         measured(strided, [image, image])
     with pytest.raises(InputError, match=r"no folder .*nowhere\.png \(--tiles\)"):
         measured(strided, tmp_path / "nowhere.png")
@@ -151,7 +154,7 @@ def test_what_has_no_places_is_refused(image, tmp_path):
     assert measured(strided, tmp_path / "a.png")["num_tiles"] == 6
 
 
-def test_a_map_that_is_another_of_the_whole_is_refused(image):
+def test_a_map_of_the_whole_image_with_another_stride_is_refused(image):
     def odd(x):
         return x[:, ::2, ::2] if x.shape[1] == TILE else x[:, ::4, ::4]
 

@@ -1,4 +1,4 @@
-"""What the tests of evaluation look at: random images, and a net that every shift disturbs."""
+"""Random images, and a model that every shift disturbs, for the tests of evaluation."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +9,8 @@ from aa_flax.data.batches import evaluation_batches
 from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.observe import Observations, observe
 from aa_flax.evaluation.views import Views
-from aa_flax.layers import conv2d
 from aa_flax.models.classifier import Classifier
+from aa_flax.nn.layers import conv2d
 from aa_flax.runtime import data_mesh
 
 COUNT, SIZE, CROP, CLASSES = 22, 14, 10, 6

@@ -1,4 +1,4 @@
-"""Files of int8: nearly the same function, judged by its classes on images it was not made with."""
+"""ONNX files in int8: nearly the same function, judged on images they were not calibrated on."""
 
 import json
 
@@ -12,12 +12,12 @@ from aa_flax.data.pixels import normalise
 from aa_flax.export import int8
 from aa_flax.export.__main__ import run
 from tests.compiled import run as logits
-from tests.export.small import SIZE, small
+from tests.export.models import SIZE, small
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from aa_flax.export.onnx_file import run_onnx  # noqa: E402
+from aa_flax.export.onnx_file import run as run_onnx  # noqa: E402
 
 
 @pytest.fixture
@@ -29,16 +29,16 @@ def net():
 
 @pytest.fixture
 def images(rng):
-    """Colours and waves, each unlike the others: bytes `(200, 40, 40, 3)`."""
+    """Distinct colours and waves: uint8 `(200, 40, 40, 3)`."""
     waves = np.sin(np.arange(SIZE) * rng.uniform(0.05, 1.5, (200, 1)))
     waves = waves[:, :, None, None] * rng.uniform(-1, 1, (200, 1, 1, 3)) + np.zeros((SIZE, 1))
     return (127 + 80 * waves + rng.uniform(-45, 45, (200, 1, 1, 3))).astype(np.uint8)
 
 
-ANY = 0.5  # classes of random nets are a matter of chance
+ANY = 0.5  # predictions of random models agree by chance
 
 
-def test_it_is_small_and_nearly_the_same(net, images, tmp_path):
+def test_an_int8_file_is_small_and_nearly_the_same(net, images, tmp_path):
     before = aa_flax.export(net, tmp_path / "float.onnx").path
     exported = aa_flax.export(net, tmp_path / "int8.onnx", int8=images, int8_min_agreement=ANY)
     model = onnx.load(exported.path)
@@ -58,8 +58,8 @@ def test_it_is_small_and_nearly_the_same(net, images, tmp_path):
     assert exported.difference <= 1e-5  # before
 
 
-def test_images_of_a_folder_are_prepared_as_the_net_wants_them(net, images, tmp_path, capsys):
-    """Larger ones, whose middle is what the net is to see; bytes go in, probabilities come out."""
+def test_images_of_a_folder_are_preprocessed_by_the_models_config(net, images, tmp_path, capsys):
+    """Larger ones, which are cropped; inputs are uint8, outputs probabilities."""
     framed = np.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0)))
     for i, image in enumerate(framed):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
@@ -68,9 +68,9 @@ def test_images_of_a_folder_are_prepared_as_the_net_wants_them(net, images, tmp_
     aa_flax.save_weights(net, weights := tmp_path / "w.safetensors")
     more = ["--preprocessing", f"--int8={tmp_path}", f"--int8-min-agreement={ANY}"]
     run([str(weights), str(out := tmp_path / "n.onnx"), *more])
-    told = {fact.key: fact.value for fact in onnx.load(out).metadata_props}
-    facts = json.loads(told["int8"])
-    assert (facts["calibrated_on"], facts["compared_on"], told["model"]) == (
+    properties = {fact.key: fact.value for fact in onnx.load(out).metadata_props}
+    facts = json.loads(properties["int8"])
+    assert (facts["calibrated_on"], facts["compared_on"], properties["model"]) == (
         100,
         100,
         "resnet18_lpf2",
@@ -80,11 +80,11 @@ def test_images_of_a_folder_are_prepared_as_the_net_wants_them(net, images, tmp_
     found = f"the same class for {100 * facts['agreement']:.1f} % of 100 images (calibrated on 100"
     printed = capsys.readouterr().out
     assert found in printed
-    assert "at least 50 % were asked for" in printed
+    assert "at least 50 % were requested" in printed
     assert facts["min_agreement"] == ANY
 
 
-def test_what_loses_too_much_is_not_kept(net, images, tmp_path, monkeypatch):
+def test_a_file_that_agrees_too_rarely_is_not_kept(net, images, tmp_path, monkeypatch):
     (tmp_path / "n.onnx").write_text("from before")
     monkeypatch.setattr(int8, "_agreement", lambda *files: 0.985)
     message = r"gives only 98\.5 % of 100 images the class that it gave them before, less than 99 %"
@@ -98,8 +98,8 @@ def test_what_loses_too_much_is_not_kept(net, images, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "given", "options", "message"),
     [
-        ("n.stablehlo", "images", {}, r"int8 is of ONNX, and n\.stablehlo is not; call the outp"),
-        ("n.onnx", True, {}, r"int8 is a folder of images, or images \(.*\); got True"),
+        ("n.stablehlo", "images", {}, r"int8 is an option of ONNX, and n\.stablehlo is not; give"),
+        ("n.onnx", True, {}, r"int8 must be a folder of images, or images \(.*\); got True"),
         ("n.onnx", "nowhere", {}, r"no folder .*nowhere \(int8\); give a folder of images"),
         (
             "n.onnx",
@@ -107,12 +107,12 @@ def test_what_loses_too_much_is_not_kept(net, images, tmp_path, monkeypatch):
             {},
             r"needs 200 images or more, .* got 9",
         ),
-        ("n.onnx", None, {"int8_min_agreement": 0.9}, r"int8_min_agreement is of int8 alone; give"),
+        ("n.onnx", None, {"int8_min_agreement": 0.9}, r"int8_min_agreement needs int8; give"),
         ("n.onnx", "images", {"int8_min_agreement": 95}, r"int8_min_agreement must be .* 0 to 1"),
         ("n.onnx", "images", {"size": 41}, r"int8 resizes images to 40 pixels as model\.config "),
     ],
 )
-def test_what_cannot_be_is_told_and_nothing_is_written(
+def test_invalid_arguments_are_refused_and_nothing_is_written(
     path, given, options, message, net, images, tmp_path
 ):
     given = images if given == "images" else given
@@ -121,7 +121,7 @@ def test_what_cannot_be_is_told_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_embedding_has_no_classes_to_judge_by(images, tmp_path):
+def test_an_embedding_has_no_classes_to_compare(images, tmp_path):
     net = aa_flax.create_model("resnet18_lpf2", num_classes=0)
     with pytest.raises(
         InputError, match=r"resnet18_lpf2 has none \(num_classes=0\); export it wit"

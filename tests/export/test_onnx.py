@@ -1,4 +1,4 @@
-"""Files of ONNX: the same function as the original's, in the operators one expects."""
+"""ONNX files: the same function as the PyTorch original, in the operators one expects."""
 
 import json
 from collections import Counter
@@ -12,13 +12,13 @@ from aa_flax import InputError, create_model, list_models
 from aa_flax.data.pixels import normalise
 from aa_flax.weights.locate import OfRun, locate
 from tests.compiled import run as logits
-from tests.export.small import NETS, SIZE, resnet, small
+from tests.export.models import MODELS, SIZE, resnet, small
 from tests.randomised import randomised
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from aa_flax.export.onnx_file import run_onnx  # noqa: E402
+from aa_flax.export.onnx_file import run as run_onnx  # noqa: E402
 
 CLEAN = {"Transpose", "Conv", "Relu", "Clip", "MaxPool", "Pad", "Add", "Concat", "AveragePool"}
 CLEAN |= {"BatchNormalization", "GlobalAveragePool", "Flatten", "Gemm"}
@@ -29,7 +29,7 @@ def operators(path) -> Counter:
 
 
 def of_the_original(name, size, tmp_path):
-    """Logits of the original with random weights and statistics, and those of its export."""
+    """Returns logits of the original with random weights, those of its export, and the file."""
     torch = pytest.importorskip("torch")
     from benchmarks.reference import reference_net
 
@@ -61,7 +61,7 @@ def test_logits_are_the_originals(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models("*_lpf4"))
-def test_logits_of_every_net_are_the_originals(name, tmp_path):
+def test_logits_of_every_model_are_the_originals(name, tmp_path):
     if not aa_flax.models.registry.has_reference(name):
         pytest.skip("not one of the original's")
     expected, found, path = of_the_original(name, 224, tmp_path)
@@ -69,8 +69,8 @@ def test_logits_of_every_net_are_the_originals(name, tmp_path):
     assert operators(path).keys() <= CLEAN
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_a_net_is_the_same_in_few_operators(name, rng, tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_the_same_in_few_operators(name, rng, tmp_path):
     net = small(name)
     path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
     assert operators(path).keys() <= CLEAN
@@ -86,7 +86,7 @@ def test_height_and_width_may_be_left_open(rng, tmp_path):
         assert relative(run_onnx(path, x), logits(net, x)) <= 1e-5
 
 
-def test_bytes_become_probabilities(rng, tmp_path):
+def test_preprocessing_maps_uint8_to_probabilities(rng, tmp_path):
     net = small("basic")
     path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE, preprocessing=True).path
     images = rng.integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
@@ -95,45 +95,45 @@ def test_bytes_become_probabilities(rng, tmp_path):
     assert relative(found, jax.nn.softmax(logits(net, normalise(images)))) <= 1e-5
 
 
-def test_it_tells_what_it_is(tmp_path):
+def test_the_file_has_metadata(tmp_path):
     net = create_model("resnet18_lpf4", num_classes=0)
     path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
     model = onnx.load(path)
-    told = {fact.key: fact.value for fact in model.metadata_props}
-    assert told["model"] == "resnet18_lpf4"
-    assert json.loads(told["input"]) == {"shape": ["batch", 40, 40, 3], "type": "float32"}
-    assert json.loads(told["preprocessing"])["mean"] == [0.485, 0.456, 0.406]
+    facts = {fact.key: fact.value for fact in model.metadata_props}
+    assert facts["model"] == "resnet18_lpf4"
+    assert json.loads(facts["input"]) == {"shape": ["batch", 40, 40, 3], "type": "float32"}
+    assert json.loads(facts["preprocessing"])["mean"] == [0.485, 0.456, 0.406]
     (given,), (result,) = model.graph.input, model.graph.output
     assert given.name, result.name == ("images", "embedding")
     assert [d.dim_param or d.dim_value for d in result.type.tensor_type.shape.dim] == ["batch", 512]
 
 
-@pytest.mark.parametrize(("names", "told"), [("abcde", [*"abcde"]), ("abc", [])])
-def test_names_of_classes_are_told_where_there_is_one_for_each_logit(names, told, tmp_path):
+@pytest.mark.parametrize(("names", "expected"), [("abcde", [*"abcde"]), ("abc", [])])
+def test_class_names_are_written_where_there_is_one_for_each_logit(names, expected, tmp_path):
     net = small("basic")
     net.config = aa_flax.ModelConfig(class_names=tuple(names))
     path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
     facts = {fact.key: fact.value for fact in onnx.load(path).metadata_props}
-    assert json.loads(facts["class_names"]) == told
+    assert json.loads(facts["class_names"]) == expected
 
 
-def test_published_weights_and_runs_know_the_names_of_their_classes(tmp_path):
+def test_published_weights_and_runs_have_class_names(tmp_path):
     changes = locate("pretrained", model="resnet18_lpf4").config_changes()
     assert changes["class_names"] == tuple(aa_flax.imagenet_class_names())
     (tmp_path / "config.json").touch()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "data.json").write_text('{"train": {"classes": ["a", "b"]}}')
-    assert OfRun(tmp_path, None)._class_names() == ("a", "b")
+    assert OfRun(tmp_path)._class_names() == ("a", "b")
 
 
-def test_a_pool_into_fixed_bins_takes_no_open_size_where_the_next_ones_have_the_same_map(tmp_path):
+def test_a_pool_into_fixed_bins_takes_no_open_size_even_where_sizes_share_a_map(tmp_path):
     net = create_model("alexnet_lpf4", num_classes=3)
     with pytest.raises(InputError, match="cannot be exported for images of every size"):
         aa_flax.export(net, tmp_path / "net.onnx", size=95, dynamic_size=True)
 
 
 @pytest.mark.parametrize("pool", ["average", "gaussian3", "ideal", "learned3", "aps_l2", "lps"])
-def test_every_pool_is_written_or_refused_by_name(pool, rng, tmp_path):
+def test_every_pool_is_exported_or_refused(pool, rng, tmp_path):
     net = randomised(resnet(filter_size=None, pool=pool))
     path = tmp_path / "net.onnx"
     if pool.startswith(("aps", "lps")):

@@ -14,12 +14,12 @@ from aa_flax import InputError, create_model
 from aa_flax.export.program import Program
 from aa_flax.export.stablehlo import smallest_open_size
 from tests.compiled import run as logits
-from tests.export.small import SIZE, resnet, small
+from tests.export.models import SIZE, resnet, small
 from tests.randomised import randomised
 
 pytest.importorskip("flatbuffers")
 
-# What a reader's program is, where neither this package nor Flax can be imported.
+# A program that runs the file where neither this package nor Flax can be imported.
 ELSEWHERE = """
 import sys
 sys.modules["aa_flax"] = sys.modules["flax"] = None
@@ -48,7 +48,7 @@ def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
 
 
 @pytest.mark.parametrize("pool", ["aps_l2", "lps"])
-def test_pools_that_decide_by_what_they_see_are_written(pool, rng, tmp_path):
+def test_adaptive_pools_are_exported(pool, rng, tmp_path):
     net = randomised(resnet(filter_size=None, pool=pool))
     path = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE).path
     images = rng.standard_normal((3, SIZE, SIZE, 3), np.float32)
@@ -57,15 +57,15 @@ def test_pools_that_decide_by_what_they_see_are_written(pool, rng, tmp_path):
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_what_it_is_stands_beside_it(tmp_path):
+def test_metadata_is_written_next_to_the_file(tmp_path):
     net = randomised(resnet(num_classes=0))
     exported = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE)
-    told = json.loads((tmp_path / "n.stablehlo.json").read_text())
-    assert told == exported.metadata
-    assert told["output"] == "embedding"
+    metadata = json.loads((tmp_path / "n.stablehlo.json").read_text())
+    assert metadata == exported.metadata
+    assert metadata["output"] == "embedding"
 
 
-def test_it_holds_no_operation_of_this_package(tmp_path):
+def test_the_file_contains_no_operation_of_this_package(tmp_path):
     path = aa_flax.export(small("basic"), tmp_path / "n.stablehlo", size=SIZE).path
     text = jax_export.deserialize(bytearray(path.read_bytes())).mlir_module()
     calls = set(re.findall(r"custom_call @(\w+)", text))
@@ -74,7 +74,7 @@ def test_it_holds_no_operation_of_this_package(tmp_path):
 
 @pytest.mark.parametrize("name", ["alexnet_lpf4", "vgg11"])
 def test_a_classifier_of_fixed_bins_takes_one_size(name):
-    net = aa_flax.initialisers.abstract(lambda rngs: create_model(name, rngs=rngs))
+    net = aa_flax.nn.initializers.abstract(lambda rngs: create_model(name, rngs=rngs))
     program = Program(net, 224, open_size=True, preprocessing=False, logits=net)
     with pytest.raises(InputError, match=f"^{name} cannot be exported for images of every size.*"):
         smallest_open_size(program)

@@ -1,4 +1,4 @@
-"""A measure of one's own, in one file: how often a net keeps its answer when an image is mirrored.
+"""A user's measure in one file: how often a model keeps its answer when an image is mirrored.
 
 python eval.py --plugin tests/extending/measure.py --mirror
 """

@@ -1,4 +1,4 @@
-"""A net family of one's own, in one file: a stack of strided convolutions, plain or antialiased.
+"""A user's model family in one file: a stack of strided convolutions, plain or antialiased.
 
 python train.py --plugin tests/extending/net_family.py --config.model=stack2_lpf3
 """
@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 import aa_flax
-from aa_flax.layers import BatchNorm, conv2d, linear
+from aa_flax.nn.layers import BatchNorm, conv2d, linear
 from aa_flax.pools import make_pool, pool_factory, subsample
 
 
@@ -46,7 +46,7 @@ class Stack(aa_flax.Classifier):
             yield f"blocks.{i}", block
 
     def torch_layers(self):
-        """The names in a torch net whose blocks are `Sequential(conv, bn, relu)`."""
+        """The names in a torch model whose blocks are `Sequential(conv, bn, relu)`."""
         for i, block in enumerate(self.blocks):
             yield f"blocks.{i}.0", block.conv
             yield f"blocks.{i}.1", block.bn

@@ -1,4 +1,4 @@
-"""A pool of one's own, in one file: the mean of squares as large as the stride.
+"""A user's pool in one file: the mean of squares as large as the stride.
 
 python train.py --plugin tests/extending/pool.py --config.model=resnet18 --config.pool=box
 """

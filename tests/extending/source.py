@@ -1,4 +1,4 @@
-"""A data source of one's own, in one file: bars of four directions, drawn as they are asked for.
+"""A user's data source in one file: bars of four directions, drawn as they are asked for.
 
 python train.py --plugin tests/extending/source.py --config.data.name=bars:120
 """

@@ -1,4 +1,4 @@
-"""Nets, pools, measures and data sources of a user's, each one file outside the package."""
+"""Models, pools, measures and data sources of a user's, each one file outside the package."""
 
 import importlib
 import json
@@ -47,7 +47,7 @@ def test_a_family_is_listed_in_its_filter_sizes():
 
 
 def torch_stack() -> torch.nn.Module:
-    """The plain net as someone would write it in torch."""
+    """The plain model as someone would write it in torch."""
     net = torch.nn.Module()
     net.blocks = torch.nn.ModuleList(
         torch.nn.Sequential(
@@ -87,7 +87,7 @@ def test_a_family_gives_its_pooled_embedding_where_there_are_no_classes(rng):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "stack2"])
-def test_a_pool_goes_into_any_net_by_name(name):
+def test_a_pool_goes_into_any_model_by_name(name):
     plain = nnx.eval_shape(lambda: aa_flax.create_model(name, num_classes=10))
     boxed = nnx.eval_shape(lambda: aa_flax.create_model(name, num_classes=10, pool="box"))
     assert boxed.options == {"pool": "box"}

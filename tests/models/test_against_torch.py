@@ -1,4 +1,4 @@
-"""One net of each family, inside and in training, beside the original."""
+"""One model of each family, inside and in training, next to the original."""
 
 import copy
 
@@ -12,7 +12,7 @@ from flax import nnx
 
 from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.models.registry import base_names, has_reference
-from aa_flax.weights.torch_format import torch_slots
+from aa_flax.weights.state_dicts import torch_slots
 from benchmarks.reference import reference_net, relative_difference
 
 FAMILIES = (
@@ -27,7 +27,7 @@ QUICK_BASES = ("alexnet", "resnet18", "resnext50_32x4d", "densenet121", "mobilen
 
 
 def families(*quick, names=FAMILIES):
-    """One net of each family; those that are not named take long enough to be marked slow."""
+    """One model of each family; those that are not named take long enough to be marked slow."""
     return pytest.mark.parametrize(
         "name", [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
     )
@@ -112,7 +112,7 @@ def test_every_block_equals_the_originals(name):
 
 
 def trainable_pair(name):
-    """The original in training mode without dropout, and our net with the same weights."""
+    """The original in training mode without dropout, and our model with the same weights."""
     reference = reference_net(name, num_classes=10)
     for layer in reference.modules():
         if isinstance(layer, torch.nn.Dropout):

@@ -1,4 +1,4 @@
-"""Backbones: maps of several resolutions, beside torchvision's own intermediate activations."""
+"""Backbones: maps of several resolutions, next to torchvision's own intermediate activations."""
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,16 @@ from aa_flax import (
     load_torch_state_dict,
     save_weights,
 )
-from aa_flax.layers import conv2d, linear
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.mobilenet import MobileNetV2
 from aa_flax.models.registry import base_names, has_reference
 from aa_flax.models.resnet import BasicBlock, ResNet
 from aa_flax.models.vgg import VGG
+from aa_flax.nn.layers import conv2d, linear
 from benchmarks.reference import reference_net, relative_difference
 from tests.extending.net_family import Stack
 
-# Channels of every level; they are timm's, where it has the net. The last level is 1/32.
+# Channels of every level; they are timm's, where it has the model. The last level is 1/32.
 CHANNELS = {
     "alexnet": (64, 192, 256, 256),
     **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), (64, 128, 256, 512, 512, 512)),
@@ -39,7 +39,7 @@ CHANNELS = {
 BOTTLENECKS = (64, 256, 512, 1024, 2048)
 SLOW = ("resnet101", "resnet152", "101", "densenet161", "densenet169", "densenet201")
 
-# Where each level ends in torchvision's nets.
+# Where each level ends in torchvision's models.
 TORCHVISIONS = {
     "alexnet": ("features.1", "features.4", "features.11", "features.12"),
     "vgg11_bn": [f"features.{i}" for i in (2, 6, 13, 20, 27, 28)],
@@ -79,7 +79,7 @@ def traced(model, size: int):
     ],
 )
 @pytest.mark.parametrize("ending", ["", "_lpf4"])
-def test_every_net_has_its_levels(base, ending):
+def test_every_model_has_its_levels(base, ending):
     model = nnx.eval_shape(lambda: create_model(base + ending, features_only=True))
     channels = CHANNELS.get(base.removesuffix("_bn"), BOTTLENECKS)
     reductions = [32 // 2**i for i in reversed(range(len(channels)))]
@@ -117,7 +117,7 @@ def test_maps_are_torchvisions_intermediate_activations(name):
 
 
 @everyone
-def test_the_last_map_classified_is_what_the_net_gives(family):
+def test_the_last_map_classified_is_what_the_model_gives(family):
     model = TINY[family](num_classes=5)
     model.eval()
     graphdef, state = nnx.split(model)
@@ -165,7 +165,7 @@ def test_a_new_classifier_is_initialised_as_its_family_does_it():
 
 @everyone
 @pytest.mark.parametrize("features_only", [False, True])
-def test_every_net_is_tabulated(family, features_only):
+def test_every_model_is_tabulated(family, features_only):
     model = TINY[family](num_classes=2)
     model.eval()
     if features_only:
@@ -207,7 +207,7 @@ def test_levels_of_a_resnet_are_its_stages_whatever_their_strides(options, reduc
     assert [level.reduction for level in model.feature_info] == reductions
 
 
-def test_weights_of_a_whole_net_are_those_of_its_backbone(tmp_path):
+def test_weights_of_a_whole_model_are_those_of_its_backbone(tmp_path):
     whole = create_model("mobilenet_v2_lpf2", num_classes=3, width_mult=0.25, rngs=nnx.Rngs(3))
     save_weights(whole, tmp_path / "w.safetensors", licence="CC0")
     given = create_model(
@@ -247,7 +247,7 @@ def test_a_backbone_refuses_images_that_are_too_small_or_none():
 
 
 class CallAlone(Classifier):
-    """A net that defines `__call__`, with a head of its own in it, and names its last layer."""
+    """A model that defines `__call__`, with a head of its own in it, and names its last layer."""
 
     last_layer = "out"
 
@@ -266,7 +266,7 @@ class CallAlone(Classifier):
 def test_a_head_that_is_not_known_is_not_guessed():
     with pytest.raises(InputError, match="CallAlone defines __call__ and no forward_head"):
         CallAlone().forward_head(jnp.zeros((1, 2, 2, 4)))
-    with pytest.raises(InputError, match="Unnamed has no layer 'fc'; say in the class"):
+    with pytest.raises(InputError, match="Unnamed has no layer 'fc'; set in the class"):
         type("Unnamed", (CallAlone,), {"last_layer": "fc"})().reset_classifier(3)
 
 

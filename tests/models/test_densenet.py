@@ -29,7 +29,7 @@ def small_net(*, remat: bool = False, **options) -> DenseNet:
 
 
 @pytest.mark.parametrize(("k", "pool_only"), [(1, True), (3, True), (4, False), (7, True)])
-def test_small_net_equals_the_original(k, pool_only):
+def test_small_model_equals_the_original(k, pool_only):
     options = {"filter_size": k, "pool_only": pool_only}
     net = antialiased_cnns.densenet.DenseNet(**SMALL, num_classes=10, **options)
     assert_same_net(small_net(**options), randomised(net), (107, 75))
@@ -46,7 +46,7 @@ def test_logits_equal_torch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, *(f"{name}_lpf4" for name in NAMES)])
-def test_every_net_equals_torch(name):
+def test_every_model_equals_torch(name):
     assert_same_as_reference(name, *SIZES)
 
 

@@ -4,8 +4,8 @@ import pytest
 from flax import nnx
 
 from aa_flax import create_model
-from aa_flax.initialisers import abstract
 from aa_flax.models.mobilenet import MobileNetV2
+from aa_flax.nn.initializers import abstract
 from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,

@@ -1,4 +1,4 @@
-"""Options of the nets: what is kept of them, what is refused, and nets without a classifier."""
+"""Options of the models: what is kept of them, what is refused, and models without a classifier."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,11 +72,15 @@ REFUSED = [
     ("resnet50", {"groups": 1.5}, "groups must be an integer"),
     ("resnet50", {"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
     ("resnet50", {"output_stride": True}, "output_stride must be 8, 16 or 32, got True"),
-    ("vgg11", {"output_stride": 16}, "unknown option .*; nets that have it: resnet18, resnet34, "),
+    (
+        "vgg11",
+        {"output_stride": 16},
+        "unknown option .*; models that have it: resnet18, ",
+    ),
     (
         "alexnet",
         {"stem": "small"},
-        "unknown option .*; nets that have it: .*, densenet121, ",
+        "unknown option .*; models that have it: .*, densenet121, ",
     ),
     ("mobilenet_v2", {"stem": "tiny"}, "stem must be 'imagenet' or 'small', got 'tiny'"),
     ("resnet18_lpf4", {"stem": "small", "pool_only": False}, "stem='small' has none"),

@@ -3,12 +3,13 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, list_models
-from aa_flax.layers import linear
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
+from aa_flax.nn.layers import linear
+from benchmarks.reference import abstract_model
 
 
-def test_every_net_is_listed_as_baseline_and_with_seven_filter_sizes():
+def test_every_model_is_listed_as_baseline_and_with_seven_filter_sizes():
     assert list_models("resnet18*") == ["resnet18", *(f"resnet18_lpf{k}" for k in range(1, 8))]
     published = [name for name in list_models() if registry.has_reference(name)]
     assert len(published) == 8 * 23
@@ -34,7 +35,7 @@ def test_models_are_created_in_evaluation_mode_and_know_their_name():
     assert model.bn1.use_running_average
 
 
-def test_published_nets_alone_have_a_reference_and_only_some_names_have_weights(own_net):
+def test_published_models_alone_have_a_reference_and_only_some_names_have_weights(own_net):
     assert registry.has_reference("resnet50_lpf4")
     assert not registry.has_reference(own_net)
     names = list_models(pretrained=True)
@@ -60,13 +61,13 @@ class Own(Classifier):
 
 @pytest.fixture
 def own_net(monkeypatch):
-    """A net of one's own, registered for one test."""
-    monkeypatch.setattr(registry._NETS, "_items", dict(registry._NETS._items))
+    """A model of the user, registered for one test."""
+    monkeypatch.setattr(registry._MODELS, "_items", dict(registry._MODELS._items))
     registry.register_model("own.net", Own)
     return "own.net"
 
 
-def test_a_net_of_ones_own_is_listed_built_and_has_its_filter_sizes(own_net):
+def test_a_custom_model_is_listed_built_and_has_its_filter_sizes(own_net):
     assert list_models("own*") == [own_net, *(f"{own_net}_lpf{k}" for k in range(1, 8))]
     model = registry.build("own.net_lpf3", width=8, rngs=nnx.Rngs(0))
     assert (model.name, model.filter_size, model.num_classes) == ("own.net_lpf3", 3, 2)
@@ -76,7 +77,7 @@ def test_a_net_of_ones_own_is_listed_built_and_has_its_filter_sizes(own_net):
         model.torch_layers()
 
 
-def test_a_constructor_without_filter_size_makes_the_plain_net_alone(own_net):
+def test_a_constructor_without_filter_size_makes_the_plain_model_alone(own_net):
     registry.register_model("plain", lambda *, num_classes, rngs: Own(num_classes=4, rngs=rngs))
     registry.register_model("two", Own, filter_sizes=(2, 4))
     assert list_models("plain*") == ["plain"]
@@ -89,14 +90,23 @@ def test_a_constructor_without_filter_size_makes_the_plain_net_alone(own_net):
 @pytest.mark.parametrize(
     ("name", "build", "message"),
     [
-        ("own_lpf4", Own, "would be the antialiased version of another net"),
-        ("own_lpf3_finetune", Own, "would be the antialiased version of another net"),
+        ("own_lpf4", Own, "would be the antialiased version of another model"),
+        ("own_lpf3_finetune", Own, "would be the antialiased version of another model"),
         ("a/b", Own, "name has letters, digits"),
         ("", Own, "name has letters, digits"),
-        ("resnet18", Own, "there is a net 'resnet18' already"),
+        ("resnet18", Own, "there is a model 'resnet18' already"),
         ("other", None, "build must be a class or function"),
     ],
 )
-def test_what_is_no_net_is_refused(name, build, message):
+def test_what_is_no_model_is_refused(name, build, message):
     with pytest.raises(InputError, match=message):
         registry.register_model(name, build)
+
+
+@pytest.mark.parametrize("base", ["alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2"])
+def test_every_block_has_its_own_name_with_and_without_blur(base):
+    plain, antialiased = (
+        [name for name, _ in abstract_model(name).named_blocks()] for name in (base, f"{base}_lpf4")
+    )
+    assert plain == antialiased
+    assert len(set(plain)) == len(plain) >= 6

@@ -1,4 +1,4 @@
-"""What `remat` means, the same for every net; by tracing alone where numbers are not needed."""
+"""What `remat` means, the same for every model; by tracing alone where numbers are not needed."""
 
 from functools import partial
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax.layers import BatchNorm
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.registry import build
-from aa_flax.models.rematerialise import rematerialised
+from aa_flax.models.remat import rematerialised
 from aa_flax.models.vgg import VGG
+from aa_flax.nn.layers import BatchNorm
 
 NETS = {
     "alexnet": partial(build, "alexnet_lpf4"),

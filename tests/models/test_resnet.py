@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, list_models, load_torch_state_dict, save_weights
-from aa_flax.weights.torch_format import to_torch_state_dict
+from aa_flax.weights.state_dicts import to_torch_state_dict
 from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,
@@ -29,7 +29,7 @@ OTHER_SIZES = [f"resnet18_lpf{k}" for k in (1, 6, 7)]
         for name in FAMILY + OTHER_SIZES
     ],
 )
-def test_the_net_is_the_references(name):
+def test_the_model_is_the_references(name):
     assert_same_as_reference(name, (224, 224), (101, 75))
 
 
@@ -40,7 +40,7 @@ def test_the_net_is_the_references(name):
         ("resnet18_lpf2", {"num_classes": 7}),
     ],
 )
-def test_with_options_the_net_is_the_references(name, options):
+def test_with_options_the_model_is_the_references(name, options):
     assert_same_as_reference(name, (101, 75), **options)
 
 
@@ -70,7 +70,7 @@ def test_any_weights_serve_an_output_stride_that_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("base", ["resnet18", "resnext50_32x4d"])
-def test_a_baseline_and_its_antialiased_nets_have_the_same_state_tree(base):
+def test_a_baseline_and_its_antialiased_models_have_the_same_state_tree(base):
     expected = state_shapes(abstract_model(base))
     for k in range(1, 8):
         assert state_shapes(abstract_model(f"{base}_lpf{k}")) == expected

@@ -1,4 +1,4 @@
-"""timm's antialiased nets, beside timm; their weights from files that timm writes."""
+"""timm's antialiased models, next to timm; their weights from files that timm writes."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def net(request):
     return net
 
 
-def test_the_net_is_timms(net):
+def test_the_model_is_timms(net):
     sizes = [(64, 96)] if net.name == "resnetaa50" else [(64, 96), (75, 101)]
     assert_same_net(create_model(net.name), net, *sizes)
 

@@ -1,4 +1,4 @@
-"""Nets whose every stride is a pool that chooses phases: 100 % consistent, untrained."""
+"""Models whose every stride is a pool that chooses phases: 100 % consistent, untrained."""
 
 import jax
 import jax.numpy as jnp

@@ -1,11 +1,11 @@
-"""Nets for images as small as CIFAR's."""
+"""Models for images as small as CIFAR's."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from aa_flax.models.images import smallest_size
+from aa_flax.models.shapes import smallest_size
 from benchmarks.reference import abstract_model, logits_shape, state_shapes
 
 # How many times smaller than the images the last map is.
@@ -32,7 +32,7 @@ def test_how_small_is_too_small_is_known(name, size):
 
 
 @pytest.mark.parametrize("base", ["resnet18", "mobilenet_v2"])
-def test_a_baseline_and_its_antialiased_net_share_a_state_tree_here_too(base):
+def test_a_baseline_and_its_antialiased_model_share_a_state_tree_here_too(base):
     plain, antialiased = (abstract_model(n, stem="small") for n in (base, f"{base}_lpf4"))
     assert state_shapes(plain) == state_shapes(antialiased)
     first = plain.conv1 if base == "resnet18" else plain.stem.conv

@@ -24,7 +24,7 @@ def test_logits_equal_torch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, *(f"{name}_lpf4" for name in NAMES)])
-def test_every_net_equals_torch(name):
+def test_every_model_equals_torch(name):
     assert_same_as_reference(name, *SIZES)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 
 from aa_flax import ops
-from aa_flax.ops.depthwise import Window
-from aa_flax.ops.forms import Multilinear, apply, static
-from aa_flax.ops.winograd import winograd_conv
+from aa_flax.ops.cpu.depthwise import Window
+from aa_flax.ops.cpu.dispatch import Multilinear, apply, static
+from aa_flax.ops.cpu.winograd import winograd_conv
 
 
 def arrays(*shape: int) -> jax.Array:
@@ -40,7 +40,7 @@ IMAGE = (2, 4, 5, 4)
 DEPTHWISE, GROUPED, DENSE = (3, 3, 1, 4), (3, 3, 2, 6), (3, 3, 2, 3)
 NARROW = (2, 2, 2, 2)
 
-# Each takes an array of the shape beside it.
+# Each takes an array of the shape next to it.
 OPERATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], tuple[int, ...]]] = {
     "blur": (ops.blur_pool, IMAGE),
     "blur of an axis": (partial(ops.blur_pool, filter_size=3, padding="zero"), (2, 7, 3)),

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from aa_flax import ops
-from aa_flax.ops.batch_norm import batch_norm
+from aa_flax.ops.cpu.batch_norm import batch_norm
 
 
 def operands(shape=(3, 4, 5, 2), mean=0.0):

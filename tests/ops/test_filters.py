@@ -1,10 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage, signal
 
 from aa_flax import InputError, ops
-from aa_flax.ops.filters import filter_pool, gaussian_taps, kaiser_taps
+from aa_flax.ops.filters import filter_pool, gaussian_taps, ideal_pool, kaiser_taps
 
 
 @pytest.mark.parametrize("k", range(1, 9))
@@ -58,3 +59,59 @@ def test_taps_of_each_axis_are_applied_with_its_padding(padding, mode, rng):
 def test_what_is_no_filter_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def by_fft(x: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """Crop the spectrum, and transform back."""
+    spectrum = np.moveaxis(np.fft.fft(x, axis=axis), axis, 0)
+    kept = np.zeros((length, *spectrum.shape[1:]), complex)
+    for f in range(-((length - 1) // 2), (length - 1) // 2 + 1):
+        kept[f] = spectrum[f]
+    back = np.fft.ifft(kept, axis=0).real * length / x.shape[axis]
+    return np.moveaxis(back, 0, axis)
+
+
+@pytest.mark.parametrize("size", [(16,), (12, 9), (8, 7, 10)])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_the_ideal_pool_crops_the_spectrum(size, stride, rng):
+    x = rng.standard_normal((2, *size, 3))
+    expected = x
+    for axis, n in enumerate(size, 1):
+        expected = by_fft(expected, -(-n // stride), axis)
+    np.testing.assert_allclose(ideal_pool(jnp.asarray(x, jnp.float32), stride), expected, atol=1e-6)
+
+
+def wave(places: np.ndarray, coefficients: np.ndarray, period: int) -> np.ndarray:
+    """Cosines and sines of the first whole frequencies, at places that need not be whole."""
+    phase = 2 * np.pi * np.outer(places, np.arange(len(coefficients))) / period
+    return np.cos(phase) @ coefficients[:, 0] + np.sin(phase) @ coefficients[:, 1]
+
+
+@pytest.mark.parametrize("shift", [0, 1, 0.3])
+def test_band_limited_signals_are_sampled_exactly_wherever_they_lie(shift, rng):
+    coefficients = rng.standard_normal((6, 2))  # frequencies 0 to 5, of at most 24 / 2 / 2 - 1
+    x = wave(np.arange(24) - shift, coefficients, 24)
+    y = ideal_pool(jnp.asarray(x, jnp.float32)[None, :, None], 2)[0, :, 0]
+    np.testing.assert_allclose(y, wave(np.arange(0, 24, 2) - shift, coefficients, 24), atol=1e-5)
+
+
+def test_every_shift_commutes_by_parts_of_a_pixel(rng):
+    """Moving a map by 1 pixel moves the result by half a pixel, band-limited or not."""
+    x = jnp.asarray(rng.standard_normal((1, 24, 2)), jnp.float32)
+    y, moved = ideal_pool(x), ideal_pool(jnp.roll(x, 1, 1))
+    turn = np.exp(-2j * np.pi * np.fft.fftfreq(12) / 2)[:, None]
+    expected = np.fft.ifft(np.fft.fft(y[0], axis=0) * turn, axis=0).real
+    np.testing.assert_allclose(moved[0], expected, atol=1e-5)
+
+
+def test_what_the_grid_cannot_hold_is_gone():
+    checks = jnp.asarray((-1.0) ** np.arange(16))[None, :, None]
+    np.testing.assert_allclose(ideal_pool(checks), 0, atol=1e-6)
+
+
+def test_an_axis_of_stride_1_stays_as_it_is(rng):
+    x = jnp.asarray(rng.standard_normal((1, 6, 8, 2)), jnp.float32)
+    rows = jax.vmap(lambda row: ideal_pool(row, 2), in_axes=1, out_axes=1)(x)
+    np.testing.assert_allclose(ideal_pool(x, (1, 2)), rows, atol=1e-6)
+    with pytest.raises(InputError, match="3 entries for 2 spatial axes"):
+        ideal_pool(x, (1, 2, 3))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax.layers import conv2d
+from aa_flax.nn.layers import conv2d
 from aa_flax.ops import blur_pool, circular_padding, max_pool
 
 

@@ -11,10 +11,10 @@ from jax import lax
 
 import aa_flax
 from aa_flax import ops
-from aa_flax.ops import winograd
-from aa_flax.ops.dense import dense_conv
-from aa_flax.ops.depthwise import Window
-from aa_flax.ops.forms import Multilinear, apply, static
+from aa_flax.ops.cpu import winograd
+from aa_flax.ops.cpu.convolution import dense_conv
+from aa_flax.ops.cpu.depthwise import Window
+from aa_flax.ops.cpu.dispatch import Multilinear, apply, static
 
 ONE = ((1, 1), (1, 1))
 # Image and padding: even and odd sizes, and every padding that a gradient turns into another.
@@ -72,7 +72,7 @@ def test_values_and_derivatives_are_the_definitions(name):
 
 @pytest.mark.parametrize("numbers", [1, 4 * 6 * 5, 3 * 4 * 6 * 5])
 def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
-    monkeypatch.setattr(winograd, "_NUMBERS", numbers)  # of five images one, one and three
+    monkeypatch.setattr(winograd, "_VALUES", numbers)  # of five images one, one and three
     fast, slow = both(derivatives, ONE)
     arrays = operands((5, 4, 6, 5))
     assert_agree(fast(*arrays), slow(*arrays))
@@ -81,7 +81,7 @@ def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize(("numbers", "rows"), [(7, 1), (13, 2)])
 def test_large_images_are_taken_in_strips(monkeypatch, numbers, rows, before):
-    monkeypatch.setattr(winograd, "_NUMBERS", numbers)
+    monkeypatch.setattr(winograd, "_VALUES", numbers)
     x, kernel = operands((2, 6, 5, 5))
     padding = ((before, 2 - before), (1, 1))
     assert winograd._strips(x, padding, channels=5) == 6 // rows
@@ -130,11 +130,11 @@ def test_convolutions_that_are_large_enough_take_it(monkeypatch, dtype):
 
 
 @pytest.mark.slow
-def test_a_net_whose_convolutions_all_take_it_has_the_same_logits(monkeypatch):
+def test_a_model_whose_convolutions_all_take_it_has_the_same_logits(monkeypatch):
     def takes(window, x, kernel):
         return window.taps == (3, 3) and window.strides == (1, 1)
 
-    monkeypatch.setattr("aa_flax.ops.dense.gains_by_winograd", takes)
+    monkeypatch.setattr("aa_flax.ops.cpu.convolution.gains_by_winograd", takes)
     model = aa_flax.create_model("resnet18_lpf4", num_classes=3)
     model.eval()
     graphdef, state = nnx.split(model)

@@ -19,7 +19,7 @@ from aa_flax.report.comparisons import (
     published_for,
 )
 from aa_flax.report.rows import _tail, conditions, gather
-from aa_flax.weights.pretrained import choose
+from aa_flax.weights.published import choose
 
 
 def result(model, top1, consistency=None, **more):
@@ -149,7 +149,7 @@ def test_run_times_are_listed_by_filter_size_next_to_the_baseline(files, tmp_pat
     slow = result("vgg11_lpf3", 75, time={"milliseconds": 9.0, "batch_size": 48})
     rows = rows_of(files(slow, *MODELS))
     text = report.write_report(rows, tmp_path / "report").read_text()
-    assert "| net | baseline | lpf3 | lpf4 |" in text
+    assert "| model | baseline | lpf3 | lpf4 |" in text
     assert text.index("| resnet18 | 5.0 |  | 6.0 (1.20) |") < text.index("| vgg11 |  | 9.0 |  |")
     untimed = rows_of(files(*MODELS[2:]))
     assert "## Run time" not in report.write_report(untimed, tmp_path / "other").read_text()

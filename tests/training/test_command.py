@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from aa_flax.data.sources import Digits
-from aa_flax.weights.files import read_weights
+from aa_flax.weights.read import read_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +57,6 @@ def test_a_tree_of_jpegs_trains_on_an_imagenet_recipe(tmp_path):
     assert "epoch   1/1  train loss" in done.stdout
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["num_images"] == 40
-    weights, metadata = read_weights(tmp_path / "run" / "weights.safetensors")
-    assert metadata["model"] == "resnet18_lpf4"
-    assert weights["fc.bias"].shape == (10,)
+    weights = read_weights(tmp_path / "run" / "weights.safetensors")
+    assert weights.metadata["model"] == "resnet18_lpf4"
+    assert weights.arrays["fc.bias"].shape == (10,)

@@ -27,7 +27,7 @@ from aa_flax.training.run_folder import (
     describe_data,
     write_json,
 )
-from aa_flax.weights import files as weights_files
+from aa_flax.weights import save_load as weights_files
 from tests.training.tiny import fake_wandb, short_config, tiny_config
 
 # Orbax leaves writes pending when one of them fails.

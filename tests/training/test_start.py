@@ -8,8 +8,8 @@ from aa_flax import InputError, create_model, to_torch_state_dict
 from aa_flax.training import train
 from aa_flax.training.start import init_from, model_from_workdir
 from aa_flax.weights import locate
-from aa_flax.weights.files import named_weights, save_weights
-from aa_flax.weights.torch_files import write_torch_file
+from aa_flax.weights.fit import named_weights
+from aa_flax.weights.save_load import save_weights, write_torch_file
 from tests.training.tiny import tiny_config
 
 
@@ -61,7 +61,7 @@ def test_published_weights_are_the_models_or_its_baselines(baseline, tmp_path, m
         save_weights(model, path)
         return path
 
-    monkeypatch.setattr(locate, "pretrained_file", file_of)
+    monkeypatch.setattr(locate, "published_file", file_of)
     for source in ("pretrained", "baseline"):
         model = create_model("resnet18_lpf4", num_classes=7)
         init_from(source, model)

@@ -18,7 +18,8 @@ from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.log import JsonLines, read_json_lines
 from aa_flax.training.start import model_from_workdir
 from aa_flax.training.stopping import Stopped, StopRequest
-from aa_flax.weights.files import load_weights, read_metadata
+from aa_flax.weights.read import read_metadata
+from aa_flax.weights.save_load import load_weights
 from tests.training.tiny import fake_wandb, short_config, tiny_config
 
 quick = pytest.mark.usefixtures("no_final_evaluation")

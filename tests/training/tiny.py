@@ -14,10 +14,10 @@ from flax import nnx
 
 from aa_flax.config import Config
 from aa_flax.configs import digits_resnet18
-from aa_flax.layers import BatchNorm, conv2d, linear
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
-from aa_flax.pools.blur import BlurPool
+from aa_flax.nn.blur import BlurPool
+from aa_flax.nn.layers import BatchNorm, conv2d, linear
 
 
 class TinyNet(Classifier):

@@ -1,4 +1,4 @@
-"""Nets of other packages: Linen (jax-resnet), Haiku (its own) and Equinox (equimo)."""
+"""Models of other packages: Linen (jax-resnet), Haiku and Equinox (equimo)."""
 
 import warnings
 
@@ -15,10 +15,10 @@ def images(*shape):
 
 
 def check(f, arguments, kinds):
-    """The places are those kinds; the transformed function runs and is another one."""
+    """Checks the kinds of the antialiased sites, and that the transformed function runs."""
     report = antialias.report(f, *arguments)
-    assert sorted(row.place.kind for row in report.antialiased) == sorted(kinds)
-    assert [row.place.channels for row in report.left_alone] == [3]
+    assert sorted(row.site.kind for row in report.antialiased) == sorted(kinds)
+    assert [row.site.channels for row in report.left_alone] == [3]
     assert not any(row.reason for row in report.antialiased), report
     shape = jax.eval_shape(f, *arguments)
     assert jax.eval_shape(antialias(f), *arguments) == shape
@@ -31,7 +31,7 @@ def test_linen():
     x = images(2, 64, 64, 3)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     report = check(net.apply, (variables, x), ["max pool"] + 6 * ["convolution"])
-    assert "ConvBlock_0" in report.antialiased[1].place.layer
+    assert "ConvBlock_0" in report.antialiased[1].site.layer
 
 
 def test_haiku():
@@ -72,5 +72,5 @@ def test_equinox_layers_have_the_names_of_their_parameters(closed_over):
         return jax.vmap(eqx.combine(arrays, rest))(x)
 
     call = (jax.vmap(net),) if closed_over else (f, arrays)
-    names = [row.place.layer for row in antialias.report(*call, images(2, 4, 16, 16))]
+    names = [row.site.layer for row in antialias.report(*call, images(2, 4, 16, 16))]
     assert names == ["layers.0.weight", "layers.1.weight"]

@@ -1,4 +1,4 @@
-"""What `antialias` takes, refuses and tells."""
+"""Options, errors and reports of `antialias`."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 from aa_flax import InputError, antialias, blur_pool
-from tests.pools.toys import LargestPhase, WeightedBox, box
+from tests.nn.toys import LargestPhase, WeightedBox, box
 
 
 def conv(x, kernel, stride):
@@ -38,14 +38,14 @@ PARAMS = {
 X = normal(2, 32, 32, 3)
 
 
-def test_every_place_has_a_row():
+def test_every_site_has_a_row():
     report = antialias.report(net, PARAMS, X)
-    assert [row.place.layer for row in report] == ["stem", "block.kernel", "shortcut", "last"]
-    assert [row.place.kind for row in report] == 3 * ["convolution"] + ["slice"]
-    assert [row.place.strides for row in report] == 4 * [(2, 2)]
-    assert [row.place.window for row in report] == [(3, 3), (3, 3), (1, 1), (1, 1)]
-    assert [row.place.shape for row in report][:2] == [(2, 32, 32, 3), (2, 16, 16, 8)]
-    assert report[1].place.output_shape == (2, 8, 8, 8)
+    assert [row.site.layer for row in report] == ["stem", "block.kernel", "shortcut", "last"]
+    assert [row.site.kind for row in report] == 3 * ["convolution"] + ["slice"]
+    assert [row.site.strides for row in report] == 4 * [(2, 2)]
+    assert [row.site.window for row in report] == [(3, 3), (3, 3), (1, 1), (1, 1)]
+    assert [row.site.shape for row in report][:2] == [(2, 32, 32, 3), (2, 16, 16, 8)]
+    assert report[1].site.output_shape == (2, 8, 8, 8)
     assert [bool(row.done) for row in report] == [False, True, True, True]
     assert len(report.left_alone) == 1
 
@@ -60,7 +60,7 @@ def test_extra_work_is_that_of_density_and_blurs():
 
 def test_a_report_prints_as_a_table():
     lines = str(antialias.report(net, PARAMS, X)).splitlines()
-    assert lines[0].split()[:3] == ["layer", "place", "shape"]
+    assert lines[0].split()[:3] == ["layer", "site", "shape"]
     assert "left alone" in lines[2]
     assert "fewer than min_channels=4" in lines[2]
     assert lines[-1].startswith("3 antialiased, 1 left alone, +")
@@ -75,7 +75,7 @@ def test_loops_count_as_often_as_they_run():
 
 
 def test_min_channels_where_and_filter_size_choose():
-    stem = antialias(net, 3, min_channels=0, where=lambda place: place.channels == 3)
+    stem = antialias(net, 3, min_channels=0, where=lambda site: site.channels == 3)
     assert [bool(row.done) for row in antialias.report(stem, PARAMS, X)] == [True] + 3 * [False]
     y = jax.nn.relu(
         conv(blur_pool(jax.nn.relu(conv(X, PARAMS["stem"], 1)), 3), PARAMS["block"]["kernel"], 2)
@@ -93,10 +93,10 @@ def test_an_ensemble_vectorised_inside_keeps_its_stems_stride(channels):
     kernels, x = normal(5, 3, 3, channels, 8), normal(5, 2, 16, 16, channels)
     for f, images in ((jax.vmap(stem), x), (nested, x[None])):
         (row,) = antialias.report(f, kernels, images)
-        assert (row.place.channels, row.done) == (channels, "")
+        assert (row.site.channels, row.done) == (channels, "")
 
 
-def test_groups_of_one_net_are_not_an_ensemble():
+def test_groups_of_one_model_are_not_an_ensemble():
     def depthwise(kernel, x):
         numbers = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(
@@ -106,17 +106,17 @@ def test_groups_of_one_net_are_not_an_ensemble():
     x = normal(2, 16, 16, 4)
     for f, kernel in ((depthwise, (3, 3, 1, 4)), (jax.vmap(depthwise, (0, None)), (2, 3, 3, 1, 4))):
         (row,) = antialias.report(f, normal(*kernel), x)
-        assert (row.place.channels, row.done) == (4, "dense, then blur")
+        assert (row.site.channels, row.done) == (4, "dense, then blur")
 
 
-def test_before_blurs_in_front_and_keeps_the_stride():
+def test_before_blurs_first_and_keeps_the_stride():
     f = antialias(lambda x: jax.nn.relu(conv(x, PARAMS["stem"], 2)), before=True, min_channels=0)
     expected = jax.nn.relu(conv(blur_pool(X, 4, 1), PARAMS["stem"], 2))
     np.testing.assert_allclose(jax.jit(f)(X), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("pool", ["binomial3", box])
-def test_another_pool_takes_the_blurs_place(pool):
+def test_another_pool_replaces_the_blur(pool):
     f = antialias(lambda x: x[:, ::2, ::2], pool=pool)
     expected = blur_pool(X, 3) if pool == "binomial3" else box(2)(X)
     np.testing.assert_allclose(f(X), expected, atol=1e-5)
@@ -140,7 +140,7 @@ def test_a_pool_that_decides_by_itself_says_so():
     assert "decides by itself" in antialias.report(f, X)[0].reason
 
 
-def test_what_is_inside_shard_map_is_left_alone():
+def test_sites_inside_shard_map_are_left_alone():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")
     f = jax.shard_map(lambda x: x[:, ::2, ::2], mesh=mesh, in_specs=spec, out_specs=spec)
@@ -167,10 +167,10 @@ def test_a_function_without_strides_gets_a_warning():
         ({"min_channels": -1}, "min_channels must be an integer"),
         ({"before": 1}, "before must be True or False"),
         ({"before": True, "pool": "binomial3"}, "leave out pool"),
-        ({"padding": "zero", "pool": "binomial3"}, "padding is BlurPool's"),
+        ({"padding": "zero", "pool": "binomial3"}, "padding is an option of BlurPool"),
     ],
 )
-def test_options_that_are_none_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         antialias(net, **options)
 
@@ -192,7 +192,7 @@ def test_a_pool_with_weights_is_refused():
 def test_layers_of_a_model_have_the_names_of_its_parameters():
     layers = [nnx.Conv(8, 8, (3, 3), strides=2, rngs=nnx.Rngs(i)) for i in (0, 1)]
     names = [
-        row.place.layer for row in antialias.report(nnx.Sequential(*layers), normal(2, 9, 9, 8))
+        row.site.layer for row in antialias.report(nnx.Sequential(*layers), normal(2, 9, 9, 8))
     ]
     assert names == ["layers.0.kernel", "layers.1.kernel"]
 

@@ -1,4 +1,4 @@
-"""A transformed net sees a shifted image as the same."""
+"""A transformed model is more consistent under shifts."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What JAX does to the transformed function, and what the function does inside."""
+"""JAX transformations of the transformed function, and inside it."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def close(a, b, tolerance=1e-5):
 
 
 def keeps_size(x):
-    """As a block inside a loop has to: subsamples, and repeats."""
+    """Subsamples, and repeats: a block inside a loop has to keep the size."""
     return jnp.repeat(jnp.repeat(block(x), 2, 1), 2, 2)
 
 
@@ -88,13 +88,13 @@ def test_gradients_reach_kernels():
 
 
 def test_relu_keeps_its_derivative_at_zero():
-    """0, by its rule; that of a maximum is a half."""
+    """Its rule gives 0, the derivative of a maximum 0.5."""
     x = jnp.zeros((1, 8, 8, 4))
     found = jax.grad(lambda x: antialias(lambda x: jax.nn.relu(conv(x)))(x).sum())(x)
     close(found, jnp.zeros_like(x))
 
 
-def test_a_custom_rule_stays_where_nothing_inside_changes():
+def test_a_custom_rule_is_kept_where_nothing_inside_changes():
     @jax.custom_vjp
     def identity(x):
         return x
@@ -137,7 +137,7 @@ ACROSS = {
 
 
 @pytest.mark.parametrize("part", ACROSS.values(), ids=ACROSS)
-def test_rematerialising_a_part_changes_neither_values_nor_gradients(part):
+def test_rematerializing_a_part_changes_neither_values_nor_gradients(part):
     f = antialias(partial(part, wrap=jax.checkpoint))
     close(f(X), expected(X))
     close(*(jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(X) for f in (f, expected)), 1e-4)

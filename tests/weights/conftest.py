@@ -10,17 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from aa_flax import register_model
 from aa_flax.models import registry
+from aa_flax.models.densenet import DenseNet
 from aa_flax.models.registry import ReleasedWeights
-from aa_flax.weights import pretrained
+from aa_flax.weights import published
 from benchmarks.reference import reference_net
 
 NAME = "mobilenet_v2_lpf4"
+TINY = "tiny_densenet_lpf4"  # of a few layers, and as quick to build
+register_model(
+    "tiny_densenet", partial(DenseNet, (1, 1), growth_rate=4, num_init_features=8), replace=True
+)
 
 
 @pytest.fixture(scope="session")
 def net() -> torch.nn.Module:
-    """The original's smallest net, with random weights."""
+    """The original's smallest model, with random weights."""
     return reference_net(NAME)
 
 
@@ -90,7 +96,7 @@ def serve(released_folder, monkeypatch) -> Iterator[Callable]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         address = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setattr(pretrained, "ADDRESSES", dict.fromkeys(pretrained.ADDRESSES, address))
+        monkeypatch.setattr(published, "ADDRESSES", dict.fromkeys(published.ADDRESSES, address))
         return handler.requests
 
     yield start

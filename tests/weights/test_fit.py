@@ -1,4 +1,4 @@
-"""Every name of a file has its place in the net, or there is one error and nothing is done."""
+"""Every name of a file has its variable, or there is one error and no change."""
 
 import json
 
@@ -11,12 +11,11 @@ from safetensors.torch import save_file
 
 from aa_flax import InputError, create_model, load_torch_state_dict, load_weights, save_weights
 from aa_flax import to_torch_state_dict as torch_weights
-from aa_flax.models.classifier import Classifier
-from aa_flax.weights.building import abstract_net, filled, hold
-from aa_flax.weights.content import content_of
-from aa_flax.weights.convert import net_of
+from aa_flax.weights.building import abstract_model, complete, filled, fitted
+from aa_flax.weights.convert_files import whole_model
 from aa_flax.weights.fit import fit, last_layer, named_weights, num_classes_of
 from aa_flax.weights.locate import locate
+from aa_flax.weights.read import weights_in
 from benchmarks.reference import antialiased_cnns, reference_net, torchvision
 
 NAME, OPTIONS = "mobilenet_v2_lpf4", {"width_mult": 0.25}
@@ -31,14 +30,14 @@ def state():
 
 @pytest.fixture
 def model():
-    return abstract_net(NAME, 5, **OPTIONS)
+    return abstract_model(NAME, 5, **OPTIONS)
 
 
 def zeros(net):
     return {name: np.zeros(t.shape, np.float32) for name, t in net.state_dict().items()}
 
 
-def test_every_name_of_the_original_has_its_place(model, state):
+def test_every_name_of_the_original_has_its_variable(model, state):
     load_torch_state_dict(model, state)
     found = torch_weights(model)
     assert list(found) == list(state)
@@ -48,21 +47,21 @@ def test_every_name_of_the_original_has_its_place(model, state):
 @pytest.mark.parametrize(
     ("name", "options"), [("resnet18", {"pool_only": False}), ("alexnet", {"relu_first": False})]
 )
-def test_weights_of_a_net_built_with_other_options_are_refused(name, options):
+def test_weights_of_a_model_built_with_other_options_are_refused(name, options):
     with torch.device("meta"):
         net = getattr(antialiased_cnns, name)(filter_size=4, num_classes=3, **options)
     with pytest.raises(
         InputError, match=r"missing in the weights: .*filt; not in the model: .*filt"
     ):
-        load_torch_state_dict(abstract_net(f"{name}_lpf4", 3), zeros(net))
+        load_torch_state_dict(abstract_model(f"{name}_lpf4", 3), zeros(net))
 
 
 @pytest.mark.parametrize(("given", "asked"), [("resnet18", "resnet50"), ("vgg13", "vgg11")])
-def test_weights_of_another_net_are_one_error_whatever_their_shapes(given, asked):
+def test_weights_of_another_model_are_one_error_whatever_their_shapes(given, asked):
     with torch.device("meta"):
         net = getattr(antialiased_cnns, given)(filter_size=4)
     with pytest.raises(InputError, match="other shapes: "):
-        load_torch_state_dict(abstract_net(f"{asked}_lpf4", 1000), zeros(net))
+        load_torch_state_dict(abstract_model(f"{asked}_lpf4", 1000), zeros(net))
 
 
 def without(state, *names):
@@ -95,7 +94,9 @@ def without(state, *names):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(change, message, model, state):
+def test_weights_that_do_not_fit_are_refused_by_name_and_change_nothing(
+    change, message, model, state
+):
     load_torch_state_dict(model, state)
     with pytest.raises(InputError, match=message):
         load_torch_state_dict(model, change({name: tensor + 0 for name, tensor in state.items()}))
@@ -104,7 +105,7 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(change, messag
 
 
 @pytest.mark.parametrize("source", [["a"], None, torch.nn.Linear(1, 1)])
-def test_what_is_no_state_dict_is_refused_by_its_type(source, model):
+def test_an_object_that_is_no_state_dict_is_refused_by_its_type(source, model):
     with pytest.raises(InputError, match="weights are a file or a state dict"):
         load_torch_state_dict(model, source)
 
@@ -112,29 +113,32 @@ def test_what_is_no_state_dict_is_refused_by_its_type(source, model):
 def test_safetensors_with_torchs_names_load_as_ours_do(model, state, tmp_path):
     save_file(state, tmp_path / "w.safetensors")
     load_weights(model, tmp_path / "w.safetensors")
-    assert np.array_equal(torch_weights(model)["classifier.0.bias"], state["classifier.0.bias"])
+    other = create_model(f"{NAME}_finetune", pretrained=tmp_path / "w.safetensors", **OPTIONS)
+    for found in (model, other):
+        bias = torch_weights(found)["classifier.0.bias"]
+        assert np.array_equal(bias, state["classifier.0.bias"])
 
 
-def build(num_classes, rngs):
-    return abstract_net(NAME, num_classes, **OPTIONS)
+def build(*, num_classes, rngs):
+    return abstract_model(NAME, num_classes, **OPTIONS)
 
 
-def test_a_backbone_without_its_head_waits_for_a_number_of_classes(state):
+def test_a_backbone_without_its_head_needs_a_number_of_classes(state):
     trunk = without(state, "classifier.0.weight", "classifier.0.bias")
-    held = hold(content_of(trunk, "trunk.pth"), NAME, OPTIONS)
-    assert held.num_classes is None
-    with pytest.raises(InputError, match=r"trunk\.pth holds no classifier, .*; give num_classes"):
-        filled(held, build, None)
-    model = filled(held, build, 7)
+    weights = fitted(weights_in(trunk, "trunk.pth"), NAME, OPTIONS)
+    assert weights.num_classes is None
+    with pytest.raises(InputError, match=r"trunk\.pth contains no classifier, .*; give num_"):
+        complete(weights, build, None, nnx.Rngs(0))
+    model = filled(weights, build, 7)
     kernel = state["features.0.0.weight"].numpy().transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(model.stem.conv.kernel[...], kernel)
     assert model.classifier.kernel.shape == (1280, 7)
 
 
 def test_another_number_of_classes_leaves_out_the_last_layer_alone(state):
-    held = hold(content_of(state, "x"), NAME, OPTIONS)
-    assert held.num_classes == 5
-    model = filled(held, build, 7)
+    weights = fitted(weights_in(state, "x"), NAME, OPTIONS)
+    assert weights.num_classes == 5
+    model = filled(weights, build, 7)
     left = {
         name
         for name, variable in named_weights(model).items()
@@ -152,18 +156,18 @@ def trunk():
     return {name: a for name, a in zeros(net).items() if name.startswith("features.")}
 
 
-def vgg(num_classes, rngs):
-    return abstract_net("vgg11", num_classes)
+def vgg(*, num_classes, rngs=None):
+    return abstract_model("vgg11", num_classes)
 
 
-def test_a_trunk_alone_says_which_layers_are_drawn_anew(trunk):
-    held = hold(content_of(trunk, "vgg.pth"), "vgg11", {})
-    assert held.num_classes is None
-    with pytest.warns(UserWarning, match=r"vgg\.pth does not hold fc1\.bias, fc1\.kernel, fc2"):
-        filled(held, vgg, 7)
+def test_a_trunk_alone_warns_of_layers_that_are_random(trunk):
+    weights = fitted(weights_in(trunk, "vgg.pth"), "vgg11", {})
+    assert weights.num_classes is None
+    with pytest.warns(UserWarning, match=r"vgg\.pth does not contain fc1\.bias, fc1\.kernel, fc2"):
+        filled(weights, vgg, 7)
     with pytest.warns(UserWarning, match="fc2.kernel: random; features_only=True gives the maps"):
-        filled(held, vgg, 0)
-    filled(held, vgg, 0, trunk_only=True)  # and no warning
+        filled(weights, vgg, 0)
+    filled(weights, vgg, 0, trunk_only=True)  # and no warning
 
 
 def test_a_trunk_alone_gives_its_maps(trunk, tmp_path):
@@ -178,14 +182,14 @@ def test_a_trunk_alone_gives_its_maps(trunk, tmp_path):
 
 def test_a_trunk_is_neither_loaded_nor_converted_as_a_whole_net(trunk, tmp_path):
     with pytest.raises(InputError, match=r"classifier\.0\.weight.*features_only=True leaves"):
-        load_torch_state_dict(vgg(7, None), trunk)
+        load_torch_state_dict(vgg(num_classes=7), trunk)
     with pytest.raises(InputError, match=r"fc1\.bias.*too; the trunk needs no conversion: .*True"):
-        net_of(hold(content_of(trunk, "vgg.pth"), "vgg11", {}))
+        whole_model(fitted(weights_in(trunk, "vgg.pth"), "vgg11", {}))
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "densenet121", NAME])
 def test_the_last_layer_of_each_family_is_known(name):
-    model = abstract_net(name, 7)
+    model = abstract_model(name, 7)
     assert num_classes_of(model) == 7
     shapes = {tuple(v.shape) for _, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     head = last_layer(model)
@@ -197,20 +201,21 @@ def test_options_stored_with_weights_are_compared(model, state, tmp_path):
     load_torch_state_dict(model, state)
     path = tmp_path / "w.safetensors"
     save_weights(model, path, options=json.dumps({"pool_only": False}))
-    with pytest.raises(InputError, match=f"weights of {NAME} with pool_only=False, this net has"):
+    with pytest.raises(InputError, match=f"weights of {NAME} with pool_only=False, this model has"):
         load_weights(model, path)
     assert locate(path, model=NAME).description()["options"] == {"pool_only": False}
 
 
-@pytest.mark.skipif(not hasattr(Classifier, "options"), reason="nets do not know their options")
-def test_a_file_builds_the_net_with_its_own_options(model, state, tmp_path):
+def test_a_file_builds_the_model_with_its_own_options(model, state, tmp_path):
     load_torch_state_dict(model, state)
     save_weights(model, tmp_path / "w.safetensors")
     other = locate(tmp_path / "w.safetensors", model=NAME).load_model()
     assert other.options == model.options == OPTIONS
-    assert fit(other, content_of(torch_weights(other), "x")).keys()
+    assert fit(other, weights_in(torch_weights(other), "x")).keys()
 
 
-def test_who_is_told_to_copy_weights_is_told_that_their_statistics_fit_no_more(state):
-    with pytest.raises(InputError, match=r"nnx\.update.*statistics fit no more.*recalibrate_batch"):
-        load_torch_state_dict(abstract_net("mobilenet_v2_lpf3", 5, **OPTIONS), state)
+def test_the_advice_to_copy_weights_warns_about_their_statistics(state):
+    with pytest.raises(
+        InputError, match=r"nnx\.update.*statistics .* no longer fit.*recalibrate_batch"
+    ):
+        load_torch_state_dict(abstract_model("mobilenet_v2_lpf3", 5, **OPTIONS), state)

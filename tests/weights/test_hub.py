@@ -110,10 +110,10 @@ def test_a_name_with_revision_and_hash_loads_the_weights_and_their_config(small,
 
 def test_a_file_with_another_hash_is_refused(stored):
     with pytest.raises(InputError, match=r"SHA-256 begins with .{8}, not 0{8}; correct it"):
-        locate("hf-hub:me/net#sha256=00000000", model=NET).hold({})
+        locate("hf-hub:me/net#sha256=00000000", model=NET).load({})
 
 
-def test_torchs_file_is_taken_where_there_is_no_other(files):
+def test_torchs_file_is_used_where_there_is_no_other(files):
     files["pytorch_model.bin"] = b"weights"
     found = hub.hub_file(hub.parse_hub_name(f"hf-hub:me/net@{COMMIT}"))
     assert found.path.read_bytes() == b"weights"
@@ -123,26 +123,29 @@ def test_torchs_file_is_taken_where_there_is_no_other(files):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hf-hub:me/net", "hf-hub:me/net holds none of model.safetensors, pytorch_model.bin"),
-        ("hf-hub:you/net", "hf-hub:you/net could not be had: .* by other means and give its path"),
-        ("hf-hub:net", "weights on the hub are hf-hub:OWNER/NAME, with @REVISION and #sha256=HEX"),
+        ("hf-hub:me/net", "hf-hub:me/net contains none of model.safetensors, pytorch_model.bin"),
+        (
+            "hf-hub:you/net",
+            "hf-hub:you/net could not be downloaded: .* by other means and give its path",
+        ),
+        ("hf-hub:net", "weights on the hub are hf-hub:OWNER/NAME, followed by @REVISION and #sha"),
         ("hf-hub:../net", "weights on the hub are hf-hub:OWNER/NAME"),
         ("hf-hub:me/net@../../v1", "weights on the hub are hf-hub:OWNER/NAME"),
-        ("hf-hub:me/net#sha256=12", r"8 to 64 digits\) behind it .*; got hf-hub:me/net#sha256=12"),
+        ("hf-hub:me/net#sha256=12", r"8 to 64 digits\) if .*; got hf-hub:me/net#sha256=12"),
     ],
 )
-def test_what_the_hub_does_not_have_is_told(files, name, message):
+def test_a_name_that_the_hub_does_not_have_is_one_error(files, name, message):
     with pytest.raises(InputError, match=message):
         locate(name, model=NET).description()
 
 
-def test_no_connection_is_told(files, monkeypatch):
+def test_a_missing_connection_is_one_error(files, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="could not be had"):
+    with pytest.raises(InputError, match="could not be downloaded"):
         locate("hf-hub:me/net", model=NET).description()
 
 
-def test_published_weights_of_timms_nets_are_those_of_the_hub():
+def test_published_weights_of_timms_models_are_those_of_the_hub():
     weights = locate(True, model="resnetblur50")
     assert weights.source == hub.HubName("timm/resnetblur50.bt_in1k", None, None)
 
@@ -183,5 +186,5 @@ def test_facts_that_make_no_sense_are_refused(facts, message):
         hub.image_config(facts)
 
 
-def test_facts_that_say_nothing_change_nothing():
+def test_facts_about_other_things_change_nothing():
     assert hub.image_config({"mean": None, "interpolation": "lanczos", "crop_pct": 0.9}) == {}

@@ -1,4 +1,4 @@
-"""What people call weights by, in one place."""
+"""Weights are found by the names that people give them."""
 
 import hashlib
 import json
@@ -13,9 +13,8 @@ from aa_flax.runtime import data_mesh
 from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.start import model_from_workdir
 from aa_flax.training.step import init_state
-from aa_flax.weights.building import abstract_net
-from aa_flax.weights.files import named_weights
-from aa_flax.weights.fit import set_weights
+from aa_flax.weights.building import abstract_model
+from aa_flax.weights.fit import named_weights, set_weights
 from aa_flax.weights.locate import describe, locate
 from tests.training import tiny
 
@@ -52,10 +51,10 @@ def test_a_word_is_a_released_file_described_without_downloading_it(word, file):
         ("s3://bucket/w.pth", "is an address"),
         ("", "weights are True, one of pretrained, .*; got ''"),
         (3, "got 3"),
-        ({"a": 1}, r"got a mapping \(dict\), which load_torch_state_dict puts into a net"),
+        ({"a": 1}, "got a mapping, which load_torch_state_dict loads into a model"),
     ],
 )
-def test_what_is_no_weights_is_told_in_one_line(source, message):
+def test_a_source_that_is_no_weights_is_one_error(source, message):
     with pytest.raises(InputError, match=message):
         locate(source, model="resnet18")
     if source:
@@ -75,9 +74,9 @@ def test_a_folder_of_weights_without_a_run_names_them(tmp_path):
         locate(tmp_path, model="resnet18")
 
 
-def test_a_file_is_described_by_its_hash_and_what_it_says(tmp_path):
+def test_a_file_is_described_by_its_hash_and_metadata(tmp_path):
     path = tmp_path / "w.safetensors"
-    model = abstract_net("mobilenet_v2", 3)
+    model = abstract_model("mobilenet_v2", 3)
     set_weights(model, {n: np.zeros(v.shape, np.float32) for n, v in named_weights(model).items()})
     save_weights(model, path, training="digits", epoch="7")
     weights = locate(str(path), model="resnet18")
@@ -96,10 +95,10 @@ def test_a_file_is_described_by_its_hash_and_what_it_says(tmp_path):
         create_model("resnet18", pretrained=path)
     save_weights(model, path, training="other")
     with pytest.raises(InputError, match="has changed since it was described"):
-        weights.hold({})
+        weights.load({})
 
 
-def test_a_run_is_a_net_with_its_best_weights(tmp_path):
+def test_a_run_is_a_model_with_its_best_weights(tmp_path):
     tiny.register()
     models = {step: create_model("tiny", num_classes=3, rngs=nnx.Rngs(step)) for step in (1, 2)}
     data = {"crop_size": 40, "resize_size": 0}

@@ -1,4 +1,4 @@
-"""State dicts as trainers write them, in memory: no net is needed to find and read one."""
+"""State dicts as trainers write them, in memory: no model is needed to find and read one."""
 
 from collections import OrderedDict
 
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from aa_flax import InputError
-from aa_flax.weights.state_dicts import as_float32, find_state_dict, match_names
+from aa_flax import InputError, create_model, load_torch_state_dict, to_torch_state_dict
+from aa_flax.weights.state_dicts import as_float32, find_state_dict, match_names, todays_name
+from benchmarks.reference import reference_net
 
 WEIGHTS = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2)}
 OTHERS = {
@@ -30,20 +31,20 @@ OTHERS = {
     ],
 )
 def test_weights_are_found_in_any_wrapper(content):
-    assert find_state_dict(content, "x").tensors == WEIGHTS
+    assert find_state_dict(content, "x") == (WEIGHTS, "")
 
 
 @pytest.mark.parametrize(
     "key", ["model_ema", "state_dict_ema", "ema_state_dict", "ema", "swa_model"]
 )
-def test_averaged_weights_beside_plain_ones_are_said_and_can_be_chosen(key):
+def test_averaged_weights_next_to_plain_ones_are_named_and_can_be_chosen(key):
     averaged = {f"module.{name}": tensor + 1 for name, tensor in WEIGHTS.items()}
     content = {**OTHERS, "model": WEIGHTS, key: {"n_averaged": torch.tensor(4), **averaged}}
     assert find_state_dict(content, "x") == (WEIGHTS, key)
     assert find_state_dict(content, "x", ema=True) == (averaged, "")
 
 
-def test_averaged_weights_under_a_prefix_are_told_apart():
+def test_averaged_weights_under_a_prefix_are_kept_apart():
     averaged = {f"ema_model.module.{name}": tensor + 1 for name, tensor in WEIGHTS.items()}
     plain = {f"model.{name}": tensor for name, tensor in WEIGHTS.items()}
     content = {"state_dict": {**plain, **averaged, "ema_model.n_averaged": torch.tensor(3)}}
@@ -60,7 +61,7 @@ def test_the_counter_of_an_averaged_model_is_no_averaged_copy_of_it():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "holds no state dict .*: it is empty"),
+        ({}, "contains no state dict .*: it is empty"),
         ([1], "it is a list"),
         ({0: torch.ones(2)}, "whose keys are not all names, e.g. 0"),
         ({"epoch": 3}, r"a mapping of epoch \(int\)"),
@@ -68,13 +69,13 @@ def test_the_counter_of_an_averaged_model_is_no_averaged_copy_of_it():
         ({"generator": WEIGHTS, "critic": WEIGHTS}, r"several state dicts \(generator, critic\)"),
     ],
 )
-def test_what_holds_no_weights_is_told_what_it_is(content, message):
+def test_content_without_weights_is_described(content, message):
     with pytest.raises(InputError, match=message):
         find_state_dict(content, "x.pth")
 
 
 def test_averaged_weights_that_are_not_there_are_an_error():
-    with pytest.raises(InputError, match="holds no EMA weights"):
+    with pytest.raises(InputError, match="contains no EMA weights"):
         find_state_dict({"model": WEIGHTS}, "x.pth", ema=True)
 
 
@@ -90,19 +91,19 @@ def test_averaged_weights_that_are_not_there_are_an_error():
         "a.module.",
     ],
 )
-def test_a_prefix_that_all_names_have_goes(prefix):
+def test_a_prefix_of_all_names_is_removed(prefix):
     given = {f"{prefix}{name}": name for name in ("features.0.weight", "features.0.bias")}
     expected = ["features.0.weight", "features.0.bias", "classifier.weight"]
     assert match_names(given, expected, "x") == {name: name for name in given.values()}
 
 
-def test_a_name_that_is_not_expected_is_given_as_spelt():
+def test_an_unexpected_name_stays_as_spelled():
     given = {"model.fc.weight": 1, "model.module.loss.weight": 2}
     expected = {"fc.weight": 1, "model.module.loss.weight": 2}
     assert match_names(given, ["fc.weight", "fc.bias"], "x") == expected
 
 
-def test_a_prefix_that_is_a_part_of_the_net_stays():
+def test_a_prefix_that_is_a_part_of_the_model_stays():
     trunk = {"features.0.weight": 1, "features.3.module.weight": 2}
     found = match_names(trunk, ["features.0.weight", "features.3.weight", "fc.weight"], "x")
     assert found == {"features.0.weight": 1, "features.3.weight": 2}
@@ -140,6 +141,38 @@ def test_floats_of_any_width_and_owner_are_read_as_float32(tensor):
         (np.array([object()]), "a is of type object"),
     ],
 )
-def test_what_are_no_real_numbers_is_refused(tensor, message):
+def test_tensors_that_are_not_real_numbers_are_refused(tensor, message):
     with pytest.raises(InputError, match=f"x: {message}"):
         as_float32({"a": tensor}, "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "today"),
+    [
+        ("module.conv1.weight", "conv1.weight"),
+        ("features.module.0.weight", "features.0.weight"),
+        (
+            "features.denseblock1.denselayer2.norm.1.weight",
+            "features.denseblock1.denselayer2.norm1.weight",
+        ),
+        (
+            "module.features.denseblock4.denselayer16.conv.2.weight",
+            "features.denseblock4.denselayer16.conv2.weight",
+        ),
+        ("features.transition1.norm.weight", "features.transition1.norm.weight"),
+        ("features.1.conv.1.weight", "features.1.conv.1.weight"),
+    ],
+)
+def test_old_names_become_todays(name, today):
+    assert todays_name(name) == today
+
+
+def test_old_names_of_a_densenet_load():
+    weights = {k: v.numpy() for k, v in reference_net("densenet121").state_dict().items()}
+    old = {
+        name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
+        for name, value in weights.items()
+        if "num_batches" not in name
+    }
+    found = to_torch_state_dict(load_torch_state_dict(create_model("densenet121"), old))
+    assert all(np.array_equal(found[n], v) for n, v in weights.items() if "num_batches" not in n)

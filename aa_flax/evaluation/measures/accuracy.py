@@ -1,18 +1,83 @@
-"""Accuracy on images as they are."""
+"""Accuracy on centre crops: overall, per class, and the prediction for each image."""
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
 
-from aa_flax.evaluation.accuracy import accuracy
+import numpy as np
+
+from aa_flax.data.sources import Source
 from aa_flax.evaluation.intervals import wilson_interval
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.results import save_arrays
 from aa_flax.evaluation.text import with_interval
 from aa_flax.evaluation.views import Center
+from aa_flax.files import check_writable
+from aa_flax.runtime import is_main_process
 
 
-class Accuracy(Measure):
-    """Top-1, top-5 and loss on centre crops; they stand at the top of the results."""
+class AccuracyNumbers(TypedDict):
+    """`top1` and `top5` in percent (with fewer than 5 classes, top-5 is 100 %); mean `loss`."""
+
+    num_images: int
+    top1: float
+    top5: float
+    loss: float
+
+
+def accuracy(seen: Observations) -> AccuracyNumbers:
+    """Computes the accuracy over all images and views."""
+    return {
+        "num_images": len(seen.index),
+        "top1": 100 * float(seen.correct.mean()),
+        "top5": 100 * float((seen.rank < 5).mean()),
+        "loss": -float(seen.log_probability.mean(dtype=np.float64)),
+    }
+
+
+def accuracy_per_class(seen: Observations, class_names: Sequence[str]) -> dict[str, Any]:
+    """Computes number of images, top-1 and top-5 in percent of each class that has images."""
+    result = {}
+    for label in np.unique(seen.label):
+        rank = seen.rank[seen.label == label]
+        result[class_names[label]] = {
+            "num_images": len(rank),
+            "top1": 100 * float((rank == 0).mean()),
+            "top5": 100 * float((rank < 5).mean()),
+        }
+    return result
+
+
+def save_predictions(path: Path, seen: Observations, source: Source) -> None:
+    """Writes one row per image to an .npz file.
+
+    Its arrays: `index` in the data; `label`; `top5`, the likeliest classes, likeliest first;
+    `probability` of the true class; `name`, the image's file or its index in the source.
+    """
+    arrays = {
+        "index": seen.index,
+        "label": seen.label,
+        "top5": seen.top[:, 0],
+        "probability": seen.probability[:, 0],
+        "name": np.array([source.name(int(i)) for i in seen.index]),
+    }
+    save_arrays(path, arrays)
+
+
+class CenterMeasure(Measure):
+    """A measure of centre crops; it has no settings, since the crop belongs to the experiment."""
+
+    def settings(self, subject: Subject) -> Result:
+        return {}
+
+    def views(self, subject: Subject) -> Center:
+        return Center(subject.settings.crop_size)
+
+
+class Accuracy(CenterMeasure):
+    """Top-1, top-5 and loss on centre crops, at the top level of the results."""
 
     options = (Option("accuracy", "top-1, top-5 and loss on centre crops"),)
     columns = (
@@ -21,23 +86,16 @@ class Accuracy(Measure):
             ("top1",),
             judged=True,
             interval="top1_interval",
-            note="share of centre crops whose likeliest class is the true one",
+            note="fraction of centre crops whose likeliest class is the true one",
         ),
     )
     always = True
-
-    def settings(self, subject: Subject) -> Result:
-        return {}  # the crop is part of the experiment
-
-    def views(self, subject: Subject) -> Center:
-        return Center(subject.settings.crop_size)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert seen is not None
         seen.check_finite()
         found = accuracy(seen)
-        interval = wilson_interval(found["top1"] / 100, found["num_images"])
-        return {**found, "top1_interval": interval}
+        return {**found, "top1_interval": wilson_interval(found["top1"] / 100, found["num_images"])}
 
     def line(self, result: Result) -> str:
         top1 = with_interval(result["top1"], result["top1_interval"])
@@ -54,3 +112,53 @@ class Accuracy(Measure):
 
     def stored(self, result: Result) -> Result:
         return result
+
+
+class PerClass(CenterMeasure):
+    """Number of images, top-1 and top-5 of each class."""
+
+    options = (Option("per_class", "accuracy of each class"),)
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        assert seen is not None
+        seen.check_finite()
+        return accuracy_per_class(seen, subject.source.class_names)
+
+    def line(self, result: Result) -> str:
+        top1 = {name: found["top1"] for name, found in result.items() if isinstance(found, dict)}
+        worst, best = min(top1, key=top1.__getitem__), max(top1, key=top1.__getitem__)
+        return (
+            f"{'each class':12} top-1 from {top1[worst]:.2f} % ({worst}) "
+            f"to {top1[best]:.2f} % ({best})"
+        )
+
+
+class Predictions(CenterMeasure):
+    """One row per image in a file: label, top-5, probability of the true class, name."""
+
+    options = (
+        Option("predictions", "save all predictions to this .npz file", None, Path, written=True),
+    )
+
+    def settings(self, subject: Subject) -> Result:
+        return {"file": os.path.abspath(_path(subject))}
+
+    def check(self, subject: Subject) -> None:
+        if is_main_process():
+            check_writable(_path(subject), room=True)
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        assert seen is not None
+        seen.check_finite()
+        if is_main_process():
+            save_predictions(_path(subject), seen, subject.source)
+        return {"num_images": len(seen.index)}
+
+    def line(self, result: Result) -> str:
+        return f"{'predictions':12} {result['file']}"
+
+
+def _path(subject: Subject) -> Path:
+    """Returns the path with `.npz`, which numpy would append itself."""
+    path: Path = subject.options["predictions"]
+    return path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")

@@ -1,16 +1,14 @@
-"""Flicker: how often a net changes its mind from frame to frame of a clip."""
+"""Flicker: how often the top-1 class changes from frame to frame of a clip."""
 
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from aa_flax.data.clips import Clip as Frames
 from aa_flax.data.pixels import center_image
-from aa_flax.errors import real
-from aa_flax.evaluation.flicker import Flicker, flicker, mean_fps
+from aa_flax.errors import InputError, real
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.own_images import (
@@ -22,14 +20,173 @@ from aa_flax.evaluation.own_images import (
     class_namer,
 )
 from aa_flax.evaluation.plots.own_images import plot_flicker
+from aa_flax.evaluation.predict import in_batches
 from aa_flax.runtime import progress_bar
+
+
+class FlickerNumbers(TypedDict):
+    """Numbers of one clip.
+
+    A run is a stretch of frames with the same top-1 class; the first and the last are cut by the
+    ends of the clip and count as they are.
+
+    Attributes:
+        fps: frames a second, the mean from the first frame to the last.
+        seconds: `num_frames / fps`.
+        flips: changes of the top-1 class between successive frames.
+        flips_per_second: `flips` divided by the seconds from the first frame to the last.
+        window: frames of the moving average at this rate; `window_seconds` is their duration.
+        flips_per_second_smoothed: the same rate for the likeliest class of the averaged
+            probabilities.
+        runs: the number of runs; `run_median`, `run_shortest` and `run_longest` are lengths in
+            frames, `run_median_seconds` is the median duration, with `1 / fps` for the last frame.
+        class_share: percent of the frames whose top-1 class is the most frequent one.
+    """
+
+    num_frames: int
+    fps: float
+    seconds: float
+    flips: int
+    flips_per_second: float
+    window: int
+    window_seconds: float
+    flips_per_second_smoothed: float
+    runs: int
+    run_median: float
+    run_median_seconds: float
+    run_shortest: int
+    run_longest: int
+    class_share: float
+
+
+class Flicker(NamedTuple):
+    """Predictions of a model for n frames.
+
+    Attributes:
+        top1: the likeliest class of each frame; `smoothed_top1`: of the averaged probabilities.
+        most_frequent: the class of most frames (the first of equals).
+        probability: of the most frequent class, in 0..1; `smoothed`: its moving average.
+        window: frames of that average, odd.
+        seconds: the time of each frame, ascending.
+    """
+
+    top1: Int[np.ndarray, " n"]
+    smoothed_top1: Int[np.ndarray, " n"]
+    most_frequent: int
+    probability: Float[np.ndarray, " n"]
+    smoothed: Float[np.ndarray, " n"]
+    window: int
+    seconds: Float[np.ndarray, " n"]
+
+    @property
+    def run_lengths(self) -> Int[np.ndarray, " runs"]:
+        return run_lengths(self.top1)
+
+    @property
+    def run_seconds(self) -> Float[np.ndarray, " runs"]:
+        edges = np.append(self.seconds, self.seconds[-1] + 1 / mean_fps(self.seconds))
+        return np.diff(edges[np.append(0, np.cumsum(self.run_lengths))])
+
+    def numbers(self) -> FlickerNumbers:
+        """Computes rates of flips and lengths of runs."""
+        runs, count, fps = self.run_lengths, len(self.top1), mean_fps(self.seconds)
+        return {
+            "num_frames": count,
+            "fps": fps,
+            "seconds": count / fps,
+            "flips": len(runs) - 1,
+            "flips_per_second": flips_per_second(self.top1, fps),
+            "window": self.window,
+            "window_seconds": self.window / fps,
+            "flips_per_second_smoothed": flips_per_second(self.smoothed_top1, fps),
+            "runs": len(runs),
+            "run_median": float(np.median(runs)),
+            "run_median_seconds": float(np.median(self.run_seconds)),
+            "run_shortest": int(runs.min()),
+            "run_longest": int(runs.max()),
+            "class_share": 100 * float((self.top1 == self.most_frequent).mean()),
+        }
+
+
+def flicker(
+    logits: Float[np.ndarray, "n classes"],
+    *,
+    seconds: Float[np.ndarray, " n"],
+    window_seconds: float,
+) -> Flicker:
+    """Computes a model's predictions for the frames of a clip, as they are and smoothed.
+
+    Smoothing is a centred moving average of the probabilities over the odd number of frames whose
+    duration is nearest to `window_seconds`; at the ends, over the frames that exist.
+
+    Args:
+        seconds: the time of each frame, ascending.
+
+    Raises:
+        InputError: fewer than two frames, or outputs that are not finite.
+    """
+    if len(logits) < 2:
+        raise InputError(f"{len(logits)} frames; flips need two or more")
+    bad = np.flatnonzero(~np.isfinite(logits).all(1))
+    if len(bad):
+        raise InputError(
+            f"the model's output is not finite for {len(bad)} of {len(logits)} frames, the first "
+            f"of them frame {bad[0]}; its weights are broken, or its training diverged"
+        )
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
+    fps = mean_fps(seconds)
+    window = odd_window(fps, window_seconds)
+    averaged = probabilities
+    if window > 1:
+        averaged = moving_average(probabilities, seconds * fps, window)
+    top1 = logits.argmax(1)
+    most_frequent = int(np.bincount(top1).argmax())
+    return Flicker(
+        top1,
+        averaged.argmax(1),
+        most_frequent,
+        probabilities[:, most_frequent],
+        averaged[:, most_frequent],
+        window,
+        seconds,
+    )
+
+
+def mean_fps(seconds: Float[np.ndarray, " n"]) -> float:
+    """Returns frames a second from the first to the last."""
+    return float((len(seconds) - 1) / (seconds[-1] - seconds[0]))
+
+
+def odd_window(fps: float, seconds: float) -> int:
+    """Returns the odd number of frames, at least 1, whose duration is nearest to `seconds`."""
+    return 2 * max(0, round((fps * seconds - 1) / 2)) + 1
+
+
+def moving_average(
+    values: Float[np.ndarray, "n k"], position: Float[np.ndarray, " n"], window: int
+) -> Float[np.ndarray, "n k"]:
+    """Averages the rows within `window / 2` of each row's position; positions ascend."""
+    total = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, 0)])
+    first, end = (np.searchsorted(position, position + side * window / 2) for side in (-1, 1))
+    return (total[end] - total[first]) / (end - first)[:, None]
+
+
+def run_lengths(top1: Int[np.ndarray, " n"]) -> Int[np.ndarray, " runs"]:
+    """Returns the lengths of stretches of frames with one class, in the order of time."""
+    ends = np.flatnonzero(np.diff(top1)) + 1
+    return np.diff(np.concatenate([[0], ends, [len(top1)]]))
+
+
+def flips_per_second(top1: Int[np.ndarray, " n"], fps: float) -> float:
+    """Returns the fraction of successive frames that differ, times frames a second."""
+    return float((top1[1:] != top1[:-1]).mean() * fps)
 
 
 class Clip(PicturesMeasure):
     """Flips of the top-1 class a second, lengths of runs, and a probability over time.
 
-    Each frame is seen as any image is: resized, and cropped to its middle. The numbers are those of
-    `aa_flax.evaluation.flicker.FlickerNumbers`.
+    Each frame is resized and cropped like any image. The numbers are those of `FlickerNumbers`.
     """
 
     options = (
@@ -51,13 +208,13 @@ class Clip(PicturesMeasure):
             "flips a second, smoothed",
             ("flips_per_second_smoothed",),
             unit="",
-            note="the same of the likeliest class of probabilities averaged over time",
+            note="the same for the likeliest class of probabilities averaged over time",
         ),
         Column(
             "median run (s)",
             ("run_median_seconds",),
             unit="",
-            note="median time for which the top-1 class stays the same, in seconds",
+            note="median time during which the top-1 class stays the same, in seconds",
         ),
     )
     plot = staticmethod(plot_flicker)
@@ -84,9 +241,9 @@ class Clip(PicturesMeasure):
         logits, times = _logits(subject, clip)
         window = subject.options["window"]
         found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
-        told: Result = {"class": name_of(found.most_frequent), "lost": clip.log_lost()}
-        told |= clip.differences(times)
-        return {**found.numbers(), **told, **self.store(subject, _arrays(found, name_of))}
+        facts: Result = {"class": name_of(found.most_frequent), "lost": clip.log_lost()}
+        facts |= clip.differences(times)
+        return {**found.numbers(), **facts, **self.store(subject, _arrays(found, name_of))}
 
     def line(self, result: Result) -> str:
         how = {"default": ", the default", "times": ", by their times"}.get(result["fps_from"], "")
@@ -106,29 +263,24 @@ def _frames(subject: Subject) -> Frames:
 def _logits(
     subject: Subject, clip: Frames
 ) -> tuple[Float[np.ndarray, "n classes"], list[float | None]]:
-    """What the net says of each frame, in batches of one size, the last filled up; their times."""
-    settings, size, said, times = subject.settings, subject.settings.batch(), [], []
+    """Computes the logits of each frame; also returns the times of the frames."""
+    settings, times = subject.settings, []
     how = (settings.resize_size, settings.crop_size, settings.interpolation)
+
+    def crops():
+        for time, frame in clip:
+            times.append(time)
+            yield center_image(frame, *how)
+
     with progress_bar(None, "clip", "frame") as bar:
-        for batch in _batches(iter(clip), size):
-            missing = size - len(batch) if said else 0
-            crops = [center_image(frame, *how) for _, frame in batch]
-            images = np.stack(crops + missing * crops[-1:])
-            said.append(np.asarray(subject.predictor.logits(images))[: len(batch)])
-            times += [time for time, _ in batch]
-            bar.update(len(batch))
-    return np.concatenate(said), times
-
-
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while batch := list(islice(items, size)):
-        yield batch
+        logits = in_batches(subject.predictor.logits, crops(), settings.batch(), bar)
+        return np.stack(list(logits)), times
 
 
 def _arrays(found: Flicker, name_of: Callable[[int], str]) -> dict[str, np.ndarray]:
-    """What the figure is drawn from, and every frame's answer."""
-    said = np.unique([*found.top1, *found.smoothed_top1])
+    """Returns the data of the plot, and the prediction for every frame."""
+    classes = np.unique([*found.top1, *found.smoothed_top1])
     arrays = {key: np.asarray(value) for key, value in found._asdict().items()}
-    arrays |= {"class": said, "class_name": np.array([name_of(int(i)) for i in said])}
+    arrays |= {"class": classes, "class_name": np.array([name_of(int(i)) for i in classes])}
     runs = {"run_lengths": found.run_lengths, "run_seconds": found.run_seconds}
     return arrays | runs | {"fps": np.asarray(mean_fps(found.seconds))}

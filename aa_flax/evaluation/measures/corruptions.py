@@ -1,35 +1,202 @@
-"""Accuracy on corrupted images (ImageNet-C)."""
+"""Accuracy on corrupted images (ImageNet-C).
 
+Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019. The images are already cut to size, so they are neither resized nor, at
+the published 224 pixels, cropped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aa_flax.data.folder import ImageFolder
+import numpy as np
+
+from aa_flax.data.cache import digest, file_digest
+from aa_flax.data.classes import check_classes_agree, imagenet_classes
+from aa_flax.data.folder import ImageFolder, class_folders, load_index
 from aa_flax.errors import InputError
-from aa_flax.evaluation.accuracy import accuracy
-from aa_flax.evaluation.consistency import consistency
-from aa_flax.evaluation.corruptions import (
-    ALEXNET_ERRORS,
-    check_is_no_perturbations,
-    check_same_classes,
-    corruption_folders,
-    corruption_summary,
-    digest_of_folders,
-)
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
+from aa_flax.evaluation.measures.accuracy import accuracy
+from aa_flax.evaluation.measures.consistency import consistency
 from aa_flax.evaluation.observe import Observations, observe
 from aa_flax.evaluation.views import Center, ShiftedPairs, Views
 from aa_flax.runtime import progress_bar
 
+# AlexNet's top-1 error in percent on each corruption of ImageNet-C, averaged over the five
+# severities: the published denominators of the mCE.
+ALEXNET_ERRORS: Mapping[str, float] = {
+    "gaussian_noise": 88.6428,
+    "shot_noise": 89.4468,
+    "impulse_noise": 92.2640,
+    "defocus_blur": 81.9880,
+    "glass_blur": 82.6268,
+    "motion_blur": 78.5948,
+    "zoom_blur": 79.8360,
+    "snow": 86.6816,
+    "frost": 82.6572,
+    "fog": 81.9324,
+    "brightness": 56.4592,
+    "contrast": 85.3204,
+    "elastic_transform": 64.6056,
+    "pixelate": 71.7840,
+    "jpeg_compression": 60.6500,
+}
+SEVERITIES = ("1", "2", "3", "4", "5")
+_SAMPLED = 16  # images per folder whose bytes are hashed
+
+
+def corruption_folders(root: Path) -> dict[str, dict[str, Path]]:
+    """Finds folders of classes by corruption and severity: `<corruption>/<severity>/<class>/*`.
+
+    Corruptions may be one level deeper, as in the published archives (`noise/gaussian_noise/1/`).
+    A folder named 1 to 5 without subfolders is a class, not a severity.
+
+    Raises:
+        InputError: no such folder, or none in it.
+    """
+    if not root.is_dir():
+        raise InputError(
+            f"no folder {root}; it has to contain <corruption>/<severity>/<class>/*.JPEG"
+        )
+    found: dict[str, dict[str, Path]] = {}
+    for top in _subfolders(root):
+        severities = _severities(top)
+        deeper = [top] if severities else _subfolders(top)
+        for corruption in deeper:
+            if there := severities or _severities(corruption):
+                found.setdefault(corruption.name, {}).update(there)
+    if not found:
+        raise InputError(f"{root} contains no <corruption>/<severity>/<class>/*, severity 1 to 5")
+    return found
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _severities(folder: Path) -> dict[str, Path]:
+    return {
+        path.name: path
+        for path in _subfolders(folder)
+        if path.name in SEVERITIES and _subfolders(path)
+    }
+
+
+def check_is_no_perturbations(root: Path, class_names: Sequence[str]) -> None:
+    """Raises an InputError for a tree like ImageNet-P: `<perturbation>/<class>/<clip>/<frame>`."""
+    if not root.is_dir():
+        return
+    for folder in _subfolders(root):
+        classes = _subfolders(folder)
+        clips = [clip for one in classes for clip in _subfolders(one)]
+        if (
+            classes
+            and clips
+            and {path.name for path in classes} <= set(class_names)
+            and not {path.name for path in clips} <= set(class_names)
+        ):
+            raise InputError(
+                f"{root} looks like ImageNet-P ({clips[0]} is not a class); give it as "
+                "--perturbations"
+            )
+
+
+def check_same_classes(folder: Path, class_names: Sequence[str], class_order: str) -> None:
+    """Raises an InputError if the class folders do not match the classes of the data.
+
+    Args:
+        class_order: `config.data.class_order`; with one, some classes may be missing.
+    """
+    found, known = class_folders(folder), list(map(str, class_names))
+    unknown = sorted(set(found) - set(known))
+    if unknown and found != imagenet_classes():  # whose order is known, whatever the names
+        raise InputError(
+            f"{folder} has classes that the data does not have: {', '.join(unknown[:5])}; remove "
+            "or rename them"
+        )
+    if class_order not in ("", "sorted"):
+        return
+    if len(found) != len(known):
+        raise InputError(
+            f"{folder} has {len(found)} classes, the model {len(known)}; give "
+            "--config.data.class_order if some are missing"
+        )
+    if not unknown:
+        check_classes_agree({str(folder): found, "the data": known})
+
+
+def digest_of_folders(folders: Mapping[str, Path]) -> str:
+    """Returns a hash of the images in folders of class folders, independent of their location.
+
+    It covers the names of all images, and the bytes of 16 in each folder: reading millions would
+    take as long as evaluating them.
+
+    Args:
+        folders: by their name in the results.
+    """
+    parts = []
+    for name, folder in folders.items():
+        index = load_index(folder)
+        count = len(index.ends)
+        some = range(0, count, -(-count // _SAMPLED) or 1)
+        images = [_image_digest(folder / index.path(i)) for i in some]
+        parts += [[name, *index.classes], index.class_of, index.paths, images]
+    return digest(*parts)
+
+
+def _image_digest(path: Path) -> str:
+    """Returns "" for an image that cannot be read: the evaluation reports or skips it."""
+    try:
+        return file_digest(path) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def corruption_summary(
+    per_severity: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """Summarises the fifteen corruptions of the benchmark, if all are complete, and others.
+
+    Args:
+        per_severity: results with `top1` in percent by corruption and severity.
+
+    Returns:
+        `mean_top1` over the fifteen and `mean_top1_extra` over the others, or None; without all
+        fifteen, `mean_top1` over all there are. For each corruption its `severities`, `error` (mean
+        over them, in percent) and, with all five of a known corruption, `ce`: the error as a
+        percentage of AlexNet's; and `mce`, the mean of those over the fifteen, or None.
+    """
+    found: dict[str, Any] = {}
+    for name, severities in per_severity.items():
+        error = float(np.mean([100 - result["top1"] for result in severities.values()]))
+        found[name] = {"error": error, "severities": dict(severities)}
+        if name in ALEXNET_ERRORS and set(severities) == set(SEVERITIES):
+            found[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]
+    complete = [found[name]["ce"] for name in ALEXNET_ERRORS if "ce" in found.get(name, {})]
+    whole = len(complete) == len(ALEXNET_ERRORS)
+    extra = [name for name in found if whole and name not in ALEXNET_ERRORS]
+    return {
+        "mean_top1": _mean([100 - found[name]["error"] for name in found if name not in extra]),
+        "mean_top1_extra": _mean([100 - found[name]["error"] for name in extra]) if extra else None,
+        "mce": _mean(complete) if whole else None,
+        "by_corruption": found,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
 
 class Corruptions(Measure):
-    """Accuracy for each corruption and severity, and consistency where images have room for it."""
+    """Accuracy for each corruption and severity, and consistency if images are large enough."""
 
     options = (Option("corruptions", "a tree like ImageNet-C", None, Path),)
     columns = (
         Column(
             "mCE",
             ("mce",),
-            note="mean error on corrupted images as a share of AlexNet's; less is better",
+            note="mean error on corrupted images as a fraction of AlexNet's; less is better",
         ),
     )
 
@@ -65,7 +232,7 @@ class Corruptions(Measure):
 
 
 def _folders(subject: Subject) -> dict[str, Path]:
-    """The folders of classes by corruption and severity: `fog 1`."""
+    """Returns the folders of classes by corruption and severity, e.g. `fog 1`."""
     root = subject.options["corruptions"]
     check_is_no_perturbations(root, subject.source.class_names)
     return {
@@ -76,13 +243,13 @@ def _folders(subject: Subject) -> dict[str, Path]:
 
 
 def _at_severity(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
-    """The accuracy at one severity of one corruption."""
+    """Evaluates one severity of one corruption."""
     settings = subject.settings
     source = ImageFolder(str(folder.parent), folder.name, settings.class_order)
     if source.num_classes != subject.source.num_classes:
         raise InputError(
             f"{folder} has images of {source.num_classes} classes, the data has "
-            f"{subject.source.num_classes}; give --config.data.class_order if some are left out"
+            f"{subject.source.num_classes}; give --config.data.class_order if some are missing"
         )
     size = settings.crop_size
     pairs = ShiftedPairs(size, settings.shift_range, settings.passes, settings.seed)
@@ -90,7 +257,7 @@ def _at_severity(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
     views: dict[str, Views] = {"center": Center(size)}
     if with_pairs:
         views["shift"] = pairs
-    seen = look_as_they_are(
+    seen = observe_unresized(
         subject, source, views, crop=pairs.needed_size if with_pairs else size, title=title
     )
     found: dict[str, Any] = {**accuracy(seen["center"])}
@@ -100,15 +267,15 @@ def _at_severity(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
     return found
 
 
-def look_as_they_are(
+def observe_unresized(
     subject: Subject, source: ImageFolder, views: dict[str, Views], *, crop: int, title: str
 ) -> dict[str, Observations]:
-    """What the net says of images that are cut to size already, so not resized.
+    """Observes images that are already cut to size, without resizing them.
 
     Raises:
         InputError: outputs that are not finite.
     """
-    batches = subject.settings.replace(resize_size=0).batches(source, crop)
+    batches = replace(subject.settings, resize_size=0).batches(source, crop)
     with progress_bar(len(source), title) as bar:
         seen = observe(subject.predictor, batches, views, mesh=subject.mesh, progress=bar)
     for found in seen.values():

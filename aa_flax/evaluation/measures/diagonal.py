@@ -7,18 +7,31 @@ import numpy as np
 
 from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
-from aa_flax.evaluation.consistency import diagonal_arrays
-from aa_flax.evaluation.files import beside, save_arrays
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.results import next_to, save_arrays
 from aa_flax.evaluation.row import Row, by_base
 from aa_flax.evaluation.text import file_name
 from aa_flax.evaluation.views import Crops, diagonal
 from aa_flax.runtime import is_main_process
 
 
+def diagonal_arrays(seen: Observations) -> dict[str, np.ndarray]:
+    """Returns the four arrays of the PyTorch original, each images by offsets.
+
+    `diag_probs`: probability of the true class; `diag_probs2`: of the likeliest other class;
+    `diag_corrs`: whether the true class is the likeliest; `diag_preds`: the likeliest class.
+    """
+    return {
+        "diag_probs": seen.probability,
+        "diag_probs2": np.exp(seen.log_other),
+        "diag_corrs": seen.correct,
+        "diag_preds": seen.predicted,
+    }
+
+
 class Diagonal(Measure):
-    """The original's four arrays, images by offsets; some of the images, and a figure of them."""
+    """The arrays of `diagonal_arrays`, with some of the images, and a plot of them."""
 
     options = (
         Option("diagonal", "probabilities along diagonal shifts: .npz and figure"),
@@ -43,10 +56,9 @@ class Diagonal(Measure):
         assert seen is not None
         assert subject.output is not None
         seen.check_finite()
-        arrays = beside(subject.output, "diagonal.npz")
-        figure = beside(subject.output, "diagonal.png")
+        arrays, figure = (next_to(subject.output, f"diagonal.{end}") for end in ("npz", "png"))
         if is_main_process():
-            save_arrays(arrays, diagonal_arrays(seen) | _pictures(subject))
+            save_arrays(arrays, diagonal_arrays(seen) | _chosen_images(subject))
             chosen = subject.options["image_indices"]
             plots.plot_diagonal(figure, {subject.name: seen.probability}, chosen)
         return {"file": arrays.name, "figure": figure.name}
@@ -56,12 +68,12 @@ class Diagonal(Measure):
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
         drawn = []
-        for base, nets in by_base([row for row in rows if row.first("diagonal")]).items():
+        for base, models in by_base([row for row in rows if row.first("diagonal")]).items():
             curves = {}
-            for row in nets:
+            for row in models:
                 with np.load(row.file("diagonal")) as arrays:
                     curves[row.title] = arrays["diag_probs"]
-            first = nets[0].first("diagonal") or {}
+            first = models[0].first("diagonal") or {}
             count = min(map(len, curves.values()))
             images = [i for i in first.get("images", [0]) if i < count]
             drawn.append(folder / f"diagonal_{file_name(base)}.png")
@@ -69,8 +81,8 @@ class Diagonal(Measure):
         return drawn
 
 
-def _pictures(subject: Subject) -> dict[str, np.ndarray]:
-    """The chosen images as the crops are cut from them, `(k, S, S, 3)`, and what they show."""
+def _chosen_images(subject: Subject) -> dict[str, np.ndarray]:
+    """Returns the images that the plot shows, `(k, S, S, 3)` before cropping, and their classes."""
     source, chosen = subject.source, subject.options["image_indices"]
     labels = [int(source[i]["label"]) for i in chosen]
     return {

@@ -1,6 +1,7 @@
 """Maps of internal shift-equivariance."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.equivariance import EquivarianceMaps, check_crop, equivariance_maps
-from aa_flax.evaluation.files import beside
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.results import next_to
 from aa_flax.evaluation.row import Row, by_base
 from aa_flax.evaluation.text import file_name
 from aa_flax.runtime import is_main_process, progress_bar
 
-IMAGES = 8  # that the maps are the mean of
+IMAGES = 8  # the maps are their mean
 
 
 class Equivariance(Measure):
@@ -37,15 +38,14 @@ class Equivariance(Measure):
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert subject.output is not None
         maps = _maps(subject)
-        arrays = beside(subject.output, "equivariance.npz")
-        figure = beside(subject.output, "equivariance.png")
+        arrays, figure = (next_to(subject.output, f"equivariance.{end}") for end in ("npz", "png"))
         if is_main_process():
             maps.save(arrays)
             plots.plot_equivariance(figure, {subject.name: maps})
         relative = maps.relative.mean((1, 2)).tolist()
         return {
             "mean_distance": {
-                block: 100 * share for block, share in zip(maps.blocks, relative, strict=True)
+                block: 100 * mean for block, mean in zip(maps.blocks, relative, strict=True)
             },
             "period": maps.maps.shape[-1],
             "file": arrays.name,
@@ -57,23 +57,23 @@ class Equivariance(Measure):
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
         drawn = []
-        for base, nets in by_base([row for row in rows if row.first("equivariance")]).items():
-            maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in nets}
+        for base, models in by_base([row for row in rows if row.first("equivariance")]).items():
+            maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in models}
             drawn.append(folder / f"equivariance_{file_name(base)}.png")
             plots.plot_equivariance(drawn[-1], maps, plots.ALL_FORMATS)
         return drawn
 
 
 def _maps(subject: Subject) -> EquivarianceMaps:
-    some, crop, mesh = _Some(subject.source, IMAGES), subject.settings.crop_size, subject.mesh
-    settings = subject.settings.replace(batch_size=IMAGES * mesh.size)  # all of them in one batch
+    some, crop, mesh = _Subset(subject.source, IMAGES), subject.settings.crop_size, subject.mesh
+    settings = replace(subject.settings, batch_size=IMAGES * mesh.size)  # all in one batch
     batch = next(settings.batches(some, crop))
     with progress_bar(None, "equivariance", unit="shift") as bar:
         return equivariance_maps(subject.model, batch, crop_size=crop, mesh=mesh, progress=bar)
 
 
-class _Some:
-    """Some of a source's images, spread evenly over it."""
+class _Subset:
+    """Some images of a source, spread evenly over it."""
 
     def __init__(self, source: Source, count: int):
         self._source = source

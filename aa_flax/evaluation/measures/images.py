@@ -1,16 +1,17 @@
-"""How steady a net is on unlabelled images of one's own."""
+"""Stability of predictions on unlabelled images: the class of the centre crop is the label."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from aa_flax.data.pixels import center_image
 from aa_flax.data.unlabelled import Pictures
-from aa_flax.errors import integer
+from aa_flax.errors import InputError, integer
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
-from aa_flax.evaluation.measures.pairs import random_pairs
+from aa_flax.evaluation.measures.consistency import consistency, random_pairs
 from aa_flax.evaluation.observe import Observations, observe
 from aa_flax.evaluation.own_images import (
     CLASS_NAMES,
@@ -19,25 +20,97 @@ from aa_flax.evaluation.own_images import (
     check_room,
     class_namer,
 )
-from aa_flax.evaluation.plots.own_images import class_names_in, plot_least_stable
+from aa_flax.evaluation.plots.own_images import class_names_in, plot_least_stable, worst_shift
 from aa_flax.evaluation.row import Row
-from aa_flax.evaluation.stability import least_stable_first, stability, worst_shift
-from aa_flax.evaluation.text import markdown, with_interval
+from aa_flax.evaluation.text import markdown, markdown_table, with_interval
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
 from aa_flax.runtime import progress_bar
+
+_TIE = 1e-3  # in log-probability: rounding may swap two classes closer than that
+
+
+class Stability(TypedDict):
+    """Percentages; the *centre class* of an image is the top-1 class of its unshifted crop.
+
+    Attributes:
+        consistency: pairs of crops at random offsets with the same top-1 class (Zhang 2019,
+            Sec. 4.1); `consistency_interval` is the 95 % confidence interval, with the images as
+            the sample.
+        same_class: shifted crops, over all images, whose top-1 class is the centre class.
+        worst_case: images whose top-1 class is the centre class at every shift.
+        probability_change: over images and shifts, the mean absolute difference of the centre
+            class's probability from that of the unshifted crop, in percentage points.
+        probability_change_worst: the largest of these differences.
+    """
+
+    num_images: int
+    consistency: float
+    consistency_interval: list[float]
+    same_class: float
+    worst_case: float
+    probability_change: float
+    probability_change_worst: float
+
+
+def stability(pairs: Observations, around: Observations) -> Stability:
+    """Computes the numbers; the images are labelled with their centre class.
+
+    Args:
+        pairs: views 0 and 1, 2 and 3, ... are pairs of crops.
+        around: view 0 is unshifted, the others are shifted.
+
+    Raises:
+        InputError: outputs that are not finite, or that differ for the same image.
+    """
+    around.check_finite()
+    _check_repeatable(around)
+    paired = consistency(pairs)
+    change = np.abs(around.probability[:, 1:] - around.probability[:, :1])
+    same = around.correct[:, 1:]
+    return {
+        "num_images": len(around.index),
+        "consistency": paired["consistency"],
+        "consistency_interval": paired["consistency_interval"],
+        "same_class": 100 * float(same.mean()),
+        "worst_case": 100 * float(same.all(1).mean()),
+        "probability_change": 100 * float(change.mean(dtype=np.float64)),
+        "probability_change_worst": 100 * float(change.max()),
+    }
+
+
+def _check_repeatable(around: Observations) -> None:
+    """Checks that the unshifted crop gets the class that the model first gave it."""
+    changed = around.log_other[:, 0] - around.log_probability[:, 0] > _TIE
+    if changed.any():
+        raise InputError(
+            f"the model gave {changed.sum()} of {len(changed)} images another class when it saw "
+            "them again; is it in training mode (dropout, batch statistics)?"
+        )
+
+
+def least_stable_first(
+    probability: Float[np.ndarray, "n S"], kept: Float[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Orders images by stability: fewest shifts that keep the class first, then largest drop.
+
+    Args:
+        probability: of the centre class; view 0 is unshifted.
+        kept: the fraction of shifts with the centre class.
+    """
+    drop = probability[:, 0] - probability.min(1)
+    return np.lexsort((-drop, kept))
 
 
 class Images(PicturesMeasure):
     """Consistency, change of probability and worst case of a folder of images without labels.
 
-    What a net says of the unshifted centre crop stands in for the true class; see
-    `aa_flax.evaluation.stability.Stability`.
+    The prediction for the unshifted centre crop serves as the label; see `Stability`.
     """
 
     options = (
-        PicturesOption("images", "how steady the net is on a folder of unlabelled images"),
-        Option("within", "--images: shifts of up to so many pixels on each axis", 3, int),
-        Option("least_stable", "--images: how many of the least stable are shown", 4, int),
+        PicturesOption("images", "stability of the predictions on a folder of unlabelled images"),
+        Option("within", "--images: largest shift in pixels on each axis", 3, int),
+        Option("least_stable", "--images: number of least stable images to show", 4, int),
         CLASS_NAMES,
     )
     columns = (
@@ -45,14 +118,14 @@ class Images(PicturesMeasure):
             "own images: consistency",
             ("consistency",),
             interval="consistency_interval",
-            note="share of pairs of crops of the unlabelled images, at two random offsets, that "
+            note="fraction of pairs of crops of the unlabelled images, at two random offsets, that "
             "get the same class",
         ),
         Column(
             "worst case of own images",
             ("worst_case",),
-            note="share of the unlabelled images that keep the class of their centre crop at every "
-            "shift within a few pixels",
+            note="fraction of the unlabelled images that keep the class of their centre crop at "
+            "every shift within a few pixels",
         ),
         Column(
             "change of P",
@@ -91,7 +164,7 @@ class Images(PicturesMeasure):
         found = _look(subject, pictures, _views(subject))
         result: Result = {**stability(found["pairs"], found["around"])}
         arrays = _arrays(found["around"], pictures, subject, name_of)
-        result["least_stable"] = [_told(arrays, i) for i in arrays["shown"]]
+        result["least_stable"] = [_worst_of(arrays, i) for i in arrays["shown"]]
         result["lost"] = pictures.log_lost()
         skipped = np.setdiff1d(np.arange(len(pictures)), own.index)
         result["skipped"] = [pictures.name(int(i)) for i in skipped]
@@ -110,18 +183,20 @@ class Images(PicturesMeasure):
 
     def section(self, rows: Sequence[Row]) -> str:
         parts = []
-        for nets in self.groups(rows):
-            found = [row.first("images") or {} for row in nets]
+        for group in self.groups(rows):
+            found = [row.first("images") or {} for row in group]
             where = found[0].get("folder", f"{found[0]['num_images']} images")
-            heads = ["net", "least stable images", "class there", "elsewhere", "same class"]
-            lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            for row, result in zip(nets, found, strict=True):
-                lines += [_line(row.title, one) for one in result["least_stable"]]
+            heads = ["model", "least stable images", "class there", "elsewhere", "same class"]
+            cells = [
+                _cells(row.title, one)
+                for row, result in zip(group, found, strict=True)
+                for one in result["least_stable"]
+            ]
             about = (
                 f"Of {markdown(where)}, with shifts within {found[0]['within']} pixels on each "
                 "axis."
             )
-            parts += ["## Own images", about, "\n".join(lines)]
+            parts += ["## Own images", about, markdown_table(heads, cells)]
         return "\n\n".join(parts)
 
 
@@ -148,12 +223,13 @@ def _look(
 def _arrays(
     around: Observations, pictures: Pictures, subject: Subject, name_of: Any
 ) -> dict[str, np.ndarray]:
-    """What the figure is drawn from, and every image's answers."""
+    """Returns the data of the plot, and the predictions for every image."""
     settings = subject.settings
+    how = (settings.resize_size, settings.crop_size, settings.interpolation)
     kept = around.correct[:, 1:].mean(1)
     order = least_stable_first(around.probability, kept)[: subject.options["least_stable"]]
     shown = [pictures[int(around.index[i])]["image"] for i in order]
-    said = np.unique(around.predicted)
+    classes = np.unique(around.predicted)
     return {
         "name": np.array([pictures.name(int(i)) for i in around.index]),
         "shift": np.array(Around(0, subject.options["within"]).shifts),
@@ -161,21 +237,14 @@ def _arrays(
         "top1": around.predicted,
         "probability": around.probability,
         "shown": order,
-        "pixels": np.stack(
-            [
-                center_image(
-                    image, settings.resize_size, settings.crop_size, settings.interpolation
-                )
-                for image in shown
-            ]
-        ),
-        "class": said,
-        "class_name": np.array([name_of(int(i)) for i in said]),
+        "pixels": np.stack([center_image(image, *how) for image in shown]),
+        "class": classes,
+        "class_name": np.array([name_of(int(i)) for i in classes]),
     }
 
 
-def _told(arrays: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
-    """An image in words and numbers: its own class, and the worst shift."""
+def _worst_of(arrays: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
+    """Describes an image: its centre class, and its worst shift."""
     names = class_names_in(arrays)
     top, probability = arrays["top1"][i], 100 * arrays["probability"][i]
     same = top == arrays["own_class"][i]
@@ -191,14 +260,14 @@ def _told(arrays: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
     }
 
 
-def _line(net: str, one: Mapping[str, Any]) -> str:
+def _cells(model: str, one: Mapping[str, Any]) -> list[str]:
     down, right = one["worst_shift"]
     cells = [
-        net,
+        model,
         Path(one["image"]).name,
         f"{one['class']} {one['probability']:.0f} %",
         f"{one['worst_class']}, {one['class']} {one['worst_probability']:.0f} % at "
         f"({down}, {right})",
         f"{one['same_class']:.0f} %",
     ]
-    return f"| {' | '.join(map(markdown, cells))} |"
+    return [markdown(cell) for cell in cells]

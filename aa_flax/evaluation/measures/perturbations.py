@@ -1,26 +1,129 @@
-"""Flips of the top-1 class on perturbed clips (ImageNet-P)."""
+"""Flips of the top-1 class on perturbed clips (ImageNet-P).
 
+Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019. As with ImageNet-C, images are already cut to size.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
+from aa_flax.data.classes import read_names
 from aa_flax.data.folder import ImageFolder, natural_key
-from aa_flax.evaluation.corruptions import (
-    check_is_no_corruptions,
-    digest_of_folders,
-    flip_rate,
-    perturbation_folders,
-    perturbation_summary,
-    read_flip_rates,
-)
+from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import Measure, Option, Result, Subject
-from aa_flax.evaluation.measures.corruptions import look_as_they_are
+from aa_flax.evaluation.measures.corruptions import (
+    corruption_folders,
+    digest_of_folders,
+    observe_unresized,
+)
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.views import Center
 
 
+def check_is_no_corruptions(root: Path, class_names: Sequence[str]) -> None:
+    """Raises an InputError for a tree like ImageNet-C, whose images would be read as frames."""
+    try:
+        found = corruption_folders(root)
+    except InputError:
+        return
+    folders = [folder for severities in found.values() for folder in severities.values()]
+    if any(folder.name not in set(class_names) for folder in folders):
+        raise InputError(
+            f"{root} looks like ImageNet-C ({folders[0]} is a severity); give it as --corruptions"
+        )
+
+
+def flip_rate(predicted: Int[np.ndarray, " n"], clips: list[str], *, noise: bool) -> float:
+    """Computes how often the top-1 class changes within a clip, in percent, mean over the clips.
+
+    Args:
+        predicted: the class of each frame, clip after clip, frames in order.
+        clips: the clip of each frame.
+        noise: compare each frame with the clip's first (frames of noise have no order) instead of
+            with the one before.
+
+    Raises:
+        InputError: a clip of fewer than two frames.
+    """
+    names, starts = np.unique(clips, return_index=True)
+    rates = []
+    for name, frames in zip(
+        names[np.argsort(starts)], np.split(predicted, np.sort(starts)[1:]), strict=True
+    ):
+        if len(frames) < 2:
+            raise InputError(f"the clip {name} has one frame; a flip needs two or more")
+        before = frames[0] if noise else frames[:-1]
+        rates.append(np.mean(frames[1:] != before))
+    return 100 * float(np.mean(rates))
+
+
+def perturbation_summary(
+    rates: Mapping[str, float], reference: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Returns flip rates and the mFR: their mean in percent of the reference's (AlexNet's).
+
+    Raises:
+        InputError: a perturbation that the reference does not list.
+    """
+    mean = float(np.mean([*rates.values()]))
+    result: dict[str, Any] = {"flip_rates": dict(rates), "mean_flip_rate": mean}
+    if reference is not None:
+        if missing := sorted(rates.keys() - reference.keys()):
+            raise InputError(f"the table of flip rates lacks {', '.join(missing)}; add them")
+        result["mfr"] = float(np.mean([100 * rates[name] / reference[name] for name in rates]))
+    return result
+
+
+def read_flip_rates(path: Path) -> dict[str, float]:
+    """Reads a reference model's flip rates from lines `perturbation<tab>percent`.
+
+    Raises:
+        InputError: no such file, or another line.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}; give lines of perturbation<tab>flip rate in percent")
+    rates = {}
+    for line in read_names(path):
+        name, _, rate = line.partition("\t")
+        try:
+            value = float(rate)
+        except ValueError:
+            value = 0.0
+        if name in rates or not 0 < value <= 100:
+            raise InputError(
+                f"{path}: {line!r:.99} is not perturbation<tab>percent, above 0, each once"
+            )
+        rates[name] = value
+    return rates
+
+
+def perturbation_folders(root: Path) -> list[Path]:
+    """Finds the folders `<perturbation>` of `<perturbation>/<class>/<clip>/<frame>`.
+
+    Raises:
+        InputError: no such folder, none in it, or videos instead of folders of frames.
+    """
+    if not root.is_dir():
+        raise InputError(
+            f"no folder {root}; it has to contain <perturbation>/<class>/<clip>/<frame>"
+        )
+    if video := next(root.glob("*/*/*.mp4"), None):
+        raise InputError(
+            f"{video} is a video; write its frames to a folder first, e.g. ffmpeg -i clip.mp4 "
+            "clip/%04d.png"
+        )
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
+    if not folders:
+        raise InputError(f"{root} contains no <perturbation>/<class>/<clip>/<frame>")
+    return folders
+
+
 class Perturbations(Measure):
-    """How often the top-1 class changes from frame to frame; the mFR needs a reference."""
+    """Fraction of frames at which the top-1 class changes; the mFR needs a reference."""
 
     options = (
         Option("perturbations", "a tree like ImageNet-P, of frames", None, Path),
@@ -57,16 +160,16 @@ def _reference(subject: Subject) -> dict[str, float] | None:
 
 
 def _flip_rate(subject: Subject, root: Path, name: str) -> float:
-    """The flip rate of one perturbation, clips and frames in the natural order of their names."""
+    """Computes the flip rate of one perturbation, clips and frames in natural order of names."""
     source = ImageFolder(str(root), name, "sorted")  # labels do not matter here
     size = subject.settings.crop_size
-    seen = look_as_they_are(subject, source, {"all": Center(size)}, crop=size, title=name)["all"]
+    seen = observe_unresized(subject, source, {"all": Center(size)}, crop=size, title=name)["all"]
     paths = [Path(source.name(int(i))) for i in seen.index]
-    order = sorted(range(len(paths)), key=lambda i: _place(paths[i]))
+    order = sorted(range(len(paths)), key=lambda i: _natural_order(paths[i]))
     clips = [str(paths[i].parent) for i in order]
     return flip_rate(seen.predicted[np.array(order), 0], clips, noise="noise" in name)
 
 
-def _place(path: Path) -> tuple:
-    """Clip by clip, and within a clip frame by frame."""
+def _natural_order(path: Path) -> tuple:
+    """Sorts clip by clip, and frames within a clip."""
     return natural_key(str(path.parent)), natural_key(path.name)

@@ -1,19 +1,72 @@
-"""The time of a forward pass."""
+"""Time of a forward pass."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any, TypedDict
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.row import Row, TimesByFilter, fastest, points, time_label
-from aa_flax.evaluation.text import markdown, with_interval
-from aa_flax.evaluation.timing import time_forward
+from aa_flax.evaluation.text import markdown, markdown_table, with_interval
 
-BATCH_SIZE = 48  # as the original's run times
+BATCH_SIZE = 48  # as in the run times of the PyTorch original
+_EXPLAINED = (
+    f"Milliseconds of a forward pass of {BATCH_SIZE} images, the batch of the PyTorch original's "
+    "run times; in brackets the ratio to the baseline; fastest model first. The package contains "
+    "no published run times to compare with."
+)
+
+
+class ForwardTime(TypedDict):
+    """Milliseconds of one compiled forward pass of `batch_size` images on one device.
+
+    Attributes:
+        milliseconds: the median of `repeats` passes. milliseconds_quartiles: the first and third
+            quartile.
+    """
+
+    milliseconds: float
+    milliseconds_quartiles: list[float]
+    batch_size: int
+    crop_size: int
+    repeats: int
+    device: str
+
+
+def time_forward(
+    predict: Any, crop_size: int, *, batch_size: int = BATCH_SIZE, repeats: int = 20
+) -> ForwardTime:
+    """Times a model on uint8 images that are already on the device, after two warm-up passes.
+
+    The run times of the PyTorch original are of 48 images of 224x224.
+
+    Args:
+        predict: a model or a function, see `predictor_of`.
+    """
+    predictor = predictor_of(predict, crop_size=crop_size)
+    images = jnp.zeros((batch_size, crop_size, crop_size, 3), jnp.uint8)
+    seconds = []
+    for _ in range(2 + repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(predictor.logits(images))
+        seconds.append(time.perf_counter() - began)
+    low, median, high = (1000 * float(q) for q in np.quantile(seconds[2:], (0.25, 0.5, 0.75)))
+    return {
+        "milliseconds": median,
+        "milliseconds_quartiles": [low, high],
+        "batch_size": batch_size,
+        "crop_size": crop_size,
+        "repeats": repeats,
+        "device": jax.devices()[0].device_kind,
+    }
 
 
 class Time(Measure):
@@ -34,8 +87,7 @@ class Time(Measure):
         return {"batch_size": BATCH_SIZE, "device": jax.devices()[0].device_kind}
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        crop = subject.settings.crop_size
-        return {**time_forward(subject.predictor, crop, batch_size=BATCH_SIZE)}
+        return {**time_forward(subject.predictor, subject.settings.crop_size)}
 
     def line(self, result: Result) -> str:
         time = with_interval(result["milliseconds"], result["milliseconds_quartiles"], unit="ms")
@@ -45,11 +97,11 @@ class Time(Measure):
         )
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        nets = points(rows, ("time", "milliseconds"), ("top1",))
-        if not nets:
+        models = points(rows, ("time", "milliseconds"), ("top1",))
+        if not models:
             return []
         path, by_filter = folder / "time_accuracy.png", folder / "time_filter_size.png"
-        plots.plot_models(path, nets, time_label(rows), "accuracy (%)")
+        plots.plot_models(path, models, time_label(rows), "accuracy (%)")
         plots.plot_run_times(by_filter, _families(rows), time_label(rows))
         return [path, by_filter]
 
@@ -58,24 +110,16 @@ class Time(Measure):
         if not families:
             return ""
         sizes = sorted({k for family in families.values() for k in family}, key=lambda k: k or 0)
-        heads = ["net", *("baseline" if k is None else f"lpf{k}" for k in sizes)]
-        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        lines += [
-            f"| {markdown(name)} | {' | '.join(_cell(family, k) for k in sizes)} |"
+        heads = ["model", *("baseline" if k is None else f"lpf{k}" for k in sizes)]
+        cells = [
+            [markdown(name), *(_cell(family, k) for k in sizes)]
             for name, family in sorted(families.items(), key=lambda item: fastest(item[1]))
         ]
-        return "\n\n".join(["## Run time", _EXPLAINED, "\n".join(lines)])
-
-
-_EXPLAINED = (
-    f"Milliseconds of a forward pass of {BATCH_SIZE} images, as many as the original's run times "
-    "are of, and in brackets times the baseline's; the fastest net first. The package holds no "
-    "published run times to put beside them."
-)
+        return "\n\n".join(["## Run time", _EXPLAINED, markdown_table(heads, cells)])
 
 
 def _families(rows: Sequence[Row]) -> dict[str, TimesByFilter]:
-    """Milliseconds by filter size (None: the baseline), for each net that was timed."""
+    """Returns milliseconds by filter size (None: the baseline) of each model that was timed."""
     families: dict[str, dict[int | None, list[float]]] = {}
     for row in rows:
         if times := row.values(("time", "milliseconds")):
@@ -88,5 +132,5 @@ def _cell(family: TimesByFilter, filter_size: int | None) -> str:
     if filter_size not in family:
         return ""
     time = fmean(family[filter_size])
-    over = f" ({time / fmean(family[None]):.2f})" if None in family and filter_size else ""
-    return f"{time:.1f}{over}"
+    ratio = f" ({time / fmean(family[None]):.2f})" if None in family and filter_size else ""
+    return f"{time:.1f}{ratio}"

@@ -15,7 +15,6 @@ from aa_flax.evaluation.plots import (
     pyplot,
     save_figure,
 )
-from aa_flax.evaluation.stability import worst_shift
 
 Arrays = Mapping[str, np.ndarray]  # stored by a measure for one model
 
@@ -23,6 +22,12 @@ Arrays = Mapping[str, np.ndarray]  # stored by a measure for one model
 def class_names_in(arrays: Arrays) -> dict[int, str]:
     """Returns the stored names of the classes that a model predicted."""
     return dict(zip(arrays["class"].tolist(), arrays["class_name"].tolist(), strict=True))
+
+
+def worst_shift(probability: np.ndarray, correct: np.ndarray) -> int:
+    """Returns the view where the class is least likely, among those that change it if any do."""
+    among = np.flatnonzero(~correct) if not correct.all() else np.arange(len(correct))
+    return int(among[probability[among].argmin()])
 
 
 def plot_least_stable(path: Path, models: Mapping[str, Arrays], formats: Sequence[str]) -> None:

@@ -1,0 +1,218 @@
+"""Consistency of the predictions for pairs of views, and accuracy at the worst of many shifts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict
+
+import numpy as np
+from jaxtyping import Float
+
+from aa_flax.evaluation import plots
+from aa_flax.evaluation.intervals import clustered_interval
+from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
+from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.row import Row, points
+from aa_flax.evaluation.settings import Settings
+from aa_flax.evaluation.text import with_interval
+from aa_flax.evaluation.views import (
+    Crops,
+    JitteredPairs,
+    RolledPairs,
+    ShiftedPairs,
+    SubpixelPairs,
+    grid,
+)
+
+SCALE = 0.1  # of the crop size, by which jittered squares are smaller or larger
+POINTS = 5  # offsets per axis of the worst case
+
+
+class Consistency(TypedDict):
+    """Percentages over all images and pairs; `..._interval`: ends of the 95 % confidence interval.
+
+    Attributes:
+        consistency: pairs with the same top-1 class (Zhang 2019, Sec. 4.1).
+        consistent_and_correct: pairs with the same class, the true one.
+        probability_change: mean absolute difference of the true class's probability in a pair.
+        top1_shifted: views classified correctly.
+    """
+
+    num_images: int
+    consistency: float
+    consistency_interval: list[float]
+    consistent_and_correct: float
+    probability_change: float
+    top1_shifted: float
+
+
+def agreement(seen: Observations) -> Float[np.ndarray, " n"]:
+    """Returns the fraction of each image's pairs (views 0 and 1, 2 and 3, ...) that agree."""
+    return (seen.predicted[:, ::2] == seen.predicted[:, 1::2]).mean(1)
+
+
+def consistency(seen: Observations) -> Consistency:
+    """Computes how often the two views of a pair get the same class.
+
+    The images are the sample of the confidence interval; see `clustered_interval`.
+
+    Raises:
+        InputError: outputs that are not finite; such a model would count as perfectly consistent.
+    """
+    seen.check_finite()
+    agreed, probability = agreement(seen), seen.probability
+    change = np.abs(probability[:, ::2] - probability[:, 1::2])
+    both = seen.correct[:, ::2] & seen.correct[:, 1::2]
+    return {
+        "num_images": len(agreed),
+        "consistency": 100 * float(agreed.mean()),
+        "consistency_interval": clustered_interval(agreed, probability.shape[1] // 2),
+        "consistent_and_correct": 100 * float(both.mean()),
+        "probability_change": 100 * float(change.mean(dtype=np.float64)),
+        "top1_shifted": 100 * float(seen.correct.mean()),
+    }
+
+
+class PairMeasure(Measure):
+    """Consistency of pairs of views of an image.
+
+    Attributes:
+        title: how the images were changed, for the summary and the report's column.
+        note: explains the column in the report.
+    """
+
+    title: ClassVar[str]
+    note: ClassVar[str] = ""
+
+    def __init_subclass__(cls):
+        if not cls.columns:
+            cls.columns = (
+                Column(cls.title, ("consistency",), note=cls.note, interval="consistency_interval"),
+            )
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        assert seen is not None
+        return {**consistency(seen)}
+
+    def line(self, result: Result) -> str:
+        how = [f"{result[key]} passes" for key in ("passes",) if key in result]
+        how += [f"seed {result['seed']}"] if "seed" in result else []
+        return (
+            f"{self.title:12} top-1 {result['top1_shifted']:6.2f} %   consistency "
+            f"{with_interval(result['consistency'], result['consistency_interval'])}   "
+            f"consistent and correct {result['consistent_and_correct']:6.2f} %   "
+            f"change of P {result['probability_change']:.2f} %   ({', '.join(how)})"
+        )
+
+
+def random_pairs(settings: Settings) -> dict[str, Any]:
+    """Returns the arguments that all views of random pairs take."""
+    return {"passes": settings.passes, "seed": settings.seed}
+
+
+class Shift(PairMeasure):
+    """Agreement of two crops at random offsets (Zhang 2019, Sec. 4.1)."""
+
+    title = "shifted"
+    options = (
+        Option("shift", "shift consistency: pairs of crops at random offsets"),
+        Option("per_batch", "--shift with one pair of offsets a batch"),
+    )
+    columns = (
+        Column(
+            "consistency",
+            ("consistency",),
+            judged=True,
+            interval="consistency_interval",
+            note="fraction of pairs of crops at two random offsets that get the same class",
+        ),
+        Column(
+            "consistent and correct",
+            ("consistent_and_correct",),
+            note="fraction of those pairs that get the true class both times",
+        ),
+        Column("shifted", ("top1_shifted",), note="accuracy on the crops at random offsets"),
+    )
+
+    def views(self, subject: Subject) -> ShiftedPairs:
+        settings = subject.settings
+        per_draw = (settings.batch_size or 256) if subject.options["per_batch"] else 1
+        return ShiftedPairs(
+            settings.crop_size,
+            settings.shift_range,
+            images_per_draw=per_draw,
+            **random_pairs(settings),
+        )
+
+    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
+        models = points(rows, ("top1",), ("shift", "consistency"))
+        if not models:
+            return []
+        path = folder / "accuracy_consistency.png"
+        plots.plot_models(path, models, "accuracy (%)", "consistency (%)")
+        return [path]
+
+
+class Circular(PairMeasure):
+    """Content that leaves the crop on one side re-enters on the other, so none is new."""
+
+    title = "rolled"
+    note = "consistency of crops rolled by two random shifts: no new content enters"
+    options = (Option("circular", "consistency of rolled images"),)
+
+    def views(self, subject: Subject) -> RolledPairs:
+        settings = subject.settings
+        return RolledPairs(settings.crop_size, settings.shift_range, **random_pairs(settings))
+
+
+class Subpixel(PairMeasure):
+    """Images moved by fractions of a pixel, band-limited."""
+
+    title = "sub-pixel"
+    note = "consistency of images moved by two random fractions of a pixel"
+    options = (Option("subpixel", "consistency under shifts of less than a pixel"),)
+
+    def views(self, subject: Subject) -> SubpixelPairs:
+        return SubpixelPairs(subject.settings.crop_size, **random_pairs(subject.settings))
+
+
+class Jitter(PairMeasure):
+    """Squares of 0.9 to 1.1 crop sizes from anywhere in the image, resized to the crop."""
+
+    title = "jittered"
+    note = "consistency of two random squares, 0.9 to 1.1 crops wide, resized to the crop"
+    options = (Option("jitter", "consistency of random crops, resized"),)
+
+    def views(self, subject: Subject) -> JitteredPairs:
+        settings = subject.settings
+        return JitteredPairs(settings.crop_size, SCALE, **random_pairs(settings))
+
+
+class WorstCase(Measure):
+    """Images that are classified correctly at every offset of a grid."""
+
+    options = (Option("worst_case", "images that are right at each of a grid of offsets"),)
+    columns = (
+        Column(
+            "worst case",
+            ("top1_worst",),
+            note=f"fraction of images that are right at all of {POINTS} by {POINTS} offsets",
+        ),
+    )
+
+    def views(self, subject: Subject) -> Crops:
+        return grid(subject.settings.crop_size, subject.settings.shift_range, POINTS)
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        assert seen is not None
+        seen.check_finite()
+        return {
+            "num_images": len(seen.index),
+            "top1_worst": 100 * float(seen.correct.all(1).mean()),
+            "top1_mean": 100 * float(seen.correct.mean()),
+        }
+
+    def line(self, result: Result) -> str:
+        return (
+            f"{'worst case':12} top-1 {result['top1_worst']:6.2f} % at all of "
+            f"{len(result['offsets'])} offsets, {result['top1_mean']:.2f} % on average"
+        )

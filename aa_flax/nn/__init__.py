@@ -1,0 +1,1 @@
+"""Layers: batch norm, convolutions, pools, and the initial values of their weights."""

@@ -1,0 +1,213 @@
+"""Layers that the models share, equal to torch's layers of the same name, on NHWC arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from aa_flax.errors import InputError
+from aa_flax.nn.initializers import kaiming_normal_fan_out, ones, torch_uniform, zeros
+from aa_flax.nn.pool_registry import PoolFactory, make_pool, subsample
+from aa_flax.ops import conv_general_dilated, materialised, max_pool
+from aa_flax.ops.cpu.batch_norm import along, batch_norm
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, with torch's running statistics.
+
+    The batch is normalised by its biased variance; `var` is the running average of the unbiased
+    one, as in torch (of the biased one in Flax). Statistics are float32 whatever the compute type,
+    and the variance is taken about the mean, which does not cancel at large means.
+
+    Args:
+        num_features: channels `C`.
+        momentum: weight of the old running statistic (torch's `1 - momentum`).
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        scale_init: nnx.Initializer = ones,
+        rngs: nnx.Rngs,
+    ):
+        shape = (num_features,)
+        key = rngs.params()
+        self.scale = nnx.Param(scale_init(key, shape, jnp.float32))
+        self.bias = nnx.Param(zeros(key, shape))
+        self.mean = nnx.BatchStat(zeros(key, shape))
+        self.var = nnx.BatchStat(ones(key, shape))
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_running_average = False
+
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        dtype = x.dtype
+        x = x.astype(np.promote_types(x.dtype, jnp.float32))
+        scale, bias = self.scale[...], self.bias[...]
+        if self.use_running_average:
+            factor = scale * lax.rsqrt(self.var[...] + self.epsilon)
+            y = (x - along(self.mean[...], x)) * along(factor, x) + along(bias, x)
+            return y.astype(dtype)
+        self._refuse_a_single_value(x)
+        y, mean, var = batch_norm(x, scale, bias, self.epsilon)
+        self._update_running(mean, var, prod(x.shape[:-1]))
+        return y.astype(dtype)
+
+    def _refuse_a_single_value(self, x: Array) -> None:
+        if prod(x.shape[:-1]) < 2:
+            raise InputError(
+                f"BatchNorm in training needs more than one value for each channel, got shape "
+                f"{x.shape}; use a larger batch or image, or call model.eval()"
+            )
+
+    def _update_running(self, mean: Array, var: Array, count: int) -> None:
+        """Updates the running statistics by those of a batch, with its unbiased variance."""
+        keep, unbiased = self.momentum, var * (count / (count - 1))
+        for running, now in ((self.mean, mean), (self.var, unbiased)):
+            moved = keep * running[...] + (1 - keep) * lax.stop_gradient(now)
+            # Not in place: that would write to an array of NumPy that belongs to the caller.
+            running.set_value(moved.astype(running.dtype))
+
+
+class Folded(nnx.Module):
+    """The identity, in place of a batch norm that `aa_flax.fuse` folded; for inference only."""
+
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        return x
+
+    @property
+    def use_running_average(self) -> bool:
+        return True
+
+    @use_running_average.setter
+    def use_running_average(self, value: bool) -> None:  # model.train() sets it
+        if not value:
+            raise InputError(
+                "a fused model cannot be trained: its batch norms are part of its convolutions; "
+                "train the model that aa_flax.models.fuse was given"
+            )
+
+
+def refuse_folded(model: nnx.Module, *, to: str) -> None:
+    """Raises an InputError if batch norms of the model are folded."""
+    if any(isinstance(layer, Folded) for _, layer in nnx.iter_modules(model)):
+        raise InputError(
+            f"a fused model has other variables than the model it is named after; {to} the model "
+            "that aa_flax.models.fuse was given"
+        )
+
+
+def conv2d(
+    in_features: int,
+    out_features: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    use_bias: bool = False,
+    kernel_init: nnx.Initializer = kaiming_normal_fan_out,
+    bias_init: nnx.Initializer = zeros,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """Returns a square 2-D convolution with torch's arguments: `padding` pixels on every side."""
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=((padding, padding), (padding, padding)),
+        kernel_dilation=dilation,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        conv_general_dilated=conv_general_dilated,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    kernel_init: nnx.Initializer | None = None,
+    bias_init: nnx.Initializer | None = None,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """Returns a linear layer, by default initialised as in torch."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=kernel_init or torch_uniform(in_features),
+        bias_init=bias_init or torch_uniform(in_features),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """Makes the layers of one model, with its compute type, its pool and its random keys.
+
+    Attributes:
+        rngs: random keys of the initial values.
+        dtype: type of the computation; None: that of the input.
+        pool_factory: that of `aa_flax.pools.pool_factory`; None for a baseline.
+    """
+
+    rngs: nnx.Rngs
+    dtype: DTypeLike | None = None
+    pool_factory: PoolFactory | None = None
+
+    def conv(self, in_features: int, out_features: int, size: int, **options: Any) -> nnx.Conv:
+        """Makes a convolution; options are those of `conv2d`."""
+        return conv2d(in_features, out_features, size, dtype=self.dtype, rngs=self.rngs, **options)
+
+    def batch_norm(self, features: int, **options: Any) -> BatchNorm:
+        """Makes a batch norm."""
+        return BatchNorm(features, rngs=self.rngs, **options)
+
+    def linear(self, in_features: int, out_features: int, **options: Any) -> nnx.Linear:
+        """Makes a linear layer; options are those of `linear`."""
+        return linear(in_features, out_features, dtype=self.dtype, rngs=self.rngs, **options)
+
+    def pool(self, stride: int, features: int, *, follows: bool = False) -> Any:
+        """Makes the pool that applies a stride; None if the layer before it does, or for 1."""
+        options = {"features": features, "rngs": self.rngs, "follows": follows}
+        return make_pool(self.pool_factory, stride, **options)
+
+
+def strided_max_pool(
+    pool: Any, x: Float[Array, "N H W C"], window: int, padding: int = 0
+) -> Float[Array, "N h w C"]:
+    """Applies a max pool of stride 2; with a pool, a dense maximum and then the pool."""
+    stride = 2 if pool is None else 1
+    return subsample(pool, max_pool(x, window, stride=stride, padding=padding))
+
+
+def residual_relu(
+    y: Float[Array, "N H W C"], shortcut: Float[Array, "N H W C"]
+) -> Float[Array, "N H W C"]:
+    """Returns the output of a residual block, `relu(y + shortcut)`, computed once on CPU."""
+    return materialised(jax.nn.relu(y + shortcut))
+
+
+def concatenated(maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W C"]:
+    """Concatenates feature maps along channels, computed once on CPU."""
+    return materialised(jnp.concatenate(maps, axis=-1))

@@ -1,0 +1,190 @@
+"""Pools that choose a phase of each image: adaptive (APS) and learned (LPS) polyphase sampling."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from aa_flax.errors import InputError, real
+from aa_flax.nn.layers import conv2d
+from aa_flax.ops import blur_pool, circular_padding
+from aa_flax.ops.blur import check_options
+from aa_flax.ops.lowpass import Padding
+from aa_flax.ops.polyphase import Choice, mix_phases, polyphase, take_phase, upsample_phase
+
+Norm = Literal["l2", "l1", "linf"]
+Training = Literal["gumbel", "softmax"]
+
+
+class AdaptivePool(nnx.Module):
+    """Keeps the phase of the largest norm of each image (adaptive polyphase sampling, APS).
+
+    The pools `aps_l2`, `aps_l1` and `aps_linf`, and `aps_lpf<k>` with BlurPool's filter of k taps
+    before (and `l2`). If a periodic image is shifted by any number of pixels, the values that are
+    kept are the same, shifted on their grid. So a model with such pools, circular padding and no
+    other strides is exactly shift-equivariant, even untrained, where its strides divide the size of
+    its maps. It has no variables. A map `(N, *spatial, C)` gets `ceil(n / stride)` values on each
+    spatial axis.
+
+    Args:
+        stride: subsampling factor, 1 or more; one number, or one for each axis.
+        norm: `l2` is the sum of squares, `l1` the sum of magnitudes, `linf` the largest magnitude,
+            over positions and channels. Ties of `linf`, common after a max pool, are broken by the
+            sum of squares, and further ties by the first phase.
+        filter_size: taps of the binomial filter before, as in `blur_pool`; 1: no filter.
+        padding: of that filter, as in `blur_pool`.
+
+    Raises:
+        InputError: an invalid option.
+
+    Source: Chaman and Dokmanic, Truly shift-invariant convolutional neural networks, CVPR 2021:
+    Sec. 3, and 4.2 (with a filter, and shortcuts that follow the main branch).
+    """
+
+    def __init__(
+        self,
+        stride: int | Sequence[int] = 2,
+        norm: Norm = "l2",
+        filter_size: int | Sequence[int] = 1,
+        padding: Padding = "reflect",
+    ):
+        if norm not in get_args(Norm):
+            raise InputError(f"norm must be one of {', '.join(get_args(Norm))}; got {norm!r}")
+        options = check_options(filter_size, stride, padding, 0)
+        self.stride, self.filter_size = options.stride, options.filter_size
+        self.padding: Padding = padding
+        self.norm: Norm = norm
+
+    def choose(self, x: Float[Array, "N *spatial C"]) -> Int[Array, " N"]:
+        """Returns the number of the phase of the largest norm for each image."""
+        phases = jnp.abs(polyphase(self._blurred(x), self.stride))
+        phases = phases.astype(np.promote_types(x.dtype, jnp.float32))
+        axes = tuple(range(2, phases.ndim))
+        if self.norm == "l1":
+            return phases.sum(axes).argmax(1)
+        energy = jnp.square(phases).sum(axes)
+        if self.norm == "linf":  # a max pool gives several phases the same largest value
+            largest = phases.max(axes)
+            energy = jnp.where(largest == largest.max(1, keepdims=True), energy, -1)
+        return energy.argmax(1)
+
+    def __call__(
+        self, x: Float[Array, "N *spatial C"], choice: Int[Array, " N"]
+    ) -> Float[Array, "N *out C"]:
+        return take_phase(self._blurred(x), choice, self.stride)
+
+    def upsample(
+        self,
+        y: Float[Array, "N *out C"],
+        choice: Int[Array, " N"],
+        size: int | Sequence[int] | None = None,
+    ) -> Float[Array, "N *spatial C"]:
+        """Puts values back at their phase: see `aa_flax.pools.upsample_phase`."""
+        return upsample_phase(y, choice, self.stride, self.filter_size, self.padding, size=size)
+
+    def _blurred(self, x: Array) -> Array:
+        return x if self.filter_size == 1 else blur_pool(x, self.filter_size, 1, self.padding)
+
+
+class PhaseScore(nnx.Module):
+    """The score of a map: 3x3 convolution - ReLU - 3x3 convolution - mean.
+
+    Convolutions are circular, so the score does not change if the map is rolled.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        width = max(features // 8, 8)
+        self.conv1 = conv2d(features, width, 3, padding=1, use_bias=True, rngs=rngs)
+        self.conv2 = conv2d(width, 1, 3, padding=1, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, " N"]:
+        with circular_padding():
+            return self.conv2(jax.nn.relu(self.conv1(x))).mean((1, 2, 3))
+
+
+class LearnedPhasePool(nnx.Module):
+    """Keeps the phase that a small trained network scores highest (learned polyphase, LPS).
+
+    The pools `lps` and `lps_softmax`. In evaluation the highest score wins, and models are
+    shift-equivariant as with `AdaptivePool`. In training, `gumbel` draws one phase by scores with
+    Gumbel noise, and the softmax replaces the drawn phase in the gradient; `softmax` mixes the
+    phases by the softmax of their scores. A map `(N, H, W, C)` gets `ceil(n / stride)` values on
+    each axis.
+
+    Args:
+        stride: subsampling factor, 1 or more; one number, or one for each axis.
+        training: `gumbel` or `softmax`.
+        temperature: divisor of the scores in training, above 0.
+        features: channels of the maps.
+        follows: True if another pool's choice is always given, as in a shortcut: then it has no
+            network.
+        rngs: random keys of the network's weights, and of the noise (stream `dropout`).
+
+    Raises:
+        InputError: an invalid option, or a choice requested from a pool that follows another.
+
+    Source: Rojas-Gomez et al., Learnable Polyphase Sampling for Shift Invariant and Equivariant
+    Convolutional Networks, NeurIPS 2022, Sec. 4; the gradient of a drawn phase: Jang et al.,
+    Categorical Reparameterization with Gumbel-Softmax, ICLR 2017, Sec. 2.2.
+    """
+
+    def __init__(
+        self,
+        stride: int | Sequence[int] = 2,
+        *,
+        training: Training = "gumbel",
+        temperature: float = 1.0,
+        features: int,
+        follows: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if training not in get_args(Training):
+            known = ", ".join(get_args(Training))
+            raise InputError(f"training must be one of {known}; got {training!r}")
+        self.stride = check_options(1, stride, "circular", 0).stride
+        self.temperature = real("temperature", temperature)
+        if self.temperature <= 0:
+            raise InputError(f"temperature must be above 0, got {temperature}")
+        self.score = None if follows else PhaseScore(features, rngs=rngs)
+        noisy = training == "gumbel" and not follows
+        self.noise = rngs["dropout"].fork() if noisy else None
+        self.training: Training = training
+        self.deterministic = False  # `train()` and `eval()` set it
+
+    def choose(self, x: Float[Array, "N H W C"]) -> Choice:
+        """Returns the phase of each image in evaluation, and weights of the phases in training.
+
+        Raises:
+            InputError: the pool follows the choice of another one.
+        """
+        if self.score is None:
+            raise InputError("this pool follows the choice of another, and was given none")
+        phases = polyphase(x.astype(np.promote_types(x.dtype, jnp.float32)), self.stride)
+        scores = self.score(phases.reshape(-1, *phases.shape[2:])).reshape(phases.shape[:2])
+        if self.deterministic:
+            return scores.argmax(1)
+        if self.noise is not None:
+            scores = scores + jax.random.gumbel(self.noise(), scores.shape, scores.dtype)
+        soft = jax.nn.softmax(scores / self.temperature)
+        if self.training == "softmax":
+            return soft
+        drawn = jax.nn.one_hot(scores.argmax(1), scores.shape[1], dtype=scores.dtype)
+        return drawn + soft - jax.lax.stop_gradient(soft)
+
+    def __call__(self, x: Float[Array, "N H W C"], choice: Choice) -> Float[Array, "N h w C"]:
+        if jnp.issubdtype(choice.dtype, jnp.floating):
+            return mix_phases(x, choice, self.stride)
+        return take_phase(x, choice, self.stride)
+
+    def upsample(
+        self,
+        y: Float[Array, "N h w C"],
+        choice: Choice,
+        size: int | Sequence[int] | None = None,
+    ) -> Float[Array, "N H W C"]:
+        """Puts values back at their phase: see `aa_flax.pools.upsample_phase`."""
+        return upsample_phase(y, choice, self.stride, size=size)

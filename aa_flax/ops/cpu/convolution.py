@@ -1,0 +1,141 @@
+"""CPU kernels of convolutions, by their shape: the one place that chooses between them.
+
+A gradient reads the cotangent, and a kernel's also the image, many times over and in another order
+than the forward pass wrote them. XLA:CPU fuses a producer into its consumers, so the batch norm
+after a convolution was differentiated once for each tap. Gradients here read arrays from memory.
+"""
+
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from aa_flax.ops.cpu.depthwise import Window, depthwise_conv
+from aa_flax.ops.cpu.dispatch import Multilinear, Static, Transpose, static, unfused
+from aa_flax.ops.cpu.winograd import gains_by_winograd, winograd_conv
+
+_CACHE = 2**19  # values of a matrix that stays in a core's cache between two products
+_BLOCK_CHANNELS = 16  # the fastest of 4 to 256 on ResNeXt's shapes, forward and backward
+
+
+def convolution(
+    definition: Static,
+    window: Window,
+    x: jax.ShapeDtypeStruct,
+    kernel: jax.ShapeDtypeStruct,
+    output_size: tuple[int, int],
+) -> Multilinear:
+    """Returns the CPU kernels of a convolution, forward and both gradients.
+
+    Args:
+        definition: the convolution as a function of an image and a kernel.
+        window: that of the definition.
+        x: shape and type of the image, `(N, H, W, C)`.
+        kernel: shape and type of the kernel, `(kh, kw, C / groups, O)`.
+        output_size: height and width of the result.
+    """
+    groups = x.shape[-1] // kernel.shape[2]
+    if kernel.shape[2] == 1 and 1 < kernel.shape[3] == groups:
+        return depthwise_conv(window, (x.shape[1], x.shape[2]))
+    if groups > 1:
+        blocks = static(_block_diagonal_conv, definition=definition, groups=groups)
+        return with_unfused_transposes(blocks, x, kernel)
+    if any(n < k for n, k in zip(output_size, window.taps, strict=True)):
+        # 3x3 on 2x2 maps (the last stage on small images): XLA:CPU runs a scalar loop there.
+        return with_unfused_transposes(static(_matmul_conv, window=window), x, kernel)
+    return dense_conv(definition, window, x, kernel)
+
+
+def dense_conv(
+    definition: Static, window: Window, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct
+) -> Multilinear:
+    """Returns the CPU kernels of a convolution without groups: see `convolution`."""
+    if gains_by_winograd(window, x, kernel):
+        return winograd_conv(window)
+    is_product = window.taps == (1, 1) and window.padding == ((0, 0), (0, 0))
+    function = static(_product, strides=window.strides) if is_product else definition
+    kernels = with_unfused_transposes(function, x, kernel)
+    if _gains_by_rows(window, x, kernel):
+        kernel_gradient = static(_kernel_gradient_by_rows, window=window)
+    elif is_product:
+        kernel_gradient = static(_kernel_gradient_of_product, strides=window.strides)
+    else:
+        return kernels
+    return Multilinear(function, (kernels.transposes[0], unfused(kernel_gradient)))
+
+
+def with_unfused_transposes(
+    function: Static, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct
+) -> Multilinear:
+    """Returns a convolution with JAX's transposes, which read their inputs from memory."""
+    transposes = (Transpose(function, i, shape) for i, shape in enumerate((x, kernel)))
+    return Multilinear(function, tuple(map(unfused, transposes)))
+
+
+def _matmul_conv(x: Array, kernel: Array, window: Window) -> Array:
+    """Multiplies every window as one row by the kernel: `(N h w, kh kw I) @ (kh kw I, O)`."""
+    windows = jnp.concatenate(window.views(x), -1)
+    return windows @ kernel.reshape(prod(kernel.shape[:-1]), kernel.shape[-1])
+
+
+def _block_diagonal_conv(x: Array, kernel: Array, definition: Static, groups: int) -> Array:
+    """Convolves a few groups at a time, densely, with a block-diagonal kernel."""
+    dense = static(definition.function, **{**dict(definition.options), "feature_group_count": 1})
+    height, width, group_in, out = kernel.shape
+    group_out = out // groups
+    chunk = max(1, _BLOCK_CHANNELS // group_in)
+    outputs = []
+    for first in range(0, groups, chunk):
+        size = min(chunk, groups - first)
+        part = kernel[..., first * group_out : (first + size) * group_out]
+        part = part.reshape(height, width, group_in, size, group_out)
+        block = jnp.einsum("hwigo,gf->hwfigo", part, jnp.eye(size, dtype=kernel.dtype))
+        block = block.reshape(height, width, size * group_in, size * group_out)
+        outputs.append(dense(x[..., first * group_in : (first + size) * group_in], block))
+    return jnp.concatenate(outputs, axis=-1)
+
+
+def _product(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
+    """Convolves with a kernel of one pixel: `(N h w, C) @ (C, O)`."""
+    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+
+
+def _kernel_gradient_of_product(x: Array, g: Array, strides: tuple[int, int]) -> Array:
+    # JAX's transpose computes the transposed matrix: three times slower where O is larger than C.
+    x = x[:, :: strides[0], :: strides[1]]
+    return jnp.einsum("nhwi,nhwo->io", x, g)[None, None]
+
+
+def _gains_by_rows(window: Window, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct) -> bool:
+    """Checks whether the kernel's gradient is faster by rows (measured on ResNet's and VGG's)."""
+    sizes_are_known = all(isinstance(n, int) for n in x.shape[1:3])  # export may leave them open
+    steps = {*window.strides, *window.dilation}
+    least = 50 if window.taps == (1, 1) else 100
+    return sizes_are_known and steps == {1} and x.shape[1] >= least and x.shape[3] >= 16
+
+
+def _kernel_gradient_by_rows(
+    x: Float[Array, "N H W C"], g: Float[Array, "N h w O"], window: Window
+) -> Float[Array, "kh kw C O"]:
+    """Sums one product a step: the windows of a few rows of all images, as a matrix, times `g`.
+
+    The matrix stays in cache, where XLA's own kernel reads the image again for each tap.
+    """
+    wide = np.promote_types(g.dtype, jnp.float32)
+    height, features = g.shape[1], prod(window.taps) * x.shape[-1]
+    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    valid = window._replace(padding=((0, 0), (0, 0)))
+    wanted = max(1, _CACHE // (prod(g.shape) // height * (features + g.shape[-1]) // g.shape[-1]))
+    rows = max(n for n in range(1, min(wanted, height) + 1) if height % n == 0)
+
+    def add(total: Array, i: Array) -> tuple[Array, None]:
+        read = lax.dynamic_slice_in_dim(x, i * rows, rows + window.taps[0] - 1, axis=1)
+        columns = jnp.concatenate(valid.views(read), -1).astype(wide)
+        g_rows = lax.dynamic_slice_in_dim(g, i * rows, rows, axis=1).astype(wide)
+        return total + jnp.einsum("nhwi,nhwo->io", columns, g_rows), None
+
+    total, _ = lax.scan(add, jnp.zeros((features, g.shape[-1]), wide), jnp.arange(height // rows))
+    return total.reshape(*window.taps, x.shape[-1], g.shape[-1]).astype(g.dtype)

@@ -1,0 +1,126 @@
+"""Rules for strided convolutions.
+
+A convolution runs densely and its stride waits until after the nonlinearity (a `Pending` map). A
+1x1 convolution commutes with a blur, so the cheaper order is blur first.
+"""
+
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array
+
+from aa_flax import ops
+from aa_flax.ops.padding import given_padding
+from aa_flax.transform.interpreter import Interpreter, rule
+from aa_flax.transform.options import Refused
+from aa_flax.transform.sites import Site, describe, ensemble_size
+from aa_flax.transform.values import Pending, Value, channels_last_shape, on_channels_last
+
+_NHWC = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, ("NHWC", "HWIO", "NHWC"))
+
+
+@rule("conv_general_dilated")
+def convolution(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
+    """A convolution, antialiased where it has a stride."""
+    site = describe(eqn, run.layer(eqn, inputs))
+    x, kernel = (run.settle(v, eqn) for v in inputs)
+    if site is None:
+        return [convolve(run, eqn, x, kernel)]
+    site = replace(site, channels=(site.channels or 0) // ensemble_size(run.jaxpr, eqn))
+    return run.attempt(
+        eqn,
+        site,
+        lambda: _antialiased(run, eqn, site, x, kernel),
+        lambda: [convolve(run, eqn, x, kernel)],
+    )
+
+
+def _antialiased(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Value:
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    if max(params["lhs_dilation"]) > 1:
+        raise Refused("its input is dilated: it changes the resolution by a fraction")
+    if params["batch_group_count"] > 1:
+        raise Refused("it has groups of the batch")
+    if run.options.before:
+        return _blurred_before(run, eqn, site, x, kernel)
+    by_axis = zip(site.strides, site.window, params["padding"], strict=True)
+    if all(window == 1 and padding == (0, 0) for stride, window, padding in by_axis if stride > 1):
+        return _blurred_first(run, eqn, site, x, kernel)
+    ones = {**params, "window_strides": (1,) * len(site.strides)}
+    shape = jax.eval_shape(lambda x, k: eqn.primitive.bind(x, k, **ones), x, kernel).shape
+    roles = _roles(numbers.out_spec)
+    sampler = run.sampler(eqn, site, shape, roles, x)
+    extra = _flops(eqn, shape) - _flops(eqn, site.output_shape) + sampler.flops(site.output_shape)
+    run.record(eqn, site, done="dense, then blur", extra=extra)
+    strides = [1] * len(shape)
+    for axis, stride in zip(numbers.out_spec[2:], site.strides, strict=True):
+        strides[axis] = stride
+    return Pending(
+        dense=convolve(run, eqn, x, kernel, stride=1),
+        shape=site.output_shape,
+        strides=tuple(strides),
+        roles=roles,
+        sample=sampler,
+        sites=frozenset({run.key(eqn)}),
+    )
+
+
+def _blurred_first(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Array:
+    """A 1x1 convolution of the subsampled map: the two commute, and this is cheaper."""
+    numbers, params = eqn.params["dimension_numbers"], eqn.params
+    roles, sampled = _roles(numbers.lhs_spec), list(x.shape)
+    for i, (own, other) in enumerate(zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)):
+        # An axis without a stride may have a window, by which the convolution shortens it later.
+        shortened = (site.window[i] - 1) * params["rhs_dilation"][i] - sum(params["padding"][i])
+        sampled[own] = site.output_shape[other] + shortened
+    sampler = run.sampler(eqn, site, x.shape, roles, x, sampled)
+    run.record(eqn, site, done="blur, then dense", extra=sampler.flops(sampled))
+    return convolve(run, eqn, on_channels_last(sampler, x, roles), kernel, stride=1)
+
+
+def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Array:
+    """The strided convolution of a blurred map: cheap, and not where the paper puts the blur."""
+    roles = _roles(eqn.params["dimension_numbers"].lhs_spec)
+    seen = channels_last_shape(x.shape, roles)
+    sampler = run.options.sampler((1,) * len(site.strides), seen, seen, x.dtype)
+    done = "blur with stride 1, then as it was"
+    run.record(eqn, site, done=done, extra=sampler.flops(x.shape))
+    return convolve(run, eqn, on_channels_last(sampler, x, roles), kernel)
+
+
+def convolve(
+    run: Interpreter, eqn: Any, x: Array, kernel: Array, stride: int | None = None
+) -> Array:
+    """Applies the convolution of an equation, with that stride on every axis or its own.
+
+    The program was traced with this package's definitions, so that it can be read. Here a
+    convolution gets the faster kernel of `aa_flax.ops` again, where it has one.
+    """
+    params = eqn.params
+    strides = params["window_strides"] if stride is None else (stride,) * (x.ndim - 2)
+    layout = (params["dimension_numbers"], params["batch_group_count"], params["out_sharding"])
+    result_type = params["preferred_element_type"]
+    is_open = not all(isinstance(n, int) for pair in params["padding"] for n in pair)
+    if layout != (_NHWC, 1, None) or result_type not in (None, x.dtype) or is_open:
+        return run.bind(eqn, [x, kernel], window_strides=strides)[0]
+    options = ("lhs_dilation", "rhs_dilation", "feature_group_count", "precision")
+    with given_padding():
+        return ops.conv_general_dilated(
+            x, kernel, strides, params["padding"], **{name: params[name] for name in options}
+        )
+
+
+def _flops(eqn: Any, output_shape: tuple[int, ...]) -> float:
+    """Returns the FLOPs of a convolution with that output."""
+    kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+    return 2.0 * prod(output_shape) * prod(kernel[i] for i in spec[2:]) * kernel[spec[1]]
+
+
+def _roles(spec: tuple[int, ...]) -> str:
+    """Returns the role of each axis, of a convolution's `dimension_numbers`."""
+    roles = ["s"] * len(spec)
+    roles[spec[0]], roles[spec[1]] = "n", "c"
+    return "".join(roles)

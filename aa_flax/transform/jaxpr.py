@@ -1,0 +1,94 @@
+"""Programs as JAX traces them (jaxprs): what they contain, and running them equation by equation.
+
+Every walk over a program in this package goes through here: `antialias`, `export` and `fuse`.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from jax.extend.core import Literal
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Rules:
+    """Functions by name of primitive, registered by decorator: `@rules("slice", "pad")`.
+
+    A primitive may have several rules; each returns None where it does not apply.
+    """
+
+    def __init__(self):
+        self._rules: dict[str, list[Callable[..., Any]]] = defaultdict(list)
+
+    def __call__(self, *primitives: str) -> Callable[[_F], _F]:
+        def register(rule: _F) -> _F:
+            for primitive in primitives:
+                self._rules[primitive].append(rule)
+            return rule
+
+        return register
+
+    def apply(self, primitive: str, *arguments: Any) -> Any:
+        """Returns the first result of the primitive's rules that is not None, or else None."""
+        results = (rule(*arguments) for rule in self._rules.get(primitive, ()))
+        return next((result for result in results if result is not None), None)
+
+
+def evaluate(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    run_equation: Callable[[Any, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """Runs a program on values of any kind.
+
+    Args:
+        consts, inputs: values of its constants and of its arguments.
+        run_equation: maps an equation and the values of its operands to the values of its results.
+    """
+    known = dict(zip(jaxpr.constvars, consts, strict=True))
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else known[variable]
+
+    for eqn in jaxpr.eqns:
+        outputs = run_equation(eqn, [read(v) for v in eqn.invars])
+        known.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def bind(eqn: Any, operands: Sequence[Any], **changes: Any) -> list[Any]:
+    """Applies the operation of an equation to other operands or with some parameters changed."""
+    params = eqn.primitive.get_bind_params({**eqn.params, **changes})
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*operands, **params)
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Returns a program and its constants, whether it is closed or open."""
+    return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
+
+
+def sub_jaxprs(eqn: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yields the programs that an equation calls, each with its constants."""
+    for value in eqn.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            program, consts = opened(inner)
+            if hasattr(program, "eqns"):
+                yield program, consts
+
+
+def programs(jaxpr: Any) -> Iterator[Any]:
+    """Yields a program and all that it calls."""
+    yield jaxpr
+    for eqn in jaxpr.eqns:
+        for inner, _ in sub_jaxprs(eqn):
+            yield from programs(inner)
+
+
+def producers(jaxpr: Any) -> dict[Any, Any]:
+    """Returns the equation that computes each variable of a program."""
+    return {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
