@@ -55,7 +55,7 @@ def test_a_mistake_is_named_and_nothing_is_run(command, message, tmp_path):
 def test_help_shows_the_flags_people_need_and_every_value_of_the_config():
     done = run("train.py", "--help")
     assert done.returncode == 0
-    assert done.stdout.startswith("Trains a net: python train.py --config")
+    assert done.stdout.startswith("Trains a model: python train.py --config")
     for flag in ("--config=NAME_OR_FILE", "--workdir=", "--distributed", "--resume=", "--plugin="):
         assert f"\n  {flag}" in done.stdout
     assert "optimizer.learning_rate" in done.stdout
