@@ -80,7 +80,11 @@ def convert_file(
 
 
 def check_output(output: str | Path, *, to_torch: bool, source: str | Path | None = None) -> Path:
-    """Returns the path of a file to write, checked; `source` must not be overwritten."""
+    """Returns the path of a file to write, checked.
+
+    Raises:
+        InputError: it cannot be written, has the wrong suffix, or is `source` itself.
+    """
     path = local_path(output, "the output")
     check_writable(path)
     if source is not None and path.exists() and path.samefile(weights_path(source)[0]):
@@ -104,7 +108,9 @@ def save_as_torch(model: Classifier, output: Path) -> None:
 def whole_model(weights: Weights, **options: Any) -> Classifier:
     """Builds the model with these weights, all else abstract; without a last layer if they lack it.
 
-    A trunk is refused where the model has other layers before the last one, as VGG does.
+    Raises:
+        InputError: the weights are a trunk, and the model has other layers before the last one, as
+            VGG does.
     """
     build = partial(registry.build, weights.model, **{**(weights.options or {}), **options})
     model = filled(weights, build, weights.num_classes or 0, trunk_only=True)
@@ -124,7 +130,11 @@ def num_parameters(model: nnx.Module) -> int:
 
 
 def name_of(weights: Weights, model: str | None, source: str | Path) -> str:
-    """Returns a model's name as given, or as a file's name, metadata or checkpoint say it."""
+    """Returns a model's name as given, or as a file's name, metadata or checkpoint say it.
+
+    Raises:
+        InputError: none of them says it.
+    """
     if model is not None:
         return model
     filename = Path(source).name

@@ -113,6 +113,9 @@ def image_config(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the images that a `pretrained_cfg` describes, as fields of `ModelConfig`, checked.
 
     Sizes are those of the test, where there are any; fields that it does not have are left out.
+
+    Raises:
+        InputError: a size or crop that images cannot have.
     """
     found = {key: facts[key] for key in ("mean", "std") if facts.get(key) is not None}
     if facts.get("interpolation") in ("bilinear", "bicubic"):

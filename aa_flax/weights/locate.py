@@ -184,7 +184,11 @@ class InFile(WeightsSource):
 
 
 class OfRun(WeightsSource):
-    """A run's checkpoint `step`; default: the best by top-1, or the latest of an unfinished run."""
+    """A run's checkpoint `step`; default: the best by top-1, or the latest of an unfinished run.
+
+    Raises:
+        InputError: no run is there, or one without checkpoints.
+    """
 
     @classmethod
     def takes(cls, source: str | Path) -> bool:

@@ -122,6 +122,9 @@ def weights_in(
 
     Args:
         file_size: bytes of the file, which its tensors may not exceed; None: no file.
+
+    Raises:
+        InputError: no state dict, several, or tensors larger than the file.
     """
     tensors, averaged = find_state_dict(checkpoint, label, ema=ema)
     if file_size is not None:
@@ -209,7 +212,11 @@ _DTYPES = {
 
 
 def read_metadata(source: str | Path) -> dict[str, str]:
-    """Returns the metadata of a safetensors file, read without its arrays; {} for a torch file."""
+    """Returns the metadata of a safetensors file, read without its arrays; {} for a torch file.
+
+    Raises:
+        InputError: the file cannot be read, or is neither.
+    """
     path, _ = weights_path(source)
     try:
         with path.open("rb") as file:
@@ -270,7 +277,11 @@ def checked_images(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_in(metadata: Mapping[str, str], key: str, label: object) -> dict[str, Any]:
-    """Returns a mapping that is stored in metadata as JSON; {} where it is absent."""
+    """Returns a mapping that is stored in metadata as JSON; {} where it is absent.
+
+    Raises:
+        InputError: it is not JSON, or not a mapping.
+    """
     text = metadata.get(key, "{}")
     try:
         found = parse_json(text)
@@ -289,7 +300,11 @@ def integer_in(metadata: Mapping[str, str], key: str) -> int | None:
 
 @contextmanager
 def prefixed(label: object) -> Iterator[None]:
-    """Puts a label before the message of an InputError."""
+    """Puts a label before the message of an InputError.
+
+    Raises:
+        InputError: whichever the body raises, with the label.
+    """
     try:
         yield
     except InputError as error:
@@ -372,7 +387,11 @@ def _reason(error: Exception) -> str:
 
 
 def import_torch(purpose: str) -> Any:
-    """Imports torch, an extra; an InputError explains how to install it."""
+    """Imports torch, an extra.
+
+    Raises:
+        InputError: it is not installed; the message explains how to.
+    """
     try:
         import torch
     except ImportError as error:
