@@ -17,7 +17,8 @@ from reference import abstract_model
 from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.predict import logits_of, predictor_of
 from aa_flax.runtime import data_mesh
-from aa_flax.training.step import TrainState, make_train_step, split_model
+from aa_flax.training.step import make_train_step
+from aa_flax.weights.train_state import TrainState, split_model
 
 MODELS = ["resnet18_lpf4", "resnet50_lpf4", "mobilenet_v2_lpf4", "vgg16_lpf4", "densenet121_lpf4"]
 

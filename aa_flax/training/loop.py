@@ -18,22 +18,20 @@ from aa_flax.evaluation.engine import accuracy_on
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.recalibrate import recalibrate_batch_norm
 from aa_flax.runtime import data_mesh, log_line, put_batch, replicate
-from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.log import RunLog
 from aa_flax.training.run_folder import RunFolder
 from aa_flax.training.start import TorchRun
 from aa_flax.training.step import (
     OnDevice,
-    TrainState,
     init_state,
     make_optimizer,
     make_schedule,
     make_train_step,
-    split_model,
-    update_model,
 )
 from aa_flax.training.stopping import Interrupted, Stopped, StopRequest
+from aa_flax.weights.checkpoints import Checkpoints
 from aa_flax.weights.fit import num_classes_of
+from aa_flax.weights.train_state import TrainState, split_model, update_model
 
 
 def train_epochs(

@@ -21,7 +21,7 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.engine import summary
 from aa_flax.files import check_directory, local_path, parse_json, replacing
 from aa_flax.runtime import is_main_process, log_line
-from aa_flax.training.checkpoints import Checkpoints, Record
+from aa_flax.weights.checkpoints import Checkpoints, Record
 from aa_flax.weights.read import read_metadata
 
 _FILES = (

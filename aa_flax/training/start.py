@@ -18,11 +18,11 @@ from aa_flax.models.classifier import Classifier
 from aa_flax.models.recalibrate import check_batch_norms
 from aa_flax.models.registry import parse_name
 from aa_flax.runtime import log_line
-from aa_flax.training.step import TrainState
 from aa_flax.weights.fit import fit, last_layer, named_weights, options_of, set_weights
 from aa_flax.weights.locate import OfRun, locate
 from aa_flax.weights.read import Weights, read_weights
 from aa_flax.weights.state_dicts import torch_slots
+from aa_flax.weights.train_state import TrainState
 
 
 def new_model(config: Config, num_classes: int) -> Classifier:

@@ -1,7 +1,7 @@
-"""One update: the state of training, learning-rate schedules, the optimizer, the compiled step."""
+"""One update: learning-rate schedules, the optimizer, the compiled step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,9 @@ from jaxtyping import Array
 from aa_flax.config import OptimizerConfig
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import replicate, replicated
+from aa_flax.weights.train_state import TrainState, split_model
 
 OnDevice = dict[str, Any]  # a batch of `training_batches`, moved by `put_batch`
-
-
-class TrainState(NamedTuple):
-    """Everything that changes from step to step, and so the content of a checkpoint.
-
-    Attributes:
-        step: updates made so far, which is also the position in the data.
-        params: `nnx.Param` values. batch_stats: `nnx.BatchStat` values.
-        random_state: the rest of the model: keys and counters of its dropout.
-        opt_state: state of the optimizer.
-    """
-
-    step: Array
-    params: nnx.State
-    batch_stats: nnx.State
-    random_state: nnx.State
-    opt_state: Any
 
 
 def init_state(
@@ -47,18 +31,6 @@ def init_state(
         return jax.tree.map(jnp.copy, state)  # a step donates its state; the model must not lose it
 
     return replicate(initial(params, batch_stats, random_state), mesh)
-
-
-def split_model(model: nnx.Module) -> tuple[Any, Any, Any, Any]:
-    """Returns graph definition, parameters, batch statistics and random state."""
-    graphdef, params, batch_stats, random_state = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    return graphdef, params, batch_stats, random_state
-
-
-def update_model(model: Classifier, state: TrainState) -> Classifier:
-    """Copies a state's variables into the model, in place; returns the model."""
-    nnx.update(model, state.params, state.batch_stats, state.random_state)
-    return model
 
 
 def make_schedule(

@@ -12,12 +12,12 @@ from aa_flax.data.sources import Source, make_sources
 from aa_flax.evaluation.by_config import evaluate_config
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import is_main_process, log_line
-from aa_flax.training.checkpoints import Checkpoints, Record
 from aa_flax.training.log import check_writers
 from aa_flax.training.loop import train_epochs
 from aa_flax.training.run_folder import RunFolder, describe_data
 from aa_flax.training.start import init_from, new_model, read_torch_run
 from aa_flax.training.stopping import StopRequest
+from aa_flax.weights.checkpoints import Checkpoints, Record
 from aa_flax.weights.locate import locate
 from aa_flax.weights.save_load import save_weights
 

@@ -216,7 +216,7 @@ class OfRun(WeightsSource):
             )
 
     def _checkpoints(self):
-        from aa_flax.training.checkpoints import Checkpoints  # Orbax, which only runs need
+        from aa_flax.weights.checkpoints import Checkpoints  # Orbax, which only runs need
 
         return Checkpoints(self.folder / "checkpoints")
 

@@ -30,7 +30,7 @@ INTERNAL = {
     "evaluation": "by_config engine intervals own_images predict results schema settings text",
     "report": "__main__ comparisons",
     "training": "run_folder",
-    "weights": "building fit",
+    "weights": "building fit train_state",
 }
 
 

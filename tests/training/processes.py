@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from aa_flax.training.checkpoints import Checkpoints, Record
 from aa_flax.training.start import model_from_workdir
+from aa_flax.weights.checkpoints import Checkpoints, Record
 
 ROOT = Path(__file__).parents[2]
 

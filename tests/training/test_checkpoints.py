@@ -14,8 +14,8 @@ from flax import nnx
 from aa_flax import InputError
 from aa_flax.files import is_out_of_reach
 from aa_flax.runtime import data_mesh
-from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.step import init_state
+from aa_flax.weights.checkpoints import Checkpoints
 from tests.training.tiny import TinyNet
 
 # Orbax leaves reads and writes pending when one of them fails.

@@ -18,7 +18,6 @@ from aa_flax import InputError
 from aa_flax import train as command
 from aa_flax.config import check_config
 from aa_flax.training import run_folder, train
-from aa_flax.training.checkpoints import Record
 from aa_flax.training.log import JsonLines, read_json_lines
 from aa_flax.training.run_folder import (
     RunFolder,
@@ -28,6 +27,7 @@ from aa_flax.training.run_folder import (
     write_json,
 )
 from aa_flax.weights import save_load as weights_files
+from aa_flax.weights.checkpoints import Record
 from tests.training.tiny import fake_wandb, short_config, tiny_config
 
 # Orbax leaves writes pending when one of them fails.

@@ -14,13 +14,8 @@ from aa_flax import create_model
 from aa_flax.cli import recipe_names
 from aa_flax.configs import digits_resnet18, imagenet
 from aa_flax.runtime import data_mesh, put_batch
-from aa_flax.training.step import (
-    init_state,
-    make_optimizer,
-    make_schedule,
-    make_train_step,
-    split_model,
-)
+from aa_flax.training.step import init_state, make_optimizer, make_schedule, make_train_step
+from aa_flax.weights.train_state import split_model
 from tests.training.tiny import TinyNet
 
 LR = 0.1

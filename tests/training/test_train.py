@@ -14,10 +14,10 @@ from aa_flax.data.batches import training_batches, unheard_by_children
 from aa_flax.data.pixels import preprocess_batch
 from aa_flax.data.sources import make_source
 from aa_flax.training import loop, train
-from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.log import JsonLines, read_json_lines
 from aa_flax.training.start import model_from_workdir
 from aa_flax.training.stopping import Stopped, StopRequest
+from aa_flax.weights.checkpoints import Checkpoints
 from aa_flax.weights.read import read_metadata
 from aa_flax.weights.save_load import load_weights
 from tests.training.tiny import fake_wandb, short_config, tiny_config

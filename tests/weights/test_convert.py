@@ -14,9 +14,9 @@ import aa_flax.convert
 from aa_flax import InputError, create_model, save_weights
 from aa_flax.models import registry
 from aa_flax.runtime import data_mesh
-from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.step import init_state
 from aa_flax.weights.building import abstract_model
+from aa_flax.weights.checkpoints import Checkpoints
 from aa_flax.weights.convert_files import num_parameters
 from aa_flax.weights.fit import named_weights, set_weights
 from aa_flax.weights.read import read_metadata, read_weights

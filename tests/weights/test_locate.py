@@ -10,10 +10,10 @@ from flax import nnx
 
 from aa_flax import InputError, create_model, save_weights
 from aa_flax.runtime import data_mesh
-from aa_flax.training.checkpoints import Checkpoints
 from aa_flax.training.start import model_from_workdir
 from aa_flax.training.step import init_state
 from aa_flax.weights.building import abstract_model
+from aa_flax.weights.checkpoints import Checkpoints
 from aa_flax.weights.fit import named_weights, set_weights
 from aa_flax.weights.locate import describe, locate
 from tests.training import tiny

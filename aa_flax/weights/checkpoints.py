@@ -28,7 +28,7 @@ from aa_flax.errors import InputError
 from aa_flax.files import is_out_of_reach, parse_json, root_cause
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import is_main_process, log_line
-from aa_flax.training.step import TrainState, split_model, update_model
+from aa_flax.weights.train_state import TrainState, split_model, update_model
 
 # Written by Orbax, and read here: Orbax's reader treats a file that cannot be opened as empty.
 _DESCRIPTION = "_CHECKPOINT_METADATA"
