@@ -157,7 +157,7 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path):
     ):
         measured(flat, tmp_path / "empty")
     (tmp_path / "empty" / "notes.txt").write_text("none")
-    with pytest.raises(InputError, match="holds 1 files, none of which is an image"):
+    with pytest.raises(InputError, match="contains 1 files, none of which is an image"):
         measured(flat, tmp_path / "empty")
     (tmp_path / "empty" / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"cannot read image .*broken\.png: not an image"):
