@@ -51,6 +51,6 @@ def test_docstrings_open_with_a_verb_or_a_noun_and_use_the_fields_words(path):
     assert found == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_pages_use_the_fields_words(page):
     assert faults(page.read_text()) == []
