@@ -1,9 +1,9 @@
 """README's tables: baseline against antialiased ResNet-18 on the digits, several seeds.
 
-    python benchmarks/digits.py [--seeds 10] [--random_shift] [--output docs/measured/digits.csv]
+    python benchmarks/digits.py [--seeds 10] [--first_seed 0] [--random_shift] [--output FILE.csv]
 
 Each run is `train.py` with `--config.seed=S`, by the Python that runs this; finished runs are read,
-not repeated. Their numbers replace those of the same setting in the CSV file, a row per run. Prints
+not repeated. The CSV file has a row per run; a row of the same setting, model and seed is replaced. Prints
 the table of this setting; `python docs/tables.py` writes it into the pages.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 MODELS = ("resnet18", "resnet18_lpf4")
 COLUMNS = {"top1": "centred", "top1_shifted": "shifted", "consistency": "consistency"}
-SETTING = ("augmentation", "jax")
+RUN = ("augmentation", "jax", "model", "seed")
 Row = dict[str, str]
 
 
@@ -48,13 +48,12 @@ def read(path: Path) -> list[Row]:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """Writes the rows of one setting, keeping those of the others."""
-    setting = [rows[0][key] for key in SETTING]
-    others = [row for row in read(path) if [row[key] for key in SETTING] != setting]
+    """Writes the rows, keeping those of other runs."""
+    runs = {tuple(row[key] for key in RUN): row for row in [*read(path), *rows]}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted([*others, *rows], key=lambda row: [row[key] for key in SETTING]))
+        writer.writerows(runs[key] for key in sorted(runs, key=lambda run: (*run[:3], int(run[3]))))
 
 
 def table(rows: Sequence[Row], augmentation: str, version: str) -> str:
@@ -86,12 +85,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first_seed", type=int, default=0, help="leave out those before")
     parser.add_argument("--random_shift", action="store_true", help="train on shifted crops, too")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/digits_table")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/measured/digits.csv")
     args = parser.parse_args()
     augmentation = "random_shift" if args.random_shift else "center_crop"
-    seeds = range(args.seeds)
+    seeds = range(args.first_seed, args.seeds)
     write(args.output, [run(m, s, augmentation, args.folder) for m in MODELS for s in seeds])
     print(table(read(args.output), augmentation, jax.__version__))
 
