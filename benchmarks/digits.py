@@ -3,8 +3,8 @@
     python benchmarks/digits.py [--seeds 10] [--first_seed 0] [--random_shift] [--output FILE.csv]
 
 Each run is `train.py` with `--config.seed=S`, by the Python that runs this; finished runs are read,
-not repeated. The CSV file has a row per run; a row of the same setting, model and seed is replaced. Prints
-the table of this setting; `python docs/tables.py` writes it into the pages.
+not repeated. The CSV file has a row per run; a row of the same setting, model and seed is replaced.
+Prints the table of this setting; `python docs/tables.py` writes it into the pages.
 """
 
 import argparse
