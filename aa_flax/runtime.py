@@ -129,7 +129,7 @@ def keep_memory() -> bool:
         At the start of a program, before any computation with JAX:
 
         >>> import aa_flax
-        >>> kept = aa_flax.keep_memory()  # doctest: +SKIP
+        >>> kept = aa_flax.keep_memory()
     """
     if platform.libc_ver()[0] != "glibc":
         return False
