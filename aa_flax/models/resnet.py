@@ -7,7 +7,8 @@ at stride 1, and BlurPool, or another pool, applies the stride (Zhang, ICML 2019
     conv, stride 2  -  ReLU     ->  conv, stride 1  -  ReLU  -  BlurPool, stride 2
     1x1 conv, stride 2          ->  BlurPool, stride 2  -  1x1 conv       (the shortcut)
 
-As in the original, the max pool of the antialiased stem has a window of 2, not 3, whatever the
+By default the stem's convolution keeps its stride (`pool_only`), as in all published weights. As in
+the original, the max pool of the antialiased stem has a window of 2, not 3, whatever the
 pool. BlurPool has no variables, so a plain model and its antialiased one have the same state tree.
 """
 
