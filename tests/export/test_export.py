@@ -45,7 +45,7 @@ def test_this_package_loads_no_onnx():
     ("name", "options", "message"),
     [
         ("net", {}, r"the output .*net must end in \.onnx or \.stablehlo"),
-        ("net.onnx", {"size": 20}, r"images of 20x20 pixels are too small for this net, which t"),
+        ("net.onnx", {"size": 20}, r"images of 20x20 pixels are too small for this model, which t"),
         ("net.onnx", {"size": 0}, r"size must be an integer of at least 1, got 0"),
         ("net.onnx", {"dynamic_size": 1}, r"dynamic_size must be True or False, got 1"),
         ("net.onnx", {"preprocessing": "no"}, r"preprocessing must be True or False, got 'no'"),

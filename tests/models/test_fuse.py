@@ -159,7 +159,7 @@ def test_a_fused_model_is_neither_trained_nor_saved_nor_converted(tmp_path):
     fused.eval()
     with pytest.raises(InputError, match="a fused model cannot be trained"):
         fused.train()
-    with pytest.raises(InputError, match=r"save the net that aa_flax\.fuse was given"):
+    with pytest.raises(InputError, match=r"save the model that aa_flax\.fuse was given"):
         aa_flax.save_weights(fused, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"convert the net that aa_flax\.fuse was given"):
+    with pytest.raises(InputError, match=r"convert the model that aa_flax\.fuse was given"):
         aa_flax.to_torch_state_dict(fused)

@@ -167,7 +167,7 @@ def test_the_command_prints_the_table_and_refuses_files_without_results(files, t
     with pytest.raises(SystemExit, match=f"not searched, give them, e.g. {tmp_path / 'runs/one'}"):
         main([str(tmp_path / "runs"), "--output", str(tmp_path / "out")])
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(InputError, match="holds no results"):
+    with pytest.raises(InputError, match="has no results"):
         rows_of([tmp_path / "other.json"])
 
 
@@ -178,7 +178,7 @@ def test_the_command_explains_its_columns_and_ends_with_the_gains(capsys, tmp_pa
         (tmp_path / f"{model}.json").write_text(json.dumps(results))
     main([str(tmp_path)])  # without --output nothing is written
     lines = capsys.readouterr().out.splitlines()
-    assert "- `accuracy`: share of centre crops whose likeliest class is the true one." in lines
+    assert "- `accuracy`: fraction of centre crops whose likeliest class is the true one." in lines
     assert lines[-1] == (
         "consistency 61.2 % → 88.0 % (resnet18 → resnet18_lpf4): how often two shifted views of "
         "one image get the same class"
@@ -290,7 +290,7 @@ def test_all_results_of_a_folder_are_read_and_everything_left_out_is_named(tmp_p
     printed = capsys.readouterr().out
     for number in ("70.00", "50.00", "60.00"):
         assert number in printed
-    assert f"left out: {folder / 'cut.json'} is cut" in printed
+    assert f"left out: {folder / 'cut.json'} is truncated" in printed
     assert (
         f"left out: {folder / 'resnet18.json'}: diagonal, since {folder / 'gone.npz'} is missing"
         in printed

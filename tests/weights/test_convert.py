@@ -148,7 +148,7 @@ def test_options_are_given_where_a_torch_file_cannot_say_them(convert, tmp_path)
     save_weights(net, first)
     convert("--to-torch", first, torchs)
     given = ["--option=pool_only=False", "--option=pool=binomial3"]
-    with pytest.raises(InputError, match="pool_only=False needs an antialiased net"):
+    with pytest.raises(InputError, match="pool_only=False needs an antialiased model"):
         convert(torchs, again, "--model=resnet18", given[0])
     convert(torchs, again, "--model=resnet18", *given)
     assert json.loads(read_metadata(again)["options"]) == options
