@@ -88,7 +88,7 @@ def create_model(
         InputError: an unknown name (the message suggests the nearest) or option, or weights that
             are out of reach, damaged, or of another model or other options.
 
-    Example:
+    Examples:
         >>> import aa_flax
         >>> model = aa_flax.create_model("resnet18_lpf4", num_classes=10)
         >>> model.fc.kernel.shape

@@ -62,7 +62,7 @@ class PerceptualDistance(nnx.Module):
     Raises:
         InputError: another model, no such package or file, or weights that do not fit the maps.
 
-    Example:
+    Examples:
         >>> import aa_flax
         >>> import jax
         >>> distance = aa_flax.PerceptualDistance(

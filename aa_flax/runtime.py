@@ -125,7 +125,7 @@ def keep_memory() -> bool:
     Raises:
         InputError: JAX has computed already; its CPU device cannot be changed any more.
 
-    Example:
+    Examples:
         At the start of a program, before any computation with JAX:
 
         >>> import aa_flax

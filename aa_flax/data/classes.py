@@ -24,7 +24,7 @@ def imagenet_class_names() -> list[str]:
 
     They are torchvision's (BSD 3-Clause, next to the file).
 
-    Example:
+    Examples:
         >>> import aa_flax
         >>> aa_flax.imagenet_class_names()[:3]
         ['tench', 'goldfish', 'great white shark']

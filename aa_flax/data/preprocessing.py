@@ -42,7 +42,7 @@ def preprocess(
     Raises:
         InputError: something else, a file that cannot be read, or values of more than 8 bits.
 
-    Example:
+    Examples:
         >>> import aa_flax, numpy as np
         >>> from flax import nnx
         >>> model = nnx.eval_shape(lambda: aa_flax.create_model("alexnet_lpf4"))

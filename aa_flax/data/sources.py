@@ -65,7 +65,7 @@ def register_source(kind: str, factory: Factory, *, replace: bool = False) -> No
     Raises:
         InputError: there is such a kind already, or the name is empty or has a colon.
 
-    Example:
+    Examples:
         >>> import aa_flax, numpy as np
         >>> class Greys:
         ...     num_classes, class_names = 2, ("dark", "light")

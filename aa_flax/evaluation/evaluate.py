@@ -88,13 +88,14 @@ def evaluate(
         InputError: an unknown measure or option, a function or data that do not fit, outputs that
             are not finite.
 
-    >>> import numpy as np
-    >>> from aa_flax import evaluate
-    >>> images = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
-    >>> sizes = {"crop_size": 32, "shift_range": 8, "resize_size": 0}
-    >>> results = evaluate(lambda x: x.mean((1, 2)), images, "images", within=1, **sizes)
-    >>> results["images"]["num_images"]
-    4
+    Examples:
+        >>> import numpy as np
+        >>> from aa_flax import evaluate
+        >>> images = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
+        >>> sizes = {"crop_size": 32, "shift_range": 8, "resize_size": 0}
+        >>> results = evaluate(lambda x: x.mean((1, 2)), images, "images", within=1, **sizes)
+        >>> results["images"]["num_images"]
+        4
     """
     config = predict.config if isinstance(predict, Classifier) else ModelConfig()
     settings = Settings(

@@ -11,8 +11,9 @@ def wilson_interval(fraction: float, count: float) -> list[float]:
 
     Its ends (Wilson 1927) are (f + z² / 2n ± z √(f (1 - f) / n + z² / 4n²)) / (1 + z² / n).
 
-    >>> [round(end, 1) for end in wilson_interval(1.0, 100)]
-    [96.3, 100.0]
+    Examples:
+        >>> [round(end, 1) for end in wilson_interval(1.0, 100)]
+        [96.3, 100.0]
     """
     middle = fraction + _Z**2 / (2 * count)
     half = _Z * np.sqrt(fraction * (1 - fraction) / count + _Z**2 / (4 * count**2))

@@ -139,18 +139,19 @@ class Measure:
             subject's source. If all requested measures do, no data is opened, the source is a
             `NoSource`, and measures that are always measured are not.
 
-    >>> from aa_flax import Measure, Option
-    >>> from aa_flax.evaluation.views import Center
-    >>> class Confidence(Measure):
-    ...     options = (Option("confidence", "mean probability of the true class"),)
-    ...
-    ...     def views(self, subject):
-    ...         return Center(subject.settings.crop_size)
-    ...
-    ...     def result(self, seen, subject):
-    ...         return {"percent": 100 * seen.probability.mean()}
-    >>> Confidence().name
-    'confidence'
+    Examples:
+        >>> from aa_flax import Measure, Option
+        >>> from aa_flax.evaluation.views import Center
+        >>> class Confidence(Measure):
+        ...     options = (Option("confidence", "mean probability of the true class"),)
+        ...
+        ...     def views(self, subject):
+        ...         return Center(subject.settings.crop_size)
+        ...
+        ...     def result(self, seen, subject):
+        ...         return {"percent": 100 * seen.probability.mean()}
+        >>> Confidence().name
+        'confidence'
     """
 
     options: ClassVar[tuple[Option, ...]]
@@ -229,13 +230,14 @@ def register_measure(measure: Measure, *, replace: bool = False) -> None:
     Raises:
         InputError: another measure has its name or an option of that name.
 
-    >>> from aa_flax import Measure, Option, evaluate, register_measure
-    >>> class Throughput(Measure):
-    ...     options = (Option("throughput", "images a second"),)
-    ...
-    ...     def result(self, seen, subject):
-    ...         return {"images_per_second": 1000.0}
-    >>> register_measure(Throughput())  # `--throughput` of `aa_flax.eval`
+    Examples:
+        >>> from aa_flax import Measure, Option, evaluate, register_measure
+        >>> class Throughput(Measure):
+        ...     options = (Option("throughput", "images a second"),)
+        ...
+        ...     def result(self, seen, subject):
+        ...         return {"images_per_second": 1000.0}
+        >>> register_measure(Throughput())  # `--throughput` of `aa_flax.eval`
     """
     if not getattr(measure, "options", ()):
         raise InputError(

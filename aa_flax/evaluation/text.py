@@ -59,8 +59,9 @@ def p_value(p: float) -> str:
 def markdown(text: str) -> str:
     """Escapes a text so that Markdown shows it unchanged in one line, also in a table.
 
-    >>> markdown("a|b <i> [c](d) resnet18_lpf4")
-    'a&#124;b &lt;i&gt; \\\\[c\\\\](d) resnet18_lpf4'
+    Examples:
+        >>> markdown("a|b <i> [c](d) resnet18_lpf4")
+        'a&#124;b &lt;i&gt; \\\\[c\\\\](d) resnet18_lpf4'
     """
     line = escape(" ".join(text.split()), quote=False).replace("|", "\0")
     return _MARKDOWN.sub(r"\\\g<0>", line).replace("\0", "&#124;")
@@ -75,7 +76,8 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def file_name(text: str) -> str:
     """Escapes a text for use in a file name; different texts give different names.
 
-    >>> file_name("a/b (crop 64)")
-    'a%2Fb (crop 64)'
+    Examples:
+        >>> file_name("a/b (crop 64)")
+        'a%2Fb (crop 64)'
     """
     return quote(text, safe=" (),=+")

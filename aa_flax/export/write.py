@@ -80,11 +80,12 @@ def export(
             operation that ONNX has no operator for, or a file that computes something else; with
             `int8` fewer than 200 images, or a file that gives too many of them another class.
 
-    >>> import aa_flax
-    >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
-    >>> exported = aa_flax.export(model, "mine.stablehlo", size=32)
-    >>> exported.path.name, exported.difference < 1e-5
-    ('mine.stablehlo', True)
+    Examples:
+        >>> import aa_flax
+        >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
+        >>> exported = aa_flax.export(model, "mine.stablehlo", size=32)
+        >>> exported.path.name, exported.difference < 1e-5
+        ('mine.stablehlo', True)
     """
     path, file_format = check_output(path)
     if size is not None:

@@ -39,12 +39,13 @@ class Backbone(nnx.Module):
     Raises:
         InputError: a level that the model does not have.
 
-    >>> import aa_flax
-    >>> from flax import nnx
-    >>> model = nnx.eval_shape(lambda: aa_flax.create_model("resnet18_lpf4"))  # shapes, no values
-    >>> backbone = aa_flax.Backbone(model, out_indices=(1, -1))
-    >>> [(level.name, level.channels, level.reduction) for level in backbone.feature_info]
-    [('layer1.1', 64, 4), ('layer4.1', 512, 32)]
+    Examples:
+        >>> import aa_flax
+        >>> from flax import nnx
+        >>> model = nnx.eval_shape(lambda: aa_flax.create_model("resnet18_lpf4"))
+        >>> backbone = aa_flax.Backbone(model, out_indices=(1, -1))
+        >>> [(level.name, level.channels, level.reduction) for level in backbone.feature_info]
+        [('layer1.1', 64, 4), ('layer4.1', 512, 32)]
     """
 
     def __init__(self, net: Classifier, out_indices: Sequence[int] | None = None):

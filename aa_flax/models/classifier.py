@@ -50,18 +50,19 @@ class Classifier(nnx.Module):
             each: less memory, for about a second forward pass (on CPU XLA merges the two, so
             neither memory nor time changes). May be set at any time before the model is split.
 
-    >>> import aa_flax, jax.numpy as jnp
-    >>> from flax import nnx
-    >>> class Small(aa_flax.Classifier):
-    ...     def __init__(self, *, num_classes=10, rngs):
-    ...         super().__init__(num_classes=num_classes)
-    ...         self.conv = nnx.Conv(3, 8, (3, 3), strides=2, rngs=rngs)
-    ...         self.fc = nnx.Linear(8, num_classes, rngs=rngs)
-    ...
-    ...     def named_blocks(self):
-    ...         yield "conv", self.conv
-    >>> Small(rngs=nnx.Rngs(0))(jnp.ones((2, 32, 32, 3))).shape
-    (2, 10)
+    Examples:
+        >>> import aa_flax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> class Small(aa_flax.Classifier):
+        ...     def __init__(self, *, num_classes=10, rngs):
+        ...         super().__init__(num_classes=num_classes)
+        ...         self.conv = nnx.Conv(3, 8, (3, 3), strides=2, rngs=rngs)
+        ...         self.fc = nnx.Linear(8, num_classes, rngs=rngs)
+        ...
+        ...     def named_blocks(self):
+        ...         yield "conv", self.conv
+        >>> Small(rngs=nnx.Rngs(0))(jnp.ones((2, 32, 32, 3))).shape
+        (2, 10)
     """
 
     name: str = ""

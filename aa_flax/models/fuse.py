@@ -45,12 +45,13 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
         InputError: a model in training mode, not a model of this package, or a size of image that
             it does not take.
 
-    >>> import aa_flax, jax.numpy as jnp
-    >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
-    >>> fused = aa_flax.fuse(model, image_size=32)
-    >>> images = jnp.ones((1, 32, 32, 3))
-    >>> bool(jnp.allclose(fused(images), model(images), atol=1e-4))
-    True
+    Examples:
+        >>> import aa_flax, jax.numpy as jnp
+        >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
+        >>> fused = aa_flax.fuse(model, image_size=32)
+        >>> images = jnp.ones((1, 32, 32, 3))
+        >>> bool(jnp.allclose(fused(images), model(images), atol=1e-4))
+        True
     """
     if not isinstance(model, Classifier | Backbone):
         raise InputError(

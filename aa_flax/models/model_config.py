@@ -35,9 +35,10 @@ class ModelConfig:
     Raises:
         InputError: an invalid size, interpolation, mean or standard deviation.
 
-    >>> import aa_flax
-    >>> aa_flax.ModelConfig(input_size=288, resize_size=303).interpolation
-    'bilinear'
+    Examples:
+        >>> import aa_flax
+        >>> aa_flax.ModelConfig(input_size=288, resize_size=303).interpolation
+        'bilinear'
     """
 
     input_size: int = 224

@@ -54,10 +54,11 @@ def recalibrate_batch_norm(
         InputError: no batch, a model without batch norms or one of `aa_flax.fuse`, or statistics
             that are not finite; nothing is changed then.
 
-    >>> import aa_flax, numpy as np
-    >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
-    >>> images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
-    >>> model = aa_flax.recalibrate_batch_norm(model, images)
+    Examples:
+        >>> import aa_flax, numpy as np
+        >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
+        >>> images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
+        >>> model = aa_flax.recalibrate_batch_norm(model, images)
     """
     check_batch_norms(model)
     model.eval()

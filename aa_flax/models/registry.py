@@ -86,12 +86,14 @@ def register_model(
     Raises:
         InputError: a name that is taken or invalid, or a constructor that is not callable.
 
-    >>> from functools import partial
-    >>> import aa_flax
-    >>> from aa_flax.models.resnet import BasicBlock, ResNet
-    >>> aa_flax.register_model("resnet10", partial(ResNet, BasicBlock, (1, 1, 1, 1)), replace=True)
-    >>> aa_flax.list_models("resnet10_lpf[2-4]")
-    ['resnet10_lpf2', 'resnet10_lpf3', 'resnet10_lpf4']
+    Examples:
+        >>> from functools import partial
+        >>> import aa_flax
+        >>> from aa_flax.models.resnet import BasicBlock, ResNet
+        >>> resnet10 = partial(ResNet, BasicBlock, (1, 1, 1, 1))
+        >>> aa_flax.register_model("resnet10", resnet10, replace=True)
+        >>> aa_flax.list_models("resnet10_lpf[2-4]")
+        ['resnet10_lpf2', 'resnet10_lpf3', 'resnet10_lpf4']
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise InputError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
@@ -167,9 +169,10 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         pattern: a shell pattern, such as `resnet*_lpf4`.
         pretrained: only models with published weights.
 
-    >>> import aa_flax
-    >>> aa_flax.list_models("vgg1?_lpf4")
-    ['vgg11_lpf4', 'vgg13_lpf4', 'vgg16_lpf4', 'vgg19_lpf4']
+    Examples:
+        >>> import aa_flax
+        >>> aa_flax.list_models("vgg1?_lpf4")
+        ['vgg11_lpf4', 'vgg13_lpf4', 'vgg16_lpf4', 'vgg19_lpf4']
     """
     names = []
     for entry in _MODELS.values():

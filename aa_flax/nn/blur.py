@@ -27,9 +27,10 @@ class BlurPool(nnx.Module):
 
     Source: Zhang, ICML 2019, Sec. 3.1, "BlurPool".
 
-    >>> import aa_flax, jax.numpy as jnp
-    >>> aa_flax.BlurPool(filter_size=4, stride=2)(jnp.ones((2, 56, 56, 64))).shape
-    (2, 28, 28, 64)
+    Examples:
+        >>> import aa_flax, jax.numpy as jnp
+        >>> aa_flax.BlurPool(filter_size=4, stride=2)(jnp.ones((2, 56, 56, 64))).shape
+        (2, 28, 28, 64)
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class BlurUpsample(nnx.Module):
 
     Args are those of `blur_upsample`, except for the size, which is an argument of the call.
 
-    >>> import aa_flax, jax.numpy as jnp
-    >>> x = jnp.ones((1, 9, 7, 3))
-    >>> y = aa_flax.BlurPool(4)(x)
-    >>> aa_flax.BlurUpsample(4)(y, size=x.shape[1:-1]).shape
-    (1, 9, 7, 3)
+    Examples:
+        >>> import aa_flax, jax.numpy as jnp
+        >>> x = jnp.ones((1, 9, 7, 3))
+        >>> y = aa_flax.BlurPool(4)(x)
+        >>> aa_flax.BlurUpsample(4)(y, size=x.shape[1:-1]).shape
+        (1, 9, 7, 3)
     """
 
     def __init__(
@@ -101,9 +103,10 @@ class MaxBlurPool(nnx.Module):
 
     Source: Zhang, ICML 2019, Sec. 3.2, "MaxPool -> MaxBlurPool".
 
-    >>> import aa_flax, jax.numpy as jnp
-    >>> aa_flax.MaxBlurPool(window=2)(jnp.ones((1, 32, 32, 8))).shape
-    (1, 16, 16, 8)
+    Examples:
+        >>> import aa_flax, jax.numpy as jnp
+        >>> aa_flax.MaxBlurPool(window=2)(jnp.ones((1, 32, 32, 8))).shape
+        (1, 16, 16, 8)
     """
 
     def __init__(

@@ -53,12 +53,13 @@ def register_pool(
     Raises:
         InputError: the name is taken or empty, or the factory is not callable.
 
-    >>> import aa_flax
-    >>> def every_other(stride):
-    ...     return lambda x: x[:, ::stride, ::stride]
-    >>> aa_flax.register_pool("every_other", every_other, replace=True)
-    >>> "every_other" in aa_flax.list_pools()
-    True
+    Examples:
+        >>> import aa_flax
+        >>> def every_other(stride):
+        ...     return lambda x: x[:, ::stride, ::stride]
+        >>> aa_flax.register_pool("every_other", every_other, replace=True)
+        >>> "every_other" in aa_flax.list_pools()
+        True
     """
     if not name or not isinstance(name, str):
         raise InputError(f"a pool's name must be a non-empty string, got {name!r}")
@@ -81,9 +82,10 @@ def list_pools() -> list[str]:
 
     `binomial<k>` is BlurPool with k taps, as in `_lpf<k>` models.
 
-    >>> import aa_flax
-    >>> aa_flax.list_pools()[:3]
-    ['binomial1', 'binomial2', 'binomial3']
+    Examples:
+        >>> import aa_flax
+        >>> aa_flax.list_pools()[:3]
+        ['binomial1', 'binomial2', 'binomial3']
     """
     names = []
     for name, pool in _POOLS.items():

@@ -73,12 +73,13 @@ def blur_pool(
 
     Source: Zhang, ICML 2019, Sec. 3.1.
 
-    >>> import aa_flax, jax.numpy as jnp
-    >>> x = jnp.array([0.0, 0, 0, 8, 0, 0, 0, 0]).reshape(1, 8, 1)
-    >>> aa_flax.blur_pool(x, filter_size=4).ravel()  # taps 1, 3, 3, 1 over 8
-    Array([0., 3., 1., 0.], dtype=float32)
-    >>> aa_flax.blur_pool(jnp.ones((2, 56, 56, 64))).shape
-    (2, 28, 28, 64)
+    Examples:
+        >>> import aa_flax, jax.numpy as jnp
+        >>> x = jnp.array([0.0, 0, 0, 8, 0, 0, 0, 0]).reshape(1, 8, 1)
+        >>> aa_flax.blur_pool(x, filter_size=4).ravel()  # taps 1, 3, 3, 1 over 8
+        Array([0., 3., 1., 0.], dtype=float32)
+        >>> aa_flax.blur_pool(jnp.ones((2, 56, 56, 64))).shape
+        (2, 28, 28, 64)
     """
     options = check_options(filter_size, stride, padding, pad_offset)
     check_map(x)

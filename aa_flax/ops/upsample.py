@@ -58,11 +58,12 @@ def blur_upsample(
     Source: the transpose of Zhang, ICML 2019, Sec. 3.1; zeros, a low-pass filter and a gain of the
     stride as in Oppenheim and Schafer, Discrete-Time Signal Processing, Sec. 4.6.2.
 
-    >>> import aa_flax, jax.numpy as jnp
-    >>> aa_flax.blur_upsample(jnp.ones((2, 28, 28, 64))).shape
-    (2, 56, 56, 64)
-    >>> aa_flax.blur_upsample(jnp.ones((1, 2, 1)), gain="constant").ravel()
-    Array([1., 1., 1., 1.], dtype=float32)
+    Examples:
+        >>> import aa_flax, jax.numpy as jnp
+        >>> aa_flax.blur_upsample(jnp.ones((2, 28, 28, 64))).shape
+        (2, 56, 56, 64)
+        >>> aa_flax.blur_upsample(jnp.ones((1, 2, 1)), gain="constant").ravel()
+        Array([1., 1., 1., 1.], dtype=float32)
     """
     options = check_options(filter_size, stride, padding, pad_offset)
     check_map(x)

@@ -51,7 +51,7 @@ def make_schedule(
     peak = options.learning_rate * (batch_size / 256 if options.scale_lr else 1.0)
 
     def cosine(step):
-        whole = jnp.floor_divide(step, steps_per_epoch)
+        whole = jnp.floor_divide(step, steps_per_epoch).astype(jnp.float32)
         epoch = step / steps_per_epoch if options.per_step else whole
         return peak * (0.5 * (1 + jnp.cos(jnp.pi * epoch / num_epochs)))
 

@@ -41,16 +41,17 @@ _R = TypeVar("_R")
 class Antialias:
     """The transformation `aa_flax.antialias`: call it on a function, or on one for its report.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from aa_flax import antialias
-    >>> def f(x):
-    ...     return jnp.tanh(x)[:, ::2, ::2]
-    >>> x = jnp.ones((1, 8, 8, 3))
-    >>> jax.jit(antialias(f))(x).shape
-    (1, 4, 4, 3)
-    >>> (row,) = antialias.report(f, x)
-    >>> row.site.kind, row.site.strides, row.done
-    ('slice', (2, 2), 'blur')
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from aa_flax import antialias
+        >>> def f(x):
+        ...     return jnp.tanh(x)[:, ::2, ::2]
+        >>> x = jnp.ones((1, 8, 8, 3))
+        >>> jax.jit(antialias(f))(x).shape
+        (1, 4, 4, 3)
+        >>> (row,) = antialias.report(f, x)
+        >>> row.site.kind, row.site.strides, row.done
+        ('slice', (2, 2), 'blur')
     """
 
     def __call__(

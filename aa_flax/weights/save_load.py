@@ -34,7 +34,7 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
         InputError: an option is a function without a name to store it by, such as a lambda; a model
             of `aa_flax.fuse`; or a path that cannot be written.
 
-    Example:
+    Examples:
         >>> import aa_flax
         >>> model = aa_flax.create_model("resnet18_lpf4", num_classes=10)
         >>> aa_flax.save_weights(model, "mine.safetensors", licence="CC0")
@@ -101,7 +101,7 @@ def load_weights(model: Model, path: str | Path) -> Model:
         InputError: an unreadable file, weights of another model or of other options, or names or
             shapes that do not fit; nothing is changed then.
 
-    Example:
+    Examples:
         >>> import aa_flax
         >>> trained, fresh = (aa_flax.create_model("resnet18_lpf4") for _ in range(2))
         >>> aa_flax.save_weights(trained, "mine.safetensors")
@@ -132,7 +132,7 @@ def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) 
         InputError: an unreadable file, no state dict or several, or keys, shapes or filters that do
             not fit; nothing is changed then.
 
-    Example:
+    Examples:
         >>> import aa_flax
         >>> model = aa_flax.create_model("resnet18_lpf4")
         >>> state_dict = aa_flax.to_torch_state_dict(model)  # or torch_model.state_dict()

@@ -277,7 +277,7 @@ def to_torch_state_dict(model: Classifier) -> dict[str, np.ndarray]:
     Raises:
         InputError: a model of `aa_flax.fuse`, or one whose family has no torch layout.
 
-    Example:
+    Examples:
         >>> import aa_flax
         >>> state = aa_flax.to_torch_state_dict(aa_flax.create_model("resnet18_lpf4"))
         >>> state["conv1.weight"].shape

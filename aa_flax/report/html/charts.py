@@ -37,8 +37,9 @@ def plotly(text: str) -> str:
 
     Unescaped, plotly interprets markup such as `<a href=...>`, and templates such as `%{x}`.
 
-    >>> plotly("<b>model</b>")
-    '&lt;b&gt;model&lt;/b&gt;'
+    Examples:
+        >>> plotly("<b>model</b>")
+        '&lt;b&gt;model&lt;/b&gt;'
     """
     lines = (escape(line, quote=False) for line in wrap(text, 40))
     return "<br>".join(lines).replace("{", "&#123;")
