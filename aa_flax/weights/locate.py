@@ -184,11 +184,7 @@ class InFile(WeightsSource):
 
 
 class OfRun(WeightsSource):
-    """A run's checkpoint `step`; default: the best by top-1, or the latest of an unfinished run.
-
-    Raises:
-        InputError: no run is there, or one without checkpoints.
-    """
+    """A run's checkpoint `step`, or its best by top-1; raises an InputError if there is none."""
 
     @classmethod
     def takes(cls, source: str | Path) -> bool:

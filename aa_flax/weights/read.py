@@ -300,11 +300,7 @@ def integer_in(metadata: Mapping[str, str], key: str) -> int | None:
 
 @contextmanager
 def prefixed(label: object) -> Iterator[None]:
-    """Puts a label before the message of an InputError.
-
-    Raises:
-        InputError: whichever the body raises, with the label.
-    """
+    """Puts a label before the message of an InputError that the body raises."""
     try:
         yield
     except InputError as error:
