@@ -184,7 +184,7 @@ class InFile(WeightsSource):
 
 
 class OfRun(WeightsSource):
-    """A run's checkpoint `step`, or its best by top-1; raises an InputError if there is none."""
+    """A run's checkpoint `step`, or its best by top-1; raises an InputError without a run."""
 
     @classmethod
     def takes(cls, source: str | Path) -> bool:
