@@ -211,4 +211,4 @@ def test_every_family_has_zeros_at_the_multiples_of_its_strides(rng, base, filte
     for stride, distances in zip(found.strides[:-1], found.maps[:-1], strict=True):
         whole = (down % stride == 0) & (right % stride == 0)
         np.testing.assert_allclose(distances[whole], 0, atol=1e-5)
-        assert stride == 1 or distances[~whole].mean() > 2e-5  # twice what is zero above
+        assert stride == 1 or distances[~whole].mean() > 5e-5  # zeros are 5e-8
