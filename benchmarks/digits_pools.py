@@ -3,7 +3,7 @@
     python benchmarks/digits_pools.py [--pools aps_l2,lps] [--seeds 1] [--epochs 5]
 
 Each run is `train.py --config configs/digits_pools.py:POOL` with `--config.seed=S`; then the
-trained net is measured on rolled images, as it is and with periodic padding in every layer. Runs
+trained model is measured on rolled images, as it is and with periodic padding in every layer. Runs
 and numbers that are there are read, not made again. Prints a Markdown table in percent: means, and
 standard deviations of several seeds.
 """

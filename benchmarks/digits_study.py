@@ -23,23 +23,23 @@ SIZE = ["--config.data.image_size=60", "--config.data.crop_size=52"]
 LARGER = ["--config.data.image_size=72", "--config.data.crop_size=64"]
 
 
-def command(script: str, net: str, *flags: str) -> None:
-    arguments = [sys.executable, script, *RECIPE, f"--config.model={net}", *flags]
+def command(script: str, model: str, *flags: str) -> None:
+    arguments = [sys.executable, script, *RECIPE, f"--config.model={model}", *flags]
     subprocess.run(arguments, cwd=ROOT, check=True)
 
 
-def train(net: str, seed: int, workdir: Path) -> Path:
+def train(model: str, seed: int, workdir: Path) -> Path:
     results = workdir / "results.json"
     if not results.exists():
-        command("train.py", net, *SIZE, f"--config.seed={seed}", f"--workdir={workdir}")
+        command("train.py", model, *SIZE, f"--config.seed={seed}", f"--workdir={workdir}")
     return results
 
 
-def look(net: str, workdir: Path, measure: str, *flags: str) -> Path:
+def look(model: str, workdir: Path, measure: str, *flags: str) -> Path:
     output = workdir / f"{measure}.json"
     if not output.exists():
         weights = f"--weights={workdir / 'weights.safetensors'}"
-        command("eval.py", net, weights, f"--{measure}", *flags, f"--output={output}")
+        command("eval.py", model, weights, f"--{measure}", *flags, f"--output={output}")
     return output
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         "diagonal": [*SIZE, "--image_indices=0,3,9,13"],
         "equivariance": LARGER,
     }.items():
-        found = [look(net, folders[net, 0], measure, *flags) for net in PAIR]
+        found = [look(model, folders[model, 0], measure, *flags) for model in PAIR]
         write(found, args.output / measure)
     print(f"written to {args.output}")
 

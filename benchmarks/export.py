@@ -14,15 +14,15 @@ from pathlib import Path
 from sys import executable
 from typing import Any
 
-import nets
-from nets_table import ratio
+import models
+from models_table import ratio
 
 VARIANTS = ("ours", "torch_onnx", "eager")
-nets.SCRIPTS["export"] = Path(__file__).with_name("export_worker.py")
+models.SCRIPTS["export"] = Path(__file__).with_name("export_worker.py")
 
 
 def write_files(name: str, size: int, folder: Path) -> dict[str, str]:
-    """The two files of a net, with the same weights, by variant."""
+    """The two files of a model, with the same weights, by variant."""
     import torch
     from reference import reference_net
 
@@ -45,10 +45,10 @@ def write_files(name: str, size: int, folder: Path) -> dict[str, str]:
 
 def in_turns(tasks: dict[str, dict[str, Any]], rounds: int, turn: float) -> list[list[float]]:
     """Milliseconds of a pass, round by round, of each task: in processes of their own."""
-    workers = [nets.Worker("export", label, executable) for label in tasks]
+    workers = [models.Worker("export", label, executable) for label in tasks]
     for worker in workers:
         worker.ask(tasks[worker.variant])
-    nets.take_turns(workers, rounds, turn)
+    models.take_turns(workers, rounds, turn)
     for worker in workers:
         worker.close()
         if worker.error:
@@ -58,7 +58,7 @@ def in_turns(tasks: dict[str, dict[str, Any]], rounds: int, turn: float) -> list
 
 def measure(name: str, args: argparse.Namespace) -> list[list[float]]:
     """Of each variant."""
-    task = {"net": name, "batch": args.batch, "size": args.size}
+    task = {"model": name, "batch": args.batch, "size": args.size}
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(name, args.size, Path(folder))
         tasks = {v: {**task, "variant": v, "file": files[v]} for v in VARIANTS}
@@ -75,10 +75,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
     args = parser.parse_args()
-    about = nets.Worker("export", "", executable)
+    about = models.Worker("export", "", executable)
     print(about.ask({"identity": True}))
     about.close()
-    print("| net | ours, ms | torch's file / ours | eager torch / ours |\n|---|---|---|---|")
+    print("| model | ours, ms | torch's file / ours | eager torch / ours |\n|---|---|---|---|")
     for name in args.models:
         ours, *others = measure(name, args)
         median = ratio(ours, [1.0] * args.rounds).median

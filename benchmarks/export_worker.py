@@ -1,4 +1,4 @@
-"""One way to serve a net from a CPU, for `export.py`; see `worker.py`.
+"""One way to serve a model from a CPU, for `export.py`; see `worker.py`.
 
 The variants: a file of ONNX in onnxruntime, or the original in eager torch.
 """
@@ -14,7 +14,7 @@ def prepare(task: dict[str, Any]) -> Work:
     images = np.random.default_rng(0).standard_normal((task["batch"], size, size, 3), np.float32)
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     if task["variant"] == "eager":
-        return Work(_eager(task["net"], channels_first), lambda result: None)
+        return Work(_eager(task["model"], channels_first), lambda result: None)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,12 +1,12 @@
-"""How far our logits are from the originals', for every net: the table of docs/fidelity.md.
+"""How far our logits are from the originals', for every model: the table of docs/fidelity.md.
 
     python benchmarks/fidelity.py [--models 'resnet*'] [--results runs/fidelity.json]
 
-For each net: the reference (torchvision's for a baseline, `antialiased-cnns` 0.3 for `_lpf<k>`)
+For each model: the reference (torchvision's for a baseline, `antialiased-cnns` 0.3 for `_lpf<k>`)
 with random weights and batch statistics, saved as the original saves its files
 ({'state_dict': ...}, legacy pickle), read by `create_model(pretrained=...)`, and both run on the
 same random images, float32 on CPU. The number is the largest difference of a logit over the largest
-logit. All nets take over half an hour; what is already in the results file is not run again.
+logit. All models take over half an hour; what is already in the results file is not run again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from aa_flax import create_model
 from aa_flax.models.registry import base_names, has_reference
 
 ROOT = Path(__file__).parents[1]
-SIZE = (160, 151)  # one even and one odd side, large enough for every net
+SIZE = (160, 151)  # one even and one odd side, large enough for every model
 ALL_FILTER_SIZES = ("alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2")
 
 
@@ -50,7 +50,7 @@ def measure(name: str) -> float:
 
 
 def table(results: dict[str, float]) -> str:
-    lines = ["| net | baseline | " + " | ".join(f"lpf{k}" for k in range(1, 8)) + " |"]
+    lines = ["| model | baseline | " + " | ".join(f"lpf{k}" for k in range(1, 8)) + " |"]
     lines.append("|---" * 9 + "|")
     for base in filter(has_reference, base_names()):
         found = [results.get(base), *(results.get(f"{base}_lpf{k}") for k in range(1, 8))]

@@ -42,9 +42,9 @@ stage() { # NAME SECONDS COMMAND...: unless it is done, or too little time is le
     if ((code == 0)); then touch "$folder/.$name"; else unfinished+=("$name"); fi
 }
 
-compare() { # ARGUMENTS...: of nets.py; its tables are left for the end
+compare() { # ARGUMENTS...: of models.py; its tables are left for the end
     local seconds=$((limit - SECONDS - needs))
-    "$python" benchmarks/nets.py --output "$folder/nets.csv" --torch_python "$torch_python" \
+    "$python" benchmarks/models.py --output "$folder/models.csv" --torch_python "$torch_python" \
         "${compared[@]}" "${size[@]}" --seconds "$seconds" "$@" | sed '/^|/d'
 }
 
@@ -68,7 +68,7 @@ stage remedies "$needs" compare --models "${remedies[@]}" --modes forward traini
     "${precisions[@]}" --our_variants default definitions cpu_forms
 stage consistency "$needs" compare --models "${nets[@]:0:2}" --modes consistency --batch "${small[@]}"
 
-"$python" benchmarks/nets_table.py "$folder/nets.csv" > "$folder/nets.md"
+"$python" benchmarks/models_table.py "$folder/models.csv" > "$folder/models.md"
 if ((${#unfinished[@]})); then
     echo "left: ${unfinished[*]}; the same command goes on"
     exit 75

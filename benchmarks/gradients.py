@@ -2,9 +2,9 @@
 
     python benchmarks/gradients.py [--models resnet18_lpf4 ...] [--size 96] [--batch 8]
 
-One step of each net without dropout, in float32 and float64, ours and the original's, from the same
-random weights, images and labels. For every tensor the largest difference of its gradient over the
-gradient's largest value; the table has the largest over all tensors.
+One step of each model without dropout, in float32 and float64, ours and the original's, from the
+same random weights, images and labels. For every tensor the largest difference of its gradient over
+the gradient's largest value; the table has the largest over all tensors.
 """
 
 import argparse
@@ -86,7 +86,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
     print(
-        "| net | ours64 - theirs64 | ours32 - theirs64 | theirs32 - theirs64 | ours32 - theirs32 |"
+        "| model | ours64 - theirs64 | ours32 - theirs64 "
+        "| theirs32 - theirs64 | ours32 - theirs32 |"
     )
     print("|---" * 5 + "|")
     for name in args.models:

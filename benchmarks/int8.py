@@ -1,4 +1,4 @@
-"""What nets lose and gain by int8: accuracy, consistency under shifts, size and time.
+"""What models lose and gain by int8: accuracy, consistency under shifts, size and time.
 
     python benchmarks/int8.py runs/digits_resnet18 runs/digits_resnet18_lpf4 [--rounds 7]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from export import in_turns
-from nets_table import ratio
+from models_table import ratio
 
 import aa_flax
 from aa_flax.data.digits import Digits
@@ -68,7 +68,7 @@ def measure(run: str, args: argparse.Namespace, folder: Path) -> str:
         classes.append(np.stack([logits(crops).argmax(-1) for crops in shifted(images, size)]))
     centre = len(classes[0]) // 2
     same = classes[0] == classes[1]
-    task = {"net": model.name, "batch": args.batch, "size": size, "variant": "ours"}
+    task = {"model": model.name, "batch": args.batch, "size": size, "variant": "ours"}
     tasks = {kind: {**task, "file": str(file)} for kind, file in files.items()}
     cells = [
         f"`{model.name}`",
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
     args = parser.parse_args()
     print(
-        "| net | centred | shifted | consistency | same class, centred | shifted | MiB | "
+        "| model | centred | shifted | consistency | same class, centred | shifted | MiB | "
         "float32 / int8, time |\n|---|---|---|---|---|---|---|---|"
     )
     for run in args.runs:

@@ -1,4 +1,4 @@
-"""This project's nets for `nets.py`; see `worker.py`."""
+"""This project's models for `models.py`; see `worker.py`."""
 
 import os
 import sys
@@ -109,7 +109,7 @@ def random_images(count: int, size: int) -> np.ndarray:
 
 
 def prepare(task: dict[str, Any]) -> Work:
-    model = create_model(task["net"], dtype=task["precision"])
+    model = create_model(task["model"], dtype=task["precision"])
     model.remat = task["variant"] == "remat"
     run = MODES[task["mode"]](model, task)
     tracing = VARIANTS[task["variant"]]

@@ -13,8 +13,8 @@ import itertools
 import statistics
 import sys
 
-from nets import Worker, take_turns
-from nets_table import OURS, THEIRS, Setting, ratio
+from models import Worker, take_turns
+from models_table import OURS, THEIRS, Setting, ratio
 
 SIDES = ((OURS, "default"), (THEIRS, "eager_channels_last"), (THEIRS, "compile_channels_last"))
 
@@ -28,7 +28,7 @@ def measure(setting: Setting, side: tuple[str, str], args: argparse.Namespace) -
     take_turns(workers, args.rounds, args.turn)
     for worker in workers:
         worker.close()
-    name = f"| {setting.net} | {setting.mode} | {setting.batch} | {' '.join(side)} |"
+    name = f"| {setting.model} | {setting.mode} | {setting.batch} | {' '.join(side)} |"
     if error := next((worker.error for worker in workers if worker.error), ""):
         return f"{name} failed: {error} | | | |"
     times = " | ".join(f"{statistics.median(worker.times):.0f}" for worker in workers)
@@ -49,10 +49,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
     args = parser.parse_args()
-    print("| net | pass | batch | side | as it is, ms | kept, ms | ratio | peak, MiB |")
+    print("| model | pass | batch | side | as it is, ms | kept, ms | ratio | peak, MiB |")
     print("|---" * 8 + "|")
-    for mode, batch, net in itertools.product(args.modes, args.batch, args.models):
-        setting = Setting(net, mode, batch, args.size, "float32")
+    for mode, batch, model in itertools.product(args.modes, args.batch, args.models):
+        setting = Setting(model, mode, batch, args.size, "float32")
         for side in SIDES:
             print(measure(setting, side, args), flush=True)
 

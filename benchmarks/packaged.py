@@ -42,7 +42,7 @@ TRUNKS = (*_PLACES, "mobilenet_v2")
 
 
 def trunk(name: str) -> dict[str, np.ndarray]:
-    """The true weights of a net's trunk under torchvision's names and in its layout.
+    """The true weights of a model's trunk under torchvision's names and in its layout.
 
     Args:
         name: one of `TRUNKS`.

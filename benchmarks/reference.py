@@ -1,4 +1,4 @@
-"""The nets this project is measured against, and the comparison with them."""
+"""The models this project is measured against, and the comparison with them."""
 
 import sys
 import types
@@ -23,7 +23,7 @@ from aa_flax.nn.initializers import abstract
 
 
 def reference_net(name: str, **options) -> torch.nn.Module:
-    """torchvision's net, or for `..._lpf<k>` the original antialiased one, in evaluation mode.
+    """torchvision's model, or for `..._lpf<k>` the original antialiased one, in evaluation mode.
 
     All weights, biases and batch statistics are random, and of a size that keeps each layer's
     share in the logits: a layer that is left out or mixed up shows.
@@ -85,7 +85,7 @@ def assert_same_net(model: Classifier, net: torch.nn.Module, *sizes: tuple[int, 
 
 
 def assert_same_as_reference(name: str, *sizes: tuple[int, int], **options) -> None:
-    """`assert_same_net` for a net of the table."""
+    """`assert_same_net` for a model of the table."""
     assert_same_net(create_model(name, **options), reference_net(name, **options), *sizes)
 
 
@@ -97,7 +97,7 @@ def logits_shape(model: Classifier, size: int) -> tuple[int, ...]:
 
 
 def abstract_model(name: str, **options) -> Classifier:
-    """A net of shapes alone: fast to build, to trace and to compare."""
+    """A model of shapes alone: fast to build, to trace and to compare."""
     return abstract(lambda rngs: create_model(name, rngs=rngs, **options))
 
 

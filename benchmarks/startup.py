@@ -1,11 +1,11 @@
-"""What a start costs: imports, a net with random weights, first logits, compiling a training step.
+"""The time of a start: imports, a random model, first logits, compiling a training step.
 
-python benchmarks/startup.py [--nets NET ...] [--torch_python PYTHON] [--training_step]
+python benchmarks/startup.py [--models NAME ...] [--torch_python PYTHON] [--training_step]
     [--repeats 5]
 
 Each time is a fresh process's: the median, the smallest and the largest. `--torch_python` is an
 interpreter with torch and the original package, for the same of theirs; `--training_step` compiles
-densenet121_lpf4's, which takes long. First logits are those of the first net.
+densenet121_lpf4's, which takes long. First logits are those of the first model.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from pathlib import Path
 
 from aa_flax import list_models
 
-NETS = ("resnet50_lpf4", "densenet201_lpf4")
+MODELS = ("resnet50_lpf4", "densenet201_lpf4")
 OURS = "import time, jax, aa_flax; from flax import nnx; "
-CREATE = "model = aa_flax.create_model({net!r}); jax.block_until_ready(nnx.state(model))"
+CREATE = "model = aa_flax.create_model({model!r}); jax.block_until_ready(nnx.state(model))"
 LOGITS = (
     "forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)); "
     "forward(state, jax.numpy.zeros((1, 224, 224, 3))).block_until_ready()"
@@ -38,7 +38,7 @@ state = init_state(model, optimizer, mesh)
 image = jax.ShapeDtypeStruct((8, 224, 224, 3), "float32")
 lowered = step.lower(state, {"image": image, "label": jax.ShapeDtypeStruct((8,), "int32")})
 """
-TORCH_NET = "antialiased_cnns.{net}(filter_size=4)"
+TORCH_MODEL = "antialiased_cnns.{model}(filter_size=4)"
 
 
 def seconds(python: str, setup: str, timed: str, cache: Path | None = None) -> float:
@@ -58,57 +58,57 @@ def seconds(python: str, setup: str, timed: str, cache: Path | None = None) -> f
 
 
 def ours(
-    nets: Sequence[str], training_step: bool, cache: Path
+    models: Sequence[str], training_step: bool, cache: Path
 ) -> dict[str, tuple[str, str, Path | None]]:
     """What is timed here: setup, code, folder of compiled programs."""
     create, first = (
-        OURS + CREATE.format(net=nets[0]),
+        OURS + CREATE.format(model=models[0]),
         "graphdef, state = nnx.split(model)\n" + LOGITS,
     )
     tasks: dict[str, tuple[str, str, Path | None]] = {
         "import jax, flax.nnx": ("", "import jax, flax.nnx", None),
         "import aa_flax": ("", "import aa_flax", None),
     }
-    for net in nets:
-        tasks[f"create_model {net}"] = (OURS, CREATE.format(net=net), None)
-    tasks[f"first logits of {nets[0]}"] = (create, first, None)
-    tasks[f"first logits of {nets[0]}, compiled before"] = (create, first, cache)
+    for model in models:
+        tasks[f"create_model {model}"] = (OURS, CREATE.format(model=model), None)
+    tasks[f"first logits of {models[0]}"] = (create, first, None)
+    tasks[f"first logits of {models[0]}, compiled before"] = (create, first, cache)
     if training_step:
         tasks["compile densenet121_lpf4's training step"] = (OURS + STEP, "lowered.compile()", None)
     return tasks
 
 
-def theirs(nets: Sequence[str]) -> dict[str, tuple[str, str, None]]:
+def theirs(models: Sequence[str]) -> dict[str, tuple[str, str, None]]:
     imports = "import torch, benchmarks.reference; import antialiased_cnns"
     tasks = {"torch: import torch": ("", "import torch", None)}
-    for net in nets:
-        tasks[f"torch: {net}"] = (imports, TORCH_NET.format(net=net[:-5]), None)
-    model = f"{imports}; model = {TORCH_NET.format(net=nets[0][:-5])}.eval()"
+    for model in models:
+        tasks[f"torch: {model}"] = (imports, TORCH_MODEL.format(model=model[:-5]), None)
+    model = f"{imports}; model = {TORCH_MODEL.format(model=models[0][:-5])}.eval()"
     logits = "with torch.no_grad(): model(torch.zeros(1, 3, 224, 224))"
-    return tasks | {f"torch: first logits of {nets[0]}": (model, logits, None)}
+    return tasks | {f"torch: first logits of {models[0]}": (model, logits, None)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--nets", nargs="+", default=NETS, help="names that end in _lpf4")
+    parser.add_argument("--models", nargs="+", default=MODELS, help="names that end in _lpf4")
     parser.add_argument("--torch_python", help="an interpreter with torch and antialiased-cnns")
     parser.add_argument("--training_step", action="store_true", help="compile one, too")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     known = list_models("*_lpf4")
-    if unknown := [net for net in options.nets if net not in known]:
-        parser.error(f"no such nets: {', '.join(unknown)}; there are {', '.join(known)}")
+    if unknown := [model for model in options.models if model not in known]:
+        parser.error(f"no such models: {', '.join(unknown)}; there are {', '.join(known)}")
     with tempfile.TemporaryDirectory() as cache:
         tasks = [
             (name, partial(seconds, sys.executable, *task))
-            for name, task in ours(options.nets, options.training_step, Path(cache)).items()
+            for name, task in ours(options.models, options.training_step, Path(cache)).items()
         ]
         if options.torch_python:
             tasks += [
                 (name, partial(seconds, options.torch_python, *task))
-                for name, task in theirs(options.nets).items()
+                for name, task in theirs(options.models).items()
             ]
         print("| | median, s | smallest | largest |\n|---|---|---|---|")
         for name, run in tasks:

@@ -1,4 +1,4 @@
-"""The nets in PyTorch for `nets.py`: the original's, and torchvision's baselines; see `worker.py`.
+"""PyTorch's side of `models.py`: the original's models and torchvision's; see `worker.py`.
 
 Needs torch, torchvision and antialiased-cnns, and nothing of JAX.
 """
@@ -21,7 +21,7 @@ SHIFT_RANGE = 32  # pixels
 
 
 def net_of(name: str) -> torch.nn.Module:
-    """torchvision's net, or for `..._lpf<k>` the original antialiased one."""
+    """torchvision's model, or for `..._lpf<k>` the original antialiased one."""
     if found := re.fullmatch(r"(.+)_lpf(\d)", name):
         originals = import_module("antialiased_cnns")
         net = getattr(originals, found[1])(filter_size=int(found[2]))
@@ -35,13 +35,13 @@ def net_of(name: str) -> torch.nn.Module:
 
 
 class Net:
-    """A net in one layout, eager or compiled, and images in that layout."""
+    """A model in one layout, eager or compiled, and images in that layout."""
 
     def __init__(self, task: dict[str, Any]):
         channels_last = task["variant"].endswith("channels_last")
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.half = task["precision"] == "bfloat16"
-        self.net = net_of(task["net"]).to(DEVICE).to(memory_format=self.layout)  # pyright: ignore
+        self.net = net_of(task["model"]).to(DEVICE).to(memory_format=self.layout)  # pyright: ignore
         compiles = task["variant"].startswith("compile")
         self.call: Callable = torch.compile(self.net) if compiles else self.net
         self.mean, self.std = (

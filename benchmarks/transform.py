@@ -1,9 +1,9 @@
-"""What `aa_flax.antialias` costs: a net's forward pass, plain and with one place after another.
+"""What `aa_flax.antialias` costs: a model's forward pass, plain and with one place after another.
 
     python benchmarks/transform.py [--model mobilenet_v2] [--batch 4] [--size 128] [--repeats 7]
 
 For each place that the transformation finds, the forward pass with that place alone antialiased,
-and last with all of them, beside the plain net's. Milliseconds, medians.
+and last with all of them, beside the plain model's. Milliseconds, medians.
 """
 
 import argparse

@@ -32,7 +32,7 @@ def unfolded(model: nnx.Module, images: UInt8[np.ndarray, "N H W 3"]) -> nnx.Mod
     """The same function in evaluation, with batch statistics that are those of the images.
 
     A file whose batch norms were folded into the convolutions has means of 0 and variances of 1,
-    which no images ever had; statistics estimated anew would then change the net in any case.
+    which no images ever had; statistics estimated anew would then change the model in any case.
     """
     copy = nnx.clone(model)
     for _, layer in nnx.iter_modules(copy):
@@ -51,5 +51,5 @@ def unfolded(model: nnx.Module, images: UInt8[np.ndarray, "N H W 3"]) -> nnx.Mod
 
 
 def recalibrated(model: nnx.Module, batches: Sequence[UInt8[np.ndarray, "N H W 3"]]) -> nnx.Module:
-    """The net with batch statistics estimated anew, as a copy."""
+    """The model with batch statistics estimated anew, as a copy."""
     return recalibrate_batch_norm(nnx.clone(model), map(jax.jit(normalise), batches))

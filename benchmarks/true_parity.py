@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 def our_trunk(name: str, dtype: Any = None) -> nnx.Module:
-    """The trunk of a net, or of its antialiased one, with the true weights of the plain net."""
+    """The trunk of a model, or of its antialiased one, with the true weights of the plain model."""
     base, filter_size = parse_name(name)
     options: Any = {"features_only": True, "out_indices": [-1], "dtype": dtype}
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def our_trunk(name: str, dtype: Any = None) -> nnx.Module:
 
 
 def their_net(name: str, weights: dict[str, Any]) -> torch.nn.Module:
-    """torchvision's net with weights by its names, or the original's antialiased one with them."""
+    """Returns torchvision's model, or the original's antialiased one, with these weights."""
     base, filter_size = parse_name(name)
     plain = getattr(torchvision.models, base)()
     tensors = {n: torch.as_tensor(np.ascontiguousarray(a)) for n, a in weights.items()}
@@ -95,14 +95,14 @@ def compared(ours: nnx.Module, half: nnx.Module, theirs: torch.nn.Module, x: np.
 
 
 def maps(name: str, x: np.ndarray) -> dict[str, float]:
-    """The last map of a net with the true trunk of its plain net."""
+    """The last map of a model with the true trunk of its plain model."""
     base, _ = parse_name(name)
     theirs = their_trunk(their_net(name, trunk(base)), name)
     return compared(our_trunk(name), our_trunk(name, jnp.bfloat16), theirs, x)
 
 
 def logits(classifier: Path, name: str, x: np.ndarray) -> dict[str, float]:
-    """The logits of a whole MobileNetV2, or of its antialiased net with the same weights."""
+    """The logits of a whole MobileNetV2, or of its antialiased model with the same weights."""
     plain = create_model("mobilenet_v2", pretrained=classifier)
 
     def ours(dtype: Any) -> nnx.Module:

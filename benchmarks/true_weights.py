@@ -34,14 +34,17 @@ from aa_flax.runtime import data_mesh
 
 ROOT = Path(__file__).parents[1]
 SHIFTS = (1, 2, 4, 8, 16, 32)
-CROP, REACH = 224, 32  # pixels that a net sees, and the farthest shift; bases lie in 0..REACH, too
+CROP, REACH = (
+    224,
+    32,
+)  # pixels that a model sees; the farthest shift, and offset of a base
 BASES = 2  # crops of each photograph, each beside itself moved down and moved right
 BATCH, COMPARED = 20, 8  # photographs at once, and those on which torch computes, too
 MAP_SIZE, MAP_IMAGES = 128, 4  # of the maps of equivariance, which take 1024 passes
 _EVENLY = Image.Quantize.MAXCOVERAGE
 FILTERS = (None, 2, 3, 4, 5)
 Images = UInt8[np.ndarray, "N H W 3"]
-Answers = dict[int, np.ndarray]  # of every shift: images, bases, directions, and what a net gives
+Answers = dict[int, np.ndarray]  # of every shift: images, bases, directions, and what a model gives
 
 
 def named(base: str) -> list[str]:
@@ -78,7 +81,7 @@ def cut(images: Images, offsets: Int[np.ndarray, "N 2"]) -> Images:
 
 
 def compiled(model: nnx.Module) -> Callable[[Images], np.ndarray]:
-    """What a net gives for images of bytes, a batch at a time."""
+    """What a model gives for images of bytes, a batch at a time."""
     model.eval()
     graph, state = nnx.split(model)
     run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalise(x)))
@@ -91,7 +94,7 @@ def compiled(model: nnx.Module) -> Callable[[Images], np.ndarray]:
 
 
 def answers_to_shifts(predict: Callable[[Images], np.ndarray], images: Images) -> Answers:
-    """What a net says to every base, and to it moved by every shift, down and right."""
+    """What a model says to every base, and to it moved by every shift, down and right."""
     bases = np.random.default_rng(0).integers(0, REACH + 1, (BASES, len(images), 2))
     found = {}
     for d in (0, *SHIFTS):
@@ -152,7 +155,7 @@ def augmented(images: Images, seed: int, batches: int = 4) -> list[Images]:
 
 
 def classifiers(file: Path, images: Images) -> Iterator[tuple[str, Callable[[], nnx.Module]]]:
-    """Every net with the file's weights copied in, and with its statistics estimated anew."""
+    """Every model with the file's weights copied in, and with its statistics estimated anew."""
     batches = augmented(images, seed=1)
     plain = create_model("mobilenet_v2", pretrained=file)
     unfolded(plain, np.concatenate(batches[:2]))

@@ -1,4 +1,4 @@
-"""3x3 convolutions of nets: XLA's own and Winograd's algorithm in turns, forward and gradients.
+"""3x3 convolutions of models: XLA's own and Winograd's algorithm in turns, forward and gradients.
 
     python benchmarks/winograd.py [--repeats 9] [--shapes 8,56,64,64 ...]
 

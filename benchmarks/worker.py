@@ -1,6 +1,6 @@
-"""The computing half of `nets.py`: one variant of a net, in a process and interpreter of its own.
+"""The computing half of `models.py`: one variant of a model, in a separate process.
 
-Lines of JSON over stdin and stdout: first the task, answered once the net is compiled and warm;
+Lines of JSON over stdin and stdout: first the task, answered once the model is compiled and warm;
 then how long to run, answered by the milliseconds of a pass, again and again. Between answers the
 process waits for its next line and computes nothing.
 """
@@ -79,7 +79,8 @@ def serve(
     """Answers the lines of stdin until it ends.
 
     Args:
-        prepare: makes the task's work. identity: `versions` and `device`, for a task without a net.
+        prepare: makes the task's work.
+        identity: `versions` and `device`, for a task without a model.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not end up among the answers
@@ -87,7 +88,7 @@ def serve(
     for line in sys.stdin:
         task = json.loads(line)
         try:
-            if "net" in task:
+            if "model" in task:
                 work = prepare(task)
                 first, second = work.seconds(), work.seconds()
                 answer: dict[str, Any] = {"compile_s": max(0.0, first - second)}

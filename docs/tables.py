@@ -5,7 +5,7 @@
 A page has a line `<!-- table: SOURCE [PART] -->`, the table, and `<!-- end -->`. SOURCE is
 
 - a text file in `docs/`: the output of a benchmark, inserted unchanged;
-- a CSV file of `benchmarks/nets.py` in `docs/`: PART is one of the tables of nets_table.py;
+- a CSV file of `benchmarks/models.py` in `docs/`: PART is one of the tables of models_table.py;
 - `comparisons`: the summaries of all comparisons with torch in one table;
 - `measured/digits.csv`: PART is the augmentation and the version of jax;
 - `config`: PART is a class of `aa_flax/config.py`.
@@ -25,21 +25,21 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from aa_flax import config  # noqa: E402
-from benchmarks import digits, nets_table  # noqa: E402
+from benchmarks import digits, models_table  # noqa: E402
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _BLOCK = re.compile(r"(<!-- table: (\S+)([ \w.]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-_OF_NETS: Mapping[str, Callable[[list[nets_table.Group]], str]] = {
-    "summary": nets_table.summary,
-    "table": nets_table.table,
-    "overheads": nets_table.overheads,
+_OF_NETS: Mapping[str, Callable[[list[models_table.Group]], str]] = {
+    "summary": models_table.summary,
+    "table": models_table.table,
+    "overheads": models_table.overheads,
 }
 # Result files, with torch's mode and which side keeps its memory between calls.
 _COMPARISONS: Mapping[str, tuple[str, str]] = {
-    "nets_cpu_commands.csv": ("compiled", "ours"),
-    "nets_cpu_kept.csv": ("compiled", "both"),
-    "nets_cpu_compiled.csv": ("compiled", "neither"),
-    "nets_cpu.csv": ("eager", "neither"),
+    "models_cpu_commands.csv": ("compiled", "ours"),
+    "models_cpu_kept.csv": ("compiled", "both"),
+    "models_cpu_compiled.csv": ("compiled", "neither"),
+    "models_cpu.csv": ("eager", "neither"),
 }
 
 
@@ -66,8 +66,8 @@ def _table(source: str, *part: str) -> str:
     return _OF_NETS[part[0]](_groups(path))
 
 
-def _groups(path: Path) -> list[nets_table.Group]:
-    return sorted(nets_table.groups(nets_table.read(path)), key=nets_table.order)
+def _groups(path: Path) -> list[models_table.Group]:
+    return sorted(models_table.groups(models_table.read(path)), key=models_table.order)
 
 
 def _comparisons() -> str:
@@ -75,7 +75,7 @@ def _comparisons() -> str:
     heads = "| torch | memory kept | pass | batch | precision | of | models | geometric mean "
     lines = [heads + "| lowest |", "|---" * 9 + "|"]
     for name, sides in _COMPARISONS.items():
-        summary = nets_table.summary(_groups(ROOT / "docs/benchmarks" / name))
+        summary = models_table.summary(_groups(ROOT / "docs/benchmarks" / name))
         lines += [f"| {' | '.join(sides)} {row}" for row in summary.splitlines()[2:]]
     return "\n".join(lines)
 

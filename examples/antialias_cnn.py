@@ -2,7 +2,7 @@
 
     python examples/antialias_cnn.py [--epochs 30] [--seeds 3] [--pools binomial4 aps_l2 ...]
 
-The net is a plain function of its parameters, with strides in two convolutions and a max pool.
+The model is a plain function of its parameters, with strides in two convolutions and a max pool.
 All versions see centred digits in training; then their accuracy and consistency are measured on
 digits that are moved by 0 to 8 pixels, and their consistency on digits that are rolled. Prints a
 Markdown table, percent, mean ± standard deviation; and milliseconds of 256 images, median of 9.

@@ -4,11 +4,11 @@ The distance (LPIPS) between crops of a photograph one pixel apart, which look t
 to crops with noise, compressed or blurred, which do not, and to another photograph; in percent of
 the last. The photographs come with scikit-learn.
 
-    python examples/perceptual_tolerance.py [--weights alexnet.pth] [--nets alexnet alexnet_lpf4]
+    python examples/perceptual_tolerance.py [--weights alexnet.pth] [--models alexnet alexnet_lpf4]
 
-All nets have the weights of the plain one, copied (AlexNet and VGG16 have no batch statistics that
-would not fit); without a file they are random. The weights of the channels are those of the package
-lpips, where it is installed.
+All models have the weights of the plain one, copied (AlexNet and VGG16 have no batch statistics
+that would not fit); without a file they are random. The weights of the channels are those of the
+package lpips, where it is installed.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def blurred(images: np.ndarray) -> np.ndarray:
 
 
 def with_plain_weights(name: str, weights: str | None) -> Backbone:
-    """A trunk that has the weights of its net without antialiasing."""
+    """A trunk that has the weights of its model without antialiasing."""
     plain = aa_flax.create_model(
         name.partition("_lpf")[0], pretrained=weights or False, features_only=True
     )
@@ -93,12 +93,12 @@ def distances(distance: aa_flax.PerceptualDistance, count: int) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--nets", nargs="+", default=["alexnet", "alexnet_lpf4", "alexnet_lpf5"])
-    parser.add_argument("--weights", help="a file of weights of the plain net, or of its trunk")
+    parser.add_argument("--models", nargs="+", default=["alexnet", "alexnet_lpf4", "alexnet_lpf5"])
+    parser.add_argument("--weights", help="a file of weights of the plain model, or of its trunk")
     parser.add_argument("--crops", type=int, default=32)
     arguments = parser.parse_args()
-    print("| net | shift | noise | JPEG | blur | other |\n" + "|---" * 6 + "|")
-    for name in arguments.nets:
+    print("| model | shift | noise | JPEG | blur | other |\n" + "|---" * 6 + "|")
+    for name in arguments.models:
         distance = aa_flax.PerceptualDistance(
             with_plain_weights(name, arguments.weights),
             channel_weights="lpips" if find_spec("lpips") else None,

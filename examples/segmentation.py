@@ -7,7 +7,7 @@ sizes, on a noisy ground; each pixel of ink is labelled with its digit. Nothing 
     python examples/segmentation.py [--variants plain antialiased ...] [--steps 300] [--seeds 1]
 
 It prints a table: the mean intersection over union, how often two crops of one scene label the
-pixels that both see alike, and how well the net commutes with translations.
+pixels that both see alike, and how well the model commutes with translations.
 """
 
 import argparse

@@ -6,10 +6,10 @@ from benchmarks import startup
 
 
 def test_a_net_that_there_is_not_is_named_before_anything_is_timed(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["startup.py", "--nets", "resnet18_lpf4", "resnet19_lpf4"])
+    monkeypatch.setattr(sys, "argv", ["startup.py", "--models", "resnet18_lpf4", "resnet19_lpf4"])
     monkeypatch.setattr(startup, "seconds", lambda *_: pytest.fail("timed"))
     with pytest.raises(SystemExit):
         startup.main()
     error = capsys.readouterr().err
-    assert "no such nets: resnet19_lpf4; there are" in error
+    assert "no such models: resnet19_lpf4; there are" in error
     assert "resnet18_lpf4" in error

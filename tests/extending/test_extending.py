@@ -23,7 +23,7 @@ SMALL = (
     "--config.batch_size=32",
     "--config.eval.passes=1",
 )
-FILES = ("net_family", "pool", "measure", "source")
+FILES = ("model_family", "pool", "measure", "source")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,9 +104,11 @@ def test_a_pool_does_what_it_says():
 def test_a_family_and_a_pool_are_trained_measured_and_converted_by_commands(tmp_path):
     run = tmp_path / "run"
     config = ("--config.model=stack2", "--config.pool=box", *SMALL, "--workdir", run)
-    printed = command("train.py", *config, plugins=("net_family", "pool"))
+    printed = command("train.py", *config, plugins=("model_family", "pool"))
     assert "stack2" in printed
-    command("eval.py", *config, "--mirror", "--circular", plugins=("net_family", "pool", "measure"))
+    command(
+        "eval.py", *config, "--mirror", "--circular", plugins=("model_family", "pool", "measure")
+    )
     results = json.loads((run / "results.json").read_text())
     assert 0 <= results["mirror"]["agreement"] <= 100
     assert results["weights"]["options"] == {"pool": "box"}
@@ -116,7 +118,7 @@ def test_a_family_and_a_pool_are_trained_measured_and_converted_by_commands(tmp_
         "--to-torch",
         run / "weights.safetensors",
         torch_file,
-        plugins=("net_family", "pool"),
+        plugins=("model_family", "pool"),
     )
     back = tmp_path / "stack.safetensors"
     command(
@@ -124,7 +126,7 @@ def test_a_family_and_a_pool_are_trained_measured_and_converted_by_commands(tmp_
         torch_file,
         back,
         "--model=stack2",
-        plugins=("net_family", "pool"),
+        plugins=("model_family", "pool"),
     )
     plain = aa_flax.create_model("stack2", pretrained=back)  # a plain file says nothing of a pool
     boxed = aa_flax.create_model("stack2", pretrained=run / "weights.safetensors", pool="box")
@@ -180,10 +182,10 @@ def test_a_data_source_is_trained_on_and_evaluated(tmp_path):
         "--workdir",
         run,
     )
-    command("train.py", *config, plugins=("net_family", "source"))
+    command("train.py", *config, plugins=("model_family", "source"))
     results = json.loads((run / "results.json").read_text())
     assert results["num_images"] == 40
-    printed = command("eval.py", *config, "--per_class", plugins=("net_family", "source"))
+    printed = command("eval.py", *config, "--per_class", plugins=("model_family", "source"))
     assert "40 images" in printed
     results = json.loads((run / "results.json").read_text())
     assert set(results["per_class"]) >= {"-", "|", "\\", "/"}

@@ -23,7 +23,7 @@ from aa_flax.models.resnet import BasicBlock, ResNet
 from aa_flax.models.vgg import VGG
 from aa_flax.nn.layers import conv2d, linear
 from benchmarks.reference import reference_net, relative_difference
-from tests.extending.net_family import Stack
+from tests.extending.model_family import Stack
 
 # Channels of every level; they are timm's, where it has the model. The last level is 1/32.
 CHANNELS = {

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.nets_table import (
+from benchmarks.models_table import (
     Ratio,
     append,
     geometric_mean,
@@ -12,8 +12,14 @@ from benchmarks.nets_table import (
 )
 
 
-def row(framework, variant, rounds, net="resnet18_lpf4", started="1", **more):
-    common = {"net": net, "mode": "forward", "batch": "8", "size": "224", "precision": "float32"}
+def row(framework, variant, rounds, model="resnet18_lpf4", started="1", **more):
+    common = {
+        "model": model,
+        "mode": "forward",
+        "batch": "8",
+        "size": "224",
+        "precision": "float32",
+    }
     place = {"started": started, "device": "a CPU", "versions": f"{framework} 1"}
     facts = {"compile_s": "1", "peak_mib": "100", "alternating": "yes", "error": ""}
     mine = {"framework": framework, "variant": variant, "rounds_ms": rounds}
@@ -58,7 +64,7 @@ def test_other_versions_are_another_comparison():
 
 
 def test_the_mean_of_antialiased_nets_is_apart_from_that_of_their_baselines():
-    plain = [one | {"net": "resnet18", "rounds_ms": "10"} for one in ROWS[:2]]
+    plain = [one | {"model": "resnet18", "rounds_ms": "10"} for one in ROWS[:2]]
     lines = report([*ROWS, *plain])
     assert "| forward | 8 | float32 | antialiased | 1 | 2.00 | 2.00 (resnet18_lpf4) |" in lines
     assert "| forward | 8 | float32 | baseline | 1 | 1.00 | 1.00 (resnet18) |" in lines
@@ -66,8 +72,8 @@ def test_the_mean_of_antialiased_nets_is_apart_from_that_of_their_baselines():
 
 def test_overhead_is_that_over_the_nets_own_baseline():
     plain = [
-        row("aa_flax", "default", "5;10;10", net="resnet18", started="2"),
-        row("torch", "eager", "10;10;10", net="resnet18", started="2"),
+        row("aa_flax", "default", "5;10;10", model="resnet18", started="2"),
+        row("torch", "eager", "10;10;10", model="resnet18", started="2"),
     ]
     assert overheads(groups(ROWS)) == ""
     assert "| 2.00 (1.00 to 2.00) | 2.00 (2.00 to 3.00) |" in overheads(groups([*ROWS, *plain]))

@@ -1,6 +1,6 @@
 """What a forward pass or a training step is spent on, by compiled operation.
 
-    python benchmarks/profile_net.py resnet50_lpf4 training [--batch 8] [--size 224] [--rows 20]
+    python benchmarks/profile_model.py resnet50_lpf4 training [--batch 8] [--size 224] [--rows 20]
 
 Traces three steps and prints two Markdown tables: time by kind of operation, and the dearest
 operations beside the bytes that each must move (its operands and its result, once each) and the
@@ -146,7 +146,7 @@ def dearest_table(times: Counter[str], found: dict[str, Operation], rows: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("net")
+    parser.add_argument("model")
     parser.add_argument("what", choices=("forward", "training"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
@@ -156,12 +156,12 @@ def main() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
     batch = {"image": images, "label": rng.integers(0, 1000, args.batch).astype(np.int32)}
-    program, run = (forward_pass if args.what == "forward" else training_step)(args.net, batch)
+    program, run = (forward_pass if args.what == "forward" else training_step)(args.model, batch)
     found = operations(program)
     times = traced_ms(run, found)
     where = f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
     size = f"batch {args.batch}, {args.size} pixels"
-    print(f"{args.net}, {args.what}, {size}: {sum(times.values()):.0f} ms; {where}\n")
+    print(f"{args.model}, {args.what}, {size}: {sum(times.values()):.0f} ms; {where}\n")
     print("\n".join([*kinds_table(times, found), "", *dearest_table(times, found, args.rows)]))
 
 

@@ -1,18 +1,18 @@
 """Nets beside the PyTorch original's: time, compilation and memory of each kind of pass.
 
-    python benchmarks/nets.py --output RESULTS.csv [--models 'resnet*_lpf4' ...] [--modes forward]
+    python benchmarks/models.py --output RESULTS.csv [--models 'resnet*_lpf4' ...] [--modes forward]
         [--batch 8 ...] [--precision float32 ...] [--torch_python PATH] [--figure FILE.png]
 
 The passes: `forward`; `training`, a whole update; `consistency`, the evaluation's pairs of crops,
 of two batches of images. Names with `_lpf<k>` are compared with the package antialiased-cnns 0.3,
-others with torchvision's nets. Ours and every variant of torch run in processes of their own,
+others with torchvision's models. Ours and every variant of torch run in processes of their own,
 compiled and warm, and have their turns one after the other, several rounds of them; only one
 computes at a time. Variants of torch that are 1.3 times slower than its best after two rounds are
 left out of the others. Where two do not fit on a device together, each has its rounds by itself.
 
 A setting's rows are added to the CSV file as soon as it is measured. Run again, the command goes on
 with what is not there yet (for these versions, on this device), and at the end prints the tables
-of `nets_table.py`. `--seconds` begins no other setting after that time; what is left is told.
+of `models_table.py`. `--seconds` begins no other setting after that time; what is left is told.
 `--keep_memory` has both sides keep the memory of a pass for the next (`aa_flax.keep_memory`);
 `--keep_memory ours` only our side, which is how this package's commands and torch's programs run.
 """
@@ -30,7 +30,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from nets_table import OURS, THEIRS, Setting, append, figure, groups, read, report
+from models_table import OURS, THEIRS, Setting, append, figure, groups, read, report
 from worker import KEEPS_MEMORY
 
 HERE = Path(__file__).parent
@@ -170,18 +170,18 @@ def our_variants(args: argparse.Namespace, setting: Setting) -> list[str]:
 
 
 def their_variants(args: argparse.Namespace, setting: Setting) -> list[str]:
-    """Without those that compile, for nets that `--compile_models` does not name."""
-    compiles = any(fnmatchcase(setting.net, pattern) for pattern in args.compile_models)
+    """Without those that compile, for models that `--compile_models` does not name."""
+    compiles = any(fnmatchcase(setting.model, pattern) for pattern in args.compile_models)
     return [v for v in args.variants if compiles or not v.startswith("compile")]
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """Every combination, net by net."""
+    """Every combination, model by model."""
     from aa_flax import list_models
 
-    nets = list(dict.fromkeys(net for pattern in args.models for net in list_models(pattern)))
+    models = list(dict.fromkeys(model for pattern in args.models for model in list_models(pattern)))
     rest = itertools.product(args.modes, args.batch, args.size, args.precision)
-    return [Setting(net, *others) for others in rest for net in nets]
+    return [Setting(model, *others) for others in rest for model in models]
 
 
 def kept_by(args: argparse.Namespace) -> tuple[str, ...]:
@@ -250,7 +250,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=precisions, default=["float32"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="torch's")
     parser.add_argument(
-        "--compile_models", nargs="*", default=["*"], help="nets that torch compiles as well"
+        "--compile_models", nargs="*", default=["*"], help="models that torch compiles as well"
     )
     parser.add_argument("--our_variants", nargs="+", choices=OUR_VARIANTS, default=["default"])
     parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch")
@@ -260,7 +260,7 @@ def arguments() -> argparse.Namespace:
         "--keep_memory", nargs="?", const="both", choices=("both", "ours"), help="from pass to pass"
     )
     parser.add_argument("--seconds", type=float, help="begin no setting after that time")
-    parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. nets.png")
+    parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. models.png")
     return parser.parse_args()
 
 

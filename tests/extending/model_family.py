@@ -1,6 +1,6 @@
 """A user's model family in one file: a stack of strided convolutions, plain or antialiased.
 
-python train.py --plugin tests/extending/net_family.py --config.model=stack2_lpf3
+python train.py --plugin tests/extending/model_family.py --config.model=stack2_lpf3
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
-"""What `nets.py` measured, as Markdown tables and a figure.
+"""What `models.py` measured, as Markdown tables and a figure.
 
-    python benchmarks/nets_table.py RESULTS.csv [--figure FILE.png]
+    python benchmarks/models_table.py RESULTS.csv [--figure FILE.png]
 
 Every ratio is torch's time over ours, so above 1 ours is faster: the median over the rounds, in
 each of which both had their turn one after the other, and in brackets the least and the greatest.
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FIELDS = ("started", "net", "mode", "batch", "size", "precision", "device", "framework", "variant")
-FIELDS += ("versions", "rounds_ms", "compile_s", "peak_mib", "alternating", "error")
+FIELDS = ("started", "model", "mode", "batch", "size", "precision", "device", "framework")
+FIELDS += ("variant", "versions", "rounds_ms", "compile_s", "peak_mib", "alternating", "error")
 OURS, THEIRS = "aa_flax", "torch"
 Row = dict[str, str]
 
@@ -26,7 +26,7 @@ Row = dict[str, str]
 class Setting(NamedTuple):
     """What is measured on both sides."""
 
-    net: str
+    model: str
     mode: str
     batch: int
     size: int
@@ -34,10 +34,10 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, row: Row) -> "Setting":
-        return cls(row["net"], row["mode"], int(row["batch"]), int(row["size"]), row["precision"])
+        return cls(row["model"], row["mode"], int(row["batch"]), int(row["size"]), row["precision"])
 
     def __str__(self) -> str:
-        return f"{self.net} {self.mode} {self.precision} {self.batch}x{self.size}"
+        return f"{self.model} {self.mode} {self.precision} {self.batch}x{self.size}"
 
 
 class Ratio(NamedTuple):
@@ -132,8 +132,8 @@ def groups(rows: Iterable[Row]) -> list[Group]:
 def table(found: Sequence[Group]) -> str:
     """A line a setting: both times, their ratio, and what compiling and memory cost."""
     lines = [
-        "| net | pass | batch | precision | ours, ms | torch, ms | torch's variant | torch / ours "
-        "| compiling, s | peak, MiB |",
+        "| model | pass | batch | precision | ours, ms | torch, ms | torch's variant "
+        "| torch / ours | compiling, s | peak, MiB |",
         "|---" * 10 + "|",
     ]
     lines += [_line(group) for group in found]
@@ -142,7 +142,7 @@ def table(found: Sequence[Group]) -> str:
 
 def _line(group: Group) -> str:
     setting, ours, theirs = group.setting, group.best(OURS, "default"), group.best(THEIRS)
-    cells = [setting.net, setting.mode, str(setting.batch), setting.precision]
+    cells = [setting.model, setting.mode, str(setting.batch), setting.precision]
     cells += [f"{median_ms(row):.1f}" if row else "failed" for row in (ours, theirs)]
     cells.append(theirs["variant"].replace("_", " ", 1) if theirs else "")
     cells.append(str(group.ratio() or ""))
@@ -153,14 +153,14 @@ def _line(group: Group) -> str:
 
 
 def summary(found: Sequence[Group]) -> str:
-    """The geometric mean of the ratios and the least, by pass, batch, precision and kind of net."""
+    """The geometric mean and the least of the ratios, by pass, batch, precision and kind."""
     kinds: dict[tuple, dict[str, float]] = {}
     for group in found:
         s = group.setting
         if one := group.ratio():
-            of = "antialiased" if "_lpf" in s.net else "baseline"
-            kinds.setdefault((s.mode, s.batch, s.precision, of), {})[s.net] = one.median
-    heads = "| pass | batch | precision | of | nets | geometric mean | least |"
+            of = "antialiased" if "_lpf" in s.model else "baseline"
+            kinds.setdefault((s.mode, s.batch, s.precision, of), {})[s.model] = one.median
+    heads = "| pass | batch | precision | of | models | geometric mean | least |"
     lines = [heads, "|---" * 7 + "|"]
     for kind, ratios in kinds.items():
         least = min(ratios, key=ratios.__getitem__)
@@ -171,15 +171,15 @@ def summary(found: Sequence[Group]) -> str:
 
 
 def overheads(found: Sequence[Group]) -> str:
-    """How much longer an antialiased net takes than its own baseline; empty without pairs."""
+    """How much longer an antialiased model takes than its own baseline; empty without pairs."""
     baselines = {(g.setting, _device(g)): g for g in found}
     lines = []
     for group in found:
-        base = group.setting._replace(net=group.setting.net.split("_lpf")[0])
+        base = group.setting._replace(model=group.setting.model.split("_lpf")[0])
         plain = baselines.get((base, _device(group)))
         if plain is None or plain is group:
             continue
-        cells = [group.setting.net, group.setting.mode, group.setting.batch]
+        cells = [group.setting.model, group.setting.mode, group.setting.batch]
         cells.append(group.setting.precision)
         for framework in (OURS, THEIRS):
             variants = ("default",) if framework == OURS else ()
@@ -188,7 +188,7 @@ def overheads(found: Sequence[Group]) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if not lines:
         return ""
-    head = "| net | pass | batch | precision | over its baseline, ours | torch |"
+    head = "| model | pass | batch | precision | over its baseline, ours | torch |"
     return "\n".join([head, "|---" * 6 + "|", *lines])
 
 
@@ -215,10 +215,10 @@ def _device(group: Group) -> str:
 
 
 def order(group: Group) -> tuple:
-    """By pass, precision and batch; antialiased nets first, names by their numbers."""
+    """By pass, precision and batch; antialiased models first, names by their numbers."""
     s = group.setting
-    name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", s.net)]
-    return s.mode, s.precision, s.batch, "_lpf" not in s.net, name
+    name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", s.model)]
+    return s.mode, s.precision, s.batch, "_lpf" not in s.model, name
 
 
 def report(rows: Iterable[Row]) -> str:
@@ -235,9 +235,9 @@ def report(rows: Iterable[Row]) -> str:
 
 
 def figure(rows: Iterable[Row], path: Path) -> None:
-    """A point a net, at torch's time over ours, with the rounds' spread.
+    """A point a model, at torch's time over ours, with the rounds' spread.
 
-    A panel a kind of pass; those of one or two nets share one.
+    A panel a kind of pass; those of one or two models share one.
     """
     import matplotlib
 
@@ -248,14 +248,16 @@ def figure(rows: Iterable[Row], path: Path) -> None:
     for group in sorted(groups(rows), key=order):
         s = group.setting
         if one := group.ratio():
-            panels.setdefault(f"{s.mode}, batch {s.batch}, {s.precision}", {})[s.net] = one
+            panels.setdefault(f"{s.mode}, batch {s.batch}, {s.precision}", {})[s.model] = one
     if not panels:
         return
     few = {title: ratios for title, ratios in panels.items() if len(ratios) < 3}
     if len(few) > 1:
         panels = {title: ratios for title, ratios in panels.items() if title not in few}
         panels["others"] = {
-            f"{net}\n{title}": one for title, ratios in few.items() for net, one in ratios.items()
+            f"{model}\n{title}": one
+            for title, ratios in few.items()
+            for model, one in ratios.items()
         }
     longest = max(map(len, panels.values()))
     size = (4.5 * len(panels) + 1, 0.24 * longest + 1.2)
@@ -285,8 +287,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", nargs="+", type=Path, help="CSV files of nets.py")
-    parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. nets.png")
+    parser.add_argument("results", nargs="+", type=Path, help="CSV files of models.py")
+    parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. models.png")
     args = parser.parse_args()
     rows = [row for path in args.results for row in read(path)]
     print(report(rows))
