@@ -38,17 +38,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_file(given: str) -> str:
-    """Returns the file of a recipe, as ml_collections takes it.
-
-    Args:
-        given: a name of `recipe_names()`, or the path of a Python file; `:VARIANT` may follow.
-
-    Returns:
-        The path, followed by `:VARIANT` if that was given.
-
-    Raises:
-        InputError: no such recipe, no such file, or an address.
-    """
+    """Returns the file of a recipe, given by its name or path; `:VARIANT` may follow either."""
     path, colon, variant = str(local_path(given, "--config")).partition(":")
     names = recipe_names()
     if path in names:
@@ -70,16 +60,7 @@ def load_plugins(argv: Sequence[str]) -> list[str]:
     """Imports the files and modules of `--plugin FILE_OR_MODULE[,...]`, before flags are parsed.
 
     A file is imported by its stem, with its folder on `sys.path`, so that processes which a command
-    starts find it again. Modules that are imported already stay as they are.
-
-    Args:
-        argv: a command's arguments; all but `--plugin` are ignored.
-
-    Returns:
-        Names of the modules.
-
-    Raises:
-        InputError: no such file or module, or a file with the name of another module.
+    starts find it again. Modules that are imported already stay as they are. Returns their names.
     """
     values, arguments = [], iter(argv)
     for argument in arguments:
@@ -178,11 +159,7 @@ def _check_overrides(arguments: Sequence[str]) -> None:
 
 
 def config_and_workdir() -> tuple[Config, Path]:
-    """Returns the checked config and the run's folder, once flags are parsed.
-
-    Raises:
-        InputError: a config that is wrong in itself, or an address for a folder.
-    """
+    """Returns the checked config and the run's folder, once flags are parsed."""
     config, workdir = check_config(flags.FLAGS.config), flags.FLAGS.workdir
     if workdir:
         return config, local_path(workdir, "--workdir")

@@ -25,35 +25,22 @@ def first_line(error: Exception) -> str:
 
 
 def integer(name: str, value: object, *, least: int) -> int:
-    """Returns an integer of Python or NumPy as an int; a boolean is not accepted.
-
-    Raises:
-        InputError: another type, or a number below `least`.
-    """
+    """Returns an integer of Python or NumPy as an int; raises an InputError for anything else."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
     return int(value)
 
 
 def integers(name: str, values: Sequence[int], *, count: int | None = None) -> tuple[int, ...]:
-    """Returns integers of at least 1: `count` of them, or one or more.
-
-    Raises:
-        InputError: another number of values, or another value.
-    """
-    wrong_count = len(values) == 0 if count is None else len(values) != count
-    if wrong_count:
+    """Returns integers of at least 1: `count` of them, or one or more."""
+    if len(values) == 0 if count is None else len(values) != count:
         expected = "at least one entry" if count is None else f"{count} entries"
         raise InputError(f"{name} must have {expected}, got {tuple(values)}")
     return tuple(integer(f"every entry of {name}", value, least=1) for value in values)
 
 
 def real(name: str, value: object, *, least: float = -inf, most: float = inf) -> float:
-    """Returns a finite number within the bounds as a float.
-
-    Raises:
-        InputError: another type, not a number or outside the bounds.
-    """
+    """Returns a finite number within the bounds as a float; InputError for anything else."""
     try:
         number = float(value) if isinstance(value, int | float | np.number) else nan
     except OverflowError:  # an integer beyond any float
@@ -65,11 +52,7 @@ def real(name: str, value: object, *, least: float = -inf, most: float = inf) ->
 
 
 def fraction(name: str, value: object) -> float:
-    """Returns a number from 0 to 1, e.g. a dropout rate, as a float.
-
-    Raises:
-        InputError: anything else.
-    """
+    """Returns a number from 0 to 1, e.g. a dropout rate, as a float."""
     return real(name, value, least=0, most=1)
 
 
@@ -87,11 +70,7 @@ def parameters(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def boolean(name: str, value: object) -> bool:
-    """Returns a boolean of Python or NumPy as a bool.
-
-    Raises:
-        InputError: anything else, also `"False"`, which is true in Python.
-    """
+    """Returns a boolean of Python or NumPy as a bool; `"False"` is none, though true in Python."""
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} must be True or False, got {value!r}")
     return bool(value)
@@ -109,11 +88,7 @@ class Table(Mapping[str, T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str, item: T, *, replace: bool = False) -> None:
-        """Adds an item under a name.
-
-        Raises:
-            InputError: another item has the name, and `replace` is False.
-        """
+        """Adds an item; raises an InputError if another has its name, unless `replace`."""
         if not replace and self._items.get(name, item) is not item:
             raise InputError(
                 f"there is a {self.what} {name!r} already; choose another name, or give "

@@ -94,14 +94,10 @@ def read_file(path: str | Path) -> bytes:
 
 
 def check_writable(path: Path, *, room: bool = False) -> None:
-    """Checks that a file can be written at a path; missing directories are made when it is.
+    """Raises an InputError if a file cannot be written at a path.
 
-    Args:
-        room: make them now, and write 64 KiB there for a moment: a full disk may still have room
-            for a name.
-
-    Raises:
-        InputError: a directory, device or pipe is there, or its directory cannot be written to.
+    Missing directories are made when it is; with `room` now, and 64 KiB are written there for a
+    moment, since a full disk may still have room for a name.
     """
     if path.is_dir():
         raise InputError(f"the output {path} is a directory; give the name of a file")
@@ -118,14 +114,7 @@ def check_writable(path: Path, *, room: bool = False) -> None:
 
 
 def check_directory(path: Path, what: str) -> None:
-    """Checks that a directory can be written to, or can be made where it is missing.
-
-    Args:
-        what: what is to be written there, for the error.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """Raises an InputError, about `what`, if a directory can be neither written to nor made."""
     there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not there.is_dir():
         raise InputError(f"{what}: {there} is a file, but a directory is needed; give another path")
@@ -158,11 +147,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, advice: str = "make room there or give another path") -> Iterator[None]:
-    """Turns an error of writing a file, such as a full disk, into one line that names the file.
-
-    Raises:
-        InputError: the file could not be written.
-    """
+    """Turns an error of writing a file, such as a full disk, into an InputError that names it."""
     try:
         yield
     except OSError as error:
@@ -178,11 +163,7 @@ def not_written(
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Returns `json.loads(text)`, with one type of error for whatever is not JSON.
-
-    Raises:
-        ValueError: the text is not JSON, or is nested too deeply to be read.
-    """
+    """Returns `json.loads(text)`; raises a ValueError also where that is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -199,7 +180,7 @@ def is_out_of_reach(error: BaseException) -> bool:
 
 
 def root_cause(error: BaseException) -> str:
-    """Returns the cause of an error, briefly."""
+    """Returns the cause of an error, on one line."""
     error = _root(error)
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

@@ -69,14 +69,7 @@ def start_distributed(
     """Joins the processes of a run, one or more per host, by `jax.distributed`.
 
     Without arguments the peers are those of the cluster's manager (SLURM, Open MPI, Kubernetes,
-    Cloud TPU).
-
-    Args:
-        coordinator: `host:port` of the first process, reachable from all.
-        num_processes: number of processes of the run. process_id: number of this one, from 0.
-
-    Raises:
-        InputError: no cluster was found, or the processes do not find each other.
+    Cloud TPU); elsewhere `coordinator` is `host:port` of the first process, reachable from all.
     """
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
@@ -89,12 +82,7 @@ def start_distributed(
 
 
 def progress_bar(total: int | None, title: str, unit: str = "img", **options: Any) -> tqdm:
-    """Returns a bar with a rate and the time left; it is drawn on a terminal only, not in logs.
-
-    Args:
-        total: number of units; None: not known yet.
-        options: further options of `tqdm`, e.g. `initial`, `unit_scale`.
-    """
+    """Returns tqdm's bar, with options of tqdm; it is drawn on a terminal only, not in logs."""
     disable = None if is_main_process() else True  # None: off unless on a terminal
     return tqdm(total=total, desc=title, unit=unit, leave=False, disable=disable, **options)
 

@@ -9,8 +9,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test compiled, no 
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name  # for the processes that share the work
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-# Much of the time goes into compiling; of what LLVM does there, this much is enough.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Much of the time goes into compiling; programs this small run as fast without what LLVM would do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import numpy as np

@@ -35,11 +35,6 @@ class JsonLines:
             self._file = temporary.open("a")  # by its final name it could be somebody's link
 
     def write(self, step: int, numbers: Numbers) -> None:
-        """Adds a line.
-
-        Raises:
-            InputError: the disk is full.
-        """
         with writing(self._path):
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
             self._file.flush()
@@ -106,11 +101,7 @@ class WeightsAndBiases:
 
 
 def check_writers(log: LogConfig) -> None:
-    """Checks that the packages are installed which `config.log` needs.
-
-    Raises:
-        InputError: one is missing.
-    """
+    """Raises an InputError if a package is missing that `config.log` needs."""
     for extra, module in (("tensorboard", "tensorboard.summary"), ("wandb", "wandb")):
         try:
             if log[extra]:
@@ -122,30 +113,20 @@ def check_writers(log: LogConfig) -> None:
             ) from error
 
 
-def make_writers(workdir: Path, config: dict[str, Any], start_step: int) -> list[Any]:
-    """Returns the writers that a config asks for; none in processes that do not report."""
-    if not is_main_process():
-        return []
-    return [
-        *([TensorBoard(workdir / "tensorboard")] if config["log"]["tensorboard"] else []),
-        *([WeightsAndBiases(workdir, config)] if config["log"]["wandb"] else []),
-        JsonLines(workdir / "metrics.jsonl", start_step),
-    ]
-
-
 class RunLog:
     """Logs a run from this start on: its steps, its epochs, and a profile if the config asks.
 
-    A context manager, which closes what it writes to.
-
-    Args:
-        workdir: folder of the run.
-        config: of the run, as nested dicts.
-        start_step: step from which training goes on.
+    A context manager, which closes what it writes to; only the main process writes.
     """
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int):
-        self._writers = make_writers(workdir, config, start_step)
+        self._writers = []
+        if is_main_process():
+            self._writers.append(JsonLines(workdir / "metrics.jsonl", start_step))
+            if config["log"]["tensorboard"]:
+                self._writers.append(TensorBoard(workdir / "tensorboard"))
+            if config["log"]["wandb"]:
+                self._writers.append(WeightsAndBiases(workdir, config))
         self.profile = Profile(workdir / "profile" if config["profile"] else None)
         self._num_epochs, self._batch_size = config["num_epochs"], config["batch_size"]
         self._compiled = False
@@ -162,9 +143,9 @@ class RunLog:
     def epoch(self, epoch: int, steps: int, done: int) -> Iterator[None]:
         """Begins the log of an epoch of which `done` steps are done; shows a bar over its steps."""
         self._began = self._last_report = time.perf_counter()
-        self._steps, self._rate = 0, None
-        self._totals = {"loss": 0.0, "correct": 0.0, "waited": 0.0}
-        self._at_report = {**self._totals, "steps": 0}
+        self._rate = None
+        self._totals = dict.fromkeys(("steps", "loss", "correct", "waited"), 0.0)
+        self._at_report = self._totals.copy()
         title = f"epoch {epoch}/{self._num_epochs}"
         with progress_bar(steps, title, "step", initial=done) as self._bar:
             yield
@@ -179,11 +160,10 @@ class RunLog:
 
     def add(self, step: int, values: Numbers, waited: float) -> None:
         """Adds the metrics of a step, and the seconds that it waited for data."""
-        self._steps += 1
         self._rate = values["learning_rate"]
-        for name, value in (("loss", values["loss"]), ("correct", values["correct"])):
-            self._totals[name] += value
-        self._totals["waited"] += waited
+        for name, value in {"steps": 1, "waited": waited, **values}.items():
+            if name in self._totals:
+                self._totals[name] += value
         self._bar.update()
         if not self._bar.disable:
             means = self.epoch_means()
@@ -192,25 +172,25 @@ class RunLog:
                 f"{means['images_per_second']:.0f} img/s, data {means['data_wait']:.0f} %",
                 refresh=False,
             )
-        if self._steps % _REPORT_EVERY == 0:
+        if self._totals["steps"] % _REPORT_EVERY == 0:
             since, self._last_report = self._last_report, time.perf_counter()
-            before, self._at_report = self._at_report, {**self._totals, "steps": self._steps}
-            means = self._means(before, self._last_report - since)
+            means = self._means(self._at_report, self._last_report - since)
+            self._at_report = self._totals.copy()
             rates = {name: values[name] for name in ("learning_rate", "gradient_norm")}
-            self._write(step, {**means, **rates})
+            self._write(step, means | rates)
 
     def epoch_means(self) -> dict[str, float]:
         """Returns the means over the epoch's steps of this start; nothing if it had none."""
         if self._rate is None:
             return {}
-        none = dict.fromkeys(self._at_report, 0.0)
+        none = dict.fromkeys(self._totals, 0.0)
         means = self._means(none, time.perf_counter() - self._began)
-        return {**means, "learning_rate": self._rate}
+        return means | {"learning_rate": self._rate}
 
     def _means(self, before: Numbers, seconds: float) -> dict[str, float]:
         """Returns loss, top-1 in percent, images per second, percent of time waiting for data."""
-        images = (self._steps - before["steps"]) * self._batch_size
-        loss, correct, waited = (self._totals[k] - before[k] for k in self._totals)
+        steps, loss, correct, waited = (self._totals[k] - before[k] for k in self._totals)
+        images = steps * self._batch_size
         return {
             "train_loss": loss / images,
             "train_top1": 100 * correct / images,
@@ -221,15 +201,16 @@ class RunLog:
     def end_epoch(self, epoch: int, step: int, numbers: Numbers, seconds_left: float) -> None:
         """Writes and prints the numbers of an epoch: training (if it had steps) and validation."""
         self._write(step, {"epoch": epoch, **numbers})
+        templates = (
+            "train loss {train_loss:.4f} top-1 {train_top1:6.2f} %",
+            "val loss {val_loss:.4f} top-1 {val_top1:6.2f} %",
+            "lr {learning_rate:.2g}",
+            "{images_per_second:.0f} img/s",
+            "data wait {data_wait:.0f} %",
+        )
+        trained = "train_loss" in numbers
         parts = [f"epoch {epoch:3d}/{self._num_epochs}"]
-        if "train_loss" in numbers:
-            loss, top1 = numbers["train_loss"], numbers["train_top1"]
-            parts.append(f"train loss {loss:.4f} top-1 {top1:6.2f} %")
-        parts.append(f"val loss {numbers['val_loss']:.4f} top-1 {numbers['val_top1']:6.2f} %")
-        if "train_loss" in numbers:
-            parts.append(f"lr {numbers['learning_rate']:.2g}")
-            parts.append(f"{numbers['images_per_second']:.0f} img/s")
-            parts.append(f"data wait {numbers['data_wait']:.0f} %")
+        parts += [t.format(**numbers) for t in templates if trained or t.startswith("val")]
         if seconds_left > 0:
             parts.append(f"left {timedelta(seconds=math.ceil(seconds_left))}")
         log_line("  ".join(parts))
@@ -240,11 +221,7 @@ class RunLog:
 
 
 class Profile:
-    """Traces steps 6 to 10 of this start of a run, for TensorBoard, XProf or Perfetto.
-
-    Args:
-        folder: of the trace; None: no profile.
-    """
+    """Traces steps 6 to 10 of this start of a run into a folder, for TensorBoard or Perfetto."""
 
     def __init__(self, folder: Path | None):
         self._folder = folder
@@ -252,7 +229,7 @@ class Profile:
         self._running = self._written = False
 
     def before_step(self, state: Any) -> None:
-        """Begins or ends the trace; called before each step, with the state it starts from."""
+        """Begins or ends the trace, once the computation of the step's state is done."""
         if self._folder is None:
             return
         if self._steps == _PROFILE_AFTER:

@@ -106,7 +106,14 @@ class RunFolder:
         """
         self.config, self.data = config, data
         if not self.continues:
-            self._check_nothing_lost()
+            weights = self.path / "weights.safetensors"
+            if weights.exists():
+                raise InputError(
+                    f"{self.path} has the weights of a run whose checkpoints are gone, so it "
+                    "cannot be continued; give another --workdir (with "
+                    f"--config.init_from={weights} it starts from them), or remove {weights.name} "
+                    "to begin again here"
+                )
             return None
         with Checkpoints(self._checkpoints) as checkpoints:
             latest, best = checkpoints.latest, checkpoints.best
@@ -119,19 +126,10 @@ class RunFolder:
             log_line(f"the run in {self.path} is finished; these are the results it has written")
         return results
 
-    def _check_nothing_lost(self) -> None:
-        weights = self.path / "weights.safetensors"
-        if weights.exists():
-            raise InputError(
-                f"{self.path} has the weights of a run whose checkpoints are gone, so it cannot be "
-                f"continued; give another --workdir (with --config.init_from={weights} it starts "
-                f"from them), or remove {weights.name} to begin again here"
-            )
-
     def _finished_results(self, latest: Record | None, best: Record | None) -> Any:
         """Returns the results of a run that has nothing left to do with this config and data."""
         if latest is None or best is None or latest.top1 is None:
-            return None
+            return None  # without checkpoints that can be read, or stopped before an evaluation
         if latest.epoch < self.config["num_epochs"]:
             return None
         weights, results = self.path / "weights.safetensors", self.path / "results.json"
@@ -202,11 +200,7 @@ class RunFolder:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes all of a file or nothing.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Writes all of a file or nothing."""
     with writing(path), replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -225,11 +219,7 @@ def versions() -> dict[str, Any]:
 
 
 def check_same_config(before: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
-    """Checks that a run was begun with this config, but for values on which it does not depend.
-
-    Raises:
-        InputError: with every difference.
-    """
+    """Raises an InputError unless a run was begun with this config, but for values in `_FREE`."""
     free = _FREE
     if now["optimizer"]["schedule"] == "step":  # a longer run begins like a shorter one
         free += ("config.num_epochs",)
@@ -276,11 +266,7 @@ def describe_data(sources: Mapping[str, Source], steps_per_epoch: int) -> dict[s
 def check_same_data(
     data: dict[str, Any], num_epochs: int, workdir: Path, latest: Record | None, *, accept: bool
 ) -> None:
-    """Checks that the data is that of the run in the folder; see `RunFolder.check`.
-
-    Raises:
-        InputError: with the differences, and how to continue.
-    """
+    """Raises an InputError unless the data is that of the run in the folder, or is accepted."""
     path = workdir / "data.json"
     if not path.exists():
         return

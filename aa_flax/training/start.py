@@ -60,12 +60,7 @@ def init_from(source: str, model: Classifier) -> None:
 
     They may be of the same model, of its baseline or of another filter size, since all of these
     have the same variables; the last layer stays random where the weights have none, or one of
-    another number of classes.
-
-    Args:
-        source: `config.init_from`, as `aa_flax.weights.locate` accepts it: `pretrained`,
-            `finetuned`, `scratch`: published weights of the model; `baseline`: those of the model
-            without antialiasing; a weights file; the folder of a run.
+    another number of classes. `source` is a `config.init_from`, as `locate` accepts it.
 
     Raises:
         InputError: no such weights, or weights of another model.

@@ -103,7 +103,7 @@ def make_train_step(
 
     Args:
         preprocess: computes a batch's float images `(N, H, W, 3)`, on the device.
-        schedule: of the optimizer; only to report the learning rate.
+        schedule: of the optimizer, to report the learning rate.
         mesh: the batch is split over its devices; the results are on each of them.
         accumulation_steps: number of micro-batches that the batch is processed in, one after
             another, for one update. Each is normalised by its own batch statistics; running

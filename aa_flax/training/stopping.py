@@ -77,11 +77,7 @@ class StopRequest:
     def interruptible(self, within: bool = True) -> Iterator[None]:
         """Runs work that can be repeated, e.g. evaluation: a request ends it with `Interrupted`.
 
-        Args:
-            within: False for work that no request ends, since it checks `reached` itself.
-
-        Raises:
-            Interrupted: there was a request, before or within.
+        `within=False` is for work that no request ends, since it checks `reached` itself.
         """
         before, self._interruptible = self._interruptible, within
         try:

@@ -17,7 +17,7 @@ from aa_flax.training.loop import train_epochs
 from aa_flax.training.run_folder import RunFolder, describe_data
 from aa_flax.training.start import init_from, new_model, read_torch_run
 from aa_flax.training.stopping import StopRequest
-from aa_flax.weights.checkpoints import Checkpoints, Record
+from aa_flax.weights.checkpoints import Checkpoints
 from aa_flax.weights.locate import locate
 from aa_flax.weights.save_load import save_weights
 
@@ -32,8 +32,7 @@ def train(
     """Trains as the config says, resuming the run in `workdir` if there is one; evaluates the best.
 
     Args:
-        config: see `configs/`.
-        workdir: folder of the run: `config.json`, `data.json`, `versions.json`, `checkpoints/`,
+        workdir: folder of `config.json`, `data.json`, `versions.json`, `checkpoints/`,
             `metrics.jsonl`, and at the end `weights.safetensors` and `results.json`.
         resume: a training checkpoint of the PyTorch original to continue, unless `workdir` has a
             run to resume.
@@ -72,7 +71,10 @@ def train(
             train_epochs(config, model, sources, folder, checkpoints, torch_run, stop)
             best = checkpoints.find(None)
             checkpoints.restore_model(best.step, model)
-        _save_best(model, best, folder.path)
+        if is_main_process():
+            source = f"{folder.path} (epoch {best.epoch}, the best)"
+            path = folder.path / "weights.safetensors"
+            save_weights(model, path, source=source, top1=f"{best.top1}")
         return evaluate_config(
             model,
             config,
@@ -92,9 +94,3 @@ def _description(model: Classifier, sources: dict[str, Source], dtype: str, work
         f"to validate, {train.num_classes} classes; {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}, {dtype}; in {workdir}"
     )
-
-
-def _save_best(model: Classifier, best: Record, workdir: Path) -> None:
-    if is_main_process():
-        facts = {"source": f"{workdir} (epoch {best.epoch}, the best)", "top1": f"{best.top1}"}
-        save_weights(model, workdir / "weights.safetensors", **facts)
