@@ -144,7 +144,7 @@ class RunLog:
         """Begins the log of an epoch of which `done` steps are done; shows a bar over its steps."""
         self._began = self._last_report = time.perf_counter()
         self._rate = None
-        self._totals = dict.fromkeys(("steps", "loss", "correct", "waited"), 0.0)
+        self._totals: dict[str, float] = dict.fromkeys(("steps", "loss", "correct", "waited"), 0.0)
         self._at_report = self._totals.copy()
         title = f"epoch {epoch}/{self._num_epochs}"
         with progress_bar(steps, title, "step", initial=done) as self._bar:
