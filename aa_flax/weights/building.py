@@ -39,9 +39,6 @@ def fitted(weights: Weights, name: str, options: Mapping[str, Any]) -> Weights:
     Args:
         name: the model's name, where the weights do not say it.
         options: the model's, added to those of the weights.
-
-    Raises:
-        InputError: they do not fit the model.
     """
     name = weights.model or name
     options = {**(weights.options or {}), **options}
@@ -99,11 +96,8 @@ def complete(
     """Builds a model with these weights, in evaluation mode; what they lack is initialized.
 
     Args:
-        num_classes: default: that of the weights.
+        num_classes: default: that of the weights, which must have a last layer then.
         trunk_only: the classifier is not needed: parameters of it that are absent stay abstract.
-
-    Raises:
-        InputError: weights of another model, or without a last layer where `num_classes` is None.
     """
     classes = weights.num_classes if num_classes is None else num_classes
     if classes is None:

@@ -114,12 +114,8 @@ def check_names_and_shapes(
         problems.append(f"missing in the weights: {_some(missing)}")
     if unknown := [name for name in given if name not in expected]:
         problems.append(f"not in the model: {_some(unknown)}")
-    shapes = [
-        f"{name} {given[name]}, the model has {shape}"
-        for name, shape in expected.items()
-        if name in given and given[name] != shape
-    ]
-    if shapes:
+    both = [name for name in expected if name in given and given[name] != expected[name]]
+    if shapes := [f"{name} {given[name]}, the model has {expected[name]}" for name in both]:
         problems.append(f"other shapes: {_some(shapes)}")
     if not problems:
         return

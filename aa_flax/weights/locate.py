@@ -6,8 +6,6 @@ baseline               those of the model without antialiasing, torchvision's
 FILE, FILE#ema         a weights file of any kind, recognized by content; its averaged weights
 FOLDER                 the folder of a run: its best checkpoint
 hf-hub:OWNER/NAME      a repository on the Hugging Face hub; @REVISION, and #sha256=HEX to compare
-
-Each kind is a class in the table `SOURCES`; `locate` uses the last one that `takes` the source.
 """
 
 from collections.abc import Mapping
@@ -22,7 +20,7 @@ from jax.typing import DTypeLike
 
 from aa_flax.config import images_of_config, options_of_config
 from aa_flax.data.classes import imagenet_class_names
-from aa_flax.errors import InputError, Table
+from aa_flax.errors import InputError
 from aa_flax.files import local_path, parse_json
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
@@ -30,7 +28,7 @@ from aa_flax.weights.building import abstract_model, complete, fitted
 from aa_flax.weights.convert_files import licence_of
 from aa_flax.weights.fit import last_layer, named_weights, options_of
 from aa_flax.weights.hub import PREFIX, HubFile, hub_file, parse_hub_name
-from aa_flax.weights.published import check_is_released, choose, published_file
+from aa_flax.weights.published import choose, published_file
 from aa_flax.weights.read import (
     EMA,
     WORDS,
@@ -48,8 +46,6 @@ from aa_flax.weights.read import (
 class WeightsSource:
     """Weights that are somewhere; nothing is loaded or downloaded before it is needed.
 
-    Made from a source that it `takes`, and the name of the model they are wanted for.
-
     Attributes:
         name: the model they are of, by their file, or else the model they are wanted for; loading
             shows whether they fit.
@@ -61,34 +57,21 @@ class WeightsSource:
     dtype: DTypeLike | None = None
     config: Mapping[str, Any] | None = None
 
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        """Returns whether a source is of this kind."""
-        raise NotImplementedError
-
-    def __init__(self, source: str | Path, model: str):
-        raise NotImplementedError
-
     def description(self) -> dict[str, Any]:
         """Describes the weights for a record; equal weights have equal descriptions.
 
-        Returns:
-            Of the keys `kind` (`released`, `file`, `hub` or `run`), `model`, `options`, `training`,
-            `file`, `sha256`, `licence`, `epoch`, `step`, `crc32` those that are known.
+        Of the keys `kind` (`released`, `file`, `hub` or `run`), `model`, `options`, `training`,
+        `file`, `sha256`, `licence`, `epoch`, `step`, `crc32` it has those that are known.
         """
         raise NotImplementedError
 
     def config_changes(self) -> dict[str, Any]:
         """Returns fields of a model's `ModelConfig` that follow from its weights."""
         facts = self.description()
-        changes = {key: facts.get(key) for key in ("sha256", "licence")}
-        return {"weights": facts["file"], **changes}
+        return {"weights": facts["file"]} | {key: facts.get(key) for key in ("sha256", "licence")}
 
     def load(self, options: Mapping[str, Any]) -> Weights:
-        """Loads the weights, with this package's names.
-
-        Args:
-            options: the model's, added to those of the weights.
+        """Loads the weights, with this package's names; `options` are added to theirs.
 
         Raises:
             InputError: they are out of reach, damaged or do not fit the model.
@@ -127,15 +110,8 @@ class WeightsSource:
         return complete(weights, build, num_classes, nnx.Rngs(0) if rngs is None else rngs)
 
 
-SOURCES: Table[type[WeightsSource]] = Table("kind of weights")
-
-
 class InFile(WeightsSource):
     """A weights file."""
-
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        return True  # the constructor reports what is not a file
 
     def __init__(self, source: str | Path, model: str):
         self.source = local_path(source, "weights")
@@ -186,13 +162,6 @@ class InFile(WeightsSource):
 class OfRun(WeightsSource):
     """A run's checkpoint `step`, or its best by top-1; raises an InputError without a run."""
 
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        path = local_path(source, "weights")
-        misspelled = get_close_matches(str(source), WORDS, n=1)
-        # A name that does not exist is a run's, and the error says so, unless it looks like a file.
-        return path.is_dir() or not (path.exists() or path.suffix or misspelled)
-
     def __init__(self, source: str | Path, model: str = "", *, step: int | None = None):
         self.folder = local_path(source, "the run's folder")
         self.step = step
@@ -202,11 +171,9 @@ class OfRun(WeightsSource):
                 f"no run in {self.folder} ({why}); train first, or give other weights: a file, or "
                 f"one of {', '.join(WORDS)}"
             )
-        if (self.folder / "checkpoints").is_dir():
-            return
         suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
         found = sorted(str(path) for path in self.folder.iterdir() if path.suffix in suffixes)
-        if found:
+        if found and not (self.folder / "checkpoints").is_dir():
             raise InputError(
                 f"no checkpoints in {self.folder}, but weights: give {' or '.join(found)}"
             )
@@ -283,10 +250,6 @@ class OfRun(WeightsSource):
 class OnHub(WeightsSource):
     """The weights in a repository on the Hugging Face hub."""
 
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        return str(source).startswith(PREFIX)
-
     def __init__(self, source: str | Path, model: str):
         self.source = parse_hub_name(str(source))
         self.name = model
@@ -329,10 +292,6 @@ class OnHub(WeightsSource):
 class Published(WeightsSource):
     """A released file."""
 
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        return source in WORDS
-
     def __init__(self, source: str | Path, model: str):
         wanted = registry.parse_name(model)[0] if source == "baseline" else model
         training = str(source) if source in ("finetuned", "scratch") else None
@@ -354,12 +313,20 @@ class Published(WeightsSource):
 
     def load(self, options: Mapping[str, Any]) -> Weights:
         weights = read_weights(published_file(self.released))
-        check_is_released(self.released, weights)
+        origin = weights.metadata.get("sha256", "")
+        if origin and not origin.startswith(self.released.sha256_prefix):
+            raise InputError(
+                f"{weights.label} was converted from another file than {self.released.filename} "
+                f"(SHA-256 {origin[:8]}); delete it"
+            )
         return fitted(weights, self.name, options)
 
 
-for _kind in (InFile, OfRun, OnHub, Published):
-    SOURCES.register(_kind.__name__, _kind)
+def _names_a_run(source: str | Path) -> bool:
+    """Checks for a folder, or a name that does not exist and looks like neither file nor word."""
+    path = local_path(source, "weights")
+    misspelled = get_close_matches(str(source), WORDS, n=1)
+    return path.is_dir() or not (path.exists() or path.suffix or misspelled)
 
 
 def locate(source: bool | str | Path, *, model: str) -> WeightsSource:
@@ -372,8 +339,7 @@ def locate(source: bool | str | Path, *, model: str) -> WeightsSource:
     Raises:
         InputError: no such weights; the message lists what there is, or the nearest word.
     """
-    if source is True:
-        source = "pretrained"
+    source = "pretrained" if source is True else source
     if not isinstance(source, str | Path) or not str(source):
         given = repr(source)
         if isinstance(source, Mapping):
@@ -385,7 +351,11 @@ def locate(source: bool | str | Path, *, model: str) -> WeightsSource:
     repository = registry.hub_repository(model)
     if source == "pretrained" and repository:
         source = PREFIX + repository
-    return next(kind for kind in reversed([*SOURCES.values()]) if kind.takes(source))(source, model)
+    if source in WORDS:
+        return Published(source, model)
+    if str(source).startswith(PREFIX):
+        return OnHub(source, model)
+    return OfRun(source) if _names_a_run(source) else InFile(source, model)
 
 
 def describe(description: Mapping[str, Any] | str) -> str:
