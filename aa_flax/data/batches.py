@@ -45,11 +45,7 @@ _REPLACEMENTS = 20  # unreadable images in a row, after which something else is 
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Returns the full batches in an epoch; the remaining images rotate from epoch to epoch.
-
-    Raises:
-        InputError: there are fewer images than in one batch.
-    """
+    """Returns the full batches in an epoch; the remaining images rotate from epoch to epoch."""
     steps = len(source) // batch_size
     if steps == 0:
         raise InputError(
@@ -89,14 +85,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yields every image once, in order; the last batch is padded with masked copies.
 
-    Args:
-        batch_size: images in a batch over all hosts; each host yields its part.
-        data: the config's `data`.
-        crop: side in pixels of the centre crop of each resized image.
-
-    Raises:
-        InputError: the batches do not fit the devices; and, later on, an image cannot be read
-            (with `data.on_error` "skip" it is masked).
+    Args and errors are those of `training_batches`; with `data.on_error` "skip", an image that
+    cannot be read is masked. `crop` is the side in pixels of the centre crop of the resized image.
     """
     steps = -(-len(source) // batch_size)
     examples = _part_of_host(grain.MapDataset.range(steps * batch_size), batch_size, steps)
@@ -170,26 +160,14 @@ def evaluation_example(source: Source, data: DataConfig, crop: int, index: int) 
     except ImageError as error:
         if data.on_error == "stop":
             raise error.skippable() from error
-        skipped = index if mask else -1
         pixels, center = np.zeros((crop, crop, 3), np.uint8), np.zeros(2, np.int32)
-        label, mask = 0, False
-    return {
-        "image": pixels,
-        "center": center,
-        "label": np.int32(label),
-        "index": index,
-        "mask": mask,
-        "skipped": skipped,
-    }
+        label, mask, skipped = 0, False, index if mask else -1
+    example = {"image": pixels, "center": center, "label": np.int32(label)}
+    return example | {"index": index, "mask": mask, "skipped": skipped}
 
 
 def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
-    """Reads an image in mode RGB and its label, and checks them: sources may be custom.
-
-    Raises:
-        ImageError: the image cannot be read.
-        InputError: the source gives no image, or no label of its classes.
-    """
+    """Reads an image in mode RGB and its label, and checks them: sources may be custom."""
     example = source[index]
     try:
         image, label = example["image"], operator.index(example["label"])
@@ -201,11 +179,8 @@ def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
     check_labels(np.array([label]), source.num_classes, lambda _: source.name(index))
     if isinstance(image, Image.Image) and image.mode == "RGB":
         return image, label
-    if (
-        isinstance(image, np.ndarray)
-        and (image.dtype, image.shape[2:]) == (np.uint8, (3,))
-        and image.size
-    ):
+    is_rgb = isinstance(image, np.ndarray) and (image.dtype, image.shape[2:]) == (np.uint8, (3,))
+    if is_rgb and image.size:
         return Image.fromarray(image), label
     raise InputError(
         f"{source.name(index)}: a source gives images as PIL images in mode RGB or uint8 arrays "
@@ -311,9 +286,7 @@ def _report_skipped(
     steps: int,
     start_step: int,
 ) -> Iterator[Batch]:
-    """Logs, at the end of each epoch, the images of this host that were skipped.
-
-    Each is named once, however often the source is read.
+    """Logs, at the end of each epoch, the images of this host that were skipped, each once.
 
     Args:
         batches: one iterator; it is removed when it is closed.

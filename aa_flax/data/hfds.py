@@ -40,10 +40,6 @@ class HFDS:
         cache_dir: where `datasets` caches what it has converted; "": its default.
         split: `train`; or `val`, its `validation`, `val`, `valid` or `test`, the first there is.
         class_order: see `declared_classes`.
-
-    Raises:
-        InputError: `datasets` is not installed; the set cannot be found or read, lacks that split,
-            or images and labels; a label is not a class.
     """
 
     def __init__(self, name: str, cache_dir: str, split: str, class_order: str = ""):
@@ -82,7 +78,6 @@ class HFDS:
 
 
 def _load(name: str, cache_dir: str) -> Mapping[str, Any]:
-    """Loads the splits of a set."""
     try:
         import datasets
     except ImportError as error:
@@ -126,8 +121,7 @@ def _check_files(folder: Path) -> None:
             ) from error
     for column in {name for features in found.values() for name in features}:
         declared = {path: _declared(features, column) for path, features in found.items()}
-        named = {path: names for path, names in declared.items() if names}
-        if named:
+        if named := {path: names for path, names in declared.items() if names}:
             check_classes_agree(named, "write the files with the same ClassLabel (cast_column)")
 
 

@@ -182,15 +182,13 @@ def convert_folder(folder: str | Path, output: str | Path) -> tuple[str, int]:
         raise InputError(f"the output {output} is a file; with --all it must be a folder")
     width = max(len(released.filename) for released in found)
     lines, failed = [f"{'file':{width}}  {'parameters':>11}  status"], 0
-    with progress_bar(len(found), "converting", "file") as bar:
-        for released in found:
-            target = (output / released.filename).with_suffix(".safetensors")
-            try:
-                status = _converted(released, folder / released.filename, target)
-            except InputError as error:
-                status, failed = str(error), failed + 1
-            lines.append(f"{released.filename:{width}}  {released.parameters:>11,}  {status}")
-            bar.update()
+    for released in progress_bar(len(found), "converting", "file", iterable=found):
+        target = (output / released.filename).with_suffix(".safetensors")
+        try:
+            status = _converted(released, folder / released.filename, target)
+        except InputError as error:
+            status, failed = str(error), failed + 1
+        lines.append(f"{released.filename:{width}}  {released.parameters:>11,}  {status}")
     lines.append(
         f"{len(found) - failed} of {len(table)} files are converted, {failed} failed, "
         f"{len(table) - len(found)} are not in the folder"
