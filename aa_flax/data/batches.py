@@ -140,8 +140,7 @@ def _read_or_replace(source: Source, data: DataConfig, index: int) -> tuple[Imag
             if data.on_error == "stop":
                 raise error.skippable() from error
     raise ImageError(
-        f"{_REPLACEMENTS} images in a row cannot be read, from {source.name(index)} on; "
-        "something is wrong with all of them"
+        f"{_REPLACEMENTS} images in a row cannot be read, from {source.name(index)} on"
     )
 
 
@@ -221,37 +220,30 @@ def _batches(
         raise InputError(
             f"batch_size {batch_size} does not divide among {jax.device_count()} devices"
         )
-    read = _in_threads if data.worker_type == "thread" else _in_processes
-    workers = data.num_workers or os.cpu_count() or 1
-    batches = [read(examples, batch_size // jax.process_count(), workers, start_step)]
-    starting = nullcontext if data.worker_type == "thread" else unheard_by_children
+    size, workers = batch_size // jax.process_count(), data.num_workers or os.cpu_count() or 1
+    if data.worker_type == "thread":  # each reads one image at a time
+        read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=size + 2 * workers)
+        batches = [iter(examples[start_step * size :].to_iter_dataset(read).batch(size))]
+        starting = nullcontext
+    else:
+        batches = [_in_processes(examples.batch(size)[start_step:], workers)]
+        starting = unheard_by_children
     reported = _report_skipped(batches, starting, source, steps, start_step)
     # Once: Grain's iterator cannot be closed by its destructor when Python has half ended.
     weakref.finalize(reported, lambda: batches.pop().close())
     return reported
 
 
-def _in_threads(
-    examples: grain.MapDataset, size: int, workers: int, start_step: int
-) -> grain.DatasetIterator:
-    """Reads one image at a time in each thread."""
-    read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=size + 2 * workers)
-    return iter(examples[start_step * size :].to_iter_dataset(read).batch(size))
-
-
-def _in_processes(
-    examples: grain.MapDataset, size: int, workers: int, start_step: int
-) -> grain.DatasetIterator:
+def _in_processes(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     """Reads one batch at a time in each process."""
     if not flags.FLAGS.is_parsed():  # Grain reads its own flags
         flags.FLAGS.mark_as_parsed()
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    batches = examples.batch(size)[start_step:].to_iter_dataset(read)
     # Through pipes: shared memory that is in use when Python ends would never be freed.
     pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-    batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
+    piped = grain.experimental.WithOptionsIterDataset(batches.to_iter_dataset(read), pipes)
     processes = grain.MultiprocessingOptions(num_workers=workers)
-    return iter(batches.mp_prefetch(processes, worker_init_fn=_end_with_parent))
+    return iter(piped.mp_prefetch(processes, worker_init_fn=_end_with_parent))
 
 
 def _end_with_parent(*_: int) -> None:
@@ -288,9 +280,8 @@ def _report_skipped(
 ) -> Iterator[Batch]:
     """Logs, at the end of each epoch, the images of this host that were skipped, each once.
 
-    Args:
-        batches: one iterator; it is removed when it is closed.
-        starting: the context of the first batch, with which all threads and processes start.
+    `batches` has one iterator, which is removed when it is closed; `starting` is the context of the
+    first batch, with which all threads and processes start.
     """
     named, skipped = _named(source), set()
     for step in count(start_step + 1):

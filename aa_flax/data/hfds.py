@@ -9,15 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.data import classes
 from aa_flax.data.cache import digest
-from aa_flax.data.classes import (
-    check_classes_agree,
-    check_labels,
-    classes_in_order,
-    declared_classes,
-    logits_of,
-    numbered_classes,
-)
 from aa_flax.data.pixels import Example, ImageError, decode
 from aa_flax.data.tfds import parse_name, part_of
 from aa_flax.errors import InputError, first_line
@@ -54,7 +47,7 @@ class HFDS:
         self.class_names, labels = _labels(labelled, self._split, column, class_order, self._name)
         self.num_classes = len(self.class_names)
         self._labels = labels[self._part.start : self._part.stop]
-        check_labels(self._labels, self.num_classes, self.name)
+        classes.check_labels(self._labels, self.num_classes, self.name)
 
     def name(self, index: int) -> str:
         """Returns the set, split and number of an image."""
@@ -122,7 +115,9 @@ def _check_files(folder: Path) -> None:
     for column in {name for features in found.values() for name in features}:
         declared = {path: _declared(features, column) for path, features in found.items()}
         if named := {path: names for path, names in declared.items() if names}:
-            check_classes_agree(named, "write the files with the same ClassLabel (cast_column)")
+            classes.check_classes_agree(
+                named, "write the files with the same ClassLabel (cast_column)"
+            )
 
 
 @contextmanager
@@ -184,11 +179,11 @@ def _labels(
     names = {key: _declared(part.features, column) for key, part in splits.items()}
     declared, where = names[split], f"{name} (datasets)"
     if class_order in ("", "sorted"):
-        check_classes_agree({f"{name}/{key}": names[key] for key in (split, *names)})
+        classes.check_classes_agree({f"{name}/{key}": names[key] for key in (split, *names)})
     if declared:
         labels = _column(splits[split], column, f"{name}/{split}")
-        check_labels(labels, len(declared), lambda i: f"{name}/{split}[{i}]")
-        order, logits = declared_classes(declared, class_order, where)
+        classes.check_labels(labels, len(declared), lambda i: f"{name}/{split}[{i}]")
+        order, logits = classes.declared_classes(declared, class_order, where)
         return order, logits[labels]
     # All splits are read, since training and validation must have the same classes.
     every = {key: _column(part, column, f"{name}/{key}") for key, part in splits.items()}
@@ -200,10 +195,10 @@ def _labels(
         )
     if integers:
         count = max(int(labels.max(initial=0)) for labels in every.values()) + 1
-        return numbered_classes(count, class_order, where), every[split]
+        return classes.numbered_classes(count, class_order, where), every[split]
     found = sorted(set().union(*(labels.tolist() for labels in every.values())))
-    order = classes_in_order(class_order, found, where)
-    return order, logits_of(every[split].tolist(), order)
+    order = classes.classes_in_order(class_order, found, where)
+    return order, classes.logits_of(every[split].tolist(), order)
 
 
 def _declared(features: Any, column: str) -> list[str]:

@@ -11,14 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aa_flax.data import classes
 from aa_flax.data.cache import THREADS, dates_are_reliable, digest, read_arrays, write_arrays
-from aa_flax.data.classes import (
-    check_classes_agree,
-    check_labels,
-    declared_classes,
-    numbered_classes,
-    read_classes,
-)
 from aa_flax.data.folder import EXTENSIONS, natural_key
 from aa_flax.data.pixels import Example, ImageError, decode
 from aa_flax.errors import InputError
@@ -69,14 +63,14 @@ class WebDataset:
         labels, where = self._index.label, os.fspath(root / pattern)
         names = _class_names(Path(self._base), map(Path, folders))
         if names:
-            check_labels(labels, len(names), self.name)
-            self.class_names, logits = declared_classes(names, class_order, where)
+            classes.check_labels(labels, len(names), self.name)
+            self.class_names, logits = classes.declared_classes(names, class_order, where)
             labels = logits[labels]
         else:
             indexes = [load_shard_index(each) for each in shards.values() if each]
             largest = max(index.label.max(initial=-1) for index in indexes)
-            self.class_names = numbered_classes(int(largest) + 1, class_order, where)
-            check_labels(labels, len(self.class_names), self.name)
+            self.class_names = classes.numbered_classes(int(largest) + 1, class_order, where)
+            classes.check_labels(labels, len(self.class_names), self.name)
         self.num_classes = len(self.class_names)
         self._labels = labels.astype(np.int32)
 
@@ -109,9 +103,9 @@ def _class_names(base: Path, folders: Iterable[Path]) -> list[str]:
     """Reads the `classes.txt` in these folders and up to `base`; returns [] without one."""
     every = {above for folder in folders for above in (folder, *folder.parents)}
     files = [above / _NAMES for above in sorted(every) if above.is_relative_to(base)]
-    found = {str(file): read_classes(file) for file in files if file.is_file()}
+    found = {str(file): classes.read_classes(file) for file in files if file.is_file()}
     if found:
-        check_classes_agree(found, f"leave one {_NAMES}, next to the folders of the shards")
+        classes.check_classes_agree(found, f"leave one {_NAMES}, next to the folders of the shards")
     return next(iter(found.values()), [])
 
 

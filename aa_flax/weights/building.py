@@ -17,7 +17,6 @@ from aa_flax.weights.fit import (
     fit,
     last_layer,
     named_weights,
-    num_classes_of,
     set_weights,
 )
 from aa_flax.weights.read import Weights, prefixed
@@ -49,7 +48,7 @@ def fitted(weights: Weights, name: str, options: Mapping[str, Any]) -> Weights:
     except TypeError as error:
         raise InputError(f"{weights.label}: {name} cannot be built with {options}") from error
     arrays = fit(model, weights, any_head=True)
-    head, num_classes = last_layer(model), num_classes_of(model)
+    head, num_classes = last_layer(model), model.num_classes or 0
     if head:
         num_classes = arrays[head[0]].shape[-1] if head[0] in arrays else None
     return Weights(weights.label, arrays, False, model.name, weights.options, num_classes, head)

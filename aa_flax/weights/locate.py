@@ -24,23 +24,13 @@ from aa_flax.errors import InputError
 from aa_flax.files import local_path, parse_json
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
+from aa_flax.weights import read
 from aa_flax.weights.building import abstract_model, complete, fitted
 from aa_flax.weights.convert_files import licence_of
 from aa_flax.weights.fit import last_layer, named_weights, options_of
 from aa_flax.weights.hub import PREFIX, HubFile, hub_file, parse_hub_name
 from aa_flax.weights.published import choose, published_file
-from aa_flax.weights.read import (
-    EMA,
-    WORDS,
-    Weights,
-    images_in,
-    integer_in,
-    json_in,
-    read_metadata,
-    read_weights,
-    sha256,
-    weights_path,
-)
+from aa_flax.weights.read import EMA, WORDS, Weights, read_weights
 
 
 class WeightsSource:
@@ -115,18 +105,18 @@ class InFile(WeightsSource):
 
     def __init__(self, source: str | Path, model: str):
         self.source = local_path(source, "weights")
-        self.path, self.ema = weights_path(self.source)
-        self._metadata = read_metadata(self.path)
+        self.path, self.ema = read.weights_path(self.source)
+        self._metadata = read.read_metadata(self.path)
         self.name = self._metadata.get("model") or model
 
     @cached_property
     def _digest(self) -> str:
-        return sha256(self.path)
+        return read.sha256(self.path)
 
     def description(self) -> dict[str, Any]:
-        facts = {"options": json_in(self._metadata, "options", self.path)}
+        facts = {"options": read.json_in(self._metadata, "options", self.path)}
         facts |= {key: self._metadata.get(key) for key in ("training", "licence")}
-        facts |= {key: integer_in(self._metadata, key) for key in ("epoch", "step")}
+        facts |= {key: read.integer_in(self._metadata, key) for key in ("epoch", "step")}
         return {
             "kind": "file",
             "model": self.name,
@@ -136,7 +126,7 @@ class InFile(WeightsSource):
         }
 
     def config_changes(self) -> dict[str, Any]:
-        return {**images_in(self._metadata, self.path), **super().config_changes()}
+        return {**read.images_in(self._metadata, self.path), **super().config_changes()}
 
     def _read(self) -> Weights:
         weights = read_weights(self.source)
@@ -174,9 +164,8 @@ class OfRun(WeightsSource):
         suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
         found = sorted(str(path) for path in self.folder.iterdir() if path.suffix in suffixes)
         if found and not (self.folder / "checkpoints").is_dir():
-            raise InputError(
-                f"no checkpoints in {self.folder}, but weights: give {' or '.join(found)}"
-            )
+            files = " or ".join(found)
+            raise InputError(f"no checkpoints in {self.folder}, but weights: give {files}")
 
     def _checkpoints(self):
         from aa_flax.weights.checkpoints import Checkpoints  # Orbax, which only runs need
@@ -216,15 +205,13 @@ class OfRun(WeightsSource):
         }
 
     def config_changes(self) -> dict[str, Any]:
-        images, names = images_of_config(self.config), self._class_names()
-        return {**images, "class_names": names, **super().config_changes()}
-
-    def _class_names(self) -> tuple[str, ...]:
         try:
             data = parse_json((self.folder / "data.json").read_text())
-            return tuple(map(str, data["train"]["classes"]))
+            names = tuple(map(str, data["train"]["classes"]))
         except (OSError, ValueError, LookupError, TypeError):  # unknown
-            return ()
+            names = ()
+        images = images_of_config(self.config)
+        return {**images, "class_names": names, **super().config_changes()}
 
     def sentence(self) -> str:
         """Says for people where the weights come from."""
@@ -255,38 +242,33 @@ class OnHub(WeightsSource):
         self.name = model
 
     @cached_property
-    def _downloaded(self) -> HubFile:
-        return hub_file(self.source)
-
-    @cached_property
-    def _in_file(self) -> InFile:
-        return InFile(self._downloaded.path, self.name)
+    def _downloaded(self) -> tuple[HubFile, InFile]:
+        found = hub_file(self.source)
+        file, wanted = InFile(found.path, self.name), self.source.sha256
+        digest = file.description()["sha256"]
+        if wanted and not digest.startswith(wanted):
+            raise InputError(
+                f"{PREFIX}{self.source.repository} is not the file that was meant: its SHA-256 "
+                f"begins with {digest[:8]}, not {wanted[:8]}; correct it, or give its revision"
+            )
+        return found, file
 
     def description(self) -> dict[str, Any]:
-        facts = self._in_file.description()
-        licence = facts.get("licence") or self._downloaded.licence
-        file = f"{PREFIX}{self.source.repository}@{self._downloaded.revision}"
+        found, in_file = self._downloaded
+        facts = in_file.description()
+        licence = facts.get("licence") or found.licence
+        file = f"{PREFIX}{self.source.repository}@{found.revision}"
         known = {**facts, "kind": "hub", "file": file, "licence": licence}
         return {key: value for key, value in known.items() if value}
 
     def config_changes(self) -> dict[str, Any]:
-        return {**self._downloaded.images, **super().config_changes()}
-
-    def _checked(self) -> InFile:
-        digest, wanted = self._in_file.description()["sha256"], self.source.sha256
-        if wanted and not digest.startswith(wanted):
-            raise InputError(
-                f"{PREFIX}{self.source.repository} is not the file that was meant: its SHA-256 "
-                f"begins with {digest[:8]}, not {wanted[:8]}; correct it, or give the "
-                "revision it is of"
-            )
-        return self._in_file
+        return {**self._downloaded[0].images, **super().config_changes()}
 
     def load(self, options: Mapping[str, Any]) -> Weights:
-        return self._checked().load(options)
+        return self._downloaded[1].load(options)
 
     def load_relative(self, options: Mapping[str, Any]) -> Weights:
-        return self._checked().load_relative(options)
+        return self._downloaded[1].load_relative(options)
 
 
 class Published(WeightsSource):
@@ -345,8 +327,7 @@ def locate(source: bool | str | Path, *, model: str) -> WeightsSource:
         if isinstance(source, Mapping):
             given = "a mapping, which load_torch_state_dict loads into a model"
         raise InputError(
-            f"weights are True, one of {', '.join(WORDS)}, a file or the folder of a run; got "
-            f"{given}"
+            f"weights are True, one of {', '.join(WORDS)}, a file or a run's folder; got {given}"
         )
     repository = registry.hub_repository(model)
     if source == "pretrained" and repository:

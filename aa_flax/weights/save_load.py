@@ -16,7 +16,7 @@ from aa_flax.files import local_path, not_written, parse_json, replacing
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import IMAGE_FIELDS
 from aa_flax.nn.layers import refuse_folded
-from aa_flax.weights.fit import fit, named_weights, num_classes_of, options_of, set_weights
+from aa_flax.weights.fit import fit, named_weights, options_of, set_weights
 from aa_flax.weights.read import import_torch, read_weights, weights_in
 
 Model = TypeVar("Model", bound=Classifier)
@@ -54,7 +54,7 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
             "model": model.name,
             "options": json.dumps(options, sort_keys=True),
             "images": json.dumps({name: getattr(model.config, name) for name in IMAGE_FIELDS}),
-            "num_classes": str(num_classes_of(model)),
+            "num_classes": str(model.num_classes or 0),
         }
         metadata = {**facts, **metadata}
     try:

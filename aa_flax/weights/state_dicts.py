@@ -122,22 +122,22 @@ def _summary(content: Any) -> str:
 
 def as_float32(tensors: Mapping[str, Any], label: object) -> dict[str, np.ndarray]:
     """Converts tensors of torch, NumPy or JAX, on any device, to arrays; any float to float32."""
-    return {name: _to_numpy(tensor, name, label) for name, tensor in tensors.items()}
-
-
-def _to_numpy(tensor: Any, name: str, label: object) -> np.ndarray:
-    try:
-        if hasattr(tensor, "detach"):  # torch's; NumPy has no bfloat16
-            tensor = tensor.detach().cpu()
-            tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        array = np.asarray(tensor)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{label}: {name} has no values to read ({first_line(error)})") from error
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        return array.astype(np.float32, copy=False)
-    if array.dtype.kind not in "iub":
-        raise InputError(f"{label}: {name} is of type {array.dtype}; weights are real numbers")
-    return array
+    arrays = {}
+    for name, tensor in tensors.items():
+        try:
+            if hasattr(tensor, "detach"):  # torch's; NumPy has no bfloat16
+                tensor = tensor.detach().cpu()
+                tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+            array = np.asarray(tensor)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            reason = first_line(error)
+            raise InputError(f"{label}: {name} has no values to read ({reason})") from error
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(np.float32, copy=False)
+        elif array.dtype.kind not in "iub":
+            raise InputError(f"{label}: {name} is of type {array.dtype}; weights are real numbers")
+        arrays[name] = array
+    return arrays
 
 
 # Names
