@@ -40,10 +40,6 @@ def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list
             text file, one class a line. Classes without images keep their logit.
         found: names, sorted.
         where: the data, for the errors.
-
-    Raises:
-        InputError: the order lacks a class; or, with "", the classes are a thousand, or named by
-            WordNet ids, but not ImageNet's.
     """
     if class_order == "":
         _check_imagenet(found, where)

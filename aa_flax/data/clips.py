@@ -115,11 +115,7 @@ class Clip:
                     self._check_size(i, self._frames.size(i), first)
 
     def __iter__(self) -> Iterator[tuple[float | None, Image.Image]]:
-        """Yields the frames in mode RGB, each with its time in seconds, or None without one.
-
-        Raises:
-            InputError: a frame cannot be read, or differs in size from the first.
-        """
+        """Yields the frames in mode RGB, each with its time in seconds, or None without one."""
         frames, first = self._frames, self.first_size()
         if isinstance(frames, _Video):
             timed = read_frames(frames.path)

@@ -297,11 +297,7 @@ class Checkpoints:
         self._open()
 
     def restore_model(self, step: int, model: Classifier) -> None:
-        """Copies parameters and statistics of a checkpoint into the model.
-
-        Raises:
-            InputError: the checkpoint is damaged, of another model, or cannot be read now.
-        """
+        """Copies parameters and statistics of a checkpoint into the model."""
         _, params, batch_stats, random_state = split_model(model)
         like = TrainState(jnp.zeros(()), params, batch_stats, random_state, opt_state=None)
         abstract = _abstract({"model": _parts(like)["model"]})

@@ -148,10 +148,6 @@ def fit(model: Classifier, weights: Weights, *, any_head: bool = False) -> dict[
         model: the model, abstract or not; it is not changed.
         any_head: the last layer may be absent, or have another number of classes; so may the whole
             classifier where torch keeps it apart from the trunk (three layers of VGG and AlexNet).
-
-    Raises:
-        InputError: weights of another model, or names and shapes that do not fit, all listed;
-            fixed filters are compared, too.
     """
     if weights.torch_names:
         return _fit_torch(model, weights, any_head)

@@ -61,11 +61,7 @@ class WeightsSource:
         return {"weights": facts["file"]} | {key: facts.get(key) for key in ("sha256", "licence")}
 
     def load(self, options: Mapping[str, Any]) -> Weights:
-        """Loads the weights, with this package's names; `options` are added to theirs.
-
-        Raises:
-            InputError: they are out of reach, damaged or do not fit the model.
-        """
+        """Loads the weights, with this package's names; `options` are added to theirs."""
         raise NotImplementedError
 
     def load_relative(self, options: Mapping[str, Any]) -> Weights:

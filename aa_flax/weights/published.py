@@ -39,9 +39,6 @@ def choose(name: str, training: str | None = None) -> ReleasedWeights:
         training: `finetuned` or `scratch`; None chooses as the original does: fine-tuned weights
             where there are any (every model at `_lpf4`), else those trained from scratch, and
             torchvision's for a baseline.
-
-    Raises:
-        InputError: nothing of that kind was released; the message lists what was.
     """
     base, filter_size = registry.parse_name(name)
     model = base if filter_size is None else f"{base}_lpf{filter_size}"
@@ -64,10 +61,6 @@ def published_file(released: ReleasedWeights) -> Path:
     The first of these is used: a converted file in the folder `AA_FLAX_WEIGHTS`, or in the cache;
     a released file in `AA_FLAX_WEIGHTS`, converted into the cache; a download, converted into the
     cache.
-
-    Raises:
-        InputError: a file that is not the released one, or a download that fails; the message says
-            where to put the file by hand.
     """
     converted = Path(released.filename).with_suffix(".safetensors").name
     local = _local_folder()

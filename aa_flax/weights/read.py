@@ -48,12 +48,7 @@ class Weights(NamedTuple):
 
 
 def weights_path(source: str | Path) -> tuple[Path, bool]:
-    """Returns the path of a weights file, and whether `FILE#ema` requests its averaged weights.
-
-    Raises:
-        InputError: an address, no such file (the message suggests the nearest of `WORDS`), or a
-            directory.
-    """
+    """Returns the path of a weights file, and whether `FILE#ema` requests its averaged weights."""
     path = local_path(source, "weights file")
     ema = path.name.endswith(EMA) and not path.exists()
     if ema:
@@ -288,10 +283,6 @@ def parse_torch_file(data: bytes, path: str | Path) -> Any:
 
     Tensors and plain values are read, and what trainers store next to them: NumPy's numbers and
     arrays, paths, and the arguments of a command (`argparse.Namespace`).
-
-    Raises:
-        InputError: not a torch file or a damaged one, one that contains code or is compressed, or
-            torch is not installed.
     """
     torch = import_torch(f"reading {path}")
     try:
