@@ -23,16 +23,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from aa_flax.cli import as_called, called, check_platform
+from aa_flax.cli import as_called, called, check_platform, load_plugins
 from aa_flax.errors import InputError
 from aa_flax.files import local_path
-from aa_flax.weights.convert_files import (
-    check_output,
-    convert_file,
-    convert_folder,
-    save_as_torch,
-    whole_model,
-)
+from aa_flax.weights import convert_files
 from aa_flax.weights.locate import WORDS, OfRun, WeightsSource, describe, locate
 from aa_flax.weights.save_load import save_weights
 
@@ -46,30 +40,22 @@ def main() -> None:
 
 
 def convert(arguments: Sequence[str]) -> int:
-    """Converts what the command's arguments request.
-
-    Returns:
-        1 if a file of a folder could not be converted, else 0.
-
-    Raises:
-        InputError: a file that cannot be read, converted or written, and why.
-    """
+    """Converts what the arguments request; returns 1 if a file of a folder failed, else 0."""
     args = _parser().parse_args(arguments)
     check_platform()
-    if args.plugin:
-        from aa_flax.cli import load_plugins
-
-        load_plugins(arguments)
+    load_plugins(arguments)
     options = dict(map(option, args.option))
     if args.all:
         if options or args.model or args.step is not None:
             raise InputError("--all converts released files: without --model, --option, --step")
-        table, failed = convert_folder(args.source, args.output)
+        table, failed = convert_files.convert_folder(args.source, args.output)
         print(table)
         return int(failed > 0)
     source = published_or_of_a_run(args.source, args.model, args.step)
     if source is None:
-        name = convert_file(args.source, args.output, args.model, to_torch=args.to_torch, **options)
+        name = convert_files.convert_file(
+            args.source, args.output, args.model, to_torch=args.to_torch, **options
+        )
     elif options:
         raise InputError(f"--option is of a file's model; {args.source} says its own")
     else:
@@ -80,12 +66,12 @@ def convert(arguments: Sequence[str]) -> int:
 
 def _export(source: WeightsSource, output: str, *, to_torch: bool) -> str:
     """Writes published weights, or those of a run's checkpoint, without the optimizer's state."""
-    path = check_output(output, to_torch=to_torch)
+    path = convert_files.check_output(output, to_torch=to_torch)
     facts = source.description()
-    model = whole_model(source.load({}))
+    model = convert_files.whole_model(source.load({}))
     model.config = replace(model.config, **source.config_changes())
     if to_torch:
-        save_as_torch(model, path)
+        convert_files.save_as_torch(model, path)
     else:
         kept = ("training", "licence", "epoch", "step")
         metadata = {key: str(facts[key]) for key in kept if key in facts}

@@ -66,13 +66,12 @@ def create_model(
             layer alone is random.
         pretrained: `True` or `"pretrained"` loads the published weights as the original does:
             fine-tuned ones where there are any, else those trained from scratch, and torchvision's
-            for a baseline. `"finetuned"` and `"scratch"` choose; `"baseline"` starts an antialiased
-            model from torchvision's weights. A path loads a weights file (safetensors or torch's,
-            with any suffix; `FILE#ema` its averaged weights; a trunk's alone will do, with
-            `num_classes` or `features_only`) or the best checkpoint in the folder of a run.
-            Published weights are downloaded once (see `aa_flax.weights.published`).
-            `hf-hub:OWNER/NAME@REVISION` loads those of a repository on the Hugging Face hub,
-            followed by `#sha256=HEX` to compare their hash.
+            for a baseline; they are downloaded once. `"finetuned"` and `"scratch"` choose;
+            `"baseline"` starts an antialiased model from torchvision's weights. A path loads a
+            weights file (safetensors or torch's; `FILE#ema` its averaged weights; a trunk's alone
+            will do, with `num_classes` or `features_only`) or a run's best checkpoint.
+            `hf-hub:OWNER/NAME@REVISION#sha256=HEX` loads those of a repository on the Hugging Face
+            hub, and compares their hash; revision and hash are optional.
         features_only: return the trunk alone, which gives a feature map of each resolution.
         out_indices: the maps to give, 0 the finest, -1 the coarsest; default: all.
         rngs: random keys of the initial weights and of dropout; default `nnx.Rngs(0)`.

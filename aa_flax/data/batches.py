@@ -45,11 +45,7 @@ _REPLACEMENTS = 20  # unreadable images in a row, after which something else is 
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Returns the full batches in an epoch; the remaining images rotate from epoch to epoch.
-
-    Raises:
-        InputError: there are fewer images than in one batch.
-    """
+    """Returns the full batches in an epoch; the remaining images rotate from epoch to epoch."""
     steps = len(source) // batch_size
     if steps == 0:
         raise InputError(
@@ -89,14 +85,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yields every image once, in order; the last batch is padded with masked copies.
 
-    Args:
-        batch_size: images in a batch over all hosts; each host yields its part.
-        data: the config's `data`.
-        crop: side in pixels of the centre crop of each resized image.
-
-    Raises:
-        InputError: the batches do not fit the devices; and, later on, an image cannot be read
-            (with `data.on_error` "skip" it is masked).
+    Args and errors are those of `training_batches`; with `data.on_error` "skip", an image that
+    cannot be read is masked. `crop` is the side in pixels of the centre crop of the resized image.
     """
     steps = -(-len(source) // batch_size)
     examples = _part_of_host(grain.MapDataset.range(steps * batch_size), batch_size, steps)
@@ -150,8 +140,7 @@ def _read_or_replace(source: Source, data: DataConfig, index: int) -> tuple[Imag
             if data.on_error == "stop":
                 raise error.skippable() from error
     raise ImageError(
-        f"{_REPLACEMENTS} images in a row cannot be read, from {source.name(index)} on; "
-        "something is wrong with all of them"
+        f"{_REPLACEMENTS} images in a row cannot be read, from {source.name(index)} on"
     )
 
 
@@ -170,26 +159,14 @@ def evaluation_example(source: Source, data: DataConfig, crop: int, index: int) 
     except ImageError as error:
         if data.on_error == "stop":
             raise error.skippable() from error
-        skipped = index if mask else -1
         pixels, center = np.zeros((crop, crop, 3), np.uint8), np.zeros(2, np.int32)
-        label, mask = 0, False
-    return {
-        "image": pixels,
-        "center": center,
-        "label": np.int32(label),
-        "index": index,
-        "mask": mask,
-        "skipped": skipped,
-    }
+        label, mask, skipped = 0, False, index if mask else -1
+    example = {"image": pixels, "center": center, "label": np.int32(label)}
+    return example | {"index": index, "mask": mask, "skipped": skipped}
 
 
 def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
-    """Reads an image in mode RGB and its label, and checks them: sources may be custom.
-
-    Raises:
-        ImageError: the image cannot be read.
-        InputError: the source gives no image, or no label of its classes.
-    """
+    """Reads an image in mode RGB and its label, and checks them: sources may be custom."""
     example = source[index]
     try:
         image, label = example["image"], operator.index(example["label"])
@@ -201,11 +178,8 @@ def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
     check_labels(np.array([label]), source.num_classes, lambda _: source.name(index))
     if isinstance(image, Image.Image) and image.mode == "RGB":
         return image, label
-    if (
-        isinstance(image, np.ndarray)
-        and (image.dtype, image.shape[2:]) == (np.uint8, (3,))
-        and image.size
-    ):
+    is_rgb = isinstance(image, np.ndarray) and (image.dtype, image.shape[2:]) == (np.uint8, (3,))
+    if is_rgb and image.size:
         return Image.fromarray(image), label
     raise InputError(
         f"{source.name(index)}: a source gives images as PIL images in mode RGB or uint8 arrays "
@@ -246,37 +220,30 @@ def _batches(
         raise InputError(
             f"batch_size {batch_size} does not divide among {jax.device_count()} devices"
         )
-    read = _in_threads if data.worker_type == "thread" else _in_processes
-    workers = data.num_workers or os.cpu_count() or 1
-    batches = [read(examples, batch_size // jax.process_count(), workers, start_step)]
-    starting = nullcontext if data.worker_type == "thread" else unheard_by_children
+    size, workers = batch_size // jax.process_count(), data.num_workers or os.cpu_count() or 1
+    if data.worker_type == "thread":  # each reads one image at a time
+        read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=size + 2 * workers)
+        batches = [iter(examples[start_step * size :].to_iter_dataset(read).batch(size))]
+        starting = nullcontext
+    else:
+        batches = [_in_processes(examples.batch(size)[start_step:], workers)]
+        starting = unheard_by_children
     reported = _report_skipped(batches, starting, source, steps, start_step)
     # Once: Grain's iterator cannot be closed by its destructor when Python has half ended.
     weakref.finalize(reported, lambda: batches.pop().close())
     return reported
 
 
-def _in_threads(
-    examples: grain.MapDataset, size: int, workers: int, start_step: int
-) -> grain.DatasetIterator:
-    """Reads one image at a time in each thread."""
-    read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=size + 2 * workers)
-    return iter(examples[start_step * size :].to_iter_dataset(read).batch(size))
-
-
-def _in_processes(
-    examples: grain.MapDataset, size: int, workers: int, start_step: int
-) -> grain.DatasetIterator:
+def _in_processes(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     """Reads one batch at a time in each process."""
     if not flags.FLAGS.is_parsed():  # Grain reads its own flags
         flags.FLAGS.mark_as_parsed()
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    batches = examples.batch(size)[start_step:].to_iter_dataset(read)
     # Through pipes: shared memory that is in use when Python ends would never be freed.
     pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-    batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
+    piped = grain.experimental.WithOptionsIterDataset(batches.to_iter_dataset(read), pipes)
     processes = grain.MultiprocessingOptions(num_workers=workers)
-    return iter(batches.mp_prefetch(processes, worker_init_fn=_end_with_parent))
+    return iter(piped.mp_prefetch(processes, worker_init_fn=_end_with_parent))
 
 
 def _end_with_parent(*_: int) -> None:
@@ -311,13 +278,10 @@ def _report_skipped(
     steps: int,
     start_step: int,
 ) -> Iterator[Batch]:
-    """Logs, at the end of each epoch, the images of this host that were skipped.
+    """Logs, at the end of each epoch, the images of this host that were skipped, each once.
 
-    Each is named once, however often the source is read.
-
-    Args:
-        batches: one iterator; it is removed when it is closed.
-        starting: the context of the first batch, with which all threads and processes start.
+    `batches` has one iterator, which is removed when it is closed; `starting` is the context of the
+    first batch, with which all threads and processes start.
     """
     named, skipped = _named(source), set()
     for step in count(start_step + 1):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from aa_flax.files import cache_folder, replacing
 
 _DAY = 86_400 * 10**9  # in ns
 _TICK = 2 * 10**9  # the coarsest clock of a file system, in ns
+THREADS = 16  # that index data; they wait for the file system most of the time
 
 
 def read_arrays(kind: str, key: bytes) -> dict[str, np.ndarray]:
@@ -27,13 +29,12 @@ def read_arrays(kind: str, key: bytes) -> dict[str, np.ndarray]:
 
 def write_arrays(kind: str, key: bytes, arrays: Mapping[str, np.ndarray]) -> None:
     """Stores arrays in one step; does nothing if the cache folder cannot be written."""
-    named: dict = dict(arrays)
     with (
         suppress(OSError, RuntimeError),  # RuntimeError: there is no home folder
         replacing(_file(kind, key)) as temporary,
         temporary.open("wb") as file,
     ):
-        np.savez(file, **named)
+        np.savez(file, **dict[str, Any](arrays))
 
 
 def _file(kind: str, key: bytes) -> Path:

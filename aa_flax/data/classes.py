@@ -40,10 +40,6 @@ def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list
             text file, one class a line. Classes without images keep their logit.
         found: names, sorted.
         where: the data, for the errors.
-
-    Raises:
-        InputError: the order lacks a class; or, with "", the classes are a thousand, or named by
-            WordNet ids, but not ImageNet's.
     """
     if class_order == "":
         _check_imagenet(found, where)
@@ -59,8 +55,7 @@ def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list
                 "line, or imagenet, or sorted"
             )
         order = read_classes(path)
-    unknown = _without(found, order)
-    if unknown:
+    if unknown := _without(found, order):
         raise InputError(
             f"{where} has {_some(unknown)} that config.data.class_order={class_order} does not "
             "list; add or remove them"
@@ -102,10 +97,9 @@ def logits_of(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
 def declared_classes(
     names: Sequence[str], class_order: str, where: str
 ) -> tuple[list[str], np.ndarray]:
-    """Orders the classes of data that declares the name of each label.
+    """Orders the classes of data that declares the name of each label 0, 1, ...
 
     Args:
-        names: of labels 0, 1, ...
         class_order: see `classes_in_order`; "": the data's own order, but for ImageNet's thousand
             WordNet ids that of the published models.
 
@@ -121,8 +115,7 @@ def declared_classes(
 def numbered_classes(count: int, class_order: str, where: str) -> list[str]:
     """Names the classes of data with labels `0 .. count - 1`: numbers, or lines of `class_order`.
 
-    Raises:
-        InputError: the class order lists fewer; or there are more than a million.
+    More than a million classes are an InputError, and so is a class order with too few lines.
     """
     if count > _MOST:
         raise InputError(f"{where} has a label {count - 1}; number its classes from 0 on")
@@ -138,14 +131,7 @@ def numbered_classes(count: int, class_order: str, where: str) -> list[str]:
 
 
 def check_labels(labels: np.ndarray, num_classes: int, name: Callable[[int], str]) -> None:
-    """Checks that labels are classes: `0 .. num_classes - 1`.
-
-    Args:
-        name: returns the name of the i-th image, for the error.
-
-    Raises:
-        InputError: names the first image with another label.
-    """
+    """Checks that labels are in `0 .. num_classes - 1`; `name(i)` names an image, for the error."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         first = int(wrong[0])
@@ -167,14 +153,10 @@ def check_classes_agree(
     Args:
         classes: names by number, by where they are from.
         advice: for the error.
-
-    Raises:
-        InputError: other classes, or the same in another order.
     """
     (where, expected), *others = ((key, list(map(str, names))) for key, names in classes.items())
     for other, found in others:
-        odd = sorted(set(expected) ^ set(found))
-        if odd:
+        if odd := sorted(set(expected) ^ set(found)):
             raise InputError(
                 f"{where} and {other} have different classes: {', '.join(odd[:5])} only in one of "
                 f"them; {advice}"
@@ -197,11 +179,7 @@ def first_repeated(names: Sequence[object]) -> tuple[str, int, int] | None:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Reads a text file of classes, one a line: see `read_names`.
-
-    Raises:
-        InputError: a line is empty or repeats another; or see `read_names`.
-    """
+    """Reads a text file of classes, one a line, all different; see `read_names`."""
     names = read_names(path)
     if "" in names:
         raise InputError(f"{path}: line {names.index('') + 1} is empty; name a class in each line")
@@ -219,9 +197,6 @@ def read_names(path: Path) -> list[str]:
 
     Line ends may be those of Unix, Windows or old Macs. Empty lines at the end and spaces around a
     name are dropped.
-
-    Raises:
-        InputError: the file has another encoding or cannot be read.
     """
     try:
         encoded = path.read_bytes()

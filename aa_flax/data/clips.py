@@ -32,9 +32,6 @@ class Clip:
         fps_from: `--fps`, `times` or `default`.
         name: the path, or the number of frames given.
 
-    Raises:
-        InputError: there is no such folder or file, or it contains no frames; PyAV is not
-            installed; the frames of a video have no times.
     """
 
     def __init__(self, given: Path | Given, fps: float | None = None):
@@ -54,8 +51,7 @@ class Clip:
 
     def _rate(self, fps: float | None) -> tuple[float | None, str]:
         if fps is not None:
-            rate = real("--fps", fps, least=0)
-            if not rate:
+            if not (rate := real("--fps", fps, least=0)):
                 raise InputError("--fps is the number of frames a second, more than 0")
             return rate, "--fps"
         if self._header is None:
@@ -65,19 +61,12 @@ class Clip:
         return None, "times"
 
     def seconds(self, times: Sequence[float | None]) -> Float[np.ndarray, " n"]:
-        """Returns the time at which each frame is shown.
-
-        Args:
-            times: of the frames, as iterating yields them.
-
-        Raises:
-            InputError: a frame of a video has no time after that of the frame before.
-        """
+        """Returns the time at which each frame is shown; `times` are as iterating yields them."""
         if self.fps is not None:
             return np.arange(len(times)) / self.fps
         found = np.array(times, np.float64)  # None becomes NaN
         odd = np.flatnonzero(~(np.diff(found) > 0))
-        if len(odd):
+        if odd.size:
             raise InputError(
                 f"frame {odd[0] + 1} of {self.name} has no time after that of the frame before; "
                 "give --fps"
@@ -85,11 +74,7 @@ class Clip:
         return found
 
     def differences(self, times: Sequence[float | None]) -> dict[str, float | None]:
-        """Logs and returns, for the results, where a video's header and its frames disagree.
-
-        Args:
-            times: of the frames, as iterating yields them.
-        """
+        """Logs and returns, for the results, where a video's header and its frames disagree."""
         header, known = self._header, [time for time in times if time is not None]
         if header is None or len(known) < 2:
             return {}
@@ -124,28 +109,22 @@ class Clip:
     def check(self) -> None:
         """Raises an InputError if images differ in size; those of a video are checked as read."""
         if isinstance(self._frames, Pictures):
-            for i in range(len(self._frames)):
-                with _all_needed():
-                    size = self._frames.size(i)
-                self._check_size(i, size, self.first_size())
+            with _all_needed():
+                first = self.first_size()
+                for i in range(len(self._frames)):
+                    self._check_size(i, self._frames.size(i), first)
 
     def __iter__(self) -> Iterator[tuple[float | None, Image.Image]]:
-        """Yields the frames in mode RGB, each with its time in seconds, or None without one.
-
-        Raises:
-            InputError: a frame cannot be read, or differs in size from the first.
-        """
-        first = self.first_size()
+        """Yields the frames in mode RGB, each with its time in seconds, or None without one."""
+        frames, first = self._frames, self.first_size()
+        if isinstance(frames, _Video):
+            timed = read_frames(frames.path)
+        else:
+            timed = ((None, frames[i]["image"]) for i in range(len(frames)))
         with _all_needed():
-            for i, (time, image) in enumerate(self._timed_frames()):
+            for i, (time, image) in enumerate(timed):
                 self._check_size(i, image.size, first)
                 yield time, image
-
-    def _timed_frames(self) -> Iterator[tuple[float | None, Image.Image]]:
-        frames = self._frames
-        if isinstance(frames, _Video):
-            return read_frames(frames.path)
-        return ((None, frames[i]["image"]) for i in range(len(frames)))
 
     def _check_size(self, i: int, size: tuple[int, int], first: tuple[int, int]) -> None:
         if size != first:
@@ -187,29 +166,17 @@ class _Video:
 
 
 class Header(NamedTuple):
-    """The header of a video.
+    """The header of a video."""
 
-    Attributes:
-        fps: frames a second, on average; None: unknown.
-        end: when its last frame ends, in seconds; None: unknown.
-        is_timed: whether its first frame has a time.
-        size: width and height of its frames.
-        rotation: degrees by which a player would rotate the frames.
-    """
-
-    fps: float | None
-    end: float | None
-    is_timed: bool
-    size: tuple[int, int]
-    rotation: float
+    fps: float | None  # frames a second, on average; None: unknown
+    end: float | None  # when its last frame ends, in seconds; None: unknown
+    is_timed: bool  # its first frame has a time
+    size: tuple[int, int]  # width and height
+    rotation: float  # degrees by which a player would rotate the frames
 
 
 def read_header(path: Path) -> Header:
-    """Reads frame rate, length, size and rotation of a video.
-
-    Raises:
-        InputError: PyAV is not installed, or the file is not a video or has no end.
-    """
+    """Reads frame rate, length, size and rotation of a video, which must have its end."""
     container, stream = _open(path)
     with container:
         if container.format.name == "gif" and not path.read_bytes().endswith(b";"):
@@ -244,9 +211,6 @@ def read_frames(path: Path) -> Iterator[tuple[float | None, Image.Image]]:
     """Yields the frames of a video in the order of time, in mode RGB and not rotated.
 
     Each comes with its time in seconds, or None without one.
-
-    Raises:
-        InputError: PyAV is not installed, the file is not a video, or a frame is broken.
     """
     container, stream = _open(path)
     with container:

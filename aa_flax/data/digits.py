@@ -22,9 +22,6 @@ class Digits:
     Args:
         split: `train` or `val`.
         image_size: side of the canvas in pixels, at least 32.
-
-    Raises:
-        InputError: a smaller canvas.
     """
 
     num_classes = 10

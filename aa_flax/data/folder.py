@@ -6,12 +6,13 @@ The list of images is in torchvision's order. It is made in parallel and kept in
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from aa_flax.data.cache import dates_are_reliable, digest, read_arrays, write_arrays
+from aa_flax.data.cache import THREADS, dates_are_reliable, digest, read_arrays, write_arrays
 from aa_flax.data.classes import check_classes_agree, classes_in_order, logits_of
 from aa_flax.data.pixels import Example, ImageError, decode
 from aa_flax.errors import InputError
@@ -21,7 +22,6 @@ from aa_flax.runtime import progress_bar
 # Extensions of images as in torchvision, in any case.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _CACHE = "index_2"  # the number is that of the format
-_THREADS = 16  # they wait for the file system most of the time
 
 # A folder below the root: its relative path, when it last changed (ns), names of its images.
 Listing = tuple[str, int, list[str]]
@@ -31,13 +31,10 @@ class ImageFolder:
     """Images in the order of torchvision's `ImageFolder`, and with its pixels.
 
     Args:
-        path: the folder that contains `train/` and `val/`.
+        path: the folder that contains `train/` and `val/`, which must have the same classes unless
+            `class_order` is a file or `imagenet`.
         split: `train` or `val`.
         class_order: see `classes_in_order`.
-
-    Raises:
-        InputError: a folder is missing, empty or unreadable, or the classes differ between
-            `train` and `val` (unless `class_order` is a file or `imagenet`).
     """
 
     def __init__(self, path: str, split: str, class_order: str = ""):
@@ -48,22 +45,17 @@ class ImageFolder:
             other = {"train": "val", "val": "train"}.get(split)
             if other and (folder := root.parent / other).is_dir():
                 check_classes_agree({str(root): found, str(folder): class_folders(folder)})
-            self._check_none_empty()
+            counts = np.bincount(self._index.class_of, minlength=len(found))
+            if empty := [found[i] for i in np.flatnonzero(counts == 0)]:
+                raise InputError(
+                    f"no images in {len(empty)} class folders of {root}: {', '.join(empty[:5])}; "
+                    f"fill or remove them (images end in {', '.join(EXTENSIONS)})"
+                )
         self.class_names = classes_in_order(class_order, found, str(root))
         self.num_classes = len(self.class_names)
         self._labels = logits_of(found, self.class_names)[self._index.class_of]
         if not len(self):
             raise InputError(f"{root} contains no images ({', '.join(EXTENSIONS)})")
-
-    def _check_none_empty(self) -> None:
-        counts = np.bincount(self._index.class_of, minlength=len(self._index.classes))
-        if not counts.all():
-            empty = [self._index.classes[i] for i in np.flatnonzero(counts == 0)]
-            raise InputError(
-                f"no images in {len(empty)} class folders of {self._root}: "
-                f"{', '.join(empty[:5])}; fill or remove them (images end in "
-                f"{', '.join(EXTENSIONS)})"
-            )
 
     def name(self, index: int) -> str:
         """Returns the path of an image."""
@@ -102,22 +94,14 @@ def _split_folder(path: str, split: str) -> Path:
 
 
 class Index(NamedTuple):
-    """The images below a folder of class folders.
+    """The images below a folder of class folders."""
 
-    Attributes:
-        classes: names of the class folders, sorted.
-        class_of: int32 `(n,)`, each image's index in `classes`.
-        paths: uint8, all paths relative to the folder, each terminated by a zero byte.
-        ends: int64 `(n,)`, where each path ends in `paths`.
-        folders, modified: every folder that was listed, and when it last changed, in ns.
-    """
-
-    classes: list[str]
-    class_of: np.ndarray
-    paths: np.ndarray
-    ends: np.ndarray
-    folders: list[str]
-    modified: np.ndarray
+    classes: list[str]  # names of the class folders, sorted
+    class_of: np.ndarray  # int32 `(n,)`, each image's index in `classes`
+    paths: np.ndarray  # uint8, all paths relative to the folder, each terminated by a zero byte
+    ends: np.ndarray  # int64 `(n,)`, where each path ends in `paths`
+    folders: list[str]  # every folder that was listed
+    modified: np.ndarray  # when each of them last changed, in ns
 
     def path(self, i: int) -> str:
         """Returns the i-th image's path, relative to the folder."""
@@ -126,32 +110,26 @@ class Index(NamedTuple):
 
 
 def load_index(root: Path) -> Index:
-    """Loads the index of a folder from the cache, or lists the folder if it has changed.
-
-    Raises:
-        InputError: a folder cannot be listed, or has no class folders.
-    """
+    """Loads the index of a folder from the cache, or lists the folder if it has changed."""
     key = os.fsencode(root.resolve())
     index = _current_index(read_arrays(_CACHE, key), root)
     if index is None:
         index = scan(root)
         if dates_are_reliable(index.modified):
-            packed = {
-                name: np.frombuffer(os.fsencode("\0".join(getattr(index, name))), np.uint8)
-                for name in ("classes", "folders")
-            }
-            write_arrays(_CACHE, key, {**index._asdict(), **packed})
+            arrays = index._asdict()
+            for name in ("classes", "folders"):
+                arrays[name] = np.frombuffer(os.fsencode("\0".join(arrays[name])), np.uint8)
+            write_arrays(_CACHE, key, arrays)
     return index
 
 
-def _current_index(stored: dict[str, np.ndarray], root: Path) -> Index | None:
+def _current_index(stored: dict[str, Any], root: Path) -> Index | None:
     """Returns the index from the cache; None if it is missing or a folder has changed since."""
     try:
-        names = {
-            name: os.fsdecode(stored[name].tobytes()).split("\0") for name in ("classes", "folders")
-        }
-        index = Index(**{**stored, **names})
-        with ThreadPoolExecutor(_THREADS) as pool:
+        for name in ("classes", "folders"):
+            stored[name] = os.fsdecode(stored[name].tobytes()).split("\0")
+        index = Index(**stored)
+        with ThreadPoolExecutor(THREADS) as pool:
             now = pool.map(lambda folder: os.stat(root / folder).st_mtime_ns, index.folders)
             return index if np.array_equal(index.modified, list(now)) else None
     except (OSError, KeyError):
@@ -159,11 +137,7 @@ def _current_index(stored: dict[str, np.ndarray], root: Path) -> Index | None:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Returns the names of the class folders, sorted as torchvision sorts them.
-
-    Raises:
-        InputError: there are none, or no permission.
-    """
+    """Returns the names of the class folders, sorted as torchvision sorts them."""
     try:
         names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     except OSError as error:
@@ -180,12 +154,10 @@ def scan(root: Path) -> Index:
     """Lists every class folder, many at a time, with a progress bar."""
     modified = os.stat(root).st_mtime_ns  # before listing: a later change gives a later date
     classes = class_folders(root)
-    bar = progress_bar(len(classes), f"indexing {root}", unit="folder")
-    with bar, ThreadPoolExecutor(_THREADS) as pool:
-        found: list[list[Listing]] = []
-        for listing in pool.map(lambda name: _walk(root, name), classes):
-            found.append(listing)
-            bar.update()
+    with ThreadPoolExecutor(THREADS) as pool:
+        walks = pool.map(partial(_walk, root), classes)
+        bar = progress_bar(len(classes), f"indexing {root}", "folder", iterable=walks)
+        found: list[list[Listing]] = list(bar)
     listings = [part for one in found for part in one]
     paths = [
         os.fsencode(os.path.join(folder, name)) for folder, _, names in listings for name in names

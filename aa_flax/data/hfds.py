@@ -9,15 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.data import classes
 from aa_flax.data.cache import digest
-from aa_flax.data.classes import (
-    check_classes_agree,
-    check_labels,
-    classes_in_order,
-    declared_classes,
-    logits_of,
-    numbered_classes,
-)
 from aa_flax.data.pixels import Example, ImageError, decode
 from aa_flax.data.tfds import parse_name, part_of
 from aa_flax.errors import InputError, first_line
@@ -40,10 +33,6 @@ class HFDS:
         cache_dir: where `datasets` caches what it has converted; "": its default.
         split: `train`; or `val`, its `validation`, `val`, `valid` or `test`, the first there is.
         class_order: see `declared_classes`.
-
-    Raises:
-        InputError: `datasets` is not installed; the set cannot be found or read, lacks that split,
-            or images and labels; a label is not a class.
     """
 
     def __init__(self, name: str, cache_dir: str, split: str, class_order: str = ""):
@@ -58,7 +47,7 @@ class HFDS:
         self.class_names, labels = _labels(labelled, self._split, column, class_order, self._name)
         self.num_classes = len(self.class_names)
         self._labels = labels[self._part.start : self._part.stop]
-        check_labels(self._labels, self.num_classes, self.name)
+        classes.check_labels(self._labels, self.num_classes, self.name)
 
     def name(self, index: int) -> str:
         """Returns the set, split and number of an image."""
@@ -82,7 +71,6 @@ class HFDS:
 
 
 def _load(name: str, cache_dir: str) -> Mapping[str, Any]:
-    """Loads the splits of a set."""
     try:
         import datasets
     except ImportError as error:
@@ -126,9 +114,10 @@ def _check_files(folder: Path) -> None:
             ) from error
     for column in {name for features in found.values() for name in features}:
         declared = {path: _declared(features, column) for path, features in found.items()}
-        named = {path: names for path, names in declared.items() if names}
-        if named:
-            check_classes_agree(named, "write the files with the same ClassLabel (cast_column)")
+        if named := {path: names for path, names in declared.items() if names}:
+            classes.check_classes_agree(
+                named, "write the files with the same ClassLabel (cast_column)"
+            )
 
 
 @contextmanager
@@ -190,11 +179,11 @@ def _labels(
     names = {key: _declared(part.features, column) for key, part in splits.items()}
     declared, where = names[split], f"{name} (datasets)"
     if class_order in ("", "sorted"):
-        check_classes_agree({f"{name}/{key}": names[key] for key in (split, *names)})
+        classes.check_classes_agree({f"{name}/{key}": names[key] for key in (split, *names)})
     if declared:
         labels = _column(splits[split], column, f"{name}/{split}")
-        check_labels(labels, len(declared), lambda i: f"{name}/{split}[{i}]")
-        order, logits = declared_classes(declared, class_order, where)
+        classes.check_labels(labels, len(declared), lambda i: f"{name}/{split}[{i}]")
+        order, logits = classes.declared_classes(declared, class_order, where)
         return order, logits[labels]
     # All splits are read, since training and validation must have the same classes.
     every = {key: _column(part, column, f"{name}/{key}") for key, part in splits.items()}
@@ -206,10 +195,10 @@ def _labels(
         )
     if integers:
         count = max(int(labels.max(initial=0)) for labels in every.values()) + 1
-        return numbered_classes(count, class_order, where), every[split]
+        return classes.numbered_classes(count, class_order, where), every[split]
     found = sorted(set().union(*(labels.tolist() for labels in every.values())))
-    order = classes_in_order(class_order, found, where)
-    return order, logits_of(every[split].tolist(), order)
+    order = classes.classes_in_order(class_order, found, where)
+    return order, classes.logits_of(every[split].tolist(), order)
 
 
 def _declared(features: Any, column: str) -> list[str]:

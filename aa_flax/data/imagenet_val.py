@@ -30,9 +30,6 @@ def sort_validation(val: Path, devkit: Path, out: Path) -> None:
     """Makes `out` from the images in `val` and their classes in the devkit.
 
     It appears whole or not at all. A call that was interrupted resumes when it is repeated.
-
-    Raises:
-        InputError: there is no devkit; images are missing or too many; `out` is something else.
     """
     targets = _targets(devkit)
     if out.exists():
@@ -43,11 +40,10 @@ def sort_validation(val: Path, devkit: Path, out: Path) -> None:
         raise InputError(f"{out} exists and is not the sorted validation set; remove it first")
     _check_images(val, targets)
     partial = out.with_name(f"{out.name}.incomplete")
-    with progress_bar(len(targets), f"sorting into {out}") as bar:
-        for name, target in targets.items():
-            if not (destination := partial / target).exists():
-                _place(val.resolve() / name, destination)
-            bar.update()
+    bar = progress_bar(len(targets), f"sorting into {out}", iterable=targets.items())
+    for name, target in bar:
+        if not (destination := partial / target).exists():
+            _place(val.resolve() / name, destination)
     partial.rename(out)
     classes = {target.partition("/")[0] for target in targets.values()}
     print(f"{out}: {len(targets)} images of {len(classes)} classes")

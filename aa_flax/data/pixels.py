@@ -82,12 +82,9 @@ def decode(encoded: bytes, name: str) -> Image.Image:
     Orientation tags are ignored, alpha is dropped, and 16-bit values are clipped or scaled as PIL
     does, since the published models were trained and tested on such pixels.
 
-    Args:
-        name: of the image, for the error.
-
     Raises:
-        ImageError: the file is not an image, is broken, or has more than twice PIL's
-            `Image.MAX_IMAGE_PIXELS`, which is checked before decoding.
+        ImageError: the file, called `name`, is not an image, is broken, or has more than twice
+            PIL's `Image.MAX_IMAGE_PIXELS`, which is checked before decoding.
     """
     if not encoded:
         raise ImageError.of(name, "empty")
@@ -122,10 +119,7 @@ def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 def resize_short_side(
     image: Image.Image, size: int, interpolation: Interpolation = "bilinear"
 ) -> Image.Image:
-    """Resizes as torchvision's `Resize(size)`, antialiased; 0: returns the image unchanged.
-
-    The longer side becomes `int(size * long / short)`.
-    """
+    """Resizes the short side as torchvision's `Resize(size)`, antialiased; 0: returns the image."""
     wanted = resized_size(image.size, size)
     return image if wanted == image.size else image.resize(wanted, _FILTERS[interpolation])
 
@@ -155,16 +149,12 @@ def center_within(
 ) -> Int[np.ndarray, "2"]:
     """Returns the offset (top, left) of the centre crop of `inner` pixels in that of `outer`.
 
-    Both are cut from the resized image, each at its own rounded offset. So this depends on the
-    image: it is half of the difference, or one pixel off.
-
-    Args:
-        size: width and height of the image before it is resized.
+    Both are cut from the resized image, each at its own rounded offset. So this depends on the size
+    of the image: it is half of the difference, or one pixel off.
     """
     size = resized_size(size, resize_size)
-    (left, top, *_), (inner_left, inner_top, *_) = (
-        center_box(*size, crop) for crop in (outer, inner)
-    )
+    left, top, *_ = center_box(*size, outer)
+    inner_left, inner_top, *_ = center_box(*size, inner)
     return np.array([inner_top - top, inner_left - left], np.int32)
 
 
@@ -172,8 +162,8 @@ def random_resized_crop(
     image: Image.Image, size: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Applies torchvision's `RandomResizedCrop(size)`: a random box, resized to a square."""
-    box = random_box(*image.size, rng)
-    return np.asarray(image.crop(box).resize((size, size), _BILINEAR))
+    cut = image.crop(random_box(*image.size, rng))
+    return np.asarray(cut.resize((size, size), _BILINEAR))
 
 
 def random_box(
@@ -195,8 +185,7 @@ def random_box(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
-    w = min(width, round(height * ratio[1]))
-    h = min(height, round(width / ratio[0]))
+    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
@@ -207,10 +196,8 @@ def random_box(
 def preprocess_batch(batch: Mapping[str, Any], data: DataConfig) -> Float[Array, "N h w 3"]:
     """Crops, mirrors and normalises a batch; its random choices are in the batch.
 
-    Args:
-        batch: `image` uint8 `(N, H, W, 3)`. With `offset` int `(N, 2)`, images are cropped there
-            to `data.crop_size`. With `flip` bool `(N,)`, those images are mirrored.
-        data: the config's `data`.
+    In `batch`, `image` is uint8 `(N, H, W, 3)`. With `offset` int `(N, 2)`, images are cropped
+    there to `data.crop_size`; with `flip` bool `(N,)`, those images are mirrored.
     """
     images = batch["image"]
     if "offset" in batch:
@@ -225,11 +212,7 @@ def normalise(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Float[Array, "N H W 3"]:
-    """Converts uint8 images to floats of about zero mean and unit variance.
-
-    Args:
-        mean, std: of each channel, for values in 0..1; default: ImageNet's.
-    """
+    """Converts uint8 images to floats by the mean and deviation of each channel, in 0..1."""
     mean_, std_ = (jnp.array([[[values]]], jnp.float32) for values in (mean, std))
     return (images.astype(jnp.float32) / 255 - mean_) / std_
 

@@ -25,7 +25,7 @@ def preprocess(
     images: OneImage | Sequence[OneImage] | UInt8[np.ndarray, "N H W 3"],
     model: Classifier | Backbone,
 ) -> Float[Array, "N size size 3"]:
-    """Resizes, crops and normalises images for a model, by `model.config`.
+    """Resizes, crops and normalises images for a model, by `model.config`, to a float32 batch.
 
     Pixels are those of this package's evaluation, and of torchvision's `Resize` and `CenterCrop`,
     to the bit.
@@ -35,9 +35,6 @@ def preprocess(
             of these, of any sizes; or a uint8 batch `(N, H, W, 3)`. A warning reports what an image
             loses as RGB (its orientation tag, alpha, further pages).
         model: the model that they are for.
-
-    Returns:
-        A batch, float32; also for one image.
 
     Raises:
         InputError: something else, a file that cannot be read, or values of more than 8 bits.

@@ -86,13 +86,10 @@ def register_source(kind: str, factory: Factory, *, replace: bool = False) -> No
 
 
 def make_source(data: DataConfig, split: str) -> Source:
-    """Makes the source that `config.data` names.
+    """Makes the source of a split, `train` or `val`, that `config.data` names.
 
-    Args:
-        data: `name` is a registered kind, with or without `:` and an argument: `digits`, `folder`,
-            `tfds:NAME`, `hfds:NAME`, `wds:PATTERN` or one that `register_source` added; `path`,
-            where that is.
-        split: `train` or `val`.
+    Its `name` is a registered kind, with or without `:` and an argument: `digits`, `folder`,
+    `tfds:NAME`, `hfds:NAME`, `wds:PATTERN` or one that `register_source` added.
 
     Raises:
         InputError: the source is unknown, or cannot be read; the message says why.
@@ -106,27 +103,14 @@ def make_source(data: DataConfig, split: str) -> Source:
 
 
 def make_sources(data: DataConfig) -> dict[str, Source]:
-    """Makes the sources for `train` and `val`, in which a label means the same class.
-
-    Raises:
-        InputError: see `make_source`; or the two name or order their classes differently.
-    """
+    """Makes the sources for `train` and `val`, in which a label must mean the same class."""
     sources = {split: make_source(data, split) for split in ("train", "val")}
-    names = {f"{split} of {data.name}": source.class_names for split, source in sources.items()}
-    check_classes_agree(names)
+    check_classes_agree({f"{split} of {data.name}": s.class_names for split, s in sources.items()})
     return sources
 
 
 def check_source(source: Any, what: str) -> None:
-    """Checks a source, which may be custom; its images are checked as they are read.
-
-    Args:
-        what: names the source, for the error.
-
-    Raises:
-        InputError: it lacks members or images; its number of classes is not that of their names, or
-            a name is repeated.
-    """
+    """Checks a source, which may be custom and is `what` in errors; not its images."""
     needed = ("num_classes", "class_names", "name", "__len__", "__getitem__")
     missing = [one for one in needed if not hasattr(source, one)]
     if missing:
@@ -146,38 +130,37 @@ def check_source(source: Any, what: str) -> None:
         raise InputError(f"{what} has no images")
 
 
-def _without_argument(make: Factory) -> Factory:
+def _built_in(make: Callable[[DataConfig, str, str], Source], argument: str = "") -> Factory:
+    """Makes a factory that passes on the argument after the kind, which is described for errors."""
+
     def factory(data: DataConfig, split: str) -> Source:
-        kind, colon, argument = data.name.partition(":")
-        if colon:
+        kind, colon, given = data.name.partition(":")
+        if argument and not given:
+            raise InputError(f"config.data.name {data.name!r} lacks {argument}")
+        if colon and not argument:
             raise InputError(
-                f"config.data.name {data.name!r}: {kind} has no argument {argument!r}; give the "
+                f"config.data.name {data.name!r}: {kind} has no argument {given!r}; give the "
                 "folder of images as --config.data.path"
             )
-        return make(data, split)
-
-    return factory
-
-
-def _with_argument(make: Callable[[str, str, str, str], Source], what: str) -> Factory:
-    def factory(data: DataConfig, split: str) -> Source:
-        _, _, argument = data.name.partition(":")
-        if not argument:
-            raise InputError(f"config.data.name {data.name!r} lacks {what}")
-        return make(argument, data.path, split, data.class_order)
+        return make(data, given, split)
 
     return factory
 
 
 for _kind, _factory in {
-    "digits": _without_argument(lambda data, split: Digits(split, data.image_size)),
-    "folder": _without_argument(
-        lambda data, split: ImageFolder(data.path, split, data.class_order)
+    "digits": _built_in(lambda data, _, split: Digits(split, data.image_size)),
+    "folder": _built_in(lambda data, _, split: ImageFolder(data.path, split, data.class_order)),
+    "tfds": _built_in(
+        lambda data, name, split: TFDS(name, data.path, split, data.class_order),
+        "the name of a TFDS data set, e.g. tfds:imagenet2012",
     ),
-    "tfds": _with_argument(TFDS, "the name of a TFDS data set, e.g. tfds:imagenet2012"),
-    "hfds": _with_argument(
-        HFDS, "a name on the Hugging Face Hub or a folder, e.g. hfds:uoft-cs/cifar10"
+    "hfds": _built_in(
+        lambda data, name, split: HFDS(name, data.path, split, data.class_order),
+        "a name on the Hugging Face Hub or a folder, e.g. hfds:uoft-cs/cifar10",
     ),
-    "wds": _with_argument(WebDataset, "a pattern of shards, e.g. wds:{train,val}-*.tar"),
+    "wds": _built_in(
+        lambda data, pattern, split: WebDataset(pattern, data.path, split, data.class_order),
+        "a pattern of shards, e.g. wds:{train,val}-*.tar",
+    ),
 }.items():
     register_source(_kind, _factory)

@@ -29,10 +29,6 @@ class TFDS:
         split: `train`; or `val`, TFDS's `validation` or, where there is none, `test`.
         class_order: see `declared_classes`.
 
-    Raises:
-        InputError: TFDS is not installed; the set is unknown, not prepared, prepared in another
-            format, or lacks that split, or images and class labels; later on, a label is not a
-            class.
     """
 
     def __init__(self, name: str, data_dir: str, split: str, class_order: str = ""):
@@ -75,8 +71,7 @@ class TFDS:
             reason = f"its record in {file} is missing or damaged ({first_line(error)})"
             raise ImageError.of(self.name(index), reason) from error
         check_labels(np.array([label]), len(self._logits), lambda _: self.name(index))
-        image = decode(encoded, self.name(index))
-        return {"image": image, "label": int(self._logits[label])}
+        return {"image": decode(encoded, self.name(index)), "label": int(self._logits[label])}
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -124,13 +119,7 @@ def _prepare(name: str, data_dir: str) -> str:
 
 
 def parse_name(text: str) -> tuple[str, dict[str, str]]:
-    """Parses `NAME#TRAIN,VAL`: the name, and an expression for `train` and for `val`.
-
-    Without `#` there are no expressions.
-
-    Raises:
-        InputError: there are not two expressions.
-    """
+    """Parses `NAME#TRAIN,VAL`: the name, and expressions for `train` and `val`, if any."""
     name, mark, given = text.partition("#")
     expressions = given.split(",")
     if mark and len(expressions) != 2:
@@ -150,9 +139,6 @@ def part_of(
             Without one, `val` is `validation`, `val`, `valid` or `test`, the first there is.
         lengths: the data's splits, and the number of images in each.
         name: of the data, for the errors.
-
-    Raises:
-        InputError: there is no such split, or the part is malformed or empty.
     """
     if not expressions:
         usual = next((one for one in _USUAL[split] if one in lengths), None)

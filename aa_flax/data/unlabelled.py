@@ -39,11 +39,7 @@ class NoSource:
 
 
 class Given:
-    """Images given as objects instead of a path; equal only to itself.
-
-    Attributes:
-        images: see `listed`.
-    """
+    """Images given as objects instead of a path; equal only to itself."""
 
     def __init__(self, images: Any):
         self.images: Sequence[Any] = listed(images)
@@ -62,12 +58,6 @@ class Pictures:
             `Given`.
         option: the option that they are from, for errors.
         below: whether images of folders below the folder count.
-
-    Attributes:
-        labels: int `(n,)`. num_classes: how many labels there may be.
-
-    Raises:
-        InputError: there is no such folder or file, or it contains no images.
     """
 
     def __init__(self, given: Path | Given, option: str = "--images", *, below: bool = True):
@@ -109,18 +99,13 @@ class Pictures:
             return self.name(index)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Returns width and height, without decoding a file.
-
-        Raises:
-            ImageError: a file is not an image, or has values of more than 8 bits.
-        """
+        """Returns width and height, without decoding a file."""
         with opened(self._items[index], self.name(index)) as image:
             return image.size
 
     def log_lost(self, log: Callable[[str], Any] = log_line) -> dict[str, int]:
         """Logs and returns what the images lose as RGB: see `lost`."""
-        found = lost(self._items)
-        if found:
+        if found := lost(self._items):
             losses = ", ".join(f"{what} ({count})" for what, count in found.items())
             log(f"of {len(self)} image{'s' * (len(self) != 1)}: {losses}")
         return found
@@ -162,11 +147,7 @@ def _is_array(given: Any) -> bool:
 
 
 def listed(images: Any) -> Sequence[Any]:
-    """Returns several images, or a list of one; arrays of JAX and torch tensors as NumPy's.
-
-    Raises:
-        InputError: something else, or none.
-    """
+    """Returns several images, or a list of one; arrays of JAX and torch tensors as NumPy's."""
     if _is_array(images):
         array = _pixels(images)
         return array if array.ndim == 4 else [array]  # pyright: ignore[reportReturnType]
@@ -190,15 +171,9 @@ def _pixels(given: Any) -> np.ndarray:
 
 
 def open_image(given: Any, name: str) -> Image.Image:
-    """Opens an image in mode RGB.
+    """Opens an image in mode RGB: a path, a PIL image, or an array uint8 `(H, W, 3)`.
 
-    Args:
-        given: a path, a PIL image in any mode of 8 bits, or an array uint8 `(H, W, 3)`.
-        name: of the image, for errors.
-
-    Raises:
-        ImageError: it cannot be read, or has values that RGB would clip.
-        InputError: something else.
+    It is an ImageError if it cannot be read, or has values of more than 8 bits.
     """
     with opened(given, name) as image, reading(name):
         if isinstance(given, str | Path):
@@ -241,10 +216,7 @@ def _check(image: Image.Image, name: str) -> None:
 
 
 def lost(images: Iterable[Any]) -> dict[str, int]:
-    """Counts the images that lose something as RGB, by what they lose.
-
-    Images that cannot be read are not counted.
-    """
+    """Counts the readable images that lose something as RGB, by what they lose."""
     found = Counter[str]()
     for image in images:
         if isinstance(image, str | Path | Image.Image):

@@ -11,14 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aa_flax.data.cache import dates_are_reliable, digest, read_arrays, write_arrays
-from aa_flax.data.classes import (
-    check_classes_agree,
-    check_labels,
-    declared_classes,
-    numbered_classes,
-    read_classes,
-)
+from aa_flax.data import classes
+from aa_flax.data.cache import THREADS, dates_are_reliable, digest, read_arrays, write_arrays
 from aa_flax.data.folder import EXTENSIONS, natural_key
 from aa_flax.data.pixels import Example, ImageError, decode
 from aa_flax.errors import InputError
@@ -27,8 +21,6 @@ from aa_flax.runtime import progress_bar
 
 _NAMES = "classes.txt"
 _CACHE = "shards_2"  # the number is that of the format
-_THREADS = 16
-_AT_ONCE = 2**20  # bytes
 _IMAGES = tuple(extension[1:] for extension in EXTENSIONS)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -52,9 +44,6 @@ class WebDataset:
         path: the folder it is relative to; "": the current one.
         split: `train` or `val`.
         class_order: see `declared_classes`, or, without class names, `numbered_classes`.
-
-    Raises:
-        InputError: there are no shards, or they cannot be read; a label is not a class.
     """
 
     def __init__(self, pattern: str, path: str, split: str, class_order: str = ""):
@@ -74,14 +63,14 @@ class WebDataset:
         labels, where = self._index.label, os.fspath(root / pattern)
         names = _class_names(Path(self._base), map(Path, folders))
         if names:
-            check_labels(labels, len(names), self.name)
-            self.class_names, logits = declared_classes(names, class_order, where)
+            classes.check_labels(labels, len(names), self.name)
+            self.class_names, logits = classes.declared_classes(names, class_order, where)
             labels = logits[labels]
         else:
             indexes = [load_shard_index(each) for each in shards.values() if each]
             largest = max(index.label.max(initial=-1) for index in indexes)
-            self.class_names = numbered_classes(int(largest) + 1, class_order, where)
-            check_labels(labels, len(self.class_names), self.name)
+            self.class_names = classes.numbered_classes(int(largest) + 1, class_order, where)
+            classes.check_labels(labels, len(self.class_names), self.name)
         self.num_classes = len(self.class_names)
         self._labels = labels.astype(np.int32)
 
@@ -114,9 +103,9 @@ def _class_names(base: Path, folders: Iterable[Path]) -> list[str]:
     """Reads the `classes.txt` in these folders and up to `base`; returns [] without one."""
     every = {above for folder in folders for above in (folder, *folder.parents)}
     files = [above / _NAMES for above in sorted(every) if above.is_relative_to(base)]
-    found = {str(file): read_classes(file) for file in files if file.is_file()}
+    found = {str(file): classes.read_classes(file) for file in files if file.is_file()}
     if found:
-        check_classes_agree(found, f"leave one {_NAMES}, next to the folders of the shards")
+        classes.check_classes_agree(found, f"leave one {_NAMES}, next to the folders of the shards")
     return next(iter(found.values()), [])
 
 
@@ -124,14 +113,11 @@ def find_shards(pattern: str, root: Path) -> dict[str, list[Path]]:
     """Returns the shards for `train` and `val`, in order.
 
     Args:
-        pattern: a path with `*`, `?`, `[..]`, alternatives `{a,b}` and ranges `{0000..0146}`; or a
-            folder, for all `*.tar` in it and below. The words train, val, validation and test in a
-            shard's name, or else in its folders' below `root`, say what it is for.
-        root: the folder it is relative to; of an absolute path the last folder counts.
-
-    Raises:
-        InputError: nothing fits the pattern, a shard of a range is missing, or one does not say
+        pattern: a path with `*`, `?`, `[..]`, alternatives `{a,b}` and ranges `{0000..0146}`, each
+            of which must be there; or a folder, for all `*.tar` in it and below. The words train,
+            val, validation and test in a shard's name, or else in its folders' below `root`, say
             what it is for.
+        root: the folder it is relative to; of an absolute path the last folder counts.
     """
     if os.path.isdir(root / pattern):
         expanded = [f"{escape(pattern)}/**/*.tar"]
@@ -187,30 +173,19 @@ def _split_of(path: Path, root: Path) -> str:
 
 
 class ShardIndex(NamedTuple):
-    """The images of some tar files, in order.
+    """The images of some tar files, in order."""
 
-    Attributes:
-        shard_of: int32 `(n,)`, the file each image is in.
-        offset, size: int64 `(n,)`, its bytes there.
-        label: int64 `(n,)`.
-        keys: bytes `(n,)`, the key of each sample in WebDataset's sense: its path, up to the first
-            dot of the name.
-    """
-
-    shard_of: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
-    label: np.ndarray
+    shard_of: np.ndarray  # int32 `(n,)`, the file each image is in
+    offset: np.ndarray  # int64 `(n,)`, where it begins there
+    size: np.ndarray  # int64 `(n,)`, in bytes
+    label: np.ndarray  # int64 `(n,)`
+    # bytes `(n,)`, the key of each sample in WebDataset's sense: its path, up to the first dot of
+    # the name.
     keys: np.ndarray
 
 
 def load_shard_index(shards: Sequence[Path]) -> ShardIndex:
-    """Loads the index of tar files from the cache, or reads the files if one has changed.
-
-    Raises:
-        InputError: a file is compressed, truncated or not a tar file, or contains a sparse file;
-            or a sample lacks one image and one label, or its key is repeated in the file.
-    """
+    """Loads the index of tar files from the cache, or reads the files if one has changed."""
     key = os.fsencode("\0".join(os.fspath(shard.resolve()) for shard in shards))
     status = [os.stat(shard) for shard in shards]
     now = {
@@ -227,12 +202,10 @@ def load_shard_index(shards: Sequence[Path]) -> ShardIndex:
 
 
 def _scan(shards: Sequence[Path]) -> ShardIndex:
-    bar = progress_bar(len(shards), f"indexing {shards[0].parent}", unit="shard")
-    listings = []
-    with bar, ThreadPoolExecutor(_THREADS) as pool:
-        for listing in pool.map(lambda shard: list(_samples(shard)), shards):
-            listings.append(listing)
-            bar.update()
+    with ThreadPoolExecutor(THREADS) as pool:
+        samples = pool.map(lambda shard: list(_samples(shard)), shards)
+        title = f"indexing {shards[0].parent}"
+        listings = list(progress_bar(len(shards), title, "shard", iterable=samples))
     rows = [sample for listing in listings for sample in listing]
     numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 3)
     counts = [len(listing) for listing in listings]
@@ -338,7 +311,7 @@ def _archive(shard: Path, file: Any) -> Generator[tuple[str, Member], None, int]
 
 def _next_block(file: Any) -> int | None:
     """Returns the start of the next block that is not zeros; None at the end of the file."""
-    while read := file.read(_AT_ONCE):
+    while read := file.read(2**20):
         if rest := read.lstrip(b"\0"):
             return (file.tell() - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
     return None

@@ -30,7 +30,6 @@ from aa_flax.training.step import (
 )
 from aa_flax.training.stopping import Interrupted, Stopped, StopRequest
 from aa_flax.weights.checkpoints import Checkpoints
-from aa_flax.weights.fit import num_classes_of
 from aa_flax.weights.train_state import TrainState, split_model, update_model
 
 
@@ -67,7 +66,7 @@ def train_epochs(
     )
     batches_from = partial(_batches, sources["train"], config.batch_size, data, config.seed, mesh)
     train_steps = partial(_train_steps, train_step, checkpoints, stop)
-    save = partial(checkpoints.save, num_classes=num_classes_of(model), config=folder.config)
+    save = partial(checkpoints.save, num_classes=model.num_classes or 0, config=folder.config)
     state, first_epoch = _starting_state(  # which drops the initial state if it has a later one
         init_state(model, optimizer, mesh), checkpoints, torch_run, steps, save, mesh
     )

@@ -17,7 +17,6 @@ from aa_flax.weights.fit import (
     fit,
     last_layer,
     named_weights,
-    num_classes_of,
     set_weights,
 )
 from aa_flax.weights.read import Weights, prefixed
@@ -39,9 +38,6 @@ def fitted(weights: Weights, name: str, options: Mapping[str, Any]) -> Weights:
     Args:
         name: the model's name, where the weights do not say it.
         options: the model's, added to those of the weights.
-
-    Raises:
-        InputError: they do not fit the model.
     """
     name = weights.model or name
     options = {**(weights.options or {}), **options}
@@ -52,7 +48,7 @@ def fitted(weights: Weights, name: str, options: Mapping[str, Any]) -> Weights:
     except TypeError as error:
         raise InputError(f"{weights.label}: {name} cannot be built with {options}") from error
     arrays = fit(model, weights, any_head=True)
-    head, num_classes = last_layer(model), num_classes_of(model)
+    head, num_classes = last_layer(model), model.num_classes or 0
     if head:
         num_classes = arrays[head[0]].shape[-1] if head[0] in arrays else None
     return Weights(weights.label, arrays, False, model.name, weights.options, num_classes, head)
@@ -99,11 +95,8 @@ def complete(
     """Builds a model with these weights, in evaluation mode; what they lack is initialized.
 
     Args:
-        num_classes: default: that of the weights.
+        num_classes: default: that of the weights, which must have a last layer then.
         trunk_only: the classifier is not needed: parameters of it that are absent stay abstract.
-
-    Raises:
-        InputError: weights of another model, or without a last layer where `num_classes` is None.
     """
     classes = weights.num_classes if num_classes is None else num_classes
     if classes is None:

@@ -35,22 +35,14 @@ _DESCRIPTION = "_CHECKPOINT_METADATA"
 
 
 class Record(NamedTuple):
-    """Description of a checkpoint, stored in it with a checksum.
+    """Description of a checkpoint, stored in it with a checksum."""
 
-    Attributes:
-        step: updates made, and so the position in the data.
-        epoch: epochs completed.
-        top1: accuracy on the validation set in percent; None: the epoch was not evaluated (yet).
-        checksums: CRC-32 of each part of the state.
-        num_classes: of the model. config: of the run, as nested dicts.
-    """
-
-    step: int
-    epoch: int
-    top1: float | None
-    checksums: dict[str, int]
+    step: int  # updates made, and so the position in the data
+    epoch: int  # epochs completed
+    top1: float | None  # on the validation set, in percent; None: not evaluated (yet)
+    checksums: dict[str, int]  # CRC-32 of each part of the state
     num_classes: int
-    config: dict[str, Any]
+    config: dict[str, Any]  # of the run
 
 
 class Checkpoints:
@@ -111,11 +103,9 @@ class Checkpoints:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Returns which checkpoints to keep; called by Orbax."""
         kept = {c.step for c in checkpoints[-2:]} | self._damaged.keys()
-        if (best := self.best) is not None:
-            kept.add(best.step)
-        for record in self._records.values():
-            if record.top1 is not None and record.epoch % self._keep_every == 0:
-                kept.add(record.step)
+        kept |= {self.best.step} if self.best else set()
+        rated = [r for r in self._records.values() if r.top1 is not None]
+        kept |= {r.step for r in rated if r.epoch % self._keep_every == 0}
         return [c.step in kept for c in checkpoints]
 
     @property
@@ -138,10 +128,8 @@ class Checkpoints:
             InputError: there is none, or it is damaged or of a newer version.
         """
         for damaged, problem in self._damaged.items():
-            if step in (damaged, None):
-                self._check_version(damaged, problem)
-            if step == damaged:
-                raise self._error(damaged, f"is damaged: {problem}")
+            if step == damaged or (step is None and damaged in self._newer):
+                raise self._unusable(damaged, problem)
             if step is None:
                 log_line(f"the checkpoint of step {damaged} is damaged ({problem}) and ignored")
         record = self._records.get(step) if step is not None else self.best or self.latest
@@ -163,33 +151,23 @@ class Checkpoints:
         num_classes: int,
         config: dict[str, Any],
     ) -> None:
-        """Starts writing a state and its `Record`.
-
-        Raises:
-            InputError: this checkpoint, or the one before, could not be written.
-        """
+        """Starts writing a state and its `Record`; raises an InputError as `wait` does."""
         self.wait()  # Orbax ignores a save during another one
         # The next step overwrites the state's buffers while this one is still being written.
         parts = _parts(jax.tree.map(jnp.copy, state))
         checksums = {name: _checksum(part) for name, part in parts.items()}
         step = int(state.step)
-        again = step in self._records
-        self._records[step] = Record(step, epoch, top1, checksums, num_classes, config)
-        description = self._records[step]._asdict()
+        record = Record(step, epoch, top1, checksums, num_classes, config)
+        again, self._records[step] = step in self._records, record
+        description = record._asdict()
+        description["checksum"] = _checksum_of_json(description)
         with self._writing():
             self._checkpointer.save_checkpointables_async(
-                step,
-                parts,
-                overwrite=again,
-                custom_metadata=description | {"checksum": _checksum_of_json(description)},
+                step, parts, overwrite=again, custom_metadata=description
             )
 
     def wait(self) -> None:
-        """Waits until everything that was saved is on disk.
-
-        Raises:
-            InputError: it could not be written.
-        """
+        """Waits until all is on disk; raises an InputError if it could not be written."""
         with self._writing():
             self._checkpointer.wait()
 
@@ -217,10 +195,7 @@ class Checkpoints:
         """Returns the latest state that can be read, on the devices of `like`, and its record.
 
         Damaged checkpoints are renamed to `STEP.damaged`, and logged; if all are, nothing is
-        changed.
-
-        Returns:
-            None if there is no checkpoint yet.
+        changed. Returns None if there is no checkpoint yet.
 
         Raises:
             InputError: there are checkpoints, and all are damaged, now or at an earlier start; or
@@ -233,10 +208,10 @@ class Checkpoints:
             self._check_fit(step, abstract)
             parts, problem = self._load(step, abstract)
             if parts is not None:
-                record = self._records[step]
                 self._set_aside(problems)
-                return TrainState(**parts["model"], **parts["optimizer"]), record
-            self._check_version(step, problem)
+                return TrainState(**parts["model"], **parts["optimizer"]), self._records[step]
+            if step in self._newer:
+                raise self._unusable(step, problem)
             problems[step] = problem
         damaged = [f"step {step}: {problem}" for step, problem in problems.items()]
         damaged += sorted(path.name for path in self.folder.glob("*.damaged*"))
@@ -264,20 +239,17 @@ class Checkpoints:
                 "give the model and the data of that run, or another folder",
             )
 
-    def _check_version(self, step: int, problem: str) -> None:
-        if step in self._newer:
-            raise self._error(
-                step,
-                "was written by a newer version of aa_flax and cannot be read by this one "
-                f"({problem}); update it, or give another --workdir",
-            )
+    def _unusable(self, step: int, problem: str) -> InputError:
+        if step not in self._newer:
+            return self._error(step, f"is damaged: {problem}")
+        return self._error(
+            step,
+            "was written by a newer version of aa_flax and cannot be read by this one "
+            f"({problem}); update it, or give another --workdir",
+        )
 
     def _load(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-        """Returns the parts of a checkpoint, checked; or None, and the damage.
-
-        Raises:
-            InputError: it cannot be read now, here or on another host.
-        """
+        """Returns the parts of a checkpoint, checked; or None, and the damage."""
         parts, problem, in_reach = None, self._damaged.get(step, ""), True
         if (record := self._records.get(step)) is not None:
             parts, problem, in_reach = self._load_quietly(step, abstract)
@@ -325,19 +297,14 @@ class Checkpoints:
         self._open()
 
     def restore_model(self, step: int, model: Classifier) -> None:
-        """Copies parameters and statistics of a checkpoint into the model.
-
-        Raises:
-            InputError: the checkpoint is damaged, of another model, or cannot be read now.
-        """
+        """Copies parameters and statistics of a checkpoint into the model."""
         _, params, batch_stats, random_state = split_model(model)
         like = TrainState(jnp.zeros(()), params, batch_stats, random_state, opt_state=None)
         abstract = _abstract({"model": _parts(like)["model"]})
         self._check_fit(step, abstract)
         parts, problem = self._load(step, abstract)
         if parts is None:
-            self._check_version(step, problem)
-            raise self._error(step, f"is damaged: {problem}")
+            raise self._unusable(step, problem)
         update_model(model, like._replace(**parts["model"]))
 
 

@@ -36,14 +36,12 @@ def convert_file(
     """Writes the weights of a torch file as safetensors, or those of any file as a torch file.
 
     Args:
-        source: a weights file of any kind, e.g. a released one, one of torchvision's or a training
-            checkpoint; `FILE#ema` converts the averaged weights in it.
+        source: a weights file of any kind; `FILE#ema` converts the averaged weights in it.
         output: the file to write, atomically. A torch file is one that the original, or
             torchvision, loads strictly: `{"state_dict": ...}` for an antialiased model, as the
             original's files; the bare state dict for a baseline, as torchvision's.
         model: the model's name; default: inferred from the file's name or content.
-        options: further arguments of the model's class, e.g. `pool_only=False`, where the file does
-            not say them.
+        options: further arguments of the model's class, where the file does not say them.
 
     Returns:
         The model's name.
@@ -80,11 +78,7 @@ def convert_file(
 
 
 def check_output(output: str | Path, *, to_torch: bool, source: str | Path | None = None) -> Path:
-    """Returns the path of a file to write, checked.
-
-    Raises:
-        InputError: it cannot be written, has the wrong suffix, or is `source` itself.
-    """
+    """Checks a file to write, its suffix too, and that it is not `source`; returns its path."""
     path = local_path(output, "the output")
     check_writable(path)
     if source is not None and path.exists() and path.samefile(weights_path(source)[0]):
@@ -108,14 +102,11 @@ def save_as_torch(model: Classifier, output: Path) -> None:
 def whole_model(weights: Weights, **options: Any) -> Classifier:
     """Builds the model with these weights, all else abstract; without a last layer if they lack it.
 
-    Raises:
-        InputError: the weights are a trunk, and the model has other layers before the last one, as
-            VGG does.
+    A trunk alone is an InputError if the model has more layers before the last one, as VGG does.
     """
     build = partial(registry.build, weights.model, **{**(weights.options or {}), **options})
     model = filled(weights, build, weights.num_classes or 0, trunk_only=True)
-    missing = [name for name in named_weights(model) if name not in weights.arrays]
-    if missing:
+    if missing := [name for name in named_weights(model) if name not in weights.arrays]:
         raise InputError(
             f"{weights.label} contains the trunk of {weights.model} alone, and a file of the model "
             f"has {', '.join(missing)}, too; the trunk needs no conversion: "
@@ -130,11 +121,7 @@ def num_parameters(model: nnx.Module) -> int:
 
 
 def name_of(weights: Weights, model: str | None, source: str | Path) -> str:
-    """Returns a model's name as given, or as a file's name, metadata or checkpoint say it.
-
-    Raises:
-        InputError: none of them says it.
-    """
+    """Returns a model's name as given, or as a file's name, metadata or checkpoint say it."""
     if model is not None:
         return model
     filename = Path(source).name
@@ -152,9 +139,6 @@ def name_of(weights: Weights, model: str | None, source: str | Path) -> str:
     )
 
 
-# Released files
-
-
 def released_file(filename: str) -> ReleasedWeights | None:
     """Returns the released file of this name, if there is one."""
     return next((r for r in registry.released_weights() if r.filename == filename), None)
@@ -170,7 +154,7 @@ def check_hash(released: ReleasedWeights, digest: str, path: str | Path) -> None
 
 
 def licence_of(released: ReleasedWeights) -> str:
-    """Returns the licence of released weights."""
+    """Returns the licence of released weights, with whom it is from."""
     return _TORCHVISIONS_LICENCE if released.training == "baseline" else _ORIGINALS_LICENCE
 
 
@@ -182,11 +166,7 @@ def convert_folder(folder: str | Path, output: str | Path) -> tuple[str, int]:
         output: where `resnet50_lpf4-994b528f.safetensors` and the like are written.
 
     Returns:
-        A table of the files, and the number that failed; an unreadable or wrong file does not stop
-        the others.
-
-    Raises:
-        InputError: no such folder, or no released file in it.
+        A table of the files, and the number that failed, which does not stop the others.
     """
     folder, output = local_path(folder, "the folder"), local_path(output, "the output")
     if not folder.is_dir():
@@ -202,15 +182,13 @@ def convert_folder(folder: str | Path, output: str | Path) -> tuple[str, int]:
         raise InputError(f"the output {output} is a file; with --all it must be a folder")
     width = max(len(released.filename) for released in found)
     lines, failed = [f"{'file':{width}}  {'parameters':>11}  status"], 0
-    with progress_bar(len(found), "converting", "file") as bar:
-        for released in found:
-            target = (output / released.filename).with_suffix(".safetensors")
-            try:
-                status = _converted(released, folder / released.filename, target)
-            except InputError as error:
-                status, failed = str(error), failed + 1
-            lines.append(f"{released.filename:{width}}  {released.parameters:>11,}  {status}")
-            bar.update()
+    for released in progress_bar(len(found), "converting", "file", iterable=found):
+        target = (output / released.filename).with_suffix(".safetensors")
+        try:
+            status = _converted(released, folder / released.filename, target)
+        except InputError as error:
+            status, failed = str(error), failed + 1
+        lines.append(f"{released.filename:{width}}  {released.parameters:>11,}  {status}")
     lines.append(
         f"{len(found) - failed} of {len(table)} files are converted, {failed} failed, "
         f"{len(table) - len(found)} are not in the folder"

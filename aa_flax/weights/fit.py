@@ -12,15 +12,9 @@ from flax import nnx
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import parse_name
+from aa_flax.weights import state_dicts
 from aa_flax.weights.read import Weights
-from aa_flax.weights.state_dicts import (
-    COUNTER,
-    Slot,
-    common_prefixes,
-    match_names,
-    torch_filters,
-    torch_slots,
-)
+from aa_flax.weights.state_dicts import COUNTER, Slot
 
 Shape = tuple[int, ...]
 
@@ -67,11 +61,6 @@ def _variables_of(model: nnx.Module, layers: Collection[str]) -> list[str]:
     return [name for name in named_weights(model) if name.partition(".")[0] in layers]
 
 
-def num_classes_of(model: Classifier) -> int:
-    """Returns the outputs of a model's last layer; 0 for a model without one."""
-    return model.num_classes or 0
-
-
 def options_of(model: nnx.Module) -> dict[str, Any]:
     """Returns what sets a model apart from the default one of its name, as a file stores it."""
     return json.loads(json.dumps(dict(getattr(model, "options", {}))))
@@ -114,12 +103,8 @@ def check_names_and_shapes(
         problems.append(f"missing in the weights: {_some(missing)}")
     if unknown := [name for name in given if name not in expected]:
         problems.append(f"not in the model: {_some(unknown)}")
-    shapes = [
-        f"{name} {given[name]}, the model has {shape}"
-        for name, shape in expected.items()
-        if name in given and given[name] != shape
-    ]
-    if shapes:
+    both = [name for name in expected if name in given and given[name] != expected[name]]
+    if shapes := [f"{name} {given[name]}, the model has {expected[name]}" for name in both]:
         problems.append(f"other shapes: {_some(shapes)}")
     if not problems:
         return
@@ -132,7 +117,7 @@ def check_names_and_shapes(
 def _found(names: Collection[str]) -> str:
     if not names:
         return "there are no weights in it"
-    prefixes = common_prefixes(names) if len(names) > 1 else []
+    prefixes = state_dicts.common_prefixes(names) if len(names) > 1 else []
     under = f", all under {prefixes[-1]}" if prefixes else ""
     return f"no name is one of the model's, found are {_some(names, 3)}{under}"
 
@@ -163,10 +148,6 @@ def fit(model: Classifier, weights: Weights, *, any_head: bool = False) -> dict[
         model: the model, abstract or not; it is not changed.
         any_head: the last layer may be absent, or have another number of classes; so may the whole
             classifier where torch keeps it apart from the trunk (three layers of VGG and AlexNet).
-
-    Raises:
-        InputError: weights of another model, or names and shapes that do not fit, all listed;
-            fixed filters are compared, too.
     """
     if weights.torch_names:
         return _fit_torch(model, weights, any_head)
@@ -182,9 +163,10 @@ def fit(model: Classifier, weights: Weights, *, any_head: bool = False) -> dict[
 
 
 def _fit_torch(model: Classifier, weights: Weights, any_head: bool) -> dict[str, np.ndarray]:
-    slots, filters = torch_slots(model), torch_filters(model)
+    slots, filters = state_dicts.torch_slots(model), state_dicts.torch_filters(model)
     counters = {n.replace("running_mean", COUNTER) for n in slots if n.endswith("running_mean")}
-    arrays = match_names(weights.arrays, [*slots, *filters, *counters], weights.label)
+    expected = [*slots, *filters, *counters]
+    arrays = state_dicts.match_names(weights.arrays, expected, weights.label)
     arrays = {name: array for name, array in arrays.items() if name not in counters}
     given = {name: array.shape for name, array in arrays.items()}
     trained = {name: slot.torch_shape for name, slot in slots.items()}
@@ -258,9 +240,9 @@ def _about_filters(
 
     Where everything fits but the filters' sizes, an InputError says which variant would fit.
     """
-    found = {s[-1] for name, s in given.items() if _is_filter(name) and s}
+    found = {s[-1] for name, s in given.items() if name.endswith(".filt") and s}
     own = {taps.shape[-1] for taps in filters.values()}
-    rest_fits = {name: s for name, s in given.items() if not _is_filter(name)} == trained
+    rest_fits = {name: s for name, s in given.items() if not name.endswith(".filt")} == trained
     if rest_fits and found and found != own:
         base = parse_name(model.name)[0] if getattr(model, "name", "") else "the model"
         raise InputError(
@@ -277,13 +259,8 @@ def _about_filters(
         )
     if found and not filters:
         return f"filters of {sorted(found)} taps are in it: it is of an antialiased model"
-    if rest_fits:
-        return "all but filters fits: these are weights of a model built with other options"
-    return ""
-
-
-def _is_filter(name: str) -> bool:
-    return name.rpartition(".")[2] == "filt"
+    others = "all but filters fits: these are weights of a model built with other options"
+    return others if rest_fits else ""
 
 
 def _variants(base: str, filter_sizes: Collection[int]) -> str:

@@ -6,8 +6,6 @@ baseline               those of the model without antialiasing, torchvision's
 FILE, FILE#ema         a weights file of any kind, recognized by content; its averaged weights
 FOLDER                 the folder of a run: its best checkpoint
 hf-hub:OWNER/NAME      a repository on the Hugging Face hub; @REVISION, and #sha256=HEX to compare
-
-Each kind is a class in the table `SOURCES`; `locate` uses the last one that `takes` the source.
 """
 
 from collections.abc import Mapping
@@ -22,33 +20,21 @@ from jax.typing import DTypeLike
 
 from aa_flax.config import images_of_config, options_of_config
 from aa_flax.data.classes import imagenet_class_names
-from aa_flax.errors import InputError, Table
+from aa_flax.errors import InputError
 from aa_flax.files import local_path, parse_json
 from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
+from aa_flax.weights import read
 from aa_flax.weights.building import abstract_model, complete, fitted
 from aa_flax.weights.convert_files import licence_of
 from aa_flax.weights.fit import last_layer, named_weights, options_of
 from aa_flax.weights.hub import PREFIX, HubFile, hub_file, parse_hub_name
-from aa_flax.weights.published import check_is_released, choose, published_file
-from aa_flax.weights.read import (
-    EMA,
-    WORDS,
-    Weights,
-    images_in,
-    integer_in,
-    json_in,
-    read_metadata,
-    read_weights,
-    sha256,
-    weights_path,
-)
+from aa_flax.weights.published import choose, published_file
+from aa_flax.weights.read import EMA, WORDS, Weights, read_weights
 
 
 class WeightsSource:
     """Weights that are somewhere; nothing is loaded or downloaded before it is needed.
-
-    Made from a source that it `takes`, and the name of the model they are wanted for.
 
     Attributes:
         name: the model they are of, by their file, or else the model they are wanted for; loading
@@ -61,38 +47,21 @@ class WeightsSource:
     dtype: DTypeLike | None = None
     config: Mapping[str, Any] | None = None
 
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        """Returns whether a source is of this kind."""
-        raise NotImplementedError
-
-    def __init__(self, source: str | Path, model: str):
-        raise NotImplementedError
-
     def description(self) -> dict[str, Any]:
         """Describes the weights for a record; equal weights have equal descriptions.
 
-        Returns:
-            Of the keys `kind` (`released`, `file`, `hub` or `run`), `model`, `options`, `training`,
-            `file`, `sha256`, `licence`, `epoch`, `step`, `crc32` those that are known.
+        Of the keys `kind` (`released`, `file`, `hub` or `run`), `model`, `options`, `training`,
+        `file`, `sha256`, `licence`, `epoch`, `step`, `crc32` it has those that are known.
         """
         raise NotImplementedError
 
     def config_changes(self) -> dict[str, Any]:
         """Returns fields of a model's `ModelConfig` that follow from its weights."""
         facts = self.description()
-        changes = {key: facts.get(key) for key in ("sha256", "licence")}
-        return {"weights": facts["file"], **changes}
+        return {"weights": facts["file"]} | {key: facts.get(key) for key in ("sha256", "licence")}
 
     def load(self, options: Mapping[str, Any]) -> Weights:
-        """Loads the weights, with this package's names.
-
-        Args:
-            options: the model's, added to those of the weights.
-
-        Raises:
-            InputError: they are out of reach, damaged or do not fit the model.
-        """
+        """Loads the weights, with this package's names; `options` are added to theirs."""
         raise NotImplementedError
 
     def load_relative(self, options: Mapping[str, Any]) -> Weights:
@@ -127,30 +96,23 @@ class WeightsSource:
         return complete(weights, build, num_classes, nnx.Rngs(0) if rngs is None else rngs)
 
 
-SOURCES: Table[type[WeightsSource]] = Table("kind of weights")
-
-
 class InFile(WeightsSource):
     """A weights file."""
 
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        return True  # the constructor reports what is not a file
-
     def __init__(self, source: str | Path, model: str):
         self.source = local_path(source, "weights")
-        self.path, self.ema = weights_path(self.source)
-        self._metadata = read_metadata(self.path)
+        self.path, self.ema = read.weights_path(self.source)
+        self._metadata = read.read_metadata(self.path)
         self.name = self._metadata.get("model") or model
 
     @cached_property
     def _digest(self) -> str:
-        return sha256(self.path)
+        return read.sha256(self.path)
 
     def description(self) -> dict[str, Any]:
-        facts = {"options": json_in(self._metadata, "options", self.path)}
+        facts = {"options": read.json_in(self._metadata, "options", self.path)}
         facts |= {key: self._metadata.get(key) for key in ("training", "licence")}
-        facts |= {key: integer_in(self._metadata, key) for key in ("epoch", "step")}
+        facts |= {key: read.integer_in(self._metadata, key) for key in ("epoch", "step")}
         return {
             "kind": "file",
             "model": self.name,
@@ -160,7 +122,7 @@ class InFile(WeightsSource):
         }
 
     def config_changes(self) -> dict[str, Any]:
-        return {**images_in(self._metadata, self.path), **super().config_changes()}
+        return {**read.images_in(self._metadata, self.path), **super().config_changes()}
 
     def _read(self) -> Weights:
         weights = read_weights(self.source)
@@ -186,13 +148,6 @@ class InFile(WeightsSource):
 class OfRun(WeightsSource):
     """A run's checkpoint `step`, or its best by top-1; raises an InputError without a run."""
 
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        path = local_path(source, "weights")
-        misspelled = get_close_matches(str(source), WORDS, n=1)
-        # A name that does not exist is a run's, and the error says so, unless it looks like a file.
-        return path.is_dir() or not (path.exists() or path.suffix or misspelled)
-
     def __init__(self, source: str | Path, model: str = "", *, step: int | None = None):
         self.folder = local_path(source, "the run's folder")
         self.step = step
@@ -202,14 +157,11 @@ class OfRun(WeightsSource):
                 f"no run in {self.folder} ({why}); train first, or give other weights: a file, or "
                 f"one of {', '.join(WORDS)}"
             )
-        if (self.folder / "checkpoints").is_dir():
-            return
         suffixes = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
         found = sorted(str(path) for path in self.folder.iterdir() if path.suffix in suffixes)
-        if found:
-            raise InputError(
-                f"no checkpoints in {self.folder}, but weights: give {' or '.join(found)}"
-            )
+        if found and not (self.folder / "checkpoints").is_dir():
+            files = " or ".join(found)
+            raise InputError(f"no checkpoints in {self.folder}, but weights: give {files}")
 
     def _checkpoints(self):
         from aa_flax.weights.checkpoints import Checkpoints  # Orbax, which only runs need
@@ -249,15 +201,13 @@ class OfRun(WeightsSource):
         }
 
     def config_changes(self) -> dict[str, Any]:
-        images, names = images_of_config(self.config), self._class_names()
-        return {**images, "class_names": names, **super().config_changes()}
-
-    def _class_names(self) -> tuple[str, ...]:
         try:
             data = parse_json((self.folder / "data.json").read_text())
-            return tuple(map(str, data["train"]["classes"]))
+            names = tuple(map(str, data["train"]["classes"]))
         except (OSError, ValueError, LookupError, TypeError):  # unknown
-            return ()
+            names = ()
+        images = images_of_config(self.config)
+        return {**images, "class_names": names, **super().config_changes()}
 
     def sentence(self) -> str:
         """Says for people where the weights come from."""
@@ -283,55 +233,42 @@ class OfRun(WeightsSource):
 class OnHub(WeightsSource):
     """The weights in a repository on the Hugging Face hub."""
 
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        return str(source).startswith(PREFIX)
-
     def __init__(self, source: str | Path, model: str):
         self.source = parse_hub_name(str(source))
         self.name = model
 
     @cached_property
-    def _downloaded(self) -> HubFile:
-        return hub_file(self.source)
-
-    @cached_property
-    def _in_file(self) -> InFile:
-        return InFile(self._downloaded.path, self.name)
+    def _downloaded(self) -> tuple[HubFile, InFile]:
+        found = hub_file(self.source)
+        file, wanted = InFile(found.path, self.name), self.source.sha256
+        digest = file.description()["sha256"]
+        if wanted and not digest.startswith(wanted):
+            raise InputError(
+                f"{PREFIX}{self.source.repository} is not the file that was meant: its SHA-256 "
+                f"begins with {digest[:8]}, not {wanted[:8]}; correct it, or give its revision"
+            )
+        return found, file
 
     def description(self) -> dict[str, Any]:
-        facts = self._in_file.description()
-        licence = facts.get("licence") or self._downloaded.licence
-        file = f"{PREFIX}{self.source.repository}@{self._downloaded.revision}"
+        found, in_file = self._downloaded
+        facts = in_file.description()
+        licence = facts.get("licence") or found.licence
+        file = f"{PREFIX}{self.source.repository}@{found.revision}"
         known = {**facts, "kind": "hub", "file": file, "licence": licence}
         return {key: value for key, value in known.items() if value}
 
     def config_changes(self) -> dict[str, Any]:
-        return {**self._downloaded.images, **super().config_changes()}
-
-    def _checked(self) -> InFile:
-        digest, wanted = self._in_file.description()["sha256"], self.source.sha256
-        if wanted and not digest.startswith(wanted):
-            raise InputError(
-                f"{PREFIX}{self.source.repository} is not the file that was meant: its SHA-256 "
-                f"begins with {digest[:8]}, not {wanted[:8]}; correct it, or give the "
-                "revision it is of"
-            )
-        return self._in_file
+        return {**self._downloaded[0].images, **super().config_changes()}
 
     def load(self, options: Mapping[str, Any]) -> Weights:
-        return self._checked().load(options)
+        return self._downloaded[1].load(options)
 
     def load_relative(self, options: Mapping[str, Any]) -> Weights:
-        return self._checked().load_relative(options)
+        return self._downloaded[1].load_relative(options)
 
 
 class Published(WeightsSource):
     """A released file."""
-
-    @classmethod
-    def takes(cls, source: str | Path) -> bool:
-        return source in WORDS
 
     def __init__(self, source: str | Path, model: str):
         wanted = registry.parse_name(model)[0] if source == "baseline" else model
@@ -354,12 +291,20 @@ class Published(WeightsSource):
 
     def load(self, options: Mapping[str, Any]) -> Weights:
         weights = read_weights(published_file(self.released))
-        check_is_released(self.released, weights)
+        origin = weights.metadata.get("sha256", "")
+        if origin and not origin.startswith(self.released.sha256_prefix):
+            raise InputError(
+                f"{weights.label} was converted from another file than {self.released.filename} "
+                f"(SHA-256 {origin[:8]}); delete it"
+            )
         return fitted(weights, self.name, options)
 
 
-for _kind in (InFile, OfRun, OnHub, Published):
-    SOURCES.register(_kind.__name__, _kind)
+def _names_a_run(source: str | Path) -> bool:
+    """Checks for a folder, or a name that does not exist and looks like neither file nor word."""
+    path = local_path(source, "weights")
+    misspelled = get_close_matches(str(source), WORDS, n=1)
+    return path.is_dir() or not (path.exists() or path.suffix or misspelled)
 
 
 def locate(source: bool | str | Path, *, model: str) -> WeightsSource:
@@ -372,20 +317,22 @@ def locate(source: bool | str | Path, *, model: str) -> WeightsSource:
     Raises:
         InputError: no such weights; the message lists what there is, or the nearest word.
     """
-    if source is True:
-        source = "pretrained"
+    source = "pretrained" if source is True else source
     if not isinstance(source, str | Path) or not str(source):
         given = repr(source)
         if isinstance(source, Mapping):
             given = "a mapping, which load_torch_state_dict loads into a model"
         raise InputError(
-            f"weights are True, one of {', '.join(WORDS)}, a file or the folder of a run; got "
-            f"{given}"
+            f"weights are True, one of {', '.join(WORDS)}, a file or a run's folder; got {given}"
         )
     repository = registry.hub_repository(model)
     if source == "pretrained" and repository:
         source = PREFIX + repository
-    return next(kind for kind in reversed([*SOURCES.values()]) if kind.takes(source))(source, model)
+    if source in WORDS:
+        return Published(source, model)
+    if str(source).startswith(PREFIX):
+        return OnHub(source, model)
+    return OfRun(source) if _names_a_run(source) else InFile(source, model)
 
 
 def describe(description: Mapping[str, Any] | str) -> str:

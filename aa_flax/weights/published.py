@@ -20,7 +20,7 @@ from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
 from aa_flax.runtime import progress_bar
 from aa_flax.weights.convert_files import check_hash, convert_file
-from aa_flax.weights.read import Weights, import_torch
+from aa_flax.weights.read import import_torch
 
 # Of the original's files, and torchvision's.
 ADDRESSES = {
@@ -39,23 +39,17 @@ def choose(name: str, training: str | None = None) -> ReleasedWeights:
         training: `finetuned` or `scratch`; None chooses as the original does: fine-tuned weights
             where there are any (every model at `_lpf4`), else those trained from scratch, and
             torchvision's for a baseline.
-
-    Raises:
-        InputError: nothing of that kind was released; the message lists what was.
     """
     base, filter_size = registry.parse_name(name)
     model = base if filter_size is None else f"{base}_lpf{filter_size}"
-    found = {r.training: r for r in registry.released_weights() if r.model == model}
-    if training is not None:
-        wanted = [training]
-    elif name.endswith("_finetune"):
-        wanted = ["finetuned"]
-    else:
-        wanted = ["finetuned", "scratch", "baseline"]
-    for kind in wanted:
-        if kind in found:
-            return found[kind]
-    there = [r for r in registry.released_weights() if registry.parse_name(r.model)[0] == base]
+    wanted = ["finetuned", "scratch", "baseline"]
+    if training is not None or name.endswith("_finetune"):
+        wanted = [training or "finetuned"]
+    released = registry.released_weights()
+    found = {r.training: r for r in released if r.model == model and r.training in wanted}
+    if found:
+        return found[min(found, key=wanted.index)]
+    there = [r for r in released if registry.parse_name(r.model)[0] == base]
     listed = ", ".join(f"{r.model} ({r.training})" for r in there) or "none"
     kind = f"{training} " if training else ""
     raise InputError(f"no {kind}weights were released for {model}; there are: {listed}")
@@ -67,10 +61,6 @@ def published_file(released: ReleasedWeights) -> Path:
     The first of these is used: a converted file in the folder `AA_FLAX_WEIGHTS`, or in the cache;
     a released file in `AA_FLAX_WEIGHTS`, converted into the cache; a download, converted into the
     cache.
-
-    Raises:
-        InputError: a file that is not the released one, or a download that fails; the message says
-            where to put the file by hand.
     """
     converted = Path(released.filename).with_suffix(".safetensors").name
     local = _local_folder()
@@ -94,7 +84,6 @@ def published_file(released: ReleasedWeights) -> Path:
 
 
 def _local_folder() -> Path | None:
-    """Returns the folder `AA_FLAX_WEIGHTS`, if it is set."""
     given = os.environ.get("AA_FLAX_WEIGHTS")
     if not given:
         return None
@@ -139,16 +128,6 @@ def _temporary_folder() -> Path:
     return Path(folder.name)
 
 
-def check_is_released(released: ReleasedWeights, weights: Weights) -> None:
-    """Raises an InputError if a converted file says that it was made from another one."""
-    origin = weights.metadata.get("sha256", "")
-    if origin and not origin.startswith(released.sha256_prefix):
-        raise InputError(
-            f"{weights.label} was converted from another file than {released.filename} (SHA-256 "
-            f"{origin[:8]}); delete it"
-        )
-
-
 def address_of(released: ReleasedWeights) -> str:
     """Returns the address where a released file is published."""
     site = "torchvision" if released.training == "baseline" else "original"
@@ -158,9 +137,7 @@ def address_of(released: ReleasedWeights) -> str:
 def download(released: ReleasedWeights, path: Path) -> None:
     """Downloads a released file, complete and with the right hash or not at all.
 
-    Raises:
-        InputError: no connection, one that broke off, or another file; the message has the address
-            and the folder to put the file in.
+    The InputError of a failure has the address, and the folder to put the file in.
     """
     address = address_of(released)
     try:

@@ -31,42 +31,24 @@ EMA = "#ema"  # after a file's name: its averaged weights
 
 
 class Weights(NamedTuple):
-    """Arrays by name, and the model they are weights of.
+    """Arrays by name, and the model they are weights of."""
 
-    Attributes:
-        label: their source, for messages.
-        arrays: by this package's names (`layer1.0.conv1.kernel`), or by torch's; floats are
-            float32.
-        torch_names: whether the names are torch's (`layer1.0.conv1.weight`).
-        model: the model's name; "": unknown.
-        options: the model's options; None: unknown.
-        num_classes: outputs of its last layer, 0 for a model without one; None: unknown, or the
-            weights lack the last layer.
-        head: names of the last layer's arrays.
-        metadata: facts by name, of a safetensors file.
-        checkpoint: the whole content of a torch file.
-        sha256: of the file, in hexadecimal.
-    """
-
-    label: str
+    label: str  # their source, for messages
+    # By this package's names (`layer1.0.conv1.kernel`), or torch's; floats are float32.
     arrays: Mapping[str, Any]
-    torch_names: bool = False
-    model: str = ""
-    options: Mapping[str, Any] | None = None
+    torch_names: bool = False  # `layer1.0.conv1.weight`
+    model: str = ""  # its name; "": unknown
+    options: Mapping[str, Any] | None = None  # of the model; None: unknown
+    # Outputs of the last layer, 0 for a model without one; None: unknown, or the layer is lacking.
     num_classes: int | None = None
-    head: Sequence[str] = ()
-    metadata: Mapping[str, str] = {}
-    checkpoint: Any = None
-    sha256: str = ""
+    head: Sequence[str] = ()  # names of the last layer's arrays
+    metadata: Mapping[str, str] = {}  # of a safetensors file
+    checkpoint: Any = None  # the whole content of a torch file
+    sha256: str = ""  # of the file, in hexadecimal
 
 
 def weights_path(source: str | Path) -> tuple[Path, bool]:
-    """Returns the path of a weights file, and whether `FILE#ema` requests its averaged weights.
-
-    Raises:
-        InputError: an address, no such file (the message suggests the nearest of `WORDS`), or a
-            directory.
-    """
+    """Returns the path of a weights file, and whether `FILE#ema` requests its averaged weights."""
     path = local_path(source, "weights file")
     ema = path.name.endswith(EMA) and not path.exists()
     if ema:
@@ -83,8 +65,7 @@ def weights_path(source: str | Path) -> tuple[Path, bool]:
 def read_weights(source: str | Path) -> Weights:
     """Reads a weights file: safetensors, of this package or with torch's names, or a torch file.
 
-    Args:
-        source: the file, with any suffix; `FILE#ema` reads its averaged weights.
+    It may have any suffix; `FILE#ema` reads its averaged weights.
 
     Raises:
         InputError: no such file, a damaged one, one that contains code, or no weights in it.
@@ -120,11 +101,7 @@ def weights_in(
 ) -> Weights:
     """Returns the state dict in the content of a torch file or in a mapping; see `find_state_dict`.
 
-    Args:
-        file_size: bytes of the file, which its tensors may not exceed; None: no file.
-
-    Raises:
-        InputError: no state dict, several, or tensors larger than the file.
+    Its tensors may not exceed `file_size` bytes, where that is given.
     """
     tensors, averaged = find_state_dict(checkpoint, label, ema=ema)
     if file_size is not None:
@@ -184,8 +161,7 @@ def _other_kind(data: bytes, path: Path) -> str:
             return kind
     if data.startswith(b"PK"):
         return _other_zip(data)
-    is_text = data[:200].isascii() and b"\0" not in data[:200]
-    return "a text, not weights" if is_text else ""
+    return "a text, not weights" if data[:200].isascii() and b"\0" not in data[:200] else ""
 
 
 def _other_zip(data: bytes) -> str:
@@ -212,11 +188,7 @@ _DTYPES = {
 
 
 def read_metadata(source: str | Path) -> dict[str, str]:
-    """Returns the metadata of a safetensors file, read without its arrays; {} for a torch file.
-
-    Raises:
-        InputError: the file cannot be read, or is neither.
-    """
+    """Returns the metadata of a safetensors file, read without its arrays; {} for a torch file."""
     path, _ = weights_path(source)
     try:
         with path.open("rb") as file:
@@ -246,14 +218,14 @@ def _parse_safetensors(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], 
         tensors = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise _incomplete(path, error) from error
+    arrays = {}
+    for name, tensor in tensors:
+        kind = tensor["dtype"]
+        if kind not in _DTYPES:
+            raise InputError(f"{path}: {name} is of type {kind}; weights are real numbers")
+        arrays[name] = np.frombuffer(tensor["data"], _DTYPES[kind]).reshape(tensor["shape"])
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return {name: _array(name, t, path) for name, t in tensors}, header.get("__metadata__") or {}
-
-
-def _array(name: str, tensor: Mapping[str, Any], path: Path) -> np.ndarray:
-    if tensor["dtype"] not in _DTYPES:
-        raise InputError(f"{path}: {name} is of type {tensor['dtype']}; weights are real numbers")
-    return np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    return arrays, header.get("__metadata__") or {}
 
 
 def _incomplete(path: Path, error: Exception) -> InputError:
@@ -277,11 +249,7 @@ def checked_images(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_in(metadata: Mapping[str, str], key: str, label: object) -> dict[str, Any]:
-    """Returns a mapping that is stored in metadata as JSON; {} where it is absent.
-
-    Raises:
-        InputError: it is not JSON, or not a mapping.
-    """
+    """Returns a mapping that is stored in metadata as JSON; {} where it is absent."""
     text = metadata.get(key, "{}")
     try:
         found = parse_json(text)
@@ -315,13 +283,6 @@ def parse_torch_file(data: bytes, path: str | Path) -> Any:
 
     Tensors and plain values are read, and what trainers store next to them: NumPy's numbers and
     arrays, paths, and the arguments of a command (`argparse.Namespace`).
-
-    Args:
-        path: the file's, for errors.
-
-    Raises:
-        InputError: not a torch file or a damaged one, one that contains code or is compressed, or
-            torch is not installed.
     """
     torch = import_torch(f"reading {path}")
     try:
@@ -383,11 +344,7 @@ def _reason(error: Exception) -> str:
 
 
 def import_torch(purpose: str) -> Any:
-    """Imports torch, an extra.
-
-    Raises:
-        InputError: it is not installed; the message explains how to.
-    """
+    """Imports torch, an extra; an InputError says how to install it."""
     try:
         import torch
     except ImportError as error:

@@ -16,7 +16,7 @@ from aa_flax.files import local_path, not_written, parse_json, replacing
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import IMAGE_FIELDS
 from aa_flax.nn.layers import refuse_folded
-from aa_flax.weights.fit import fit, named_weights, num_classes_of, options_of, set_weights
+from aa_flax.weights.fit import fit, named_weights, options_of, set_weights
 from aa_flax.weights.read import import_torch, read_weights, weights_in
 
 Model = TypeVar("Model", bound=Classifier)
@@ -50,10 +50,13 @@ def save_weights(model: nnx.Module, path: str | Path, **metadata: str) -> None:
     }
     if isinstance(model, Classifier) and model.name:
         _check_named(path, options := options_of(model))
-        images = {name: getattr(model.config, name) for name in IMAGE_FIELDS}
-        facts = {"model": model.name, "options": json.dumps(options, sort_keys=True)}
-        facts["images"] = json.dumps(images)
-        metadata = {**facts, "num_classes": str(num_classes_of(model)), **metadata}
+        facts = {
+            "model": model.name,
+            "options": json.dumps(options, sort_keys=True),
+            "images": json.dumps({name: getattr(model.config, name) for name in IMAGE_FIELDS}),
+            "num_classes": str(model.num_classes or 0),
+        }
+        metadata = {**facts, **metadata}
     try:
         with replacing(path) as temporary:
             save_file(arrays, temporary, {"format": "aa_flax", **metadata})
@@ -87,15 +90,12 @@ def _sort_header(path: Path) -> None:
 
 
 def load_weights(model: Model, path: str | Path) -> Model:
-    """Fills a model from a weights file, strictly, in place.
+    """Fills a model from a weights file, strictly, in place; returns it.
 
     Args:
         path: safetensors, of this package or with torch's names, or a torch file (needs torch; read
             with `weights_only=True`, so code in it is refused), with any suffix. `FILE#ema` loads
             the averaged weights in it.
-
-    Returns:
-        The same model.
 
     Raises:
         InputError: an unreadable file, weights of another model or of other options, or names or
@@ -113,7 +113,7 @@ def load_weights(model: Model, path: str | Path) -> Model:
 
 
 def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) -> Model:
-    """Fills a model with the weights of a torch file or state dict, strictly, in place.
+    """Fills a model with the weights of a torch file or state dict, strictly, in place; returns it.
 
     Accepts released files, torchvision's, and training checkpoints, in memory or on disk: wrapped
     (`state_dict`, `model` ...), under prefixes (`module.`, `_orig_mod.`, one that all names have),
@@ -124,9 +124,6 @@ def load_torch_state_dict(model: Model, source: str | Path | Mapping[str, Any]) 
     Args:
         model: a model of `create_model`.
         source: a file as `load_weights` takes it, or a state dict of tensors or arrays.
-
-    Returns:
-        The same model.
 
     Raises:
         InputError: an unreadable file, no state dict or several, or keys, shapes or filters that do

@@ -40,9 +40,6 @@ def find_state_dict(
 
     Returns:
         Tensors by name, as spelled there; and the names of averaged copies that were not chosen.
-
-    Raises:
-        InputError: there is none, or more than one; the message says what was found.
     """
     plain: dict[str, Mapping[str, Any]] = {}
     averaged: dict[str, Mapping[str, Any]] = {}
@@ -74,9 +71,8 @@ def _state_dicts(content: Any, path: str = "", depth: int = _DEPTH) -> Iterator[
     if not isinstance(content, Mapping):
         return
     # Names to tensors alone, and not only numbers.
-    if all(isinstance(k, str) and _is_array(v) for k, v in content.items()) and any(
-        len(v.shape) for v in content.values()
-    ):
+    are_arrays = all(isinstance(k, str) and _is_array(v) for k, v in content.items())
+    if are_arrays and any(len(v.shape) for v in content.values()):
         yield path, content
     elif depth:
         for key, value in content.items():
@@ -125,27 +121,23 @@ def _summary(content: Any) -> str:
 
 
 def as_float32(tensors: Mapping[str, Any], label: object) -> dict[str, np.ndarray]:
-    """Converts tensors of torch, NumPy or JAX, on any device, to arrays; any float to float32.
-
-    Raises:
-        InputError: a tensor without values, or with values that are not real numbers.
-    """
-    return {name: _to_numpy(tensor, name, label) for name, tensor in tensors.items()}
-
-
-def _to_numpy(tensor: Any, name: str, label: object) -> np.ndarray:
-    try:
-        if hasattr(tensor, "detach"):  # torch's; NumPy has no bfloat16
-            tensor = tensor.detach().cpu()
-            tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        array = np.asarray(tensor)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{label}: {name} has no values to read ({first_line(error)})") from error
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        return array.astype(np.float32, copy=False)
-    if array.dtype.kind not in "iub":
-        raise InputError(f"{label}: {name} is of type {array.dtype}; weights are real numbers")
-    return array
+    """Converts tensors of torch, NumPy or JAX, on any device, to arrays; any float to float32."""
+    arrays = {}
+    for name, tensor in tensors.items():
+        try:
+            if hasattr(tensor, "detach"):  # torch's; NumPy has no bfloat16
+                tensor = tensor.detach().cpu()
+                tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+            array = np.asarray(tensor)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            reason = first_line(error)
+            raise InputError(f"{label}: {name} has no values to read ({reason})") from error
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(np.float32, copy=False)
+        elif array.dtype.kind not in "iub":
+            raise InputError(f"{label}: {name} is of type {array.dtype}; weights are real numbers")
+        arrays[name] = array
+    return arrays
 
 
 # Names
@@ -156,9 +148,6 @@ def match_names(given: Mapping[str, T], expected: Collection[str], label: object
 
     `module.` and `_orig_mod.` are removed anywhere, old DenseNet names become today's, and a prefix
     of all names is removed if they fit better without it. Unexpected names stay as spelled.
-
-    Raises:
-        InputError: one name in two spellings.
     """
     own: dict[str, str] = {todays_name(name): name for name in expected}
     spellings = defaultdict(list)
@@ -266,13 +255,8 @@ def to_torch_state_dict(model: Classifier) -> dict[str, np.ndarray]:
     """Returns the model's weights with the names, order and layout of the PyTorch original.
 
     `torch_model.load_state_dict(..., strict=True)` takes them once each array is a tensor; fixed
-    filters and `num_batches_tracked` (0) are included.
-
-    Args:
-        model: a model of `create_model`.
-
-    Returns:
-        Arrays by name; convolutions are `(out, in, h, w)`, linear layers `(out, in)`.
+    filters and `num_batches_tracked` (0) are included. Convolutions are `(out, in, h, w)`, linear
+    layers `(out, in)`.
 
     Raises:
         InputError: a model of `aa_flax.fuse`, or one whose family has no torch layout.

@@ -9,26 +9,18 @@ from aa_flax.models.classifier import Classifier
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step, and so the content of a checkpoint.
+    """Everything that changes from step to step, and so the content of a checkpoint."""
 
-    Attributes:
-        step: updates made so far, which is also the position in the data.
-        params: `nnx.Param` values. batch_stats: `nnx.BatchStat` values.
-        random_state: the rest of the model: keys and counters of its dropout.
-        opt_state: state of the optimizer.
-    """
-
-    step: Array
-    params: nnx.State
-    batch_stats: nnx.State
-    random_state: nnx.State
-    opt_state: Any
+    step: Array  # updates made so far, which is also the position in the data
+    params: nnx.State  # of `nnx.Param`
+    batch_stats: nnx.State  # of `nnx.BatchStat`
+    random_state: nnx.State  # the rest of the model: keys and counters of its dropout
+    opt_state: Any  # of the optimizer
 
 
 def split_model(model: nnx.Module) -> tuple[Any, Any, Any, Any]:
     """Returns graph definition, parameters, batch statistics and random state."""
-    graphdef, params, batch_stats, random_state = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    return graphdef, params, batch_stats, random_state
+    return nnx.split(model, nnx.Param, nnx.BatchStat, ...)  # pyright: ignore[reportReturnType]
 
 
 def update_model(model: Classifier, state: TrainState) -> Classifier:

@@ -13,7 +13,7 @@ from aa_flax import InputError, create_model, load_torch_state_dict, load_weight
 from aa_flax import to_torch_state_dict as torch_weights
 from aa_flax.weights.building import abstract_model, complete, filled, fitted
 from aa_flax.weights.convert_files import whole_model
-from aa_flax.weights.fit import fit, last_layer, named_weights, num_classes_of
+from aa_flax.weights.fit import fit, last_layer, named_weights
 from aa_flax.weights.locate import locate
 from aa_flax.weights.read import weights_in
 from benchmarks.reference import antialiased_cnns, reference_net, torchvision
@@ -190,7 +190,7 @@ def test_a_trunk_is_neither_loaded_nor_converted_as_a_whole_net(trunk, tmp_path)
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "densenet121", NAME])
 def test_the_last_layer_of_each_family_is_known(name):
     model = abstract_model(name, 7)
-    assert num_classes_of(model) == 7
+    assert model.num_classes == 7
     shapes = {tuple(v.shape) for _, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     head = last_layer(model)
     assert len(head) == 2
