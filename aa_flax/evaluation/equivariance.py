@@ -15,6 +15,7 @@ multiples of the stride are integer shifts of the map: there the distance is zer
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,28 +43,25 @@ from aa_flax.runtime import put_batch, replicate, replicated
 
 @dataclass(frozen=True)
 class EquivarianceMaps:
-    """Cosine distances of B - 1 blocks and the logits at every offset of a period of P pixels.
+    """Cosine distances of B - 1 blocks and the logits at every offset of a period of P pixels."""
 
-    Attributes:
-        blocks: names, in order; the last is `logits`, a map of one pixel: its invariance.
-        strides: pixels of the image in one of the block's map.
-        maps: mean over the images; `maps[b, dh, dw]`.
-        scale: mean distance between two different images at each block, for comparison.
-    """
-
-    blocks: tuple[str, ...]
-    strides: tuple[int, ...]
-    maps: Float[np.ndarray, "B P P"]
-    scale: Float[np.ndarray, " B"]
+    blocks: tuple[str, ...]  # the last is `logits`, a map of one pixel: its invariance
+    strides: tuple[int, ...]  # pixels of the image in one of the block's map
+    maps: Float[np.ndarray, "B P P"]  # mean over the images, at (down, right)
+    scale: Float[np.ndarray, " B"]  # mean distance between two different images
 
     @property
     def relative(self) -> Float[np.ndarray, "B P P"]:
         """The maps relative to the distance between two different images at each block."""
         return self.maps / self.scale[:, None, None]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the attributes, as `save` writes them."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
     def save(self, path: Path) -> None:
-        """Writes the attributes to an .npz file."""
-        save_arrays(path, {name: np.asarray(value) for name, value in vars(self).items()})
+        """Writes an .npz file."""
+        save_arrays(path, self.arrays())
 
     @classmethod
     def load(cls, path: Path) -> "EquivarianceMaps":
@@ -74,12 +72,7 @@ class EquivarianceMaps:
 
 
 def equivariance_maps(
-    model: Classifier,
-    batch: Batch,
-    *,
-    crop_size: int,
-    mesh: Mesh,
-    progress: tqdm | None = None,
+    model: Classifier, batch: Batch, *, crop_size: int, mesh: Mesh, progress: tqdm | None = None
 ) -> EquivarianceMaps:
     """Measures every block of a model at all offsets of its largest stride, on one batch.
 
@@ -88,12 +81,8 @@ def equivariance_maps(
         batch: of `evaluation_batches`, at least two images; masked images do not count.
         crop_size: side of the centre crop, a multiple of the largest stride.
         progress: a bar, advanced by one each offset; its total is set.
-
-    Raises:
-        InputError: a crop size that is not a multiple of the largest stride.
     """
-    period = check_crop(model, crop_size)
-    strides = block_strides(model)
+    period, strides = check_crop(model, crop_size), block_strides(model)
     model.eval()
     graphdef, state = nnx.split(model)
     state = replicate(state, mesh)
@@ -120,29 +109,23 @@ def equivariance_maps(
 
 
 def check_crop(model: Classifier, crop_size: int) -> int:
-    """Returns the period of a model's strides in pixels; the crop has to be a multiple of it.
-
-    Raises:
-        InputError: it is not; the message names the nearest crops that are.
-    """
+    """Returns the period of a model's strides in pixels; the crop has to be a multiple of it."""
     period = math.lcm(*block_strides(model))
     if crop_size % period == 0:
         return period
+
+    def can_process(size: int) -> bool:
+        with suppress(InputError):
+            return predictor_of(model).num_classes(size) > 0
+        return False
+
     below, above = crop_size // period * period, -(-crop_size // period) * period
-    sizes = [str(size) for size in (above, below) if size and _can_process(model, size)]
+    sizes = [str(size) for size in (above, below) if size and can_process(size)]
     advice = f"give --config.data.crop_size={' or '.join(sizes)}" if sizes else "none is near"
     raise InputError(
         f"equivariance maps need a crop size that is a multiple of the model's stride, {period} "
         f"pixels, got {crop_size}; {advice} (and a config.data.image_size of at least that)"
     )
-
-
-def _can_process(model: Classifier, crop_size: int) -> bool:
-    try:
-        predictor_of(model).num_classes(crop_size)
-    except InputError:
-        return False
-    return True
 
 
 # Sizes of images, tried one after another until every stride divides.
@@ -201,9 +184,8 @@ def _distances(
 ) -> Float[Array, " B"]:
     """Computes the distance of each block at one offset, mean over the images."""
     rolled = jnp.roll(images, offset, (1, 2))
-    distances = []
+    distances, of_rolled = [], _features(graphdef, state, rolled)
     all_strides = (*strides, images.shape[1])  # the logits are one pixel
-    of_rolled = _features(graphdef, state, rolled)
     for still, moved, stride in zip(features, of_rolled, all_strides, strict=True):
         shifts = jnp.broadcast_to(offset / stride, (len(images), 2))
         distance = cosine_distance(shift_band_limited(still, shifts), moved)

@@ -13,7 +13,7 @@ from flax import nnx
 from aa_flax.data.sources import Source, check_source
 from aa_flax.data.unlabelled import NoSource, is_pictures
 from aa_flax.errors import InputError
-from aa_flax.evaluation.engine import Plan, check, run, stored
+from aa_flax.evaluation.engine import Plan, check, run
 from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import predictor_of
@@ -54,11 +54,9 @@ def evaluate(
             mean and standard deviation) to logits `(N, classes)`. A function of JAX is compiled;
             any other (torch, onnxruntime) gets NumPy arrays of one batch and returns an array that
             NumPy can read.
-        source: labelled images, e.g. of `make_source`: `len(source)`, and `source[i]` returns a
-            dict with `image` (PIL, or uint8 `(H, W, 3)`) and `label`; with `num_classes`,
-            `class_names` and `name(i)`. For `images`, `clip` and `tiles`, which need no labels:
-            a path, an image, or a list of images (paths, PIL, or uint8 `(H, W, 3)`); or None, if
-            they are given as the measure's option.
+        source: labelled images, e.g. of `make_source`. For `images`, `clip` and `tiles`, which need
+            no labels: a path, an image, or a list of images (paths, PIL, or uint8 `(H, W, 3)`); or
+            None, if they are given as the measure's option.
         measures: names of measures, e.g. `("accuracy", "shift")`; `docs/evaluation.md` lists them.
             `tiles` also takes functions to maps `(N, h, w, C)` and labels `(N, h, w)`.
         crop_size: side in pixels of the model's input.
@@ -117,19 +115,18 @@ def evaluate(
     if not chosen:
         raise InputError(f"no measures are given; known: {', '.join(MEASURES)}")
     source = _checked_source(source, chosen)
+    data = {} if isinstance(source, NoSource) else {"name": type(source).__name__}
     model = predict if isinstance(predict, Classifier) else None
     path = None if output is None else local_path(output, "output")
     name = name or predictor.name
-    subject = Subject(name, predictor, model, source, settings, data_mesh(), path, values)
-    data = {} if isinstance(source, NoSource) else {"name": type(source).__name__}
     facts: Results = {"model": name, "data": data | settings.experiment() | digest_of(source)}
     if weights is None and path is not None and isinstance(predict, nnx.Module):
         weights = {"kind": "memory", "model": name, "sha256": _digest(predictor.state)}
     if weights is not None:
         facts["weights"] = dict(weights)
     _check_facts(facts, path)
+    subject = Subject(name, predictor, model, source, settings, data_mesh(), path, values)
     plan = Plan(subject, chosen, facts)
-    stored(plan)  # finds a damaged file
     check(plan)
     return run(plan)[0]
 
@@ -147,7 +144,6 @@ def _check_facts(facts: Results, place: Path | None) -> None:
 
 
 def _digest(state: nnx.State) -> str:
-    """Returns the SHA-256 of all arrays of a model."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

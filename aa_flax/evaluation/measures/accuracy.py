@@ -29,38 +29,28 @@ class AccuracyNumbers(TypedDict):
 
 def accuracy(seen: Observations) -> AccuracyNumbers:
     """Computes the accuracy over all images and views."""
-    return {
-        "num_images": len(seen.index),
-        "top1": 100 * float(seen.correct.mean()),
-        "top5": 100 * float((seen.rank < 5).mean()),
-        "loss": -float(seen.log_probability.mean(dtype=np.float64)),
-    }
+    loss = -float(seen.log_probability.mean(dtype=np.float64))
+    return AccuracyNumbers(**_of_ranks(seen.rank), loss=loss)
+
+
+def _of_ranks(rank: np.ndarray) -> Any:
+    top1, top5 = (100 * float((rank < k).mean()) for k in (1, 5))
+    return {"num_images": len(rank), "top1": top1, "top5": top5}
 
 
 def accuracy_per_class(seen: Observations, class_names: Sequence[str]) -> dict[str, Any]:
     """Computes number of images, top-1 and top-5 in percent of each class that has images."""
-    result = {}
-    for label in np.unique(seen.label):
-        rank = seen.rank[seen.label == label]
-        result[class_names[label]] = {
-            "num_images": len(rank),
-            "top1": 100 * float((rank == 0).mean()),
-            "top5": 100 * float((rank < 5).mean()),
-        }
-    return result
+    labels = map(int, np.unique(seen.label))
+    return {class_names[i]: _of_ranks(seen.rank[seen.label == i]) for i in labels}
 
 
 def save_predictions(path: Path, seen: Observations, source: Source) -> None:
-    """Writes one row per image to an .npz file.
-
-    Its arrays: `index` in the data; `label`; `top5`, the likeliest classes, likeliest first;
-    `probability` of the true class; `name`, the image's file or its index in the source.
-    """
+    """Writes one row per image to an .npz file."""
     arrays = {
-        "index": seen.index,
+        "index": seen.index,  # in the data
         "label": seen.label,
-        "top5": seen.top[:, 0],
-        "probability": seen.probability[:, 0],
+        "top5": seen.top[:, 0],  # likeliest first
+        "probability": seen.probability[:, 0],  # of the true class
         "name": np.array([source.name(int(i)) for i in seen.index]),
     }
     save_arrays(path, arrays)

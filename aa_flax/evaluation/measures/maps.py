@@ -34,36 +34,26 @@ _RESOLUTION = 2.0**-24
 
 
 class MaskNumbers(TypedDict):
-    """Agreement of the labels of two views of an image, in percent, over all images and pairs.
-
-    Attributes:
-        consistency: mean of `per_class`, over classes that any mask has.
-        agreement: pixels with the same label in both masks, mean over the pairs.
-        agreement_interval: its 95 % confidence interval, with the images as the sample.
-        per_class: Dice coefficient of class c, 2 |A and B| / (|A| + |B|), with A and B the pixels
-            of class c in the first and the second mask. None for a class that no mask has.
-    """
+    """Agreement of the labels of two views of an image, in percent, over all images and pairs."""
 
     num_images: int
-    consistency: float
-    agreement: float
-    agreement_interval: list[float]
+    consistency: float  # mean of `per_class`, over classes that any mask has
+    agreement: float  # pixels with the same label in both masks, mean over the pairs
+    agreement_interval: list[float]  # ends of its 95 % interval; the images are the sample
+    # Dice coefficient of class c, 2 |A and B| / (|A| + |B|), with A and B the pixels of class c in
+    # the first and the second mask. None for a class that no mask has.
     per_class: list[float | None]
 
 
 class PSNRNumbers(TypedDict):
-    """Peak signal-to-noise ratio of translation equivariance.
-
-    Attributes:
-        psnr: 10 log10(dynamic_range^2 / mean_squared_error) in decibels; at most 144.5, where the
-            error is below float32's resolution of the dynamic range.
-        dynamic_range: of the maps, as given or found.
-    """
+    """Peak signal-to-noise ratio of translation equivariance."""
 
     num_images: int
+    # 10 log10(dynamic_range^2 / mean_squared_error) in decibels; at most 144.5, where the error is
+    # below float32's resolution of the dynamic range.
     psnr: float
     mean_squared_error: float
-    dynamic_range: float
+    dynamic_range: float  # of the maps, as given or found
 
 
 def mask_consistency(
@@ -96,13 +86,10 @@ def mask_consistency(
     Raises:
         InputError: images too small, or an output that is not a map of two or more classes.
     """
-    pairs = RandomPairs(
-        integer("crop_size", crop_size, least=1),
-        integer("shift_range", shift_range, least=1),
-        rolled,
-        integer("passes", passes, least=1),
-        seed,
-    )
+    crop_size = integer("crop_size", crop_size, least=1)
+    shift_range = integer("shift_range", shift_range, least=1)
+    passes = integer("passes", passes, least=1)
+    pairs = RandomPairs(crop_size, shift_range, rolled, passes, seed)
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
     return masks_of(predictor, _batches(images, batch_size), pairs)
 
@@ -151,24 +138,15 @@ def translation_psnr(
             dynamic range.
     """
     crop_size = integer("crop_size", crop_size, least=1)
-    pairs = MovedPairs(
-        crop_size,
-        crop_size // 8 if max_shift is None else integer("max_shift", max_shift, least=0),
-        fractional,
-        rolled,
-        integer("passes", passes, least=1),
-        seed,
-    )
+    passes = integer("passes", passes, least=1)
+    reach = crop_size // 8 if max_shift is None else integer("max_shift", max_shift, least=0)
+    pairs = MovedPairs(crop_size, reach, fractional, rolled, passes, seed)
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
     return psnr_of(predictor, _batches(images, batch_size), pairs, dynamic_range)
 
 
 def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> MaskNumbers:
-    """Computes `mask_consistency` of batches; each host passes its own.
-
-    Raises:
-        InputError: maps of one channel.
-    """
+    """Computes `mask_consistency` of batches; each host passes its own."""
     confusion, per_image = _over_pairs(predictor, batches, pairs, _confusion)
     if len(confusion) < 2:
         raise InputError(
@@ -189,11 +167,7 @@ def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> MaskNumber
 def psnr_of(
     predictor: Predictor, batches: Batches, pairs: Pairs, dynamic_range: float | None = None
 ) -> PSNRNumbers:
-    """Computes `translation_psnr` of batches; each host passes its own.
-
-    Raises:
-        InputError: constant maps, or a `dynamic_range` of 0 or less.
-    """
+    """Computes `translation_psnr` of batches; each host passes its own."""
     if dynamic_range is not None:
         dynamic_range = real("dynamic_range", dynamic_range, least=0)
     sums, extremes = _over_pairs(predictor, batches, pairs, _squared_error)
@@ -254,15 +228,14 @@ def _over_pairs(
             of_batch = of_batch + np.asarray(numbers, np.float64)[mask] / pairs.passes
         per_image.append(of_batch)
     total, numbers = np.asarray(total), np.concatenate(per_image)
-    if jax.process_count() == 1:
-        return total, numbers
-    total = multihost_utils.process_allgather(total).sum(0)
-    return total, multihost_utils.process_allgather(numbers, tiled=True)
+    if jax.process_count() > 1:
+        total = multihost_utils.process_allgather(total).sum(0)
+        numbers = multihost_utils.process_allgather(numbers, tiled=True)
+    return total, numbers
 
 
-@partial(jax.jit, static_argnums=0)
-def _views(pairs: Pairs, images: Array, index: Array, call: Any) -> tuple[Array, Array, Array]:
-    return pairs(images, index, call)
+# Compiled once for all equal pairs.
+_views = partial(jax.jit, static_argnums=0)(lambda pairs, *of_batch: pairs(*of_batch))
 
 
 def _maps(predictor: Predictor, view: Array) -> Float[Array, "N s s C"]:
@@ -321,8 +294,10 @@ class MapsMeasure(Measure):
         batch, crop = settings.batch(len(subject.source)), settings.crop_size
         _check_shape(predictor, predictor.output_shape(crop, batch), batch, crop)
 
-    def batches(self, subject: Subject) -> Batches:
-        return subject.settings.batches(subject.source, subject.settings.image_size)
+    def parts(self, subject: Subject) -> tuple[Predictor, Batches, Pairs]:
+        """Returns the function, its images and the pairs of views."""
+        batches = subject.settings.batches(subject.source, subject.settings.image_size)
+        return subject.predictor, batches, self.pairs(subject)
 
 
 class MaskConsistency(MapsMeasure):
@@ -338,11 +313,10 @@ class MaskConsistency(MapsMeasure):
     )
 
     def pairs(self, subject: Subject) -> RandomPairs:
-        s = subject.settings
-        return RandomPairs(s.crop_size, s.shift_range, False, s.passes, s.seed)
+        return subject.settings.to(RandomPairs, rolled=False)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        return {**masks_of(subject.predictor, self.batches(subject), self.pairs(subject))}
+        return {**masks_of(*self.parts(subject))}
 
     def line(self, result: Result) -> str:
         return (
@@ -370,15 +344,15 @@ class TranslationPSNR(MapsMeasure):
     )
 
     def pairs(self, subject: Subject) -> MovedPairs:
-        s, fractional = subject.settings, subject.options["fractional"]
-        return MovedPairs(s.crop_size, s.crop_size // 8, fractional, False, s.passes, s.seed)
+        settings, fractional = subject.settings, subject.options["fractional"]
+        reach = settings.crop_size // 8
+        return settings.to(MovedPairs, max_shift=reach, fractional=fractional, rolled=False)
 
     def settings(self, subject: Subject) -> Result:
         return super().settings(subject) | {"given_range": subject.options["dynamic_range"]}
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        given = subject.options["dynamic_range"]
-        return {**psnr_of(subject.predictor, self.batches(subject), self.pairs(subject), given)}
+        return {**psnr_of(*self.parts(subject), subject.options["dynamic_range"])}
 
     def line(self, result: Result) -> str:
         name = "EQ-T_frac" if result["fractional"] else "EQ-T"

@@ -26,15 +26,10 @@ _EXPLAINED = (
 
 
 class ForwardTime(TypedDict):
-    """Milliseconds of one compiled forward pass of `batch_size` images on one device.
+    """Milliseconds of one compiled forward pass of `batch_size` images on one device."""
 
-    Attributes:
-        milliseconds: the median of `repeats` passes. milliseconds_quartiles: the first and third
-            quartile.
-    """
-
-    milliseconds: float
-    milliseconds_quartiles: list[float]
+    milliseconds: float  # the median of `repeats` passes
+    milliseconds_quartiles: list[float]  # the first and the third
     batch_size: int
     crop_size: int
     repeats: int
@@ -46,10 +41,8 @@ def time_forward(
 ) -> ForwardTime:
     """Times a model on uint8 images that are already on the device, after two warm-up passes.
 
-    The run times of the PyTorch original are of 48 images of 224x224.
-
-    Args:
-        predict: a model or a function, see `predictor_of`.
+    The run times of the PyTorch original are of 48 images of 224x224. See `predictor_of` for what
+    can be timed.
     """
     predictor = predictor_of(predict, crop_size=crop_size)
     images = jnp.zeros((batch_size, crop_size, crop_size, 3), jnp.uint8)
