@@ -19,17 +19,8 @@ from aa_flax.data.classes import check_classes_agree
 from aa_flax.data.sources import Source, make_source
 from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
-from aa_flax.evaluation.engine import (
-    Plan,
-    check,
-    check_classes,
-    check_data,
-    check_model,
-    from_first_host,
-    run,
-    stored,
-    summary,
-)
+from aa_flax.evaluation import engine
+from aa_flax.evaluation.engine import Plan, stored, summary
 from aa_flax.evaluation.measure import Measure, Subject, measures_and_options
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import Predictor, check_normalisation
@@ -78,7 +69,7 @@ def evaluate_config(
     plan = make_plan(config, model.name, weights, source, output, chosen, values)
     plan.replace = replace
     plan.set_model(model)
-    check(plan)
+    engine.check(plan)
     return _measure(plan)
 
 
@@ -116,7 +107,7 @@ def evaluate_models(
     folder = local_path(output, "--output") if output else FOLDER
     source = source_for(config, chosen)
     _check_published(weights, source)
-    check_data(make_plan(config, "", {}, source, folder / "results.json", chosen, values))
+    engine.check_data(make_plan(config, "", {}, source, folder / "results.json", chosen, values))
     known = {option.name: option for m in MEASURES.values() for option in m.options}
     results, failed = [], []
     for name in names:
@@ -152,7 +143,7 @@ def _evaluate_located(
     plan = make_plan(config, found.name, description, source, output, measures, values)
     if results := _measured_already(plan):
         return results
-    check_data(plan)
+    engine.check_data(plan)
     if found.name != config.model.removesuffix("_finetune"):
         raise InputError(
             f"{description.get('file', found.name)} has weights of {found.name}, not of "
@@ -161,21 +152,21 @@ def _evaluate_located(
     options = model_options(config, description)
     if not isinstance(source, NoSource):  # which gives the number of classes
         plan.set_model(found.abstract_model(source.num_classes, **options))
-        check_model(plan)
+        engine.check_model(plan)
     note = _note_on_images(found, config)
     model = found.load_model(dtype=config.dtype, **options)
     plan.set_model(model)
     if isinstance(source, NoSource):
-        check_model(plan)
+        engine.check_model(plan)
     log_line(_header(model, config, source, description))
     if note:
         log_line(note)
-    check_classes(plan)  # those of the weights
+    engine.check_classes(plan)  # those of the weights
     return _measure(plan)
 
 
 def _measure(plan: Plan) -> Results:
-    results, path = run(plan)
+    results, path = engine.run(plan)
     asked = plan.subject.output
     log_line(summary(results))
     if path != asked:
@@ -191,7 +182,7 @@ def _measured_already(plan: Plan) -> Results:
         text = summary(results) if results else ""
     except KeyError:  # a number is missing, so all are measured
         text = ""
-    if not from_first_host(bool(text)):
+    if not engine.from_first_host(bool(text)):
         return {}
     log_line(text)
     log_line(f"{path} exists already; to measure again, give another --output or remove it")

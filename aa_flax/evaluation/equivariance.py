@@ -135,26 +135,24 @@ _SIZES = (256, 256 * 3, 256 * 5, 256 * 7, 256 * 15)
 def block_strides(model: Classifier) -> tuple[int, ...]:
     """Infers the stride of each block's map from shapes; nothing is computed.
 
-    Raises:
-        InputError: a block without a stride, whose map has one size for images of any size.
+    A block without a stride, whose map has one size for images of any size, is an InputError.
     """
     graphdef, state = nnx.split(model)
+
+    def map_sizes(size: int) -> list[int]:
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        maps = jax.eval_shape(partial(_block_maps, graphdef), state, images)
+        return [x.shape[1] for x in maps]
+
     for size in _SIZES:
-        maps, larger = (_map_sizes(graphdef, state, n) for n in (size, 2 * size))
+        maps, larger = map_sizes(size), map_sizes(2 * size)
         if all(size % a == 0 and b == 2 * a for a, b in zip(maps, larger, strict=True)):
             return tuple(size // n for n in maps)
     name = getattr(model, "name", "") or type(model).__name__
     raise InputError(
         f"equivariance maps need blocks with an integer stride; those of {name} return maps of "
-        f"{_map_sizes(graphdef, state, _SIZES[0])} pixels for images of {_SIZES[0]}"
+        f"{map_sizes(_SIZES[0])} pixels for images of {_SIZES[0]}"
     )
-
-
-def _map_sizes(graphdef: nnx.GraphDef, state: nnx.State, size: int) -> list[int]:
-    """Returns the side of each block's map, without the logits, with circular padding."""
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    maps = jax.eval_shape(partial(_block_maps, graphdef), state, images)
-    return [x.shape[1] for x in maps]
 
 
 @partial(jax.jit, static_argnames="graphdef")
@@ -164,8 +162,7 @@ def _features(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> list[A
     model: Any = nnx.merge(graphdef, state, copy=True)
     with circular_padding():
         logits = model(x)[:, None, None]
-    features = _block_maps(graphdef, state, x)
-    return [feature.astype(jnp.float32) for feature in (*features, logits)]
+    return [x.astype(jnp.float32) for x in (*_block_maps(graphdef, state, x), logits)]
 
 
 def _block_maps(graphdef: nnx.GraphDef, state: nnx.State, x: Array) -> list[Array]:
@@ -208,10 +205,10 @@ def _distances_between_images(features, mask, mesh) -> Float[Array, " B"]:
 def cosine_distance(x: Float[Array, "N h w C"], y: Float[Array, "N h w C"]) -> Float[Array, " N"]:
     """Computes 1 - cos of the angle between channel vectors, mean over positions.
 
-    Between two zero vectors it is 0, between a zero and another vector 1; vectors shorter than 1e-5
-    of the longest count as zero, since a shifted zero is zero only up to rounding.
+    Between two zero vectors it is 0, between a zero and another vector 1.
     """
     lengths = jnp.linalg.norm(jnp.stack([x, y]), axis=-1)
+    # A shifted zero is zero only up to rounding.
     zero = lengths <= 1e-5 * lengths.max((0, 2, 3), keepdims=True)
     cosine = (x * y).sum(-1) / jnp.where(zero.any(0), 1, lengths[0] * lengths[1])
     distance = jnp.where(zero.any(0), (zero[0] != zero[1]).astype(x.dtype), 1 - cosine)

@@ -109,8 +109,10 @@ def evaluate(
         on_error=on_error,
     )
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
-    unlabelled = None if hasattr(source, "num_classes") else source
-    values = option_values(_with_images(unlabelled, measures, options))
+    if source is not None and not hasattr(source, "num_classes"):
+        names = [measures] if isinstance(measures, str) else measures
+        options = {name: source for name in names if MEASURES[name].brings_images} | options
+    values = option_values(options)
     chosen = chosen_measures(measures, values)
     if not chosen:
         raise InputError(f"no measures are given; known: {', '.join(MEASURES)}")
@@ -124,16 +126,16 @@ def evaluate(
         weights = {"kind": "memory", "model": name, "sha256": _digest(predictor.state)}
     if weights is not None:
         facts["weights"] = dict(weights)
-    _check_facts(facts, path)
+    _check_facts(facts, path or Path())
     subject = Subject(name, predictor, model, source, settings, data_mesh(), path, values)
     plan = Plan(subject, chosen, facts)
     check(plan)
     return run(plan)[0]
 
 
-def _check_facts(facts: Results, place: Path | None) -> None:
+def _check_facts(facts: Results, output: Path) -> None:
     try:
-        why = why_no_results(as_json(facts), Path() if place is None else place.parent)
+        why = why_no_results(as_json(facts), output.parent)
     except (TypeError, ValueError) as error:
         why = str(error)
     if why:
@@ -151,24 +153,14 @@ def _digest(state: nnx.State) -> str:
     return digest.hexdigest()
 
 
-def _with_images(
-    images: Any, measures: Sequence[str], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the options, with images for each measure that brings its own and has none yet."""
-    names = [measures] if isinstance(measures, str) else measures
-    if images is None:
-        return dict(options)
-    return {**{n: images for n in names if MEASURES[n].brings_images}, **options}
-
-
 def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
-    if source is None or is_pictures(source):
-        for measure in measures:
-            if not measure.brings_images:
-                raise InputError(
-                    f"the measure {measure.name} needs labelled images, a source such as of "
-                    "make_source(...); images without labels are for images, clip and tiles"
-                )
-        return NoSource()
-    check_source(source, f"the source {type(source).__name__}")
-    return source
+    if source is not None and not is_pictures(source):
+        check_source(source, f"the source {type(source).__name__}")
+        return source
+    for measure in measures:
+        if not measure.brings_images:
+            raise InputError(
+                f"the measure {measure.name} needs labelled images, a source such as of "
+                "make_source(...); images without labels are for images, clip and tiles"
+            )
+    return NoSource()

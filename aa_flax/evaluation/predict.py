@@ -34,17 +34,18 @@ class Predictor:
     on_host: bool = False
     name: str = "predict"
 
-    def logits(self, images: Array | np.ndarray) -> Float[Array, "N classes"]:
-        """Computes float32 logits of images `(N, H, W, 3)` with values in 0..255."""
-        if self.on_host:
-            return jnp.asarray(self.call_on_host(np.asarray(normalised(images))))
-        return _compiled(self.function, self.state, images)
-
     def maps(self, images: Array | np.ndarray) -> Float[Array, "N ..."]:
         """Computes the float32 output of any shape for images `(N, H, W, 3)` in 0..255."""
         if self.on_host:
             return jnp.asarray(self._read(np.asarray(normalised(images)), np.float32))
         return _compiled(self.function, self.state, images)
+
+    def logits(self, images: Array | np.ndarray) -> Float[Array, "N classes"]:
+        """Computes float32 logits of images `(N, H, W, 3)` with values in 0..255."""
+        found = self.maps(images)
+        if self.on_host:
+            self._check_shape(found.shape, len(images))
+        return found
 
     def outputs(self, images: np.ndarray) -> Shaped[np.ndarray, "N ..."]:
         """Computes the output, one array of any type, for images `(N, H, W, 3)` in 0..255."""
@@ -83,11 +84,7 @@ class Predictor:
         )
 
     def num_classes(self, crop_size: int, batch_size: int = 1) -> int:
-        """Infers the number of logits without data.
-
-        Raises:
-            InputError: it cannot process images of that size, or does not return logits.
-        """
+        """Infers the number of logits without data; other outputs are an InputError."""
         shape = self.output_shape(crop_size, batch_size)
         self._check_shape(shape, batch_size)
         assert shape is not None
@@ -124,9 +121,6 @@ def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224)
             from normalised float32 images `(N, H, W, 3)` to logits `(N, classes)`.
         jit: whether the function is one of JAX, to be compiled. None: detect it by tracing with
             crops of `crop_size` pixels.
-
-    Raises:
-        InputError: neither, or a model that expects images normalised differently.
     """
     if isinstance(predict, Predictor):
         return predict

@@ -30,16 +30,8 @@ Results = dict[str, Any]
 _EXPERIMENT = ("model", "options", "dtype", "data")
 # Keys of `shift` that are also at the top level.
 _OF_SHIFT = (
-    "consistency",
-    "consistency_interval",
-    "consistent_and_correct",
-    "probability_change",
-    "top1_shifted",
-    "crop_size",
-    "shift_range",
-    "passes",
-    "seed",
-    "images_per_draw",
+    *("consistency", "consistency_interval", "consistent_and_correct", "probability_change"),
+    *("top1_shifted", "crop_size", "shift_range", "passes", "seed", "images_per_draw"),
 )
 
 
@@ -87,9 +79,8 @@ def as_json(value: Any) -> Any:
 
 def same_experiment(results: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Checks if both are of one model, with the same weights and data."""
-    return all(results.get(key) == others.get(key) for key in _EXPERIMENT) and same_weights(
-        results.get("weights"), others.get("weights")
-    )
+    same = all(results.get(key) == others.get(key) for key in _EXPERIMENT)
+    return same and same_weights(results.get("weights"), others.get("weights"))
 
 
 def same_weights(one: Any, other: Any) -> bool:

@@ -56,27 +56,23 @@ def corruption_folders(root: Path) -> dict[str, dict[str, Path]]:
             f"no folder {root}; it has to contain <corruption>/<severity>/<class>/*.JPEG"
         )
     found: dict[str, dict[str, Path]] = {}
-    for top in _subfolders(root):
-        severities = _severities(top)
-        deeper = [top] if severities else _subfolders(top)
-        for corruption in deeper:
-            if there := severities or _severities(corruption):
+    for top in subfolders(root):
+        for corruption in [top] if _severities(top) else subfolders(top):
+            if there := _severities(corruption):
                 found.setdefault(corruption.name, {}).update(there)
     if not found:
         raise InputError(f"{root} contains no <corruption>/<severity>/<class>/*, severity 1 to 5")
     return found
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Returns the folders in a folder, sorted."""
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def _severities(folder: Path) -> dict[str, Path]:
-    return {
-        path.name: path
-        for path in _subfolders(folder)
-        if path.name in SEVERITIES and _subfolders(path)
-    }
+    inside = [path for path in subfolders(folder) if path.name in SEVERITIES]
+    return {path.name: path for path in inside if subfolders(path)}
 
 
 def check_is_no_perturbations(root: Path, class_names: Sequence[str]) -> None:
@@ -84,9 +80,9 @@ def check_is_no_perturbations(root: Path, class_names: Sequence[str]) -> None:
     if not root.is_dir():
         return
     known = set(class_names)
-    for folder in _subfolders(root):
-        classes = _subfolders(folder)
-        clips = [clip for one in classes for clip in _subfolders(one)]
+    for folder in subfolders(root):
+        classes = subfolders(folder)
+        clips = [clip for one in classes for clip in subfolders(one)]
         if {path.name for path in classes} <= known and not {path.name for path in clips} <= known:
             raise InputError(
                 f"{root} looks like ImageNet-P ({clips[0]} is not a class); give it as "

@@ -119,19 +119,16 @@ def translation_psnr(
     App. E.1). `fractional=True` is EQ-T_frac (App. E.2): any real shift, maps resampled with the
     Lanczos filter; above 40 dB it measures that filter rather than the function.
 
+    The other arguments are those of `mask_consistency`. In the paper images are generated from a
+    constant of Fourier features, which is translated; here images are.
+
     Args:
-        predict: a model, or a function from normalised float32 images `(N, H, W, 3)` to maps
-            `(N, h, w, C)`. For a segmentation model use e.g. probabilities, with a range of 1.
-        images: `(N, H, W, 3)`, values in 0..255. In the paper images are generated from a constant
-            of Fourier features, which is translated; here images are.
-        crop_size: side in pixels of the crops that the function gets.
+        predict: a model, or a function to maps `(N, h, w, C)`. For a segmentation model use e.g.
+            probabilities, with a range of 1.
         max_shift: default: an eighth of the crop size, as in the paper.
         rolled: roll images, so that V is everything; else new content enters at the border.
         dynamic_range: largest minus smallest value of the maps, e.g. 2 for images in -1..1.
             None: as found in the maps of unmoved images.
-        passes: shifts per image. seed: fixes them, together with the image's index.
-        batch_size: images in a call.
-        jit: whether it is a function of JAX; None: detect it by tracing.
 
     Raises:
         InputError: images too small, an output that is not a map, or a constant map without a
@@ -277,12 +274,11 @@ def _squared_error(
 
 
 class MapsMeasure(Measure):
-    """A measure that compares a function's maps of two views of each image."""
+    """A measure that compares a function's maps of two views of each image, its `pairs`."""
 
     of_maps = True
 
     def pairs(self, subject: Subject) -> Pairs:
-        """Returns the two views of an image."""
         raise NotImplementedError
 
     def settings(self, subject: Subject) -> Result:

@@ -5,6 +5,7 @@ Perturbations", ICLR 2019. As with ImageNet-C, images are already cut to size.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aa_flax.evaluation.measures.corruptions import (
     corruption_folders,
     digest_of_folders,
     observe_unresized,
+    subfolders,
 )
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.views import Center
@@ -26,11 +28,10 @@ from aa_flax.evaluation.views import Center
 
 def check_is_no_corruptions(root: Path, class_names: Sequence[str]) -> None:
     """Raises an InputError for a tree like ImageNet-C, whose images would be read as frames."""
-    try:
+    folders: list[Path] = []
+    with suppress(InputError):
         found = corruption_folders(root)
-    except InputError:
-        return
-    folders = [folder for severities in found.values() for folder in severities.values()]
+        folders = [folder for severities in found.values() for folder in severities.values()]
     if any(folder.name not in set(class_names) for folder in folders):
         raise InputError(
             f"{root} looks like ImageNet-C ({folders[0]} is a severity); give it as --corruptions"
@@ -73,13 +74,12 @@ def read_flip_rates(path: Path) -> dict[str, float]:
     """Reads a reference model's flip rates from lines `perturbation<tab>percent`."""
     if not path.is_file():
         raise InputError(f"no file {path}; give lines of perturbation<tab>flip rate in percent")
-    rates = {}
+    rates: dict[str, float] = {}
     for line in read_names(path):
         name, _, rate = line.partition("\t")
-        try:
+        value = 0.0
+        with suppress(ValueError):
             value = float(rate)
-        except ValueError:
-            value = 0.0
         if name in rates or not 0 < value <= 100:
             raise InputError(
                 f"{path}: {line!r:.99} is not perturbation<tab>percent, above 0, each once"
@@ -99,8 +99,7 @@ def perturbation_folders(root: Path) -> list[Path]:
             f"{video} is a video; write its frames to a folder first, e.g. ffmpeg -i clip.mp4 "
             "clip/%04d.png"
         )
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
-    if not folders:
+    if not (folders := subfolders(root)):
         raise InputError(f"{root} contains no <perturbation>/<class>/<clip>/<frame>")
     return folders
 
