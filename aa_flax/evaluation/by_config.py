@@ -1,12 +1,12 @@
 """Evaluates models as a config says: one in memory, or those of `eval`, by where their weights are.
 
-Of several models, one after another, those whose results exist are skipped, so the same command
-resumes after an interruption.
+Of several models, those whose results exist are skipped, so the same command resumes.
 """
 
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,6 @@ def evaluate_config(
         weights: a description of the weights, for the record; see `aa_flax.weights.locate`.
         measures: names of measures besides accuracy, e.g. `shift`, with their `options` by name.
         source: the images, if they are already open.
-
-    Raises:
-        InputError: see `check`; all before anything is measured.
     """
     chosen, values = measures_and_options(measures, options or {})
     source = source_for(config, chosen) if source is None else source
@@ -90,10 +87,6 @@ def evaluate_models(
         output: the results file; for several models the folder of `<model>.json`. None: see
             `default_output`; for several models `runs/evaluation`.
         options: of measures, by name; the first option of each requests it.
-
-    Raises:
-        InputError: a mistake in the config or the options, before the first model is loaded; or,
-            after the last, models that could not be evaluated.
     """
     chosen, values = measures_and_options((), options)
     if not models:
@@ -178,10 +171,9 @@ def _measure(plan: Plan) -> Results:
 def _measured_already(plan: Plan) -> Results:
     """Logs and returns the stored results, if they have everything that the plan measures."""
     path, results = stored(plan)
-    try:
+    text = ""
+    with suppress(KeyError):  # a number is missing, so all are measured
         text = summary(results) if results else ""
-    except KeyError:  # a number is missing, so all are measured
-        text = ""
     if not engine.from_first_host(bool(text)):
         return {}
     log_line(text)
@@ -262,14 +254,14 @@ def _note_on_images(found: WeightsSource, config: Config) -> str:
     check_normalisation(found.name, ModelConfig(**statistics))
     here = images_of_config(config.to_dict())
     wanted = here | {name: changes[name] for name in here if name in changes}
+
+    def images(resize_size: int, input_size: int, interpolation: str) -> str:
+        how = f"resized to {resize_size} pixels ({interpolation})" if resize_size else "as they are"
+        return f"images {how}, crops of {input_size}"
+
     if wanted == here:
         return ""
-    return f"note: these weights are for {_images(**wanted)}; here: {_images(**here)}"
-
-
-def _images(resize_size: int, input_size: int, interpolation: str) -> str:
-    resized = f"resized to {resize_size} pixels ({interpolation})" if resize_size else "as they are"
-    return f"images {resized}, crops of {input_size}"
+    return f"note: these weights are for {images(**wanted)}; here: {images(**here)}"
 
 
 def default_output(found: WeightsSource) -> Path:

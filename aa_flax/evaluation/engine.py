@@ -22,7 +22,7 @@ from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import Measure, Result, Subject
 from aa_flax.evaluation.measures import MEASURES
-from aa_flax.evaluation.measures.accuracy import AccuracyNumbers, accuracy
+from aa_flax.evaluation.measures.accuracy import accuracy
 from aa_flax.evaluation.observe import Observations, observe_source
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.results import (
@@ -63,11 +63,7 @@ class Plan:
 
 
 def stored(plan: Plan) -> tuple[Path | None, Results]:
-    """Returns the file that the results would go to now, and its content if nothing is missing.
-
-    Raises:
-        InputError: the results file is damaged.
-    """
+    """Returns the file that the results would go to now, and its content if nothing is missing."""
     output = plan.subject.output
     if output is None or plan.replace:
         return output, {}
@@ -82,13 +78,8 @@ def stored(plan: Plan) -> tuple[Path | None, Results]:
 
 
 def check(plan: Plan) -> None:
-    """Checks everything that can be checked before anything is measured.
-
-    Raises:
-        InputError: a model that does not fit the data, data that does not fit the measures, or a
-            results file that is damaged or cannot be written.
-    """
-    stored(plan)
+    """Checks everything that can be checked before anything is measured."""
+    stored(plan)  # finds a damaged file
     check_data(plan)
     check_model(plan)
 
@@ -146,7 +137,13 @@ def run(plan: Plan) -> tuple[Results, Path | None]:
     output = plan.subject.output if is_main_process() else None
     path, written = None, None
     results = plan.facts | {"num_images": len(plan.subject.source)}
-    circumstances = _circumstances(plan.subject)
+    circumstances = {  # for the record; the numbers hardly depend on them
+        "date": datetime.now(UTC).date().isoformat(),
+        **{name: metadata.version(name) for name in ("aa_flax", "jax")},
+        "Python": platform.python_version(),
+    }
+    if not plan.subject.predictor.on_host:
+        circumstances["device"] = jax.devices()[0].device_kind
     try:
         with nullcontext(None) if output is None else temporary_output(output) as arrays:
             for found in _passes(plan, arrays or plan.subject.output):
@@ -154,27 +151,13 @@ def run(plan: Plan) -> tuple[Results, Path | None]:
                 measured = [m.name for m in plan.measures if m.found_in(results) is not None]
                 results["measured"] = dict.fromkeys(measured, circumstances)
                 if output is not None:
-                    path, written = write_results(
-                        output,
-                        results,
-                        plan.settings,
-                        arrays=arrays,
-                        mine=written,
-                        replace=plan.replace,
-                    )
+                    how: Any = {"arrays": arrays, "mine": written, "replace": plan.replace}
+                    path, written = write_results(output, results, plan.settings, **how)
                     results |= {name: written[name] for name in found}
     except KeyboardInterrupt:
         kept = f"what was measured so far is kept in {path}"
         raise KeyboardInterrupt(kept if path else "nothing was measured yet") from None
     return with_shift_on_top(results), path
-
-
-def _circumstances(subject: Subject) -> dict[str, str]:
-    """Returns date and versions for the record; the numbers hardly depend on them."""
-    device = {} if subject.predictor.on_host else {"device": jax.devices()[0].device_kind}
-    versions = {name: metadata.version(name) for name in ("aa_flax", "jax")}
-    date, python = datetime.now(UTC).date().isoformat(), platform.python_version()
-    return {"date": date, **versions, "Python": python, **device}
 
 
 def _passes(plan: Plan, output: Path | None) -> Iterator[Results]:
@@ -230,7 +213,7 @@ def _finite(value: Any, measure: str) -> Any:
     return value
 
 
-def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> AccuracyNumbers:
+def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> Result:
     """Computes the accuracy on centre crops of a source; the loss of a diverged model is NaN."""
     settings = Settings.of(config)
     views = {"accuracy": Center(settings.crop_size)}
@@ -247,12 +230,11 @@ def from_first_host(value: bool) -> bool:
 
 def summary(results: Mapping[str, Any]) -> str:
     """Returns a few lines of text with every number that was measured."""
-    weights = results.get("weights")
-    of = f", weights: {describe(weights)}" if weights else ""
+    of = f", weights: {describe(weights)}" if (weights := results.get("weights")) else ""
     count = f", {results['num_images']} images" if results["num_images"] else ""
     lines = [f"{results['model']}{count}{of}"]
     for measure in MEASURES.values():
-        found: Result | None = measure.found_in(results)
-        line = None if found is None else measure.line(found)
-        lines += [] if line is None else [f"  {line}"]
+        found = measure.found_in(results)
+        if found is not None and (line := measure.line(found)) is not None:
+            lines.append(f"  {line}")
     return "\n".join(lines)

@@ -91,15 +91,13 @@ def equivariance_maps(
     features = _features(graphdef, state, images)
     blocks = (*(name for name, _ in model.named_blocks()), "logits")
     maps = np.zeros((len(features), period, period))
-    if progress is not None:
-        progress.reset(period**2)
+    progress = tqdm(disable=True) if progress is None else progress
+    progress.reset(period**2)
     for offset in np.ndindex(period, period):
-        distances = _distances(
+        maps[:, *offset] = _distances(
             graphdef, state, images, features, mask, jnp.array(offset), strides, mesh
         )
-        maps[:, *offset] = np.asarray(distances)
-        if progress is not None:
-            progress.update()
+        progress.update()
     scale = np.asarray(_distances_between_images(features, mask, mesh), np.float64)
     if not (np.isfinite(maps).all() and np.isfinite(scale).all()):
         raise InputError(

@@ -43,7 +43,12 @@ class Option:
         if self.kind is Path and isinstance(given, str | Path):
             return local_path(given, f"--{self.name}")
         if self.kind is tuple:
-            return _numbers(self.name, given)
+            parts = given.split(",") if isinstance(given, str) else given
+            parts = [str(part) for part in (parts if isinstance(parts, Iterable) else [parts])]
+            if not parts or not all(part.isdecimal() for part in parts):
+                shown = ",".join(parts)
+                raise InputError(f"--{self.name} takes integers such as 0,5,9; got {shown}")
+            return tuple(map(int, parts))
         if self.kind is float and type(given) is int:
             return float(given)
         if type(given) is not self.kind:
@@ -57,14 +62,6 @@ class Option:
         if not self.written or value is None:
             return value
         return value.with_name(f"{value.stem}_{model}{value.suffix}")
-
-
-def _numbers(name: str, given: Any) -> tuple[int, ...]:
-    parts = given.split(",") if isinstance(given, str) else given
-    parts = [str(part) for part in (parts if isinstance(parts, Iterable) else [parts])]
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise InputError(f"--{name} takes integers such as 0,5,9; got {','.join(parts)}")
-    return tuple(map(int, parts))
 
 
 @dataclass(frozen=True)
@@ -223,12 +220,7 @@ def option_values(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen_measures(names: Sequence[str], values: Mapping[str, Any]) -> list[Measure]:
-    """Returns the measures with these names, and those whose first option has a value.
-
-    Raises:
-        InputError: an unknown measure, one whose folder or file is missing, or an option of a
-            measure that is not among them.
-    """
+    """Returns the measures with these names, and those whose first option has a value."""
     names = [names] if isinstance(names, str) else list(names)
     wanted = [MEASURES[name] for name in names]
     wanted += [m for m in MEASURES.values() if values[m.name] != m.options[0].default]
@@ -247,10 +239,7 @@ def chosen_measures(names: Sequence[str], values: Mapping[str, Any]) -> list[Mea
 def measures_and_options(
     names: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[list[Measure], dict[str, Any]]:
-    """Returns the requested measures of `eval`, and the values of all options.
-
-    Accuracy is always among them, unless all requested measures bring their own images.
-    """
+    """Returns the requested measures of `eval`, with accuracy, and the values of all options."""
     values = option_values(options)
     chosen = chosen_measures(names, values)
     if not chosen or not all(measure.brings_images for measure in chosen):

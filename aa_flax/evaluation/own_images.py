@@ -79,11 +79,7 @@ CLASS_NAMES = Option(  # one option, which the measures have in common
 
 
 def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
-    """Returns a function from a class index to its name: `class 17` if no names were given.
-
-    Raises:
-        InputError: a file that cannot be read, or has another number of names.
-    """
+    """Returns a function from a class index to its name: `class 17` if no names were given."""
     given = subject.options["class_names"]
     if not given:
         return lambda i: f"class {i}"

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -18,27 +18,18 @@ from aa_flax.files import check_writable
 from aa_flax.runtime import is_main_process
 
 
-class AccuracyNumbers(TypedDict):
-    """`top1` and `top5` in percent (with fewer than 5 classes, top-5 is 100 %); mean `loss`."""
-
-    num_images: int
-    top1: float
-    top5: float
-    loss: float
-
-
-def accuracy(seen: Observations) -> AccuracyNumbers:
-    """Computes the accuracy over all images and views."""
+def accuracy(seen: Observations) -> Result:
+    """Computes top-1 and top-5 in percent, and the mean loss, over all images and views."""
     loss = -float(seen.log_probability.mean(dtype=np.float64))
-    return AccuracyNumbers(**_of_ranks(seen.rank), loss=loss)
+    return {**_of_ranks(seen.rank), "loss": loss}
 
 
-def _of_ranks(rank: np.ndarray) -> Any:
+def _of_ranks(rank: np.ndarray) -> Result:
     top1, top5 = (100 * float((rank < k).mean()) for k in (1, 5))
     return {"num_images": len(rank), "top1": top1, "top5": top5}
 
 
-def accuracy_per_class(seen: Observations, class_names: Sequence[str]) -> dict[str, Any]:
+def accuracy_per_class(seen: Observations, class_names: Sequence[str]) -> Result:
     """Computes number of images, top-1 and top-5 in percent of each class that has images."""
     labels = map(int, np.unique(seen.label))
     return {class_names[i]: _of_ranks(seen.rank[seen.label == i]) for i in labels}

@@ -1,7 +1,7 @@
 """Flicker: how often the top-1 class changes from frame to frame of a clip."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,29 +22,6 @@ from aa_flax.evaluation.own_images import (
 from aa_flax.evaluation.plots.own_images import plot_flicker
 from aa_flax.evaluation.predict import in_batches
 from aa_flax.runtime import progress_bar
-
-
-class FlickerNumbers(TypedDict):
-    """Numbers of one clip.
-
-    A run is a stretch of frames with the same top-1 class; the first and the last are cut by the
-    ends of the clip and count as they are.
-    """
-
-    num_frames: int
-    fps: float  # frames a second, the mean from the first frame to the last
-    seconds: float  # `num_frames / fps`
-    flips: int  # changes of the top-1 class between successive frames
-    flips_per_second: float  # by the seconds from the first frame to the last
-    window: int  # frames of the moving average at this rate
-    window_seconds: float
-    flips_per_second_smoothed: float  # of the likeliest class of the averaged probabilities
-    runs: int
-    run_median: float  # in frames
-    run_median_seconds: float  # with `1 / fps` for the last frame
-    run_shortest: int  # in frames
-    run_longest: int
-    class_share: float  # percent of the frames whose top-1 class is the most frequent one
 
 
 class Flicker(NamedTuple):
@@ -69,24 +46,30 @@ class Flicker(NamedTuple):
         edges = np.append(self.seconds, self.seconds[-1] + 1 / mean_fps(self.seconds))
         return np.diff(edges[np.append(0, np.cumsum(self.run_lengths))])
 
-    def numbers(self) -> FlickerNumbers:
-        """Computes rates of flips and lengths of runs."""
+    def numbers(self) -> Result:
+        """Computes rates of flips and lengths of runs, stretches of frames with one top-1 class.
+
+        The first and the last run are cut by the ends of the clip and count as they are.
+        """
         runs, count, fps = self.run_lengths, len(self.top1), mean_fps(self.seconds)
         rates = [float((c[1:] != c[:-1]).mean() * fps) for c in (self.top1, self.smoothed_top1)]
         return {
             "num_frames": count,
-            "fps": fps,
+            "fps": fps,  # the mean from the first frame to the last
             "seconds": count / fps,
-            "flips": len(runs) - 1,
+            "flips": len(runs) - 1,  # between successive frames
             "flips_per_second": rates[0],
             "window": self.window,
             "window_seconds": self.window / fps,
             "flips_per_second_smoothed": rates[1],
             "runs": len(runs),
-            "run_median": float(np.median(runs)),
-            "run_median_seconds": float(np.median(self.run_seconds)),
+            "run_median": float(np.median(runs)),  # in frames
+            "run_median_seconds": float(
+                np.median(self.run_seconds)
+            ),  # with 1 / fps for the last frame
             "run_shortest": int(runs.min()),
             "run_longest": int(runs.max()),
+            # Percent of the frames whose top-1 class is the most frequent one.
             "class_share": 100 * float((self.top1 == self.most_frequent).mean()),
         }
 

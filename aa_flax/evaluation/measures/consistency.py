@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, TypedDict
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -26,24 +26,13 @@ from aa_flax.evaluation.views import (
 POINTS = 5  # offsets per axis of the worst case
 
 
-class Consistency(TypedDict):
-    """Percentages over all images and pairs."""
-
-    num_images: int
-    consistency: float  # pairs with the same top-1 class (Zhang 2019, Sec. 4.1)
-    consistency_interval: list[float]  # ends of its 95 % confidence interval
-    consistent_and_correct: float  # pairs with the same class, the true one
-    probability_change: float  # mean absolute difference of the true class's in a pair
-    top1_shifted: float  # views classified correctly
-
-
 def agreement(seen: Observations) -> Float[np.ndarray, " n"]:
     """Returns the fraction of each image's pairs (views 0 and 1, 2 and 3, ...) that agree."""
     return (seen.predicted[:, ::2] == seen.predicted[:, 1::2]).mean(1)
 
 
-def consistency(seen: Observations) -> Consistency:
-    """Computes how often the two views of a pair get the same class.
+def consistency(seen: Observations) -> Result:
+    """Computes how often the two views of a pair get the same class, in percent.
 
     The images are the sample of the confidence interval; see `clustered_interval`. Outputs that are
     not finite are an InputError: such a model would count as perfectly consistent.
@@ -54,10 +43,10 @@ def consistency(seen: Observations) -> Consistency:
     both = seen.correct[:, ::2] & seen.correct[:, 1::2]
     return {
         "num_images": len(agreed),
-        "consistency": 100 * float(agreed.mean()),
+        "consistency": 100 * float(agreed.mean()),  # Zhang 2019, Sec. 4.1
         "consistency_interval": clustered_interval(agreed, probability.shape[1] // 2),
-        "consistent_and_correct": 100 * float(both.mean()),
-        "probability_change": 100 * float(change.mean(dtype=np.float64)),
+        "consistent_and_correct": 100 * float(both.mean()),  # the same class, the true one
+        "probability_change": 100 * float(change.mean(dtype=np.float64)),  # of the true class
         "top1_shifted": 100 * float(seen.correct.mean()),
     }
 
@@ -80,7 +69,7 @@ class PairMeasure(Measure):
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert seen is not None
-        return {**consistency(seen)}
+        return consistency(seen)
 
     def line(self, result: Result) -> str:
         how = [f"{result['passes']} passes"] if "passes" in result else []

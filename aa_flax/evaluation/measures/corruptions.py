@@ -138,21 +138,17 @@ def corruption_summary(
 ) -> dict[str, Any]:
     """Summarises the fifteen corruptions of the benchmark, if all are complete, and others.
 
+    Without all fifteen, `mean_top1` is over all there are, and `mce` is None.
+
     Args:
         per_severity: results with `top1` in percent by corruption and severity.
-
-    Returns:
-        `mean_top1` over the fifteen and `mean_top1_extra` over the others, or None; without all
-        fifteen, `mean_top1` over all there are. For each corruption its `severities`, `error` (mean
-        over them, in percent) and, with all five of a known corruption, `ce`: the error as a
-        percentage of AlexNet's; and `mce`, the mean of those over the fifteen, or None.
     """
     found: dict[str, Any] = {}
     for name, severities in per_severity.items():
         error = fmean(100 - result["top1"] for result in severities.values())
         found[name] = {"error": error, "severities": dict(severities)}
         if name in ALEXNET_ERRORS and set(severities) == set(SEVERITIES):
-            found[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]
+            found[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]  # in percent of AlexNet's
     complete = [found[name]["ce"] for name in ALEXNET_ERRORS if "ce" in found.get(name, {})]
     whole = len(complete) == len(ALEXNET_ERRORS)
     extra = [name for name in found if whole and name not in ALEXNET_ERRORS]

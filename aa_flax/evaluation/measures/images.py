@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -29,22 +29,8 @@ from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_
 _TIE = 1e-3  # in log-probability: rounding may swap two classes closer than that
 
 
-class Stability(TypedDict):
-    """Percentages; the *centre class* of an image is the top-1 class of its unshifted crop."""
-
-    num_images: int
-    consistency: float  # pairs of crops at random offsets with the same top-1 class
-    consistency_interval: list[float]  # ends of its 95 % interval; the images are the sample
-    same_class: float  # shifted crops, over all images, whose top-1 class is the centre class
-    worst_case: float  # images whose top-1 class is the centre class at every shift
-    # Over images and shifts, the mean absolute difference of the centre class's probability from
-    # that of the unshifted crop, in percentage points, and the largest difference.
-    probability_change: float
-    probability_change_worst: float
-
-
-def stability(pairs: Observations, around: Observations) -> Stability:
-    """Computes the numbers; the images are labelled with their centre class.
+def stability(pairs: Observations, around: Observations) -> Result:
+    """Computes percentages; the images are labelled with the class of their unshifted crop.
 
     Args:
         pairs: views 0 and 1, 2 and 3, ... are pairs of crops.
@@ -64,8 +50,9 @@ def stability(pairs: Observations, around: Observations) -> Stability:
         "num_images": len(around.index),
         "consistency": paired["consistency"],
         "consistency_interval": paired["consistency_interval"],
-        "same_class": 100 * float(same.mean()),
-        "worst_case": 100 * float(same.all(1).mean()),
+        "same_class": 100 * float(same.mean()),  # of all shifted crops
+        "worst_case": 100 * float(same.all(1).mean()),  # images that keep it at every shift
+        # Differences from the probability of that class for the unshifted crop.
         "probability_change": 100 * float(change.mean(dtype=np.float64)),
         "probability_change_worst": 100 * float(change.max()),
     }
@@ -80,7 +67,7 @@ def least_stable_first(
 
 
 class Images(PicturesMeasure):
-    """Consistency, change of probability and worst case of unlabelled images; see `Stability`."""
+    """Consistency, change of probability and worst case of unlabelled images; see `stability`."""
 
     options = (
         PicturesOption("images", "stability of the predictions on a folder of unlabelled images"),
@@ -129,21 +116,15 @@ class Images(PicturesMeasure):
         pictures, settings = _pictures(subject), subject.settings
         classes = subject.predictor.num_classes(settings.crop_size)
         name_of = class_namer(subject, classes)
-        look = partial(
-            observe_source,
-            subject.predictor,
-            pictures,
-            settings,
-            crop=settings.image_size,
-            mesh=subject.mesh,
-        )
+        size, mesh = settings.image_size, subject.mesh
+        look = partial(observe_source, subject.predictor, pictures, settings, crop=size, mesh=mesh)
         own = look({"own": Center(settings.crop_size)})["own"]
         own.check_finite()
         labels = np.zeros(len(pictures), np.int64)
         labels[own.index] = own.predicted[:, 0]
         pictures.label(labels, classes)
         found = look(_views(subject))
-        result: Result = {**stability(found["pairs"], found["around"])}
+        result = stability(found["pairs"], found["around"])
         arrays = _arrays(found["around"], pictures, subject, name_of)
         result["least_stable"] = [_worst_of(arrays, i) for i in arrays["shown"]]
         result["lost"] = pictures.log_lost()
@@ -152,11 +133,10 @@ class Images(PicturesMeasure):
         return result | self.store_and_plot(subject, arrays)
 
     def line(self, result: Result) -> str:
-        within = result["within"]
         return (
             f"{'own images':12} consistency "
             f"{with_interval(result['consistency'], result['consistency_interval'])}   "
-            f"within {within} pixels: same class at "
+            f"within {result['within']} pixels: same class at "
             f"{result['same_class']:.2f} % of shifts, at all of them {result['worst_case']:.2f} % "
             f"of {result['num_images']} images, change of P {result['probability_change']:.2f} %, "
             f"at worst {result['probability_change_worst']:.2f} %"

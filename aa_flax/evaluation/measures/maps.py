@@ -8,7 +8,7 @@ host. Maps smaller than the image by an integer factor are enlarged to it by rep
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,29 +33,6 @@ Compared = tuple[Array, Array]  # a sum over the batch, and numbers of each imag
 _RESOLUTION = 2.0**-24
 
 
-class MaskNumbers(TypedDict):
-    """Agreement of the labels of two views of an image, in percent, over all images and pairs."""
-
-    num_images: int
-    consistency: float  # mean of `per_class`, over classes that any mask has
-    agreement: float  # pixels with the same label in both masks, mean over the pairs
-    agreement_interval: list[float]  # ends of its 95 % interval; the images are the sample
-    # Dice coefficient of class c, 2 |A and B| / (|A| + |B|), with A and B the pixels of class c in
-    # the first and the second mask. None for a class that no mask has.
-    per_class: list[float | None]
-
-
-class PSNRNumbers(TypedDict):
-    """Peak signal-to-noise ratio of translation equivariance."""
-
-    num_images: int
-    # 10 log10(dynamic_range^2 / mean_squared_error) in decibels; at most 144.5, where the error is
-    # below float32's resolution of the dynamic range.
-    psnr: float
-    mean_squared_error: float
-    dynamic_range: float  # of the maps, as given or found
-
-
 def mask_consistency(
     predict: Any,
     images: np.ndarray,
@@ -67,7 +44,7 @@ def mask_consistency(
     seed: int = 0,
     batch_size: int = 32,
     jit: bool | None = None,
-) -> MaskNumbers:
+) -> Result:
     """Computes how often two shifted views of an image get the same labels where both see it.
 
     Args:
@@ -107,7 +84,7 @@ def translation_psnr(
     seed: int = 0,
     batch_size: int = 32,
     jit: bool | None = None,
-) -> PSNRNumbers:
+) -> Result:
     """Computes how well a function commutes with translations, in decibels: EQ-T of StyleGAN3.
 
     With t_x the translation by x pixels, uniform in -max_shift..max_shift on each axis, f the
@@ -142,20 +119,22 @@ def translation_psnr(
     return psnr_of(predictor, _batches(images, batch_size), pairs, dynamic_range)
 
 
-def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> MaskNumbers:
-    """Computes `mask_consistency` of batches; each host passes its own."""
+def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> Result:
+    """Computes `mask_consistency` of batches, in percent; each host passes its own."""
     confusion, per_image = _over_pairs(predictor, batches, pairs, _confusion)
     if len(confusion) < 2:
         raise InputError(
             f"{predictor.name} returns maps of one channel, and masks need logits of two or more "
             "classes; for one logit x, return 0 and x"
         )
+    # Dice coefficients, 2 |A and B| / (|A| + |B|), with A and B the pixels of a class in the first
+    # and the second mask; None for a class that no mask has.
     hits, counts = np.diag(confusion), confusion.sum(0) + confusion.sum(1)
     per_class = [200 * float(h / n) if n else None for h, n in zip(hits, counts, strict=True)]
     return {
         "num_images": len(per_image),
         "consistency": float(np.mean([value for value in per_class if value is not None])),
-        "agreement": 100 * float(per_image.mean()),
+        "agreement": 100 * float(per_image.mean()),  # pixels with the same label in both masks
         "agreement_interval": clustered_interval(per_image, pairs.passes),
         "per_class": per_class,
     }
@@ -163,7 +142,7 @@ def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> MaskNumber
 
 def psnr_of(
     predictor: Predictor, batches: Batches, pairs: Pairs, dynamic_range: float | None = None
-) -> PSNRNumbers:
+) -> Result:
     """Computes `translation_psnr` of batches; each host passes its own."""
     if dynamic_range is not None:
         dynamic_range = real("dynamic_range", dynamic_range, least=0)
@@ -179,7 +158,7 @@ def psnr_of(
     ratio = max(error / dynamic_range**2, _RESOLUTION**2)
     return {
         "num_images": len(extremes),
-        "psnr": -10 * float(np.log10(ratio)),
+        "psnr": -10 * float(np.log10(ratio)),  # at most 144.5
         "mean_squared_error": error,
         "dynamic_range": dynamic_range,
     }
@@ -312,7 +291,7 @@ class MaskConsistency(MapsMeasure):
         return subject.settings.to(RandomPairs, rolled=False)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        return {**masks_of(*self.parts(subject))}
+        return masks_of(*self.parts(subject))
 
     def line(self, result: Result) -> str:
         return (
@@ -348,7 +327,7 @@ class TranslationPSNR(MapsMeasure):
         return super().settings(subject) | {"given_range": subject.options["dynamic_range"]}
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        return {**psnr_of(*self.parts(subject), subject.options["dynamic_range"])}
+        return psnr_of(*self.parts(subject), subject.options["dynamic_range"])
 
     def line(self, result: Result) -> str:
         name = "EQ-T_frac" if result["fractional"] else "EQ-T"

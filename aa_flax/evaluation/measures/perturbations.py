@@ -145,7 +145,11 @@ def _flip_rate(subject: Subject, root: Path, name: str) -> float:
     source = ImageFolder(str(root), name, "sorted")  # labels do not matter here
     seen = observe_unresized(subject, source, {"all": Center(subject.settings.crop_size)}, name)
     paths = [Path(source.name(int(i))) for i in seen["all"].index]
-    keys = [(natural_key(str(path.parent)), natural_key(path.name)) for path in paths]
-    order = sorted(range(len(paths)), key=keys.__getitem__)  # clip by clip, frame by frame
+    order = sorted(range(len(paths)), key=lambda i: _natural_order(paths[i]))
     clips = [str(paths[i].parent) for i in order]
     return flip_rate(seen["all"].predicted[order, 0], clips, noise="noise" in name)
+
+
+def _natural_order(path: Path) -> tuple:
+    """Sorts clip by clip, and frames within a clip."""
+    return natural_key(str(path.parent)), natural_key(path.name)

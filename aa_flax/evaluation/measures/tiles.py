@@ -96,69 +96,33 @@ class Grid:
         return np.minimum(axes[0][:, None], axes[1][None])
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Differences between tiles and the whole image at all m positions of all tiles."""
-
-    depth: Float[np.ndarray, " m"]  # pixels to the nearest cut edge
-    # Euclidean distance of the two channel vectors at the position, divided by the root mean square
-    # norm of the whole map's vectors; None for labels.
-    difference: Float[np.ndarray, " m"] | None
-    # Both have the same label (the channel with the largest value, or the value of an integer map);
-    # None for feature maps.
-    same: Shaped[np.ndarray, " m"] | None
-    # Mean over all tiles that cover a position; for labels the fraction with another label.
-    difference_map: Float[np.ndarray, "h w"]
-
-    def numbers(self, border: int) -> dict[str, float | None]:
-        """Computes means and maxima over all positions, and over those `border` pixels inside.
-
-        All in percent. `..._inside` has the value None if no position is that far inside.
-        """
-        found = {}
-        for end, among in (("", self.depth >= 0), ("_inside", self.depth >= border)):
-            for name, values, reduce in (
-                ("difference", self.difference, np.mean),
-                ("difference_worst", self.difference, np.max),
-                ("label_agreement", self.same, np.mean),
-            ):
-                if values is not None:
-                    part = values[among]
-                    found[f"{name}{end}"] = 100 * float(reduce(part)) if part.size else None
-        return found
-
-    def profile(self) -> dict[str, np.ndarray]:
-        """Computes mean and largest difference by the distance to the nearest cut edge."""
-        values = self.difference
-        if values is None:
-            assert self.same is not None
-            values = ~self.same
-        within = np.isfinite(self.depth)
-        depth, group = np.unique(self.depth[within], return_inverse=True)
-        largest = np.zeros(len(depth))
-        np.maximum.at(largest, group, values[within])
-        mean = np.bincount(group, values[within]) / np.bincount(group)
-        return {"depth": depth, "mean": mean, "largest": largest}
-
-
 def compare(
     grid: Grid,
     whole: Shaped[np.ndarray, "h w ..."],
     tiles: Sequence[Shaped[np.ndarray, "p p ..."]],
+    border: int,
     *,
     labelled: bool,
-) -> Compared:
+) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:
     """Compares the maps of all tiles with the same positions of the whole image's map.
+
+    The difference at a position is the Euclidean distance of the two channel vectors, divided by
+    the root mean square norm of the whole map's vectors; labels differ or not.
 
     Args:
         whole: `(h, w, C)`, or integers `(h, w)`. tiles: their maps, in the order of `grid.tiles`.
-        labelled: whether the channels are classes.
+        border: pixels to the nearest cut edge from which on a position is inside.
+        labelled: whether the channels are classes; the label is that with the largest value.
+
+    Returns:
+        Means and maxima in percent, over all positions and over those inside (None: there are
+        none); and the data of the plot, with the mean difference of all tiles at each position.
     """
     _check_map_size(grid, whole.shape, grid.used, "the whole image")
     is_map = whole.ndim == 3
     values = whole.astype(np.float64) if is_map else whole
     scale = np.sqrt(np.square(values).sum(-1).mean()) if is_map else 1.0
-    depth, difference, same = [], [], []
+    depths, differences, agreements = [], [], []
     total, covered = np.zeros(whole.shape[:2]), np.zeros(whole.shape[:2])
     for (top, left), tile in zip(grid.tiles, tiles, strict=True):
         _check_map_size(grid, tile.shape, (grid.tile, grid.tile), "a tile")
@@ -166,21 +130,37 @@ def compare(
         here = values[y, x]
         if is_map:
             shown = np.linalg.norm(tile - here, axis=-1) / max(scale, np.finfo(float).tiny)
-            difference.append(shown.ravel())
-            if labelled:
-                same.append((tile.argmax(-1) == here.argmax(-1)).ravel())
+            same = tile.argmax(-1) == here.argmax(-1)
         else:
-            shown = (tile != here).astype(np.float64)
-            same.append((tile == here).ravel())
-        depth.append(grid.depth(top, left).ravel())
+            shown, same = (tile != here).astype(np.float64), tile == here
+        depths.append(grid.depth(top, left).ravel())
+        differences.append(shown.ravel())
+        agreements.append(same.ravel())
         total[y, x] += shown
         covered[y, x] += 1
-    return Compared(
-        np.concatenate(depth),
-        np.concatenate(difference) if difference else None,
-        np.concatenate(same) if same else None,
-        total / covered,
-    )
+    depth, difference, same = map(np.concatenate, (depths, differences, agreements))
+    numbers: dict[str, float | None] = {}
+    for end, among in (("", depth >= 0), ("_inside", depth >= border)):
+        for name, values, reduce, is_known in (
+            ("difference", difference, np.mean, is_map),
+            ("difference_worst", difference, np.max, is_map),
+            ("label_agreement", same, np.mean, labelled or not is_map),
+        ):
+            if is_known:
+                found = values[among]
+                numbers[f"{name}{end}"] = 100 * float(reduce(found)) if found.size else None
+    shown = {"difference_map": total / covered, "is_of_labels": np.array(not is_map)}
+    return numbers, _profile(depth, difference) | shown
+
+
+def _profile(depth: np.ndarray, difference: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes mean and largest difference by the distance to the nearest cut edge."""
+    within = np.isfinite(depth)
+    distance, group = np.unique(depth[within], return_inverse=True)
+    largest = np.zeros(len(distance))
+    np.maximum.at(largest, group, difference[within])
+    mean = np.bincount(group, difference[within]) / np.bincount(group)
+    return {"depth": distance, "mean": mean, "largest": largest}
 
 
 def _check_map_size(grid: Grid, shape: tuple[int, ...], pixels: tuple[int, int], what: str) -> None:
@@ -275,11 +255,12 @@ class Tiles(PicturesMeasure):
         cut = [pixels[y : y + tile, x : x + tile] for y, x in grid.tiles]
         with progress_bar(len(cut), "tiles", "tile") as bar:
             tiles = list(in_batches(model.outputs, cut, subject.settings.batch(), bar))
+        arrays = {}
         if whole.ndim == 1:
-            found, numbers = None, compare_logits(whole, np.stack(tiles))
+            numbers = compare_logits(whole, np.stack(tiles))
         else:
-            found = compare(grid, whole, tiles, labelled=not own)
-            numbers = found.numbers(sizes["tile_border"])
+            border = sizes["tile_border"]
+            numbers, arrays = compare(grid, whole, tiles, border, labelled=not own)
         if own and subject.model.num_classes:
             # The head's class for each tile's map, and for the same part of the whole map.
             head, size = head_of(subject.model), tile // stride
@@ -293,8 +274,12 @@ class Tiles(PicturesMeasure):
             "stride": stride,
             "lost": pictures.log_lost(),
         }
-        if found is not None:
-            facts |= self.store_and_plot(subject, _arrays(pixels, grid, found))
+        if arrays:
+            shown = Image.fromarray(pixels)
+            shown.thumbnail((_SHOWN, _SHOWN))
+            arrays |= {"picture": np.asarray(shown), "used": np.array(grid.used)}
+            arrays |= {"tiles": np.array(grid.tiles), "tile": np.array(tile)}
+            facts |= self.store_and_plot(subject, arrays)
         return {**facts, **numbers}
 
     def line(self, result: Result) -> str:
@@ -337,17 +322,3 @@ def _stride(output: np.ndarray, tile: int, name: str) -> int:
             "classes); give another --tile_size, a multiple of the model's stride"
         )
     return tile // height
-
-
-def _arrays(pixels: np.ndarray, grid: Grid, found: Compared) -> dict[str, np.ndarray]:
-    """Returns the data of the plot."""
-    shown = Image.fromarray(pixels)
-    shown.thumbnail((_SHOWN, _SHOWN))
-    return found.profile() | {
-        "picture": np.asarray(shown),
-        "used": np.array(grid.used),
-        "tiles": np.array(grid.tiles),
-        "tile": np.array(grid.tile),
-        "difference_map": found.difference_map,
-        "is_of_labels": np.array(found.difference is None),
-    }

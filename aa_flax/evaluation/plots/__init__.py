@@ -231,35 +231,28 @@ def plot_equivariance(
     columns = max(len(maps.blocks) for maps in models.values())
     size = (max(1.25 * columns, 6.5), 1.55 * len(models) + 0.9)
     figure, axes = new_figure(len(models), columns, size)
+    for panel in axes.flat:
+        panel.set(xticks=[], yticks=[])
     for row, (name, maps) in zip(axes, models.items(), strict=True):
-        _draw_maps(row, name, maps)
+        count = len(maps.blocks)
+        for panel in row[count:]:
+            panel.set_axis_off()
+        for i, panel in enumerate(row[:count]):
+            percent = 100 * maps.relative[i]
+            panel.imshow(percent, cmap="RdYlBu_r", vmin=0, vmax=50)
+            stride = "" if i == count - 1 else f" [{maps.strides[i]}]"
+            panel.set_title(maps.blocks[i] + stride, fontsize=8)
+            panel.set_xlabel(f"mean {percent.mean():.1f} %", fontsize=8)
+        row[0].set_ylabel(name.replace(" (", "\n("), fontsize=9)
     period = next(iter(models.values())).maps.shape[-1]
     options = {"extend": "max", "ticks": [0, 10, 20, 30, 40, 50], "fraction": 0.02}
     label = "% of the distance of two images"
     add_colour_bar(figure, axes[0, 0].images[0], axes, label, **options)
-    figure.suptitle(
-        f"Deviation from shift-equivariance at shifts of 0 to {period - 1} pixels, down and right",
-        fontsize=10,
-    )
+    title = "Deviation from shift-equivariance at shifts of 0 to"
+    figure.suptitle(f"{title} {period - 1} pixels, down and right", fontsize=10)
     figure.supxlabel(
         "[stride in pixels]; below each map its mean, in % of the distance of two different "
         "images at that block (red: 50 % and more)",
         fontsize=8,
     )
     save_figure(figure, path, formats)
-
-
-def _draw_maps(row: Any, name: str, maps: EquivarianceMaps) -> None:
-    """Draws the blocks of one model."""
-    count = len(maps.blocks)
-    for panel in row:
-        panel.set(xticks=[], yticks=[])
-    for panel in row[count:]:
-        panel.set_axis_off()
-    for i, panel in enumerate(row[:count]):
-        percent = 100 * maps.relative[i]
-        panel.imshow(percent, cmap="RdYlBu_r", vmin=0, vmax=50)
-        stride = "" if i == count - 1 else f" [{maps.strides[i]}]"
-        panel.set_title(maps.blocks[i] + stride, fontsize=8)
-        panel.set_xlabel(f"mean {percent.mean():.1f} %", fontsize=8)
-    row[0].set_ylabel(name.replace(" (", "\n("), fontsize=9)

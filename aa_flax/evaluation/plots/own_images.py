@@ -76,7 +76,6 @@ def _least_stable(models: Mapping[str, Arrays]) -> dict[str, np.ndarray]:
 
 
 def _draw_shifts(panel: Any, arrays: Arrays, i: int, model: str) -> None:
-    """Draws one model's probabilities for one image at every shift."""
     shift, top = arrays["shift"], arrays["top1"][i]
     probability, same = 100 * arrays["probability"][i], top == arrays["own_class"][i]
     within = int(shift.max())
@@ -130,7 +129,6 @@ def _seconds(arrays: Arrays) -> np.ndarray:
 
 
 def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
-    """Draws the probability of one model's most frequent class, raw and smoothed."""
     start, window = _seconds(arrays)[:-1], int(arrays["window"])
     of = class_names_in(arrays)[int(arrays["most_frequent"])]
     seconds = window / float(arrays["fps"])
@@ -146,7 +144,6 @@ def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
 
 
 def _draw_classes(panel: Any, arrays: Arrays) -> None:
-    """Draws the class of each frame as a band, the five most frequent classes in colour."""
     top = arrays["top1"]
     classes, counts = np.unique(top, return_counts=True)
     first = classes[np.argsort(-counts, kind="stable")][:5]
@@ -163,7 +160,6 @@ def _draw_classes(panel: Any, arrays: Arrays) -> None:
 
 
 def _draw_runs(panel: Any, models: Mapping[str, Arrays]) -> None:
-    """Draws the cumulative distribution of run lengths, a curve per model."""
     for i, (name, arrays) in enumerate(models.items()):
         runs = np.sort(arrays["run_seconds"])
         percent = 100 * np.arange(1, len(runs) + 1) / len(runs)
@@ -215,7 +211,6 @@ def plot_tiles(path: Path, models: Mapping[str, Arrays], formats: Sequence[str])
 
 
 def _draw_profiles(panel: Any, models: Mapping[str, Arrays], what: str) -> None:
-    """Draws the mean and largest difference by the distance to the cut, a colour per model."""
     for i, (name, arrays) in enumerate(models.items()):
         style = {"color": colour_of(i), "marker": ".", "markersize": 4}
         panel.plot(arrays["depth"], 100 * arrays["mean"], label=f"{name}: mean", **style)
