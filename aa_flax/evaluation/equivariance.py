@@ -55,13 +55,9 @@ class EquivarianceMaps:
         """The maps relative to the distance between two different images at each block."""
         return self.maps / self.scale[:, None, None]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the attributes, as `save` writes them."""
-        return {name: np.asarray(value) for name, value in vars(self).items()}
-
     def save(self, path: Path) -> None:
-        """Writes an .npz file."""
-        save_arrays(path, self.arrays())
+        """Writes the attributes to an .npz file."""
+        save_arrays(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "EquivarianceMaps":

@@ -173,9 +173,17 @@ class Clip(PicturesMeasure):
         check_size_of(clip.name, clip.first_size(), settings, settings.crop_size)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        clip = _frames(subject)
-        name_of = class_namer(subject, subject.predictor.num_classes(subject.settings.crop_size))
-        logits, times = _logits(subject, clip)
+        clip, predictor, settings = _frames(subject), subject.predictor, subject.settings
+        name_of = class_namer(subject, predictor.num_classes(settings.crop_size))
+        times, how = [], (settings.resize_size, settings.crop_size, settings.interpolation)
+
+        def crops():
+            for time, frame in clip:
+                times.append(time)
+                yield center_image(frame, *how)
+
+        with progress_bar(None, "clip", "frame") as bar:
+            logits = np.stack([*in_batches(predictor.logits, crops(), settings.batch(), bar)])
         window = subject.options["window"]
         found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
         facts: Result = {"class": name_of(found.most_frequent), "lost": clip.log_lost()}
@@ -197,29 +205,14 @@ def _frames(subject: Subject) -> Frames:
     return Frames(subject.options["clip"], subject.options["fps"])
 
 
-def _logits(subject: Subject, clip: Frames) -> tuple[np.ndarray, list[float | None]]:
-    """Computes the logits of each frame; also returns the times of the frames."""
-    settings, times = subject.settings, []
-    how = (settings.resize_size, settings.crop_size, settings.interpolation)
-
-    def crops():
-        for time, frame in clip:
-            times.append(time)
-            yield center_image(frame, *how)
-
-    with progress_bar(None, "clip", "frame") as bar:
-        logits = in_batches(subject.predictor.logits, crops(), settings.batch(), bar)
-        return np.stack(list(logits)), times
-
-
 def _arrays(found: Flicker, name_of: Callable[[int], str]) -> dict[str, np.ndarray]:
     """Returns the data of the plot, and the prediction for every frame."""
     classes = np.unique([*found.top1, *found.smoothed_top1])
     return {
-        **{key: np.asarray(value) for key, value in found._asdict().items()},
+        **found._asdict(),
         "class": classes,
         "class_name": np.array([name_of(int(i)) for i in classes]),
         "run_lengths": found.run_lengths,
         "run_seconds": found.run_seconds,
-        "fps": np.asarray(mean_fps(found.seconds)),
+        "fps": np.array(mean_fps(found.seconds)),
     }

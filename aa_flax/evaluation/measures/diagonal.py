@@ -54,12 +54,8 @@ class Diagonal(StoredMeasure):
             "image_pixels": np.stack([subject.settings.image(source, i) for i in chosen]),
             "image_class": np.array([str(source.class_names[label]) for label in labels]),
         }
-        curves = {subject.name: seen.probability}
-        return self.store(
-            subject,
-            diagonal_arrays(seen) | shown,
-            lambda path: plots.plot_diagonal(path, curves, chosen),
-        )
+        arrays, curves = diagonal_arrays(seen) | shown, {subject.name: seen.probability}
+        return self.store(subject, arrays, lambda path: plots.plot_diagonal(path, curves, chosen))
 
     def draw(self, path: Path, rows: Sequence[Row]) -> None:
         curves = {row.title: row.arrays("diagonal")["diag_probs"] for row in rows}

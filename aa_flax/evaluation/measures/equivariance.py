@@ -38,15 +38,12 @@ class Equivariance(StoredMeasure):
         with progress_bar(None, "equivariance", unit="shift") as bar:
             maps = equivariance_maps(subject.model, batch, crop_size=crop, mesh=mesh, progress=bar)
         percent = (100 * maps.relative.mean((1, 2))).tolist()
-        return {
-            "mean_distance": dict(zip(maps.blocks, percent, strict=True)),
-            "period": maps.maps.shape[-1],
-            **self.store(
-                subject,
-                maps.arrays(),
-                lambda path: plots.plot_equivariance(path, {subject.name: maps}),
-            ),
-        }
+        found: Result = {"mean_distance": dict(zip(maps.blocks, percent, strict=True))}
+        found["period"] = maps.maps.shape[-1]
+        models = {subject.name: maps}
+        return found | self.store(
+            subject, vars(maps), lambda path: plots.plot_equivariance(path, models)
+        )
 
     def draw(self, path: Path, rows: Sequence[Row]) -> None:
         maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in rows}
