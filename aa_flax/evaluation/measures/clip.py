@@ -175,7 +175,8 @@ class Clip(PicturesMeasure):
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         clip, predictor, settings = _frames(subject), subject.predictor, subject.settings
         name_of = class_namer(subject, predictor.num_classes(settings.crop_size))
-        times, how = [], (settings.resize_size, settings.crop_size, settings.interpolation)
+        how = (settings.resize_size, settings.crop_size, settings.interpolation)
+        times: list[float | None] = []
 
         def crops():
             for time, frame in clip:
