@@ -286,7 +286,7 @@ class Tiles(PicturesMeasure):
         parts = [f"{'tiles':12} {result['num_tiles']} tiles of {result['tile_size']} pixels"]
         for end, where in (
             ("", "difference from the whole"),
-            ("_inside", f"{result['tile_border']} pixels inside"),
+            ("_inside", f"{result.get('tile_border')} pixels inside"),
         ):
             if (mean := result.get(f"difference{end}")) is not None:
                 worst = result[f"difference_worst{end}"]
