@@ -20,7 +20,6 @@ from typing import Any
 from absl import flags
 
 from aa_flax import cli
-from aa_flax.errors import InputError
 from aa_flax.evaluation.by_config import evaluate_models
 from aa_flax.evaluation.measure import Option
 from aa_flax.evaluation.measures import MEASURES
@@ -47,10 +46,16 @@ def main() -> None:
         None,
         "default: results.json in the run's folder; for several models runs/evaluation/",
     )
-    try:
-        define_measures()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    for option in _options():
+        if option.name in flags.FLAGS:
+            sys.exit(
+                f"error: a measure has an option {option.name!r}, which is a flag of "
+                f"{cli.called()} already; give it another name"
+            )
+        default = option.default
+        if isinstance(default, tuple):
+            default = [str(number) for number in default]
+        _DEFINE[option.kind](option.name, default, option.help)
     text = cli.as_called(str(__doc__), "aa_flax.eval")
     cli.run(_evaluate, text, interrupted="stopped; nothing was measured yet")
 
@@ -65,24 +70,6 @@ def _evaluate() -> None:
         output=flags.FLAGS.output,
         options={option.name: flags.FLAGS[option.name].value for option in _options()},
     )
-
-
-def define_measures() -> None:
-    """Defines a flag for each option of each measure.
-
-    Raises:
-        InputError: a measure has an option that is a flag of this command already.
-    """
-    for option in _options():
-        if option.name in flags.FLAGS:
-            raise InputError(
-                f"a measure has an option {option.name!r}, which is a flag of {cli.called()} "
-                "already; give it another name"
-            )
-        default = option.default
-        if isinstance(default, tuple):
-            default = [str(number) for number in default]
-        _DEFINE[option.kind](option.name, default, option.help)
 
 
 def _options() -> list[Option]:

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
 from functools import partial
 from itertools import count
 from multiprocessing import parent_process, resource_tracker
@@ -31,7 +30,7 @@ from aa_flax.data.pixels import (
     random_resized_crop,
 )
 from aa_flax.data.sources import Source
-from aa_flax.errors import InputError, unknown
+from aa_flax.errors import InputError
 
 # A batch: `image` uint8 (N, H, W, 3) and `label` int32 (N,).
 # For evaluation also `index` int (N,), the image's index in the source; `center` int32 (N, 2), the
@@ -212,10 +211,6 @@ def _batches(
     start_step: int = 0,
 ) -> Iterator[Batch]:
     """Reads batches in threads or processes, which end with the iterator or with Python."""
-    for field in fields(DataConfig):  # `check_config` has checked a config, but not arguments
-        known = field.metadata.get("known")
-        if known and (value := getattr(data, field.name)) not in known:
-            raise InputError(unknown(f"config.data.{field.name}", value, list(known)))
     if batch_size % jax.device_count():
         raise InputError(
             f"batch_size {batch_size} does not divide among {jax.device_count()} devices"

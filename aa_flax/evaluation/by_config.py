@@ -1,12 +1,12 @@
 """Evaluates models as a config says: one in memory, or those of `eval`, by where their weights are.
 
-Of several models, one after another, those whose results exist are skipped, so the same command
-resumes after an interruption.
+Of several models, those whose results exist are skipped, so the same command resumes.
 """
 
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,13 @@ import jax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from aa_flax.config import Config, check_config, options_of_config
+from aa_flax.config import Config, check_config, images_of_config, options_of_config
 from aa_flax.data.classes import check_classes_agree
 from aa_flax.data.sources import Source, make_source
 from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
-from aa_flax.evaluation.engine import (
-    Plan,
-    check,
-    check_classes,
-    check_data,
-    check_model,
-    from_first_host,
-    run,
-    stored,
-    summary,
-)
+from aa_flax.evaluation import engine
+from aa_flax.evaluation.engine import Plan, stored, summary
 from aa_flax.evaluation.measure import Measure, Subject, measures_and_options
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import Predictor, check_normalisation
@@ -46,7 +37,6 @@ FOLDER = Path("runs/evaluation")  # of models without a run's folder
 # Parts of a config that belong to an evaluation, and fields of them that belong to training.
 _OF_EVALUATION = ("name", "model", "pool", "model_options", "dtype", "data", "eval")
 _OF_TRAINING = (("data", "augmentation"), ("data", "flip"))
-_CLASSES = 1000  # of published weights: ImageNet's
 
 
 def evaluate_config(
@@ -63,29 +53,20 @@ def evaluate_config(
     """Evaluates a model in memory; logs, writes and returns the results.
 
     Results that `output` already has of the same model, weights, data and settings are kept; if it
-    has any others, the new results go to the next file (`results_2.json`). With several hosts, each
-    calls this; the first logs and writes.
+    has any others, the new results go to the next file (`results_2.json`), unless `replace`. With
+    several hosts, each calls this; the first logs and writes.
 
     Args:
         weights: a description of the weights, for the record; see `aa_flax.weights.locate`.
-        output: the `results.json` to write: every number with its settings. Arrays and plots go to
-            files next to it, whose names begin with its own.
-        measures: names of measures besides accuracy, e.g. `shift`.
-        options: of the measures, by name.
-        replace: whether other results in the file are removed.
+        measures: names of measures besides accuracy, e.g. `shift`, with their `options` by name.
         source: the images, if they are already open.
-
-    Raises:
-        InputError: a model that does not fit the data, data that does not fit the measures, or a
-            file that cannot be written; all before anything is measured.
     """
     chosen, values = measures_and_options(measures, options or {})
     source = source_for(config, chosen) if source is None else source
     plan = make_plan(config, model.name, weights, source, output, chosen, values)
     plan.replace = replace
     plan.set_model(model)
-    stored(plan)  # finds a damaged file
-    check(plan)
+    engine.check(plan)
     return _measure(plan)
 
 
@@ -103,16 +84,9 @@ def evaluate_models(
         models: names, with `*` and `?`; empty: the config's model.
         weights: a run's folder, a file, or `pretrained` and its like; `{model}` is replaced by the
             model's name.
-        output: the results file; for several models the folder of `<model>.json`. None: the file
-            of the run, or one named after the weights; for several models `runs/evaluation`.
+        output: the results file; for several models the folder of `<model>.json`. None: see
+            `default_output`; for several models `runs/evaluation`.
         options: of measures, by name; the first option of each requests it.
-
-    Returns:
-        The results of each model.
-
-    Raises:
-        InputError: a mistake in the config or the options, before the first model is loaded; or,
-            after the last, models that could not be evaluated.
     """
     chosen, values = measures_and_options((), options)
     if not models:
@@ -126,15 +100,17 @@ def evaluate_models(
     folder = local_path(output, "--output") if output else FOLDER
     source = source_for(config, chosen)
     _check_published(weights, source)
-    check_data(make_plan(config, "", {}, source, folder / "results.json", chosen, values))
+    engine.check_data(make_plan(config, "", {}, source, folder / "results.json", chosen, values))
+    known = {option.name: option for m in MEASURES.values() for option in m.options}
     results, failed = [], []
     for name in names:
         config = copy.deepcopy(config)
         config.model = name
-        path, own_values = folder / f"{name}.json", _values_for(name, values)
+        path = folder / f"{name}.json"
+        own = {key: known[key].value_for(name, value) for key, value in values.items()}
         try:
             found = locate(with_name(weights, name), model=name)
-            results.append(_evaluate_located(found, config, source, path, chosen, own_values))
+            results.append(_evaluate_located(found, config, source, path, chosen, own))
         except (InputError, OSError, jax.errors.JaxRuntimeError) as error:
             failed.append(name)
             log_line(f"{name} is skipped: {error}")
@@ -160,7 +136,7 @@ def _evaluate_located(
     plan = make_plan(config, found.name, description, source, output, measures, values)
     if results := _measured_already(plan):
         return results
-    check_data(plan)
+    engine.check_data(plan)
     if found.name != config.model.removesuffix("_finetune"):
         raise InputError(
             f"{description.get('file', found.name)} has weights of {found.name}, not of "
@@ -169,21 +145,21 @@ def _evaluate_located(
     options = model_options(config, description)
     if not isinstance(source, NoSource):  # which gives the number of classes
         plan.set_model(found.abstract_model(source.num_classes, **options))
-        check_model(plan)
+        engine.check_model(plan)
     note = _note_on_images(found, config)
     model = found.load_model(dtype=config.dtype, **options)
     plan.set_model(model)
     if isinstance(source, NoSource):
-        check_model(plan)
-    log_line(header(model, config, source, description))
+        engine.check_model(plan)
+    log_line(_header(model, config, source, description))
     if note:
         log_line(note)
-    check_classes(plan)  # those of the weights
+    engine.check_classes(plan)  # those of the weights
     return _measure(plan)
 
 
 def _measure(plan: Plan) -> Results:
-    results, path = run(plan)
+    results, path = engine.run(plan)
     asked = plan.subject.output
     log_line(summary(results))
     if path != asked:
@@ -195,11 +171,10 @@ def _measure(plan: Plan) -> Results:
 def _measured_already(plan: Plan) -> Results:
     """Logs and returns the stored results, if they have everything that the plan measures."""
     path, results = stored(plan)
-    try:
+    text = ""
+    with suppress(KeyError):  # a number is missing, so all are measured
         text = summary(results) if results else ""
-    except KeyError:  # a number is missing, so all are measured
-        text = ""
-    if not from_first_host(bool(text)):
+    if not engine.from_first_host(bool(text)):
         return {}
     log_line(text)
     log_line(f"{path} exists already; to measure again, give another --output or remove it")
@@ -222,34 +197,33 @@ def make_plan(
     measures: Sequence[Measure],
     options: Mapping[str, Any],
 ) -> Plan:
-    """Returns a plan for a model that is not loaded yet.
-
-    The facts of its results are model, weights, data, and the whole config.
-    """
+    """Returns a plan for a model that is not loaded yet."""
     settings = Settings.of(config)
     names = () if isinstance(source, NoSource) else ("name", "path", "class_order")
     data = {name: getattr(config.data, name) for name in names}
-    data |= settings.experiment() | digest_of(source)
-    facts: dict[str, Any] = {"model": model, "weights": dict(weights)}
-    facts |= {"dtype": str(config.dtype), "data": data, "config": json.loads(config.to_json())}
+    facts: dict[str, Any] = {
+        "model": model,
+        "weights": dict(weights),
+        "dtype": str(config.dtype),
+        "data": data | settings.experiment() | digest_of(source),
+        "config": json.loads(config.to_json()),
+    }
     if of_model := model_options(config, weights):
         facts["options"] = of_model
-    mesh = data_mesh()
+
+    def not_loaded(*_: Any) -> Any:
+        raise AssertionError("a measure called the model before it was loaded")
+
     subject = Subject(
-        config.model, Predictor(_not_loaded), None, source, settings, mesh, output, options
+        config.model, Predictor(not_loaded), None, source, settings, data_mesh(), output, options
     )
     return Plan(subject, measures, facts)
-
-
-def _not_loaded(*_: Any) -> Any:
-    raise AssertionError("a measure called the model before it was loaded")
 
 
 def model_options(config: Config, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of the model, `pool` included: those of the weights and the config's.
 
-    Raises:
-        InputError: the weights of a run that was trained with other options than the config's.
+    Those of a run's weights have to agree with the config's, if it has any.
     """
     options = dict(weights.get("options") or {})
     given = options_of_config(config.to_dict())
@@ -261,7 +235,7 @@ def model_options(config: Config, weights: Mapping[str, Any]) -> dict[str, Any]:
     return options | given
 
 
-def header(model: Classifier, config: Config, source: Source, weights: Mapping[str, Any]) -> str:
+def _header(model: Classifier, config: Config, source: Source, weights: Mapping[str, Any]) -> str:
     """Returns one line about model, devices, data and weights."""
     count = sum(array.size for array in jax.tree.leaves(nnx.state(model, nnx.Param)))
     devices = jax.devices()
@@ -274,26 +248,20 @@ def header(model: Classifier, config: Config, source: Source, weights: Mapping[s
 
 
 def _note_on_images(found: WeightsSource, config: Config) -> str:
-    """Returns a note if the weights are for images of other sizes than the config's.
-
-    Raises:
-        InputError: they were trained on images that were normalised differently.
-    """
+    """Checks the normalisation of the weights' images; returns a note if their sizes differ."""
     changes = found.config_changes()
     statistics = {name: changes[name] for name in ("mean", "std") if name in changes}
     check_normalisation(found.name, ModelConfig(**statistics))
-    data = config.data
-    here: dict[str, Any] = {"resize_size": data.resize_size, "input_size": data.crop_size}
-    here["interpolation"] = data.interpolation
+    here = images_of_config(config.to_dict())
     wanted = here | {name: changes[name] for name in here if name in changes}
+
+    def images(resize_size: int, input_size: int, interpolation: str) -> str:
+        how = f"resized to {resize_size} pixels ({interpolation})" if resize_size else "as they are"
+        return f"images {how}, crops of {input_size}"
+
     if wanted == here:
         return ""
-    return f"note: these weights are for {_images(**wanted)}; here: {_images(**here)}"
-
-
-def _images(resize_size: int, input_size: int, interpolation: str) -> str:
-    resized = f"resized to {resize_size} pixels ({interpolation})" if resize_size else "as they are"
-    return f"images {resized}, crops of {input_size}"
+    return f"note: these weights are for {images(**wanted)}; here: {images(**here)}"
 
 
 def default_output(found: WeightsSource) -> Path:
@@ -308,11 +276,7 @@ def default_output(found: WeightsSource) -> Path:
 
 
 def with_name(weights: str, model: str) -> str:
-    """Returns `weights` with the model's name for `{model}`.
-
-    Raises:
-        InputError: another placeholder.
-    """
+    """Returns `weights` with the model's name for `{model}`, the only placeholder."""
     try:
         return weights.format(model=model)
     except (LookupError, ValueError, AttributeError) as error:
@@ -322,11 +286,7 @@ def with_name(weights: str, model: str) -> str:
 
 
 def names_of(patterns: Sequence[str], weights: str) -> list[str]:
-    """Returns the models that patterns match; with published weights, those that have some.
-
-    Raises:
-        InputError: a pattern without a match.
-    """
+    """Returns the models that patterns match; with published weights, those that have some."""
     found: dict[str, None] = {}
     for pattern in patterns:
         names = list_models(pattern)
@@ -347,9 +307,9 @@ def names_of(patterns: Sequence[str], weights: str) -> list[str]:
 
 def _check_published(weights: str, source: Source) -> None:
     """Checks the number of classes before anything is downloaded."""
-    if weights in WORDS and source.num_classes not in (_CLASSES, NoSource.num_classes):
+    if weights in WORDS and source.num_classes not in (1000, NoSource.num_classes):
         raise InputError(
-            f"published weights are for ImageNet's {_CLASSES} classes, but the data has "
+            "published weights are for ImageNet's 1000 classes, but the data has "
             f"{source.num_classes}; give --config imagenet and --config.data.path, the "
             "folder of ImageNet, or other --weights"
         )
@@ -370,21 +330,12 @@ def _check_class_order(found: WeightsSource, source: Source) -> None:
         check_classes_agree({str(path): trained, "the data": source.class_names}, advice)
 
 
-def _values_for(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options, with a separate file for each model."""
-    options = {option.name: option for m in MEASURES.values() for option in m.options}
-    return {key: options[key].value_for(model, value) for key, value in values.items()}
-
-
 def _as_trained(config: Config, found: WeightsSource) -> Config:
     """Returns the config with the weights' interpolation, and their training for the record."""
     asked: dict[Any, Any] = flatten_dict(config.to_dict())
     default = found.config_changes().get("interpolation", images_of(config.model).interpolation)
     asked["data", "interpolation"] = config.data.interpolation or default
-    trained = flatten_dict(dict(found.config or {}))
-    of_training = {
-        key: value
-        for key, value in trained.items()
-        if key in asked and (key in _OF_TRAINING or key[0] not in _OF_EVALUATION)
-    }
-    return check_config(unflatten_dict(asked | of_training))
+    for key, value in flatten_dict(dict(found.config or {})).items():
+        if key in asked and (key in _OF_TRAINING or key[0] not in _OF_EVALUATION):
+            asked[key] = value
+    return check_config(unflatten_dict(asked))

@@ -22,8 +22,8 @@ from aa_flax.data.unlabelled import NoSource
 from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import Measure, Result, Subject
 from aa_flax.evaluation.measures import MEASURES
-from aa_flax.evaluation.measures.accuracy import AccuracyNumbers, accuracy
-from aa_flax.evaluation.observe import Observations, observe
+from aa_flax.evaluation.measures.accuracy import accuracy
+from aa_flax.evaluation.observe import Observations, observe_source
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.results import (
     Results,
@@ -38,26 +38,18 @@ from aa_flax.evaluation.settings import Settings
 from aa_flax.evaluation.views import Center, check_size
 from aa_flax.files import check_writable
 from aa_flax.models.classifier import Classifier
-from aa_flax.runtime import is_main_process, progress_bar
+from aa_flax.runtime import is_main_process
 from aa_flax.weights.locate import describe
 
 
 @dataclass
 class Plan:
-    """An evaluation: what to measure on which model, and where the results go.
-
-    It is made once, possibly before the model is loaded: `set_model` adds that.
-
-    Attributes:
-        facts: of the experiment, for the results: model, weights, data.
-        replace: whether other results in the file are removed; else they stay, and these results
-            go to the next file.
-    """
+    """An evaluation, possibly of a model that is not loaded yet: `set_model` adds it."""
 
     subject: Subject
     measures: Sequence[Measure]
-    facts: Results
-    replace: bool = False
+    facts: Results  # of the experiment: model, weights, data
+    replace: bool = False  # other results in the file; else these results go to the next file
 
     @cached_property
     def settings(self) -> dict[str, Result]:
@@ -65,20 +57,13 @@ class Plan:
         return {m.name: m.settings(self.subject) for m in self.measures}
 
     def set_model(self, model: Classifier) -> None:
-        """Sets the model; it may consist of shapes alone for `check_model`."""
-        predictor = predictor_of(model)
-        self.subject = replace(self.subject, name=model.name, predictor=predictor, model=model)
+        self.subject = replace(
+            self.subject, name=model.name, predictor=predictor_of(model), model=model
+        )
 
 
 def stored(plan: Plan) -> tuple[Path | None, Results]:
-    """Finds the file that the results would go to now.
-
-    Returns:
-        Its path, and its content if that has everything the plan measures; else nothing.
-
-    Raises:
-        InputError: the results file is damaged.
-    """
+    """Returns the file that the results would go to now, and its content if nothing is missing."""
     output = plan.subject.output
     if output is None or plan.replace:
         return output, {}
@@ -93,22 +78,14 @@ def stored(plan: Plan) -> tuple[Path | None, Results]:
 
 
 def check(plan: Plan) -> None:
-    """Checks everything that can be checked before anything is measured.
-
-    Raises:
-        InputError: a model that does not fit the data, data that does not fit the measures, or a
-            results file that cannot be written.
-    """
+    """Checks everything that can be checked before anything is measured."""
+    stored(plan)  # finds a damaged file
     check_data(plan)
     check_model(plan)
 
 
 def check_data(plan: Plan) -> None:
-    """Checks what needs no model: the output, the size of images, and the measures' options.
-
-    Raises:
-        InputError: see `check`.
-    """
+    """Checks what needs no model: the output, the size of images, and the measures' options."""
     subject = plan.subject
     if is_main_process() and subject.output is not None:
         check_writable(subject.output, room=True)
@@ -122,11 +99,7 @@ def check_data(plan: Plan) -> None:
 
 
 def check_model(plan: Plan) -> None:
-    """Checks that the model fits the data and the measures.
-
-    Raises:
-        InputError: see `check`.
-    """
+    """Checks that the model, which may be of shapes alone, fits the data and the measures."""
     check_classes(plan)
     subject = plan.subject
     for measure in plan.measures:
@@ -140,14 +113,9 @@ def check_model(plan: Plan) -> None:
 
 
 def check_classes(plan: Plan) -> None:
-    """Checks that the model has as many logits as the data has classes.
-
-    Raises:
-        InputError: it has not, or it cannot process crops of this size.
-    """
+    """Checks that the model has as many logits as the data has classes, for crops of this size."""
     subject = plan.subject
-    of_maps = all(measure.of_maps for measure in plan.measures)
-    if of_maps or isinstance(subject.source, NoSource):
+    if all(m.of_maps for m in plan.measures) or isinstance(subject.source, NoSource):
         return
     rows = subject.settings.batch(len(subject.source)) // jax.process_count()
     classes = subject.predictor.num_classes(subject.settings.crop_size, rows)
@@ -163,16 +131,19 @@ def check_classes(plan: Plan) -> None:
 def run(plan: Plan) -> tuple[Results, Path | None]:
     """Measures everything; the results of each pass over the data are written before the next.
 
-    Returns:
-        The results of this call, and the file that contains them.
-
-    Raises:
-        KeyboardInterrupt: as it came, with a message about what is saved.
+    Returns the results of this call, and the file that contains them. Ctrl-C passes through, with a
+    message about what is saved.
     """
     output = plan.subject.output if is_main_process() else None
     path, written = None, None
     results = plan.facts | {"num_images": len(plan.subject.source)}
-    circumstances = _circumstances(plan.subject)
+    circumstances = {  # for the record; the numbers hardly depend on them
+        "date": datetime.now(UTC).date().isoformat(),
+        **{name: metadata.version(name) for name in ("aa_flax", "jax")},
+        "Python": platform.python_version(),
+    }
+    if not plan.subject.predictor.on_host:
+        circumstances["device"] = jax.devices()[0].device_kind
     try:
         with nullcontext(None) if output is None else temporary_output(output) as arrays:
             for found in _passes(plan, arrays or plan.subject.output):
@@ -180,14 +151,8 @@ def run(plan: Plan) -> tuple[Results, Path | None]:
                 measured = [m.name for m in plan.measures if m.found_in(results) is not None]
                 results["measured"] = dict.fromkeys(measured, circumstances)
                 if output is not None:
-                    path, written = write_results(
-                        output,
-                        results,
-                        plan.settings,
-                        arrays=arrays,
-                        mine=written,
-                        replace=plan.replace,
-                    )
+                    how: Any = {"arrays": arrays, "mine": written, "replace": plan.replace}
+                    path, written = write_results(output, results, plan.settings, **how)
                     results |= {name: written[name] for name in found}
     except KeyboardInterrupt:
         kept = f"what was measured so far is kept in {path}"
@@ -195,27 +160,21 @@ def run(plan: Plan) -> tuple[Results, Path | None]:
     return with_shift_on_top(results), path
 
 
-def _circumstances(subject: Subject) -> dict[str, str]:
-    """Returns date and versions for the record; the numbers hardly depend on them."""
-    device = {} if subject.predictor.on_host else {"device": jax.devices()[0].device_kind}
-    versions = {name: metadata.version(name) for name in ("aa_flax", "jax")}
-    date, python = datetime.now(UTC).date().isoformat(), platform.python_version()
-    return {"date": date, **versions, "Python": python, **device}
-
-
 def _passes(plan: Plan, output: Path | None) -> Iterator[Results]:
-    """Yields the results of one pass after another.
+    """Yields the results of one pass after another; arrays are written next to `output`.
 
     The first pass is shared by all measures of views of the source: each image is read once, and
     cropped on the device. The other measures follow, each with its own pass.
-
-    Args:
-        output: the path that arrays are written next to.
     """
     subject = replace(plan.subject, output=output)
     views = {m.name: some for m in plan.measures if (some := m.views(subject)) is not None}
     if views:
-        seen = _observe(subject, views)
+        settings = subject.settings
+        only_center = all(isinstance(some, Center) for some in views.values())
+        crop = settings.crop_size if only_center else settings.image_size
+        seen = observe_source(
+            subject.predictor, subject.source, settings, views, crop=crop, mesh=subject.mesh
+        )
         found: Results = {}
         for measure in plan.measures:
             if measure.name in seen:
@@ -226,19 +185,10 @@ def _passes(plan: Plan, output: Path | None) -> Iterator[Results]:
             yield _result(plan, measure, None, subject)
 
 
-def _observe(subject: Subject, views: Mapping[str, Any]) -> dict[str, Observations]:
-    source, settings = subject.source, subject.settings
-    only_center = all(isinstance(some, Center) for some in views.values())
-    crop = settings.crop_size if only_center else settings.image_size
-    with progress_bar(len(source), ", ".join(views)) as bar:
-        batches = settings.batches(source, crop)
-        return observe(subject.predictor, batches, views, mesh=subject.mesh, progress=bar)
-
-
 def _result(plan: Plan, measure: Measure, seen: Observations | None, subject: Subject) -> Results:
     """Returns a measure's numbers with its settings, as they are stored in the results."""
-    result: Result = _plain({**measure.result(seen, subject), **plan.settings[measure.name]})
-    _check_numbers(measure, result)
+    result = {**measure.result(seen, subject), **plan.settings[measure.name]}
+    result = _finite(result, measure.name)
     try:
         return measure.stored(as_json(result))
     except (TypeError, ValueError) as error:
@@ -247,36 +197,28 @@ def _result(plan: Plan, measure: Measure, seen: Observations | None, subject: Su
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    """Converts numbers and arrays of NumPy and JAX to Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+def _finite(value: Any, measure: str) -> Any:
+    """Converts numbers and arrays of NumPy and JAX to Python's; they have to be finite."""
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
+        value = np.asarray(value).tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item, measure) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, measure) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(
+            f"the measure {measure} found {value}, which is not finite; the weights are broken, or "
+            "their training diverged"
+        )
     return value
 
 
-def _check_numbers(measure: Measure, result: Any) -> None:
-    """Raises an InputError if a number is not finite."""
-    if isinstance(result, dict | list):
-        for value in result.values() if isinstance(result, dict) else result:
-            _check_numbers(measure, value)
-    elif isinstance(result, float) and not math.isfinite(result):
-        raise InputError(
-            f"the measure {measure.name} found {result}, which is not finite; the weights are "
-            "broken, or their training diverged"
-        )
-
-
-def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> AccuracyNumbers:
+def accuracy_on(model: Classifier, source: Source, config: Config, mesh: Mesh) -> Result:
     """Computes the accuracy on centre crops of a source; the loss of a diverged model is NaN."""
     settings = Settings.of(config)
     views = {"accuracy": Center(settings.crop_size)}
-    batches = settings.batches(source, settings.crop_size)
-    with progress_bar(len(source), "accuracy") as bar:
-        return accuracy(observe(model, batches, views, mesh=mesh, progress=bar)["accuracy"])
+    seen = observe_source(model, source, settings, views, crop=settings.crop_size, mesh=mesh)
+    return accuracy(seen["accuracy"])
 
 
 def from_first_host(value: bool) -> bool:
@@ -288,12 +230,11 @@ def from_first_host(value: bool) -> bool:
 
 def summary(results: Mapping[str, Any]) -> str:
     """Returns a few lines of text with every number that was measured."""
-    weights = results.get("weights")
-    of = f", weights: {describe(weights)}" if weights else ""
+    of = f", weights: {describe(weights)}" if (weights := results.get("weights")) else ""
     count = f", {results['num_images']} images" if results["num_images"] else ""
     lines = [f"{results['model']}{count}{of}"]
     for measure in MEASURES.values():
-        found: Result | None = measure.found_in(results)
-        line = None if found is None else measure.line(found)
-        lines += [] if line is None else [f"  {line}"]
+        found = measure.found_in(results)
+        if found is not None and (line := measure.line(found)) is not None:
+            lines.append(f"  {line}")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ multiples of the stride are integer shifts of the map: there the distance is zer
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,19 +43,12 @@ from aa_flax.runtime import put_batch, replicate, replicated
 
 @dataclass(frozen=True)
 class EquivarianceMaps:
-    """Cosine distances of B - 1 blocks and the logits at every offset of a period of P pixels.
+    """Cosine distances of B - 1 blocks and the logits at every offset of a period of P pixels."""
 
-    Attributes:
-        blocks: names, in order; the last is `logits`, a map of one pixel: its invariance.
-        strides: pixels of the image in one of the block's map.
-        maps: mean over the images; `maps[b, dh, dw]`.
-        scale: mean distance between two different images at each block, for comparison.
-    """
-
-    blocks: tuple[str, ...]
-    strides: tuple[int, ...]
-    maps: Float[np.ndarray, "B P P"]
-    scale: Float[np.ndarray, " B"]
+    blocks: tuple[str, ...]  # the last is `logits`, a map of one pixel: its invariance
+    strides: tuple[int, ...]  # pixels of the image in one of the block's map
+    maps: Float[np.ndarray, "B P P"]  # mean over the images, at (down, right)
+    scale: Float[np.ndarray, " B"]  # mean distance between two different images
 
     @property
     def relative(self) -> Float[np.ndarray, "B P P"]:
@@ -63,7 +57,7 @@ class EquivarianceMaps:
 
     def save(self, path: Path) -> None:
         """Writes the attributes to an .npz file."""
-        save_arrays(path, {name: np.asarray(value) for name, value in vars(self).items()})
+        save_arrays(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "EquivarianceMaps":
@@ -74,12 +68,7 @@ class EquivarianceMaps:
 
 
 def equivariance_maps(
-    model: Classifier,
-    batch: Batch,
-    *,
-    crop_size: int,
-    mesh: Mesh,
-    progress: tqdm | None = None,
+    model: Classifier, batch: Batch, *, crop_size: int, mesh: Mesh, progress: tqdm | None = None
 ) -> EquivarianceMaps:
     """Measures every block of a model at all offsets of its largest stride, on one batch.
 
@@ -88,12 +77,8 @@ def equivariance_maps(
         batch: of `evaluation_batches`, at least two images; masked images do not count.
         crop_size: side of the centre crop, a multiple of the largest stride.
         progress: a bar, advanced by one each offset; its total is set.
-
-    Raises:
-        InputError: a crop size that is not a multiple of the largest stride.
     """
-    period = check_crop(model, crop_size)
-    strides = block_strides(model)
+    period, strides = check_crop(model, crop_size), block_strides(model)
     model.eval()
     graphdef, state = nnx.split(model)
     state = replicate(state, mesh)
@@ -102,15 +87,13 @@ def equivariance_maps(
     features = _features(graphdef, state, images)
     blocks = (*(name for name, _ in model.named_blocks()), "logits")
     maps = np.zeros((len(features), period, period))
-    if progress is not None:
-        progress.reset(period**2)
+    progress = tqdm(disable=True) if progress is None else progress
+    progress.reset(period**2)
     for offset in np.ndindex(period, period):
-        distances = _distances(
+        maps[:, *offset] = _distances(
             graphdef, state, images, features, mask, jnp.array(offset), strides, mesh
         )
-        maps[:, *offset] = np.asarray(distances)
-        if progress is not None:
-            progress.update()
+        progress.update()
     scale = np.asarray(_distances_between_images(features, mask, mesh), np.float64)
     if not (np.isfinite(maps).all() and np.isfinite(scale).all()):
         raise InputError(
@@ -120,29 +103,23 @@ def equivariance_maps(
 
 
 def check_crop(model: Classifier, crop_size: int) -> int:
-    """Returns the period of a model's strides in pixels; the crop has to be a multiple of it.
-
-    Raises:
-        InputError: it is not; the message names the nearest crops that are.
-    """
+    """Returns the period of a model's strides in pixels; the crop has to be a multiple of it."""
     period = math.lcm(*block_strides(model))
     if crop_size % period == 0:
         return period
+
+    def can_process(size: int) -> bool:
+        with suppress(InputError):
+            return predictor_of(model).num_classes(size) > 0
+        return False
+
     below, above = crop_size // period * period, -(-crop_size // period) * period
-    sizes = [str(size) for size in (above, below) if size and _can_process(model, size)]
+    sizes = [str(size) for size in (above, below) if size and can_process(size)]
     advice = f"give --config.data.crop_size={' or '.join(sizes)}" if sizes else "none is near"
     raise InputError(
         f"equivariance maps need a crop size that is a multiple of the model's stride, {period} "
         f"pixels, got {crop_size}; {advice} (and a config.data.image_size of at least that)"
     )
-
-
-def _can_process(model: Classifier, crop_size: int) -> bool:
-    try:
-        predictor_of(model).num_classes(crop_size)
-    except InputError:
-        return False
-    return True
 
 
 # Sizes of images, tried one after another until every stride divides.
@@ -152,26 +129,24 @@ _SIZES = (256, 256 * 3, 256 * 5, 256 * 7, 256 * 15)
 def block_strides(model: Classifier) -> tuple[int, ...]:
     """Infers the stride of each block's map from shapes; nothing is computed.
 
-    Raises:
-        InputError: a block without a stride, whose map has one size for images of any size.
+    A block without a stride, whose map has one size for images of any size, is an InputError.
     """
     graphdef, state = nnx.split(model)
+
+    def map_sizes(size: int) -> list[int]:
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        maps = jax.eval_shape(partial(_block_maps, graphdef), state, images)
+        return [x.shape[1] for x in maps]
+
     for size in _SIZES:
-        maps, larger = (_map_sizes(graphdef, state, n) for n in (size, 2 * size))
+        maps, larger = map_sizes(size), map_sizes(2 * size)
         if all(size % a == 0 and b == 2 * a for a, b in zip(maps, larger, strict=True)):
             return tuple(size // n for n in maps)
     name = getattr(model, "name", "") or type(model).__name__
     raise InputError(
         f"equivariance maps need blocks with an integer stride; those of {name} return maps of "
-        f"{_map_sizes(graphdef, state, _SIZES[0])} pixels for images of {_SIZES[0]}"
+        f"{map_sizes(_SIZES[0])} pixels for images of {_SIZES[0]}"
     )
-
-
-def _map_sizes(graphdef: nnx.GraphDef, state: nnx.State, size: int) -> list[int]:
-    """Returns the side of each block's map, without the logits, with circular padding."""
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    maps = jax.eval_shape(partial(_block_maps, graphdef), state, images)
-    return [x.shape[1] for x in maps]
 
 
 @partial(jax.jit, static_argnames="graphdef")
@@ -181,8 +156,7 @@ def _features(graphdef: nnx.GraphDef, state: nnx.State, images: Array) -> list[A
     model: Any = nnx.merge(graphdef, state, copy=True)
     with circular_padding():
         logits = model(x)[:, None, None]
-    features = _block_maps(graphdef, state, x)
-    return [feature.astype(jnp.float32) for feature in (*features, logits)]
+    return [x.astype(jnp.float32) for x in (*_block_maps(graphdef, state, x), logits)]
 
 
 def _block_maps(graphdef: nnx.GraphDef, state: nnx.State, x: Array) -> list[Array]:
@@ -201,9 +175,8 @@ def _distances(
 ) -> Float[Array, " B"]:
     """Computes the distance of each block at one offset, mean over the images."""
     rolled = jnp.roll(images, offset, (1, 2))
-    distances = []
+    distances, of_rolled = [], _features(graphdef, state, rolled)
     all_strides = (*strides, images.shape[1])  # the logits are one pixel
-    of_rolled = _features(graphdef, state, rolled)
     for still, moved, stride in zip(features, of_rolled, all_strides, strict=True):
         shifts = jnp.broadcast_to(offset / stride, (len(images), 2))
         distance = cosine_distance(shift_band_limited(still, shifts), moved)
@@ -226,10 +199,10 @@ def _distances_between_images(features, mask, mesh) -> Float[Array, " B"]:
 def cosine_distance(x: Float[Array, "N h w C"], y: Float[Array, "N h w C"]) -> Float[Array, " N"]:
     """Computes 1 - cos of the angle between channel vectors, mean over positions.
 
-    Between two zero vectors it is 0, between a zero and another vector 1; vectors shorter than 1e-5
-    of the longest count as zero, since a shifted zero is zero only up to rounding.
+    Between two zero vectors it is 0, between a zero and another vector 1.
     """
     lengths = jnp.linalg.norm(jnp.stack([x, y]), axis=-1)
+    # A shifted zero is zero only up to rounding.
     zero = lengths <= 1e-5 * lengths.max((0, 2, 3), keepdims=True)
     cosine = (x * y).sum(-1) / jnp.where(zero.any(0), 1, lengths[0] * lengths[1])
     distance = jnp.where(zero.any(0), (zero[0] != zero[1]).astype(x.dtype), 1 - cosine)

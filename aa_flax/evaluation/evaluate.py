@@ -13,7 +13,7 @@ from flax import nnx
 from aa_flax.data.sources import Source, check_source
 from aa_flax.data.unlabelled import NoSource, is_pictures
 from aa_flax.errors import InputError
-from aa_flax.evaluation.engine import Plan, check, run, stored
+from aa_flax.evaluation.engine import Plan, check, run
 from aa_flax.evaluation.measure import Measure, Subject, chosen_measures, option_values
 from aa_flax.evaluation.measures import MEASURES
 from aa_flax.evaluation.predict import predictor_of
@@ -54,11 +54,9 @@ def evaluate(
             mean and standard deviation) to logits `(N, classes)`. A function of JAX is compiled;
             any other (torch, onnxruntime) gets NumPy arrays of one batch and returns an array that
             NumPy can read.
-        source: labelled images, e.g. of `make_source`: `len(source)`, and `source[i]` returns a
-            dict with `image` (PIL, or uint8 `(H, W, 3)`) and `label`; with `num_classes`,
-            `class_names` and `name(i)`. For `images`, `clip` and `tiles`, which need no labels:
-            a path, an image, or a list of images (paths, PIL, or uint8 `(H, W, 3)`); or None, if
-            they are given as the measure's option.
+        source: labelled images, e.g. of `make_source`. For `images`, `clip` and `tiles`, which need
+            no labels: a path, an image, or a list of images (paths, PIL, or uint8 `(H, W, 3)`); or
+            None, if they are given as the measure's option.
         measures: names of measures, e.g. `("accuracy", "shift")`; `docs/evaluation.md` lists them.
             `tiles` also takes functions to maps `(N, h, w, C)` and labels `(N, h, w)`.
         crop_size: side in pixels of the model's input.
@@ -111,32 +109,33 @@ def evaluate(
         on_error=on_error,
     )
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
-    unlabelled = None if hasattr(source, "num_classes") else source
-    values = option_values(_with_images(unlabelled, measures, options))
+    if source is not None and not hasattr(source, "num_classes"):
+        names = [measures] if isinstance(measures, str) else measures
+        options = {name: source for name in names if MEASURES[name].brings_images} | options
+    values = option_values(options)
     chosen = chosen_measures(measures, values)
     if not chosen:
         raise InputError(f"no measures are given; known: {', '.join(MEASURES)}")
     source = _checked_source(source, chosen)
+    data = {} if isinstance(source, NoSource) else {"name": type(source).__name__}
     model = predict if isinstance(predict, Classifier) else None
     path = None if output is None else local_path(output, "output")
     name = name or predictor.name
-    subject = Subject(name, predictor, model, source, settings, data_mesh(), path, values)
-    data = {} if isinstance(source, NoSource) else {"name": type(source).__name__}
     facts: Results = {"model": name, "data": data | settings.experiment() | digest_of(source)}
     if weights is None and path is not None and isinstance(predict, nnx.Module):
         weights = {"kind": "memory", "model": name, "sha256": _digest(predictor.state)}
     if weights is not None:
         facts["weights"] = dict(weights)
-    _check_facts(facts, path)
+    _check_facts(facts, path or Path())
+    subject = Subject(name, predictor, model, source, settings, data_mesh(), path, values)
     plan = Plan(subject, chosen, facts)
-    stored(plan)  # finds a damaged file
     check(plan)
     return run(plan)[0]
 
 
-def _check_facts(facts: Results, place: Path | None) -> None:
+def _check_facts(facts: Results, output: Path) -> None:
     try:
-        why = why_no_results(as_json(facts), Path() if place is None else place.parent)
+        why = why_no_results(as_json(facts), output.parent)
     except (TypeError, ValueError) as error:
         why = str(error)
     if why:
@@ -147,7 +146,6 @@ def _check_facts(facts: Results, place: Path | None) -> None:
 
 
 def _digest(state: nnx.State) -> str:
-    """Returns the SHA-256 of all arrays of a model."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -155,24 +153,14 @@ def _digest(state: nnx.State) -> str:
     return digest.hexdigest()
 
 
-def _with_images(
-    images: Any, measures: Sequence[str], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the options, with images for each measure that brings its own and has none yet."""
-    names = [measures] if isinstance(measures, str) else measures
-    if images is None:
-        return dict(options)
-    return {**{n: images for n in names if MEASURES[n].brings_images}, **options}
-
-
 def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
-    if source is None or is_pictures(source):
-        for measure in measures:
-            if not measure.brings_images:
-                raise InputError(
-                    f"the measure {measure.name} needs labelled images, a source such as of "
-                    "make_source(...); images without labels are for images, clip and tiles"
-                )
-        return NoSource()
-    check_source(source, f"the source {type(source).__name__}")
-    return source
+    if source is not None and not is_pictures(source):
+        check_source(source, f"the source {type(source).__name__}")
+        return source
+    for measure in measures:
+        if not measure.brings_images:
+            raise InputError(
+                f"the measure {measure.name} needs labelled images, a source such as of "
+                "make_source(...); images without labels are for images, clip and tiles"
+            )
+    return NoSource()

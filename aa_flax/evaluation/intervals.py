@@ -28,10 +28,6 @@ def clustered_interval(fractions: Float[np.ndarray, " n"], pairs: int) -> list[f
     n f (1 - f) / s² independent pairs, where s² is the variance of the images' fractions (Korn and
     Graubard 1998). That is n if each image has the fraction 0 or 1, and `pairs` n if pairs are
     independent. If all images have the same fraction, s² is uninformative and they count as n.
-
-    Args:
-        fractions: of each image's pairs.
-        pairs: number of pairs of each image.
     """
     count, fraction, variance = len(fractions), float(fractions.mean()), float(fractions.var())
     effective = count * fraction * (1 - fraction) / variance if variance else count

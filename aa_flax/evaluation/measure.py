@@ -24,28 +24,18 @@ Result = dict[str, Any]  # numbers of a measure as they are stored: JSON values
 class Option:
     """A flag of `python -m aa_flax.eval`, and an argument of `aa_flax.evaluate`.
 
-    Attributes:
-        name: without dashes. The first option of a measure has the measure's name and requests it:
-            a bool, or a value such as a folder.
-        help: one line for `--help`.
-        default: its default value.
-        kind: `bool`, `int`, `float`, `str`, `Path`, or `tuple` (of integers: `0,5,9`).
-        written: whether it is a file that the measure writes, a separate one for each of several
-            models.
+    The first option of a measure has the measure's name and requests it: a bool, or a value such as
+    a folder.
     """
 
-    name: str
-    help: str
+    name: str  # without dashes
+    help: str  # one line for `--help`
     default: Any = False
-    kind: type = bool
-    written: bool = False
+    kind: type = bool  # or `int`, `float`, `str`, `Path`, or `tuple` (of integers: `0,5,9`)
+    written: bool = False  # a file that the measure writes, a separate one for each model
 
     def value(self, given: Any) -> Any:
-        """Converts a value for the measure: a `Path` with `~` expanded, a tuple of integers.
-
-        Raises:
-            InputError: it is of another kind.
-        """
+        """Converts a value for the measure: a `Path` with `~` expanded, a tuple of integers."""
         if isinstance(given, np.generic):
             given = given.item()
         if given is None or given == self.default:
@@ -53,7 +43,12 @@ class Option:
         if self.kind is Path and isinstance(given, str | Path):
             return local_path(given, f"--{self.name}")
         if self.kind is tuple:
-            return _numbers(self.name, given)
+            parts = given.split(",") if isinstance(given, str) else given
+            parts = [str(part) for part in (parts if isinstance(parts, Iterable) else [parts])]
+            if not parts or not all(part.isdecimal() for part in parts):
+                shown = ",".join(parts)
+                raise InputError(f"--{self.name} takes integers such as 0,5,9; got {shown}")
+            return tuple(map(int, parts))
         if self.kind is float and type(given) is int:
             return float(given)
         if type(given) is not self.kind:
@@ -69,75 +64,34 @@ class Option:
         return value.with_name(f"{value.stem}_{model}{value.suffix}")
 
 
-def _numbers(name: str, given: Any) -> tuple[int, ...]:
-    parts = given.split(",") if isinstance(given, str) else given
-    parts = list(parts) if isinstance(parts, Iterable) else [parts]
-    if not parts or not all(str(part).isdecimal() for part in parts):
-        shown = ",".join(str(part) for part in parts)
-        raise InputError(f"--{name} takes integers such as 0,5,9; got {shown}")
-    return tuple(int(part) for part in parts)
-
-
 @dataclass(frozen=True)
 class Column:
-    """A column of the report.
-
-    Attributes:
-        title: its heading.
-        key: the path to its number in the measure's result, e.g. `("consistency",)`.
-        unit: of the number: `%`, `ms`, or "".
-        judged: whether models with larger numbers are better, for the report's Pareto front.
-        note: explains it in the report.
-        interval: key, in the same mapping, of the two ends of its interval; "" if there is none.
-    """
+    """A column of the report."""
 
     title: str
-    key: tuple[str, ...]
-    unit: str = "%"
-    judged: bool = False
-    note: str = ""
-    interval: str = ""
+    key: tuple[str, ...]  # the path to its number in the measure's result
+    unit: str = "%"  # or `ms`, or ""
+    judged: bool = False  # larger numbers are better, for the report's Pareto front
+    note: str = ""  # explains it in the report
+    interval: str = ""  # key, next to the number, of the two ends of its interval
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, data and settings: everything that a measure may use.
+    """A model, data and settings: everything that a measure may use."""
 
-    Attributes:
-        name: of the model, for titles.
-        predictor: calls the model; `predictor.logits(images)` returns the logits of images
-            `(N, H, W, 3)` with values in 0..255.
-        model: the model itself, if it is one of this package; None for another function. In
-            `Measure.check` it may consist of shapes alone.
-        source: the labelled images. settings: how they are cropped and shifted.
-        output: the results file; other files of a measure go next to it. None: nothing is written.
-        options: the values of all measures' options, by name.
-    """
-
-    name: str
-    predictor: Predictor
-    model: Any
+    name: str  # of the model, for titles
+    predictor: Predictor  # `predictor.logits(images)`: of `(N, H, W, 3)` with values in 0..255
+    model: Any  # a model of this package, in `Measure.check` perhaps of shapes alone; else None
     source: Source
-    settings: Settings
+    settings: Settings  # how images are cropped and shifted
     mesh: Mesh
-    output: Path | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    output: Path | None = None  # the results file, next to which a measure may write others
+    options: Mapping[str, Any] = field(default_factory=dict)  # of all measures
 
 
 class Measure:
     """A measure of a model; pass an instance of a subclass to `register_measure`.
-
-    Attributes:
-        options: its flags; the first has the measure's name and requests it. The results have the
-            measure's numbers under that name.
-        columns: of the report, in order.
-        needs_model: whether it needs a model of this package, not only its outputs.
-        always: whether `aa_flax.eval` always measures it; it has no flag then.
-        of_maps: whether it is for functions to maps instead of logits: for `aa_flax.evaluate` only;
-            `aa_flax.eval`, whose models return logits, has no flag for it.
-        brings_images: whether it uses separate images, which need no labels, instead of the
-            subject's source. If all requested measures do, no data is opened, the source is a
-            `NoSource`, and measures that are always measured are not.
 
     Examples:
         >>> from aa_flax import Measure, Option
@@ -154,11 +108,14 @@ class Measure:
         'confidence'
     """
 
+    # Its flags; the first has the measure's name, under which the results have its numbers.
     options: ClassVar[tuple[Option, ...]]
-    columns: ClassVar[tuple[Column, ...]] = ()
-    needs_model: ClassVar[bool] = False
-    always: ClassVar[bool] = False
-    of_maps: ClassVar[bool] = False
+    columns: ClassVar[tuple[Column, ...]] = ()  # of the report
+    needs_model: ClassVar[bool] = False  # a model of this package, not only its outputs
+    always: ClassVar[bool] = False  # `aa_flax.eval` always measures it, without a flag
+    of_maps: ClassVar[bool] = False  # of functions to maps; `aa_flax.eval` has no flag for it
+    # It uses separate images, which need no labels, instead of the subject's source. If all
+    # requested measures do, the source is a `NoSource`, and `always` is ignored.
     brings_images: ClassVar[bool] = False
 
     @property
@@ -190,19 +147,11 @@ class Measure:
         return None
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        """Draws plots of several models into a folder, for the report; returns the files.
-
-        Args:
-            rows: all of the report, including those without this measure.
-        """
+        """Draws plots of all of the report's rows that have this measure; returns the files."""
         return []
 
     def section(self, rows: Sequence[Row]) -> str:
-        """Returns its section of the report, as Markdown; "" if it has none.
-
-        Args:
-            rows: all of the report, including those without this measure.
-        """
+        """Returns its section of the report, as Markdown, about all rows that have this measure."""
         return ""
 
     def path(self, column: Column) -> tuple[str, ...]:
@@ -262,11 +211,7 @@ def columns() -> list[tuple[Column, tuple[str, ...]]]:
 
 
 def option_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the value of every measure's options, by name: as given, or the default.
-
-    Raises:
-        InputError: an option that no measure has, or a value of the wrong kind.
-    """
+    """Returns the value of every measure's options, by name: as given, or the default."""
     known = {option.name: option for measure in MEASURES.values() for option in measure.options}
     for name in given:
         if name not in known:
@@ -275,16 +220,7 @@ def option_values(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen_measures(names: Sequence[str], values: Mapping[str, Any]) -> list[Measure]:
-    """Returns the measures with these names, and those whose first option has a value.
-
-    Args:
-        names: a string is one name.
-        values: of `option_values`.
-
-    Raises:
-        InputError: an unknown measure, one whose folder or file is missing, or an option of a
-            measure that is not among them.
-    """
+    """Returns the measures with these names, and those whose first option has a value."""
     names = [names] if isinstance(names, str) else list(names)
     wanted = [MEASURES[name] for name in names]
     wanted += [m for m in MEASURES.values() if values[m.name] != m.options[0].default]
@@ -303,13 +239,10 @@ def chosen_measures(names: Sequence[str], values: Mapping[str, Any]) -> list[Mea
 def measures_and_options(
     names: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[list[Measure], dict[str, Any]]:
-    """Returns the requested measures of `eval`, and the values of all options.
-
-    Accuracy is always among them, unless all requested measures bring their own images.
-    """
+    """Returns the requested measures of `eval`, with accuracy, and the values of all options."""
     values = option_values(options)
     chosen = chosen_measures(names, values)
-    if chosen and all(measure.brings_images for measure in chosen):
-        return chosen, values
-    always = [measure.name for measure in MEASURES.values() if measure.always]
-    return chosen_measures([*always, *names], values), values
+    if not chosen or not all(measure.brings_images for measure in chosen):
+        always = [measure.name for measure in MEASURES.values() if measure.always]
+        chosen = chosen_measures([*always, *names], values)
+    return chosen, values

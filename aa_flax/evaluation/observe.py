@@ -20,33 +20,27 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from aa_flax.data.batches import Batch, put_ahead
+from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
 from aa_flax.evaluation.predict import Predictor, logits_of, normalised, predictor_of
+from aa_flax.evaluation.settings import Settings
 from aa_flax.evaluation.views import Views, check_size
-from aa_flax.runtime import put_batch, replicate
+from aa_flax.runtime import progress_bar, put_batch, replicate
 
 _PER_IMAGE = ("index", "label", "mask")
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Statistics of a model's predictions for n images, V views each; the same on every host.
+    """Statistics of a model's predictions for n images, V views each; the same on every host."""
 
-    Attributes:
-        index: of the image in the data, ascending. label: the true class.
-        top: the five likeliest classes (or all, if there are fewer), likeliest first.
-        rank: the number of classes likelier than the true one; all, if the output is not finite.
-        log_probability: of the true class. log_other: of the likeliest other class.
-        finite: whether all logits and the log-probability are finite.
-    """
-
-    index: Int[np.ndarray, " n"]
-    label: Int[np.ndarray, " n"]
-    top: Int[np.ndarray, "n V k"]
-    rank: Int[np.ndarray, "n V"]
-    log_probability: Float[np.ndarray, "n V"]
-    log_other: Float[np.ndarray, "n V"]
-    finite: Bool[np.ndarray, "n V"]
+    index: Int[np.ndarray, " n"]  # of the image in the data, ascending
+    label: Int[np.ndarray, " n"]  # the true class
+    top: Int[np.ndarray, "n V k"]  # the five likeliest classes, or all if fewer; likeliest first
+    rank: Int[np.ndarray, "n V"]  # classes likelier than the true one; all, if not finite
+    log_probability: Float[np.ndarray, "n V"]  # of the true class
+    log_other: Float[np.ndarray, "n V"]  # of the likeliest other class
+    finite: Bool[np.ndarray, "n V"]  # whether all logits and the log-probability are
 
     @property
     def predicted(self) -> Int[np.ndarray, "n V"]:
@@ -70,6 +64,22 @@ class Observations:
             )
 
 
+def observe_source(
+    predict: Any,
+    source: Source,
+    settings: Settings,
+    views: Mapping[str, Views],
+    *,
+    crop: int,
+    mesh: Mesh,
+    title: str = "",
+) -> dict[str, Observations]:
+    """Observes the centres of `crop` pixels of a source's images, with a progress bar."""
+    with progress_bar(len(source), title or ", ".join(views)) as bar:
+        batches = settings.batches(source, crop)
+        return observe(predict, batches, views, mesh=mesh, progress=bar)
+
+
 def observe(
     predict: Any,
     batches: Iterable[Batch],
@@ -84,11 +94,8 @@ def observe(
         predict: a model (its batch norms use their running statistics), or a function; see
             `predictor_of`.
         batches: of `evaluation_batches`; masked images do not count.
-        views: sets of views by name; equal sets are computed once.
+        views: sets of views by name, as the result; equal sets are computed once.
         progress: a bar, advanced by one each image.
-
-    Returns:
-        The observations of each set, by name.
 
     Raises:
         InputError: images too small for a set of views.
@@ -109,8 +116,10 @@ def observe(
     for batch, on_device in put_ahead(batches, partial(put_batch, mesh=mesh)):
         for some in distinct:
             check_size(some, *batch["image"].shape[1:3])
-        images, position = on_device["image"], _parts(on_device, "index", "center")
-        predict_on = partial(_statistics_of, predictor, state, _parts(on_device, *_PER_IMAGE), mesh)
+        images = on_device["image"]
+        position = {name: on_device[name] for name in ("index", "center") if name in on_device}
+        per_image = {name: on_device[name] for name in _PER_IMAGE}
+        predict_on = partial(_statistics_of, predictor, state, per_image, mesh)
         now = {
             some: [predict_on(_view(images, position, i, some, mesh)) for i in range(some.calls)]
             for some in distinct
@@ -120,10 +129,6 @@ def observe(
     collect(before)
     joined = {some: _joined(parts) for some, parts in found.items()}
     return {name: joined[some] for name, some in views.items()}
-
-
-def _parts(batch: Mapping[str, Array], *names: str) -> dict[str, Array]:
-    return {name: batch[name] for name in names if name in batch}
 
 
 @partial(jax.jit, static_argnames=("views", "mesh"))
@@ -146,33 +151,23 @@ def _statistics_of(
         return _predict(predictor.function, state, batch, seen, mesh=mesh)
     rows = _local(normalised(seen))
     logits = np.stack([predictor.call_on_host(rows[:, i]) for i in range(rows.shape[1])], 1)
-    return _of_logits(put_batch(logits, mesh), batch, mesh=mesh)
+    return _predict(None, (), batch, put_batch(logits, mesh), mesh=mesh)
 
 
 @partial(jax.jit, static_argnames=("function", "mesh"))
 def _predict(function, state, batch, seen: Array, mesh: Mesh) -> dict[str, Array]:
-    """Computes logits and statistics; the static function makes a model compile only once."""
+    """Computes statistics of logits: `seen` without a function, which is static to compile once."""
 
     @partial(_on_each_device, mesh=mesh)
     def predict(state, sharded):
         batch, seen = sharded
-        images = seen.reshape(-1, *seen.shape[2:])
-        logits = logits_of(function, state, images).reshape(*seen.shape[:2], -1)
+        logits = seen
+        if function is not None:
+            images = seen.reshape(-1, *seen.shape[2:])
+            logits = logits_of(function, state, images).reshape(*seen.shape[:2], -1)
         return _statistics(logits, batch["label"][:, None, None]) | batch
 
     return predict(state, (batch, seen))
-
-
-@partial(jax.jit, static_argnames="mesh")
-def _of_logits(logits: Array, batch: dict[str, Array], mesh: Mesh) -> dict[str, Array]:
-    """Computes statistics of logits that were computed on the host."""
-
-    @partial(_on_each_device, mesh=mesh)
-    def compute(_, sharded):
-        batch, logits = sharded
-        return _statistics(logits, batch["label"][:, None, None]) | batch
-
-    return compute((), (batch, logits))
 
 
 def _on_each_device(function: Callable, mesh: Mesh) -> Callable:

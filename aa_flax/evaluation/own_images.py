@@ -1,4 +1,4 @@
-"""The base of measures on the user's own images: options, class names, files and figures."""
+"""The base of measures on the user's own images: options, class names, checks and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,11 @@ from aa_flax.data.pixels import ImageError, resized_size
 from aa_flax.data.unlabelled import Given, Pictures
 from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
-from aa_flax.evaluation.measure import Measure, Option, Result, Subject
-from aa_flax.evaluation.results import next_to, save_arrays
+from aa_flax.evaluation.measure import Option, Result, Subject
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.settings import Settings
+from aa_flax.evaluation.stored import StoredMeasure
 from aa_flax.files import local_path
-from aa_flax.runtime import is_main_process
 
 
 @dataclass(frozen=True)
@@ -36,34 +35,25 @@ class PicturesOption(Option):
         return Given(given)
 
 
-class PicturesMeasure(Measure):
-    """A measure that stores arrays, and draws models that were given the same images together.
-
-    Attributes:
-        plot: draws the arrays of each model, by its name, to a path, in some formats.
-        alike: numbers and facts that the models of one figure have in common, besides the images.
-    """
+class PicturesMeasure(StoredMeasure):
+    """A measure of unlabelled images; its figures have the models that were given the same ones."""
 
     brings_images = True
+    # Draws the arrays of each model, by its name, to a path, in some formats.
     plot: ClassVar[Callable[[Path, Mapping[str, Mapping[str, np.ndarray]], Sequence[str]], None]]
+    # Numbers and facts that the models of one figure have in common, besides the images.
     alike: ClassVar[tuple[str, ...]]
 
     def check(self, subject: Subject) -> None:
         if subject.output is not None:
-            plots.pyplot()
+            super().check(subject)
 
-    def store(self, subject: Subject, arrays: dict[str, np.ndarray]) -> Result:
-        """Writes the arrays and a figure next to the results, if these are written."""
-        if subject.output is None:
-            return {}
-        file, figure = (next_to(subject.output, f"{self.name}.{end}") for end in ("npz", "png"))
-        if is_main_process():
-            save_arrays(file, arrays)
-            type(self).plot(figure, {subject.name: arrays}, (".png",))
-        return {"file": file.name, "figure": figure.name}
+    def store_and_plot(self, subject: Subject, arrays: dict[str, np.ndarray]) -> Result:
+        return self.store(
+            subject, arrays, lambda path: type(self).plot(path, {subject.name: arrays}, (".png",))
+        )
 
-    def groups(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Groups rows whose models were given the same images."""
+    def groups(self, rows: Sequence[Row]) -> dict[str, list[Row]]:
         groups: dict[Any, list[Row]] = {}
         for row in rows:
             found = row.first(self.name)
@@ -71,16 +61,13 @@ class PicturesMeasure(Measure):
                 facts = {**row.facts, **found}
                 key = tuple(facts.get(name) for name in ("digest", *self.alike))
                 groups.setdefault(key, []).append(row)
-        return list(groups.values())
+        if len(groups) == 1:
+            return {self.name: next(iter(groups.values()))}
+        return {f"{self.name}_{i}": members for i, members in enumerate(groups.values(), 1)}
 
-    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        drawn, groups = [], self.groups(rows)
-        for number, members in enumerate(groups, 1):
-            name = self.name if len(groups) == 1 else f"{self.name}_{number}"
-            drawn.append(folder / f"{name}.png")
-            arrays = {row.title: row.arrays(self.name) for row in members}
-            type(self).plot(drawn[-1], arrays, plots.ALL_FORMATS)
-        return drawn
+    def draw(self, path: Path, rows: Sequence[Row]) -> None:
+        arrays = {row.title: row.arrays(self.name) for row in rows}
+        type(self).plot(path, arrays, plots.ALL_FORMATS)
 
 
 CLASS_NAMES = Option(  # one option, which the measures have in common
@@ -92,11 +79,7 @@ CLASS_NAMES = Option(  # one option, which the measures have in common
 
 
 def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
-    """Returns a function from a class index to its name: `class 17` if no names were given.
-
-    Raises:
-        InputError: a file that cannot be read, or has another number of names.
-    """
+    """Returns a function from a class index to its name: `class 17` if no names were given."""
     given = subject.options["class_names"]
     if not given:
         return lambda i: f"class {i}"
@@ -111,11 +94,7 @@ def class_namer(subject: Subject, num_classes: int) -> Callable[[int], str]:
 
 
 def check_room(pictures: Pictures, settings: Settings) -> None:
-    """Checks that no image is smaller than the crops.
-
-    Raises:
-        InputError: a small image, or one that cannot be read, unless such images are skipped.
-    """
+    """Raises an InputError if an image is smaller than the crops, or unreadable and not skipped."""
     for i in range(len(pictures)):
         try:
             size = pictures.size(i)

@@ -24,25 +24,15 @@ from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 class Predictor:
     """A function from images to logits, with its state.
 
-    Attributes:
-        function: `function(state, images)` returns logits `(N, classes)` of normalised float32
-            images `(N, H, W, 3)`. Compiled once for all predictors with an equal function.
-        state: its arrays.
-        on_host: whether it is not a function of JAX: it is called with NumPy arrays, one batch a
-            call on each host, and NumPy reads its output.
-        name: of the function, in messages.
+    `function(state, images)` returns logits `(N, classes)` of normalised float32 images
+    `(N, H, W, 3)`. It is compiled once for all predictors with an equal function.
     """
 
     function: Callable[[Any, Any], Any]
     state: Any = field(default=(), compare=False)
+    # Not a function of JAX: it is called with NumPy arrays, one batch a call on each host.
     on_host: bool = False
     name: str = "predict"
-
-    def logits(self, images: Array | np.ndarray) -> Float[Array, "N classes"]:
-        """Computes float32 logits of images `(N, H, W, 3)` with values in 0..255."""
-        if self.on_host:
-            return jnp.asarray(self.call_on_host(np.asarray(normalised(images))))
-        return _compiled(self.function, self.state, images)
 
     def maps(self, images: Array | np.ndarray) -> Float[Array, "N ..."]:
         """Computes the float32 output of any shape for images `(N, H, W, 3)` in 0..255."""
@@ -50,12 +40,15 @@ class Predictor:
             return jnp.asarray(self._read(np.asarray(normalised(images)), np.float32))
         return _compiled(self.function, self.state, images)
 
-    def outputs(self, images: np.ndarray) -> Shaped[np.ndarray, "N ..."]:
-        """Computes the output, an array of any type, for images `(N, H, W, 3)` in 0..255.
+    def logits(self, images: Array | np.ndarray) -> Float[Array, "N classes"]:
+        """Computes float32 logits of images `(N, H, W, 3)` with values in 0..255."""
+        found = self.maps(images)
+        if self.on_host:
+            self._check_shape(found.shape, len(images))
+        return found
 
-        Raises:
-            InputError: the function fails, or does not return one array of N items.
-        """
+    def outputs(self, images: np.ndarray) -> Shaped[np.ndarray, "N ..."]:
+        """Computes the output, one array of any type, for images `(N, H, W, 3)` in 0..255."""
         if self.on_host:
             found = self._read(np.asarray(normalised(images)))
         else:
@@ -91,22 +84,14 @@ class Predictor:
         )
 
     def num_classes(self, crop_size: int, batch_size: int = 1) -> int:
-        """Infers the number of logits without data.
-
-        Raises:
-            InputError: it cannot process images of that size, or does not return logits.
-        """
+        """Infers the number of logits without data; other outputs are an InputError."""
         shape = self.output_shape(crop_size, batch_size)
         self._check_shape(shape, batch_size)
         assert shape is not None
         return shape[-1]
 
     def output_shape(self, crop_size: int, batch_size: int = 1) -> tuple[int, ...] | None:
-        """Infers the shape of the output without data; None: it is not an array.
-
-        Raises:
-            InputError: it cannot process images of that size.
-        """
+        """Infers the shape of the output without data; None: it is not an array."""
         shape = (batch_size, crop_size, crop_size, 3)
         if self.on_host:
             return self._read(np.zeros(shape, np.float32)).shape
@@ -121,10 +106,10 @@ class Predictor:
 
     def _check_shape(self, shape: tuple[int, ...] | None, count: int) -> None:
         if shape is None or len(shape) != 2 or shape[0] != count or shape[1] < 1:
+            found = "no array" if shape is None else f"an array of shape {shape}"
             raise InputError(
-                f"{self.name} returns "
-                f"{'no array' if shape is None else f'an array of shape {shape}'} for {count} "
-                f"images; it has to return logits ({count}, classes)"
+                f"{self.name} returns {found} for {count} images; it has to return logits "
+                f"({count}, classes)"
             )
 
 
@@ -136,9 +121,6 @@ def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224)
             from normalised float32 images `(N, H, W, 3)` to logits `(N, classes)`.
         jit: whether the function is one of JAX, to be compiled. None: detect it by tracing with
             crops of `crop_size` pixels.
-
-    Raises:
-        InputError: neither, or a model that expects images normalised differently.
     """
     if isinstance(predict, Predictor):
         return predict
@@ -151,13 +133,25 @@ def predictor_of(predict: Any, *, jit: bool | None = None, crop_size: int = 224)
     if isinstance(predict, Classifier):
         check_normalisation(name, predict.config)
     if isinstance(predict, nnx.Module):
-        predict.eval()
-        graphdef, state = nnx.split(predict)
-        return Predictor(_Method(graphdef), state, name=name)
-    function = _Stateless(predict)
+        return _of_module(predict, "__call__", name)
+
+    def stateless(_: Any, images: Any) -> Any:
+        return predict(images)
+
     if jit is None:
-        jit = _can_be_traced(function, crop_size)
-    return Predictor(function, on_host=not jit, name=name)
+        jit = _can_be_traced(stateless, crop_size)
+    return Predictor(stateless, on_host=not jit, name=name)
+
+
+def trunk_of(model: Classifier) -> Predictor:
+    """Returns the predictor of a model's last feature map `(N, h, w, C)`."""
+    return _of_module(model, "forward_features", model.name or type(model).__name__)
+
+
+def _of_module(model: nnx.Module, method: str, name: str) -> Predictor:
+    model.eval()
+    graphdef, state = nnx.split(model)
+    return Predictor(_Method(graphdef, method), state, name=name)
 
 
 def check_normalisation(name: str, config: ModelConfig) -> None:
@@ -175,18 +169,10 @@ class _Method:
     """A model's method without its state: equal, so compiled once, for all states of a model."""
 
     graphdef: nnx.GraphDef
-    name: str = "__call__"
+    name: str
 
     def __call__(self, state: nnx.State, images: Array) -> Array:
         return getattr(nnx.merge(self.graphdef, state, copy=True), self.name)(images)
-
-
-def trunk_of(model: Classifier) -> Predictor:
-    """Returns the predictor of a model's last feature map `(N, h, w, C)`."""
-    model.eval()
-    graphdef, state = nnx.split(model)
-    method = _Method(graphdef, "forward_features")
-    return Predictor(method, state, name=model.name or type(model).__name__)
 
 
 def head_of(model: Classifier) -> Callable[[np.ndarray], np.ndarray]:
@@ -196,17 +182,7 @@ def head_of(model: Classifier) -> Callable[[np.ndarray], np.ndarray]:
     return lambda maps: np.asarray(head(state, maps))
 
 
-class _Stateless:
-    """Adapts a function of images alone; equal only to itself."""
-
-    def __init__(self, function: Callable):
-        self._function = function
-
-    def __call__(self, state: Any, images: Any) -> Any:
-        return self._function(images)
-
-
-def _can_be_traced(function: _Stateless, crop_size: int) -> bool:
+def _can_be_traced(function: Callable, crop_size: int) -> bool:
     images = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
     try:
         found = jax.eval_shape(function, (), images)
@@ -233,14 +209,10 @@ normalised = jax.jit(lambda images: normalise(images).astype(jnp.float32))
 def in_batches(
     function: Callable[[np.ndarray], Any], images: Iterable[np.ndarray], size: int, progress: tqdm
 ) -> Iterator[np.ndarray]:
-    """Yields a function's output for each image, computed in batches.
+    """Yields a function's output for each image, computed in batches of `size`.
 
     The last batch is padded with its last image, so that the function compiles for one shape; if it
     is also the first, its own size will do.
-
-    Args:
-        size: images in a batch.
-        progress: a bar, advanced by one each image.
     """
     images, is_first = iter(images), True
     while batch := list(islice(images, size)):

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -30,16 +30,8 @@ Results = dict[str, Any]
 _EXPERIMENT = ("model", "options", "dtype", "data")
 # Keys of `shift` that are also at the top level.
 _OF_SHIFT = (
-    "consistency",
-    "consistency_interval",
-    "consistent_and_correct",
-    "probability_change",
-    "top1_shifted",
-    "crop_size",
-    "shift_range",
-    "passes",
-    "seed",
-    "images_per_draw",
+    *("consistency", "consistency_interval", "consistent_and_correct", "probability_change"),
+    *("top1_shifted", "crop_size", "shift_range", "passes", "seed", "images_per_draw"),
 )
 
 
@@ -49,11 +41,7 @@ def next_to(output: Path, name: str) -> Path:
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an .npz file.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Writes an .npz file; raises an InputError if it cannot be written."""
     with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -61,11 +49,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def read_results(output: Path) -> Results:
     """Returns the content of a results file, checked so that any reader can rely on it.
 
-    Returns:
-        Nothing, if there is no such file or it is empty.
-
-    Raises:
-        InputError: the file has other content, or is truncated.
+    A missing or empty file has none; other content, or a truncated file, is an InputError.
     """
     try:
         text = output.read_text() if output.is_file() else ""
@@ -89,19 +73,14 @@ def with_shift_on_top(results: Results) -> Results:
 
 
 def as_json(value: Any) -> Any:
-    """Returns a value as it comes back from a JSON file: tuples become lists.
-
-    Raises:
-        TypeError, ValueError: it cannot be written as JSON, like a number that is not finite.
-    """
+    """Returns a value as it comes back from a JSON file; raises a TypeError or ValueError."""
     return json.loads(json.dumps(value, allow_nan=False))
 
 
 def same_experiment(results: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Checks if both are of one model, with the same weights and data."""
-    return all(results.get(key) == others.get(key) for key in _EXPERIMENT) and same_weights(
-        results.get("weights"), others.get("weights")
-    )
+    same = all(results.get(key) == others.get(key) for key in _EXPERIMENT)
+    return same and same_weights(results.get("weights"), others.get("weights"))
 
 
 def same_weights(one: Any, other: Any) -> bool:
@@ -111,23 +90,16 @@ def same_weights(one: Any, other: Any) -> bool:
     """
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return one == other and bool(one)
+    files = [str(weights.get("file", "")) for weights in (one, other)]
+    parts = {file.partition("#")[2] for file in files}  # `ema` for averaged weights
     if "sha256" in one and "sha256" in other:
         keys = ("sha256",)
-    elif _file(one) == _file(other):
+    else:
+        if len({os.path.abspath(os.path.expanduser(file)) for file in files}) > 1:
+            return False
         checked = ("crc32",) if "crc32" in one and "crc32" in other else ()
         keys = ("kind", "model", "training", "epoch", "step", *checked)
-    else:
-        return False
-    return all(one.get(key) == other.get(key) for key in keys) and _part(one) == _part(other)
-
-
-def _file(weights: Mapping[str, Any]) -> str:
-    return os.path.abspath(os.path.expanduser(weights.get("file", "")))
-
-
-def _part(weights: Mapping[str, Any]) -> str:
-    """Returns which weights of a file are meant: `ema` for a path that ends in `#ema`."""
-    return str(weights.get("file")).partition("#")[2]
+    return len(parts) == 1 and all(one.get(key) == other.get(key) for key in keys)
 
 
 def has_measured(
@@ -135,8 +107,7 @@ def has_measured(
 ) -> bool | None:
     """Checks if results have a measure's numbers with these settings; None: with others.
 
-    Args:
-        folder: of the results file. Numbers whose arrays are missing do not count.
+    Numbers whose arrays are missing in the results' folder do not count.
     """
     found = results.get(name)
     if found is None:
@@ -155,16 +126,13 @@ def find_file(
 ) -> tuple[Path, Results]:
     """Finds the first of `results.json`, `results_2.json`, ... without a conflicting measurement.
 
+    Returns its path, and its content if that is of the same experiment. An incomplete file of
+    results is an InputError.
+
     Args:
         experiment: model, weights and data of the measurement.
         settings: of each measure, by its name.
         mine: content of a file that belongs to this evaluation, although its weights are unknown.
-
-    Returns:
-        Its path, and its content if that is of the same experiment.
-
-    Raises:
-        InputError: one of these files is not a complete file of results.
     """
     path = output
     for number in count(2):
@@ -187,7 +155,7 @@ def write_results(
     mine: Results | None = None,
     replace: bool = False,
 ) -> tuple[Path, Results]:
-    """Adds results to the file that `find_file` returns, atomically.
+    """Adds results to the file that `find_file` returns, atomically; returns it and its content.
 
     Reading, deciding and writing happen under one lock, so that results which another process
     writes at the same time are kept.
@@ -197,18 +165,15 @@ def write_results(
         arrays: a path of `temporary_output`; the files next to it move next to the results.
         mine: the content that the previous call of this evaluation returned.
         replace: use `output` itself; its results of another experiment are removed.
-
-    Returns:
-        The file, and its content now.
-
-    Raises:
-        InputError: it cannot be written.
     """
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with _locked(output.parent):
             if replace:
-                path, before = output, _same_record(output, results)
+                path, before = output, {}
+                with suppress(InputError):  # a damaged file
+                    found = read_results(output)
+                    before = found if same_experiment(found, results) else {}
             else:
                 path, before = find_file(output, results, settings or {}, mine)
             measured = before.get("measured", {}) | results.get("measured", {})
@@ -244,14 +209,6 @@ def _report_no_lock(folder: Path, reason: str) -> None:
     log_line(f"{folder} cannot be locked ({reason}); run one evaluation at a time there")
 
 
-def _same_record(output: Path, results: Results) -> Results:
-    try:
-        before = read_results(output)
-    except InputError:
-        return {}
-    return before if same_experiment(before, results) else {}
-
-
 @contextmanager
 def temporary_output(output: Path) -> Iterator[Path]:
     """Yields a path for measures to write next to until the file of their results is known."""
@@ -271,10 +228,10 @@ def _with_arrays(results: Results, arrays: Path | None, path: Path) -> Results:
         moved = next_to(path, file.name.removeprefix(f"{arrays.stem}_"))
         names[file.name] = moved.name
         file.replace(moved)
-    return {key: _renamed(value, names) for key, value in results.items()}
 
+    def renamed(found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        return {k: names.get(v, v) if isinstance(v, str) else v for k, v in found.items()}
 
-def _renamed(found: Any, names: Mapping[str, str]) -> Any:
-    if not isinstance(found, dict):
-        return found
-    return {k: names.get(v, v) if isinstance(v, str) else v for k, v in found.items()}
+    return {key: renamed(value) for key, value in results.items()}

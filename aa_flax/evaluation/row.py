@@ -16,19 +16,12 @@ _FILTER = re.compile(r"_lpf(\d+)$")  # the end of an antialiased model's name
 
 @dataclass(frozen=True)
 class Row:
-    """All results of one model with one kind of weights, measured alike, such as several seeds.
-
-    Attributes:
-        model: name of the model.
-        results: one mapping for each seed, as an evaluation writes them.
-        facts: what was run, by name, such as `crop`; equal for all of the results.
-        label: the facts that distinguish this row from others of the report.
-    """
+    """All results of one model with one kind of weights, measured alike, such as several seeds."""
 
     model: str
-    results: tuple[dict[str, Any], ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    label: str = ""
+    results: tuple[dict[str, Any], ...]  # of each seed, as an evaluation writes them
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what was run, by name, like `crop`
+    label: str = ""  # the facts that distinguish this row from others of the report
 
     @property
     def title(self) -> str:
@@ -53,8 +46,7 @@ class Row:
     def text(self, path: tuple[str, ...], unit: str, interval: str = "") -> str:
         """Formats the number at a path: a single one with its interval, several with their spread.
 
-        Args:
-            interval: key of the two ends of the interval, next to the number; empty: none.
+        The key `interval`, next to the number, has the ends of the interval.
         """
         values = self.values(path)
         ends = [_at(results, (*path[:-1], interval)) for results in self.results]
@@ -90,33 +82,19 @@ def _at(results: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     return value
 
 
-def by_base(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Groups rows by the model without antialiasing, in order."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.base, []).append(row)
-    return found
-
-
 TimesByFilter = Mapping[int | None, Sequence[float]]  # milliseconds of every seed; None: baseline
 
 
 class Point(NamedTuple):
-    """A model in a figure of two numbers; models of one family have the same colour.
-
-    Attributes:
-        filter_size: None for the family's baseline.
-        x_error, y_error: standard deviations over seeds; 0 for a single result.
-        name: title of the model's row.
-    """
+    """A model in a figure of two numbers; models of one family have the same colour."""
 
     family: str
-    filter_size: int | None
+    filter_size: int | None  # None for the family's baseline
     x: float
     y: float
-    x_error: float = 0.0
+    x_error: float = 0.0  # standard deviation over seeds; 0 for a single result
     y_error: float = 0.0
-    name: str = ""
+    name: str = ""  # title of the model's row
 
 
 def points(rows: Iterable[Row], x: tuple[str, ...], y: tuple[str, ...]) -> list[Point]:

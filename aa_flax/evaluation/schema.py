@@ -50,9 +50,6 @@ def why_no_results(results: Any, folder: Path) -> str:
     """Returns why a JSON value is not the results of an evaluation; empty if it is.
 
     Each measure must be able to print its part, unless a number is missing.
-
-    Args:
-        folder: the folder of the results file.
     """
     if not isinstance(results, dict) or "model" not in results:
         return "it names no model"
@@ -101,9 +98,8 @@ def _is_sound(value: Any, depth: int = 0) -> bool:
 def _misfit(value: Any, kind: Any, name: str = "") -> str:
     """Returns which part of a value is of another kind, in words; empty if none is.
 
-    Args:
-        kind: a type, or several; a mapping of kinds, by key; or a list with the kind of its items,
-            each of which must have all of the keys.
+    A kind is a type, or several; a mapping of kinds, by key; or a list with the kind of its items,
+    each of which must have all of the keys.
     """
     if isinstance(kind, Mapping) and isinstance(value, dict):
         shared = kind.keys() & value.keys()

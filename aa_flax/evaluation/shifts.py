@@ -13,6 +13,7 @@ al., "Alias-Free Generative Adversarial Networks", 2021, App. E.1: the mutually 
 between rolled images it can be compared everywhere.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,7 +56,12 @@ def shift_band_limited(
     x: Float[Array, "N H W C"], shifts: Float[Array, "N 2"]
 ) -> Float[Array, "N H W C"]:
     """Moves each image down and right by its own, fractional number of pixels, periodically."""
-    down, right = (shift_matrices(n, shifts[:, i]) for i, n in enumerate(x.shape[1:3]))
+    return _resampled(x, shifts, shift_matrices)
+
+
+def _resampled(x: Array, shifts: Array, matrices: Callable[[int, Array], Array]) -> Array:
+    """Moves each image by the matrices of its shift along rows and columns."""
+    down, right = (matrices(n, shifts[:, i]) for i, n in enumerate(x.shape[1:3]))
     x = jnp.einsum("nij,njwc->niwc", down, x, precision=lax.Precision.HIGHEST)
     return jnp.einsum("nij,nhjc->nhic", right, x, precision=lax.Precision.HIGHEST)
 
@@ -90,17 +96,12 @@ def lanczos_matrices(
 
 @dataclass(frozen=True)
 class RandomPairs:
-    """Two random views: crops at offsets 0..shift_range-1, or rolled by as much either way.
-
-    Attributes:
-        rolled: roll the centre crop instead, so that no new content enters.
-        passes: pairs per image. seed: fixes them, together with the image's index.
-    """
+    """Two random views: crops at offsets 0..shift_range-1, or rolled by as much either way."""
 
     crop_size: int
     shift_range: int
-    rolled: bool
-    passes: int
+    rolled: bool  # the centre crop, so that no new content enters
+    passes: int  # pairs per image
     seed: int
     fractional = False
 
@@ -125,20 +126,13 @@ class RandomPairs:
 
 @dataclass(frozen=True)
 class MovedPairs:
-    """The centre crop, and the same moved by up to `max_shift` pixels on each axis, uniformly.
-
-    Attributes:
-        fractional: move by fractions of a pixel, too: the image is then shifted band-limited, and
-            cropped afterwards unless it is rolled.
-        rolled: content that leaves the crop on one side enters on the other.
-        passes: pairs per image. seed: fixes them, together with the image's index.
-    """
+    """The centre crop, and the same moved by up to `max_shift` pixels on each axis, uniformly."""
 
     crop_size: int
     max_shift: int
-    fractional: bool
-    rolled: bool
-    passes: int
+    fractional: bool  # also by fractions of a pixel: shifted band-limited, then cropped
+    rolled: bool  # content that leaves the crop on one side enters on the other
+    passes: int  # pairs per image
     seed: int
 
     def __post_init__(self):
@@ -172,11 +166,7 @@ def _check_reach(name: str, reach: int, views: RandomPairs | MovedPairs, *, most
 
 
 def translated(
-    maps: Num[Array, "N s s C"],
-    shifts: Num[Array, "N 2"],
-    *,
-    fractional: bool,
-    periodic: bool,
+    maps: Num[Array, "N s s C"], shifts: Num[Array, "N 2"], *, fractional: bool, periodic: bool
 ) -> tuple[Array, Bool[Array, "N s s 1"]]:
     """Moves each map by its own shift; also returns where the result is valid.
 
@@ -187,9 +177,7 @@ def translated(
     valid = _valid_region(size, shifts, fractional=fractional, periodic=periodic)
     if not fractional:
         return rolled(maps, shifts), valid
-    down, right = (lanczos_matrices(size, shifts[:, i], periodic=periodic) for i in (0, 1))
-    maps = jnp.einsum("npq,nqwc->npwc", down, maps, precision="highest")
-    return jnp.einsum("npq,nhqc->nhpc", right, maps, precision="highest"), valid
+    return _resampled(maps, shifts, partial(lanczos_matrices, periodic=periodic)), valid
 
 
 def _valid_region(

@@ -34,12 +34,9 @@ def mean_with_spread(mean: float, deviation: float | None, unit: str = "%") -> s
 
 
 def with_interval(value: float, interval: Sequence[float], unit: str = "%") -> str:
-    """Returns a number with its interval: `88.2 % (86.4 to 89.7)`.
-
-    Half the width of the interval has two significant digits, as a deviation has.
-    """
+    """Returns a number with its interval: `88.2 % (86.4 to 89.7)`."""
     low, high = interval
-    decimals = _decimals((high - low) / 2, 2)
+    decimals = _decimals((high - low) / 2, 2)  # as of a deviation
     mark = f" {unit}" if unit else ""
     return f"{value:.{decimals}f}{mark} ({low:.{decimals}f} to {high:.{decimals}f})"
 

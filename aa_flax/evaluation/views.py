@@ -7,7 +7,6 @@ images nor the number of devices changes them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import jax
@@ -24,21 +23,17 @@ Seen = UInt8[Array, "N v h w 3"] | Float[Array, "N v h w 3"]  # values in 0..255
 
 
 class NeedsSize(Protocol):
-    """Crops that need images of some size."""
+    """Crops that need images of `needed_size` pixels on each axis."""
 
     @property
-    def needed_size(self) -> int:
-        """Pixels an image must have on each axis."""
-        ...
+    def needed_size(self) -> int: ...
 
 
 class Views(NeedsSize, Protocol):
-    """Views of a batch, a few per compiled call."""
+    """Views of a batch, in `calls` compiled calls of as many views each."""
 
     @property
-    def calls(self) -> int:
-        """Number of calls for all views; each call returns as many views."""
-        ...
+    def calls(self) -> int: ...
 
     def __call__(self, images: Images, batch: Mapping[str, Array], call: Int[Array, ""]) -> Seen:
         """Returns the views `(N, v, h, w, 3)` of one call; traced by JAX.
@@ -102,10 +97,7 @@ def grid(crop_size: int, shift_range: int, points: int) -> Crops:
 
 @dataclass(frozen=True)
 class Around:
-    """The centre crop, then its shifts by every integer number of pixels up to `within` an axis.
-
-    There are `(2 * within + 1) ** 2` views.
-    """
+    """The centre crop, then its shifts by every integer number of pixels up to `within` an axis."""
 
     crop_size: int
     within: int
@@ -119,7 +111,7 @@ class Around:
 
     @property
     def calls(self) -> int:
-        return (2 * self.within + 1) ** 2
+        return len(self.shifts)
 
     @property
     def needed_size(self) -> int:
@@ -147,19 +139,14 @@ class _PairsOfViews:
 
 @dataclass(frozen=True)
 class ShiftedPairs(_PairsOfViews):
-    """Pairs of crops at random offsets: the consistency protocol (Zhang 2019, Sec. 4.1).
-
-    Attributes:
-        shift_range: offsets are drawn from 0..shift_range-1 pixels on each axis (32 in the paper).
-        passes: pairs for each image; each pair is one call.
-        images_per_draw: consecutive images that share their offsets; with the batch size, one pair
-            of offsets a batch, as the PyTorch original draws them.
-    """
+    """Pairs of crops at random offsets: the consistency protocol (Zhang 2019, Sec. 4.1)."""
 
     crop_size: int
-    shift_range: int
+    shift_range: int  # offsets are 0..shift_range-1 pixels on each axis (32 in the paper)
     passes: int = 5
     seed: int = 0
+    # Consecutive images that share their offsets; with the batch size, one pair of offsets a batch,
+    # as the PyTorch original draws them.
     images_per_draw: int = 1
 
     @property
@@ -175,14 +162,10 @@ class ShiftedPairs(_PairsOfViews):
 
 @dataclass(frozen=True)
 class RolledPairs(_PairsOfViews):
-    """The centre crop, rolled by two random shifts: content that leaves on one side re-enters.
-
-    Attributes:
-        shift_range: shifts are drawn from -shift_range..shift_range-1 pixels on each axis.
-    """
+    """The centre crop, rolled by two random shifts: content that leaves on one side re-enters."""
 
     crop_size: int
-    shift_range: int
+    shift_range: int  # shifts are -shift_range..shift_range-1 pixels on each axis
     passes: int = 5
     seed: int = 0
 
@@ -215,15 +198,10 @@ class SubpixelPairs(_PairsOfViews):
 
 @dataclass(frozen=True)
 class JitteredPairs(_PairsOfViews):
-    """Two random squares of an image, resized to the crop size (bilinear, antialiased).
-
-    Attributes:
-        scale: the sides of the squares are drawn from (1 - scale)..(1 + scale) crop sizes, their
-            positions from all within the image.
-    """
+    """Two random squares from anywhere in an image, resized to the crop size (antialiased)."""
 
     crop_size: int
-    scale: float = 0.1
+    scale: float = 0.1  # their sides are (1 - scale)..(1 + scale) crop sizes
     passes: int = 5
     seed: int = 0
 
@@ -239,17 +217,16 @@ class JitteredPairs(_PairsOfViews):
 
     def __call__(self, images, batch, call):
         squares = jnp.take(self.squares(batch["index"], *images.shape[1:3]), call, axis=1)
-        resize = jax.vmap(partial(_resized_square, size=self.crop_size))
         values = images.astype(jnp.float32)
-        return jnp.stack([resize(values, squares[:, i]) for i in (0, 1)], 1)
 
+        @jax.vmap
+        def resized(image, square):
+            scale, shape = self.crop_size / square[2], (self.crop_size, self.crop_size, 3)
+            return jax.image.scale_and_translate(
+                image, shape, (0, 1), jnp.stack([scale, scale]), -square[:2] * scale, "linear"
+            )
 
-def _resized_square(image: Array, square: Array, size: int) -> Array:
-    scale = size / square[2]
-    shape = (size, size, image.shape[-1])
-    return jax.image.scale_and_translate(
-        image, shape, (0, 1), jnp.stack([scale, scale]), -square[:2] * scale, method="linear"
-    )
+        return jnp.stack([resized(values, squares[:, i]) for i in (0, 1)], 1)
 
 
 def check_size(views: NeedsSize, height: int, width: int) -> None:

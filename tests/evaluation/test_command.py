@@ -305,7 +305,7 @@ def test_an_interrupted_evaluation_of_several_models_reports_what_is_kept(
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(by_config, "run", stop)
+    monkeypatch.setattr(by_config.engine, "run", stop)
     with pytest.raises(KeyboardInterrupt, match=r"kept in .*; the same command continues"):
         several(tmp_path, "vgg11")
 

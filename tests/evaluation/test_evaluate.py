@@ -243,7 +243,7 @@ def nothing_is_measured(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr(engine, "observe", refuse)
+    monkeypatch.setattr(engine, "observe_source", refuse)
 
 
 @pytest.mark.usefixtures("nothing_is_measured")

@@ -140,6 +140,8 @@ def test_settings_that_make_no_sense_are_refused():
         evaluate(Flat(), Noise(), **SETTINGS | {"shift_range": 0})
     with pytest.raises(InputError, match=r"seed must be an integer of at least 0, got 1\.5"):
         evaluate(Flat(), Noise(), seed=1.5, **SETTINGS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="unknown on_error 'ignore'; known: stop, skip"):
+        evaluate(Flat(), Noise(), on_error="ignore", **SETTINGS)
     with pytest.raises(InputError, match="no measures are given; known: accuracy"):
         evaluate(Flat(), Noise(), (), **SETTINGS)
 

@@ -15,24 +15,9 @@ from aa_flax.evaluation.measures.time import Time
 
 __all__ = ["MEASURES", "Column", "Measure", "Option", "register_measure"]
 
-for _measure in (
-    Accuracy(),
-    PerClass(),
-    Predictions(),
-    Shift(),
-    WorstCase(),
-    Circular(),
-    Subpixel(),
-    Jitter(),
-    Diagonal(),
-    Equivariance(),
-    Corruptions(),
-    Perturbations(),
-    MaskConsistency(),
-    TranslationPSNR(),
-    Images(),
-    Clip(),
-    Tiles(),
-    Time(),
+for _kind in (
+    *(Accuracy, PerClass, Predictions, Shift, WorstCase, Circular, Subpixel, Jitter),
+    *(Diagonal, Equivariance, Corruptions, Perturbations, MaskConsistency, TranslationPSNR),
+    *(Images, Clip, Tiles, Time),
 ):
-    register_measure(_measure)
+    register_measure(_kind())

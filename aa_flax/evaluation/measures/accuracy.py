@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -18,49 +18,30 @@ from aa_flax.files import check_writable
 from aa_flax.runtime import is_main_process
 
 
-class AccuracyNumbers(TypedDict):
-    """`top1` and `top5` in percent (with fewer than 5 classes, top-5 is 100 %); mean `loss`."""
-
-    num_images: int
-    top1: float
-    top5: float
-    loss: float
+def accuracy(seen: Observations) -> Result:
+    """Computes top-1 and top-5 in percent, and the mean loss, over all images and views."""
+    loss = -float(seen.log_probability.mean(dtype=np.float64))
+    return {**_of_ranks(seen.rank), "loss": loss}
 
 
-def accuracy(seen: Observations) -> AccuracyNumbers:
-    """Computes the accuracy over all images and views."""
-    return {
-        "num_images": len(seen.index),
-        "top1": 100 * float(seen.correct.mean()),
-        "top5": 100 * float((seen.rank < 5).mean()),
-        "loss": -float(seen.log_probability.mean(dtype=np.float64)),
-    }
+def _of_ranks(rank: np.ndarray) -> Result:
+    top1, top5 = (100 * float((rank < k).mean()) for k in (1, 5))
+    return {"num_images": len(rank), "top1": top1, "top5": top5}
 
 
-def accuracy_per_class(seen: Observations, class_names: Sequence[str]) -> dict[str, Any]:
+def accuracy_per_class(seen: Observations, class_names: Sequence[str]) -> Result:
     """Computes number of images, top-1 and top-5 in percent of each class that has images."""
-    result = {}
-    for label in np.unique(seen.label):
-        rank = seen.rank[seen.label == label]
-        result[class_names[label]] = {
-            "num_images": len(rank),
-            "top1": 100 * float((rank == 0).mean()),
-            "top5": 100 * float((rank < 5).mean()),
-        }
-    return result
+    labels = map(int, np.unique(seen.label))
+    return {class_names[i]: _of_ranks(seen.rank[seen.label == i]) for i in labels}
 
 
 def save_predictions(path: Path, seen: Observations, source: Source) -> None:
-    """Writes one row per image to an .npz file.
-
-    Its arrays: `index` in the data; `label`; `top5`, the likeliest classes, likeliest first;
-    `probability` of the true class; `name`, the image's file or its index in the source.
-    """
+    """Writes one row per image to an .npz file."""
     arrays = {
-        "index": seen.index,
+        "index": seen.index,  # in the data
         "label": seen.label,
-        "top5": seen.top[:, 0],
-        "probability": seen.probability[:, 0],
+        "top5": seen.top[:, 0],  # likeliest first
+        "probability": seen.probability[:, 0],  # of the true class
         "name": np.array([source.name(int(i)) for i in seen.index]),
     }
     save_arrays(path, arrays)

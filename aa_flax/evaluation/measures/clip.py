@@ -1,7 +1,7 @@
 """Flicker: how often the top-1 class changes from frame to frame of a clip."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,86 +24,52 @@ from aa_flax.evaluation.predict import in_batches
 from aa_flax.runtime import progress_bar
 
 
-class FlickerNumbers(TypedDict):
-    """Numbers of one clip.
-
-    A run is a stretch of frames with the same top-1 class; the first and the last are cut by the
-    ends of the clip and count as they are.
-
-    Attributes:
-        fps: frames a second, the mean from the first frame to the last.
-        seconds: `num_frames / fps`.
-        flips: changes of the top-1 class between successive frames.
-        flips_per_second: `flips` divided by the seconds from the first frame to the last.
-        window: frames of the moving average at this rate; `window_seconds` is their duration.
-        flips_per_second_smoothed: the same rate for the likeliest class of the averaged
-            probabilities.
-        runs: the number of runs; `run_median`, `run_shortest` and `run_longest` are lengths in
-            frames, `run_median_seconds` is the median duration, with `1 / fps` for the last frame.
-        class_share: percent of the frames whose top-1 class is the most frequent one.
-    """
-
-    num_frames: int
-    fps: float
-    seconds: float
-    flips: int
-    flips_per_second: float
-    window: int
-    window_seconds: float
-    flips_per_second_smoothed: float
-    runs: int
-    run_median: float
-    run_median_seconds: float
-    run_shortest: int
-    run_longest: int
-    class_share: float
-
-
 class Flicker(NamedTuple):
-    """Predictions of a model for n frames.
+    """Predictions of a model for n frames."""
 
-    Attributes:
-        top1: the likeliest class of each frame; `smoothed_top1`: of the averaged probabilities.
-        most_frequent: the class of most frames (the first of equals).
-        probability: of the most frequent class, in 0..1; `smoothed`: its moving average.
-        window: frames of that average, odd.
-        seconds: the time of each frame, ascending.
-    """
-
-    top1: Int[np.ndarray, " n"]
-    smoothed_top1: Int[np.ndarray, " n"]
-    most_frequent: int
-    probability: Float[np.ndarray, " n"]
-    smoothed: Float[np.ndarray, " n"]
-    window: int
-    seconds: Float[np.ndarray, " n"]
+    top1: Int[np.ndarray, " n"]  # the likeliest class of each frame
+    smoothed_top1: Int[np.ndarray, " n"]  # that of the averaged probabilities
+    most_frequent: int  # the class of most frames, the first of equals
+    probability: Float[np.ndarray, " n"]  # of the most frequent class, in 0..1
+    smoothed: Float[np.ndarray, " n"]  # its moving average
+    window: int  # frames of that average, odd
+    seconds: Float[np.ndarray, " n"]  # the time of each frame, ascending
 
     @property
     def run_lengths(self) -> Int[np.ndarray, " runs"]:
-        return run_lengths(self.top1)
+        """The lengths of stretches of frames with one class, in the order of time."""
+        ends = np.flatnonzero(np.diff(self.top1)) + 1
+        return np.diff(np.concatenate([[0], ends, [len(self.top1)]]))
 
     @property
     def run_seconds(self) -> Float[np.ndarray, " runs"]:
         edges = np.append(self.seconds, self.seconds[-1] + 1 / mean_fps(self.seconds))
         return np.diff(edges[np.append(0, np.cumsum(self.run_lengths))])
 
-    def numbers(self) -> FlickerNumbers:
-        """Computes rates of flips and lengths of runs."""
+    def numbers(self) -> Result:
+        """Computes rates of flips and lengths of runs, stretches of frames with one top-1 class.
+
+        The first and the last run are cut by the ends of the clip and count as they are.
+        """
         runs, count, fps = self.run_lengths, len(self.top1), mean_fps(self.seconds)
+        rates = [float((c[1:] != c[:-1]).mean() * fps) for c in (self.top1, self.smoothed_top1)]
         return {
             "num_frames": count,
-            "fps": fps,
+            "fps": fps,  # the mean from the first frame to the last
             "seconds": count / fps,
-            "flips": len(runs) - 1,
-            "flips_per_second": flips_per_second(self.top1, fps),
+            "flips": len(runs) - 1,  # between successive frames
+            "flips_per_second": rates[0],
             "window": self.window,
             "window_seconds": self.window / fps,
-            "flips_per_second_smoothed": flips_per_second(self.smoothed_top1, fps),
+            "flips_per_second_smoothed": rates[1],
             "runs": len(runs),
-            "run_median": float(np.median(runs)),
-            "run_median_seconds": float(np.median(self.run_seconds)),
+            "run_median": float(np.median(runs)),  # in frames
+            "run_median_seconds": float(
+                np.median(self.run_seconds)
+            ),  # with 1 / fps for the last frame
             "run_shortest": int(runs.min()),
             "run_longest": int(runs.max()),
+            # Percent of the frames whose top-1 class is the most frequent one.
             "class_share": 100 * float((self.top1 == self.most_frequent).mean()),
         }
 
@@ -118,12 +84,6 @@ def flicker(
 
     Smoothing is a centred moving average of the probabilities over the odd number of frames whose
     duration is nearest to `window_seconds`; at the ends, over the frames that exist.
-
-    Args:
-        seconds: the time of each frame, ascending.
-
-    Raises:
-        InputError: fewer than two frames, or outputs that are not finite.
     """
     if len(logits) < 2:
         raise InputError(f"{len(logits)} frames; flips need two or more")
@@ -141,16 +101,9 @@ def flicker(
     if window > 1:
         averaged = moving_average(probabilities, seconds * fps, window)
     top1 = logits.argmax(1)
-    most_frequent = int(np.bincount(top1).argmax())
-    return Flicker(
-        top1,
-        averaged.argmax(1),
-        most_frequent,
-        probabilities[:, most_frequent],
-        averaged[:, most_frequent],
-        window,
-        seconds,
-    )
+    most = int(np.bincount(top1).argmax())
+    curves = probabilities[:, most], averaged[:, most]
+    return Flicker(top1, averaged.argmax(1), most, *curves, window, seconds)
 
 
 def mean_fps(seconds: Float[np.ndarray, " n"]) -> float:
@@ -172,22 +125,8 @@ def moving_average(
     return (total[end] - total[first]) / (end - first)[:, None]
 
 
-def run_lengths(top1: Int[np.ndarray, " n"]) -> Int[np.ndarray, " runs"]:
-    """Returns the lengths of stretches of frames with one class, in the order of time."""
-    ends = np.flatnonzero(np.diff(top1)) + 1
-    return np.diff(np.concatenate([[0], ends, [len(top1)]]))
-
-
-def flips_per_second(top1: Int[np.ndarray, " n"], fps: float) -> float:
-    """Returns the fraction of successive frames that differ, times frames a second."""
-    return float((top1[1:] != top1[:-1]).mean() * fps)
-
-
 class Clip(PicturesMeasure):
-    """Flips of the top-1 class a second, lengths of runs, and a probability over time.
-
-    Each frame is resized and cropped like any image. The numbers are those of `FlickerNumbers`.
-    """
+    """Flips of the top-1 class a second, lengths of runs, and a probability over time."""
 
     options = (
         PicturesOption("clip", "flicker on a clip: a folder of frames, or a video (PyAV)"),
@@ -229,21 +168,28 @@ class Clip(PicturesMeasure):
         check_one_process("clip")
         real("--window", subject.options["window"], least=0)
         super().check(subject)
-        clip = _frames(subject)
+        clip, settings = _frames(subject), subject.settings
         clip.check()
-        size, crop = clip.first_size(), subject.settings.crop_size
-        check_size_of(clip.name, size, subject.settings, crop)
+        check_size_of(clip.name, clip.first_size(), settings, settings.crop_size)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        clip = _frames(subject)
-        classes = subject.predictor.num_classes(subject.settings.crop_size)
-        name_of = class_namer(subject, classes)
-        logits, times = _logits(subject, clip)
+        clip, predictor, settings = _frames(subject), subject.predictor, subject.settings
+        name_of = class_namer(subject, predictor.num_classes(settings.crop_size))
+        how = (settings.resize_size, settings.crop_size, settings.interpolation)
+        times: list[float | None] = []
+
+        def crops():
+            for time, frame in clip:
+                times.append(time)
+                yield center_image(frame, *how)
+
+        with progress_bar(None, "clip", "frame") as bar:
+            logits = np.stack([*in_batches(predictor.logits, crops(), settings.batch(), bar)])
         window = subject.options["window"]
         found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
         facts: Result = {"class": name_of(found.most_frequent), "lost": clip.log_lost()}
-        facts |= clip.differences(times)
-        return {**found.numbers(), **facts, **self.store(subject, _arrays(found, name_of))}
+        facts |= clip.differences(times) | self.store_and_plot(subject, _arrays(found, name_of))
+        return {**found.numbers(), **facts}
 
     def line(self, result: Result) -> str:
         how = {"default": ", the default", "times": ", by their times"}.get(result["fps_from"], "")
@@ -260,27 +206,14 @@ def _frames(subject: Subject) -> Frames:
     return Frames(subject.options["clip"], subject.options["fps"])
 
 
-def _logits(
-    subject: Subject, clip: Frames
-) -> tuple[Float[np.ndarray, "n classes"], list[float | None]]:
-    """Computes the logits of each frame; also returns the times of the frames."""
-    settings, times = subject.settings, []
-    how = (settings.resize_size, settings.crop_size, settings.interpolation)
-
-    def crops():
-        for time, frame in clip:
-            times.append(time)
-            yield center_image(frame, *how)
-
-    with progress_bar(None, "clip", "frame") as bar:
-        logits = in_batches(subject.predictor.logits, crops(), settings.batch(), bar)
-        return np.stack(list(logits)), times
-
-
 def _arrays(found: Flicker, name_of: Callable[[int], str]) -> dict[str, np.ndarray]:
     """Returns the data of the plot, and the prediction for every frame."""
     classes = np.unique([*found.top1, *found.smoothed_top1])
-    arrays = {key: np.asarray(value) for key, value in found._asdict().items()}
-    arrays |= {"class": classes, "class_name": np.array([name_of(int(i)) for i in classes])}
-    runs = {"run_lengths": found.run_lengths, "run_seconds": found.run_seconds}
-    return arrays | runs | {"fps": np.asarray(mean_fps(found.seconds))}
+    return {
+        **found._asdict(),
+        "class": classes,
+        "class_name": np.array([name_of(int(i)) for i in classes]),
+        "run_lengths": found.run_lengths,
+        "run_seconds": found.run_seconds,
+        "fps": np.array(mean_fps(found.seconds)),
+    }

@@ -1,8 +1,8 @@
 """Consistency of the predictions for pairs of views, and accuracy at the worst of many shifts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +12,6 @@ from aa_flax.evaluation.intervals import clustered_interval
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.row import Row, points
-from aa_flax.evaluation.settings import Settings
 from aa_flax.evaluation.text import with_interval
 from aa_flax.evaluation.views import (
     Crops,
@@ -20,29 +19,11 @@ from aa_flax.evaluation.views import (
     RolledPairs,
     ShiftedPairs,
     SubpixelPairs,
+    Views,
     grid,
 )
 
-SCALE = 0.1  # of the crop size, by which jittered squares are smaller or larger
 POINTS = 5  # offsets per axis of the worst case
-
-
-class Consistency(TypedDict):
-    """Percentages over all images and pairs; `..._interval`: ends of the 95 % confidence interval.
-
-    Attributes:
-        consistency: pairs with the same top-1 class (Zhang 2019, Sec. 4.1).
-        consistent_and_correct: pairs with the same class, the true one.
-        probability_change: mean absolute difference of the true class's probability in a pair.
-        top1_shifted: views classified correctly.
-    """
-
-    num_images: int
-    consistency: float
-    consistency_interval: list[float]
-    consistent_and_correct: float
-    probability_change: float
-    top1_shifted: float
 
 
 def agreement(seen: Observations) -> Float[np.ndarray, " n"]:
@@ -50,13 +31,11 @@ def agreement(seen: Observations) -> Float[np.ndarray, " n"]:
     return (seen.predicted[:, ::2] == seen.predicted[:, 1::2]).mean(1)
 
 
-def consistency(seen: Observations) -> Consistency:
-    """Computes how often the two views of a pair get the same class.
+def consistency(seen: Observations) -> Result:
+    """Computes how often the two views of a pair get the same class, in percent.
 
-    The images are the sample of the confidence interval; see `clustered_interval`.
-
-    Raises:
-        InputError: outputs that are not finite; such a model would count as perfectly consistent.
+    The images are the sample of the confidence interval; see `clustered_interval`. Outputs that are
+    not finite are an InputError: such a model would count as perfectly consistent.
     """
     seen.check_finite()
     agreed, probability = agreement(seen), seen.probability
@@ -64,24 +43,20 @@ def consistency(seen: Observations) -> Consistency:
     both = seen.correct[:, ::2] & seen.correct[:, 1::2]
     return {
         "num_images": len(agreed),
-        "consistency": 100 * float(agreed.mean()),
+        "consistency": 100 * float(agreed.mean()),  # Zhang 2019, Sec. 4.1
         "consistency_interval": clustered_interval(agreed, probability.shape[1] // 2),
-        "consistent_and_correct": 100 * float(both.mean()),
-        "probability_change": 100 * float(change.mean(dtype=np.float64)),
+        "consistent_and_correct": 100 * float(both.mean()),  # the same class, the true one
+        "probability_change": 100 * float(change.mean(dtype=np.float64)),  # of the true class
         "top1_shifted": 100 * float(seen.correct.mean()),
     }
 
 
 class PairMeasure(Measure):
-    """Consistency of pairs of views of an image.
+    """Consistency of random pairs of views of an image."""
 
-    Attributes:
-        title: how the images were changed, for the summary and the report's column.
-        note: explains the column in the report.
-    """
-
-    title: ClassVar[str]
-    note: ClassVar[str] = ""
+    title: ClassVar[str]  # how the images were changed
+    kind: ClassVar[Callable[..., Views]]
+    note: ClassVar[str] = ""  # of the report's column
 
     def __init_subclass__(cls):
         if not cls.columns:
@@ -89,12 +64,15 @@ class PairMeasure(Measure):
                 Column(cls.title, ("consistency",), note=cls.note, interval="consistency_interval"),
             )
 
+    def views(self, subject: Subject) -> Views:
+        return subject.settings.to(self.kind)
+
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert seen is not None
-        return {**consistency(seen)}
+        return consistency(seen)
 
     def line(self, result: Result) -> str:
-        how = [f"{result[key]} passes" for key in ("passes",) if key in result]
+        how = [f"{result['passes']} passes"] if "passes" in result else []
         how += [f"seed {result['seed']}"] if "seed" in result else []
         return (
             f"{self.title:12} top-1 {result['top1_shifted']:6.2f} %   consistency "
@@ -104,15 +82,10 @@ class PairMeasure(Measure):
         )
 
 
-def random_pairs(settings: Settings) -> dict[str, Any]:
-    """Returns the arguments that all views of random pairs take."""
-    return {"passes": settings.passes, "seed": settings.seed}
-
-
 class Shift(PairMeasure):
     """Agreement of two crops at random offsets (Zhang 2019, Sec. 4.1)."""
 
-    title = "shifted"
+    title, kind = "shifted", ShiftedPairs
     options = (
         Option("shift", "shift consistency: pairs of crops at random offsets"),
         Option("per_batch", "--shift with one pair of offsets a batch"),
@@ -136,12 +109,7 @@ class Shift(PairMeasure):
     def views(self, subject: Subject) -> ShiftedPairs:
         settings = subject.settings
         per_draw = (settings.batch_size or 256) if subject.options["per_batch"] else 1
-        return ShiftedPairs(
-            settings.crop_size,
-            settings.shift_range,
-            images_per_draw=per_draw,
-            **random_pairs(settings),
-        )
+        return settings.to(ShiftedPairs, images_per_draw=per_draw)
 
     def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
         models = points(rows, ("top1",), ("shift", "consistency"))
@@ -155,36 +123,25 @@ class Shift(PairMeasure):
 class Circular(PairMeasure):
     """Content that leaves the crop on one side re-enters on the other, so none is new."""
 
-    title = "rolled"
+    title, kind = "rolled", RolledPairs
     note = "consistency of crops rolled by two random shifts: no new content enters"
     options = (Option("circular", "consistency of rolled images"),)
-
-    def views(self, subject: Subject) -> RolledPairs:
-        settings = subject.settings
-        return RolledPairs(settings.crop_size, settings.shift_range, **random_pairs(settings))
 
 
 class Subpixel(PairMeasure):
     """Images moved by fractions of a pixel, band-limited."""
 
-    title = "sub-pixel"
+    title, kind = "sub-pixel", SubpixelPairs
     note = "consistency of images moved by two random fractions of a pixel"
     options = (Option("subpixel", "consistency under shifts of less than a pixel"),)
-
-    def views(self, subject: Subject) -> SubpixelPairs:
-        return SubpixelPairs(subject.settings.crop_size, **random_pairs(subject.settings))
 
 
 class Jitter(PairMeasure):
     """Squares of 0.9 to 1.1 crop sizes from anywhere in the image, resized to the crop."""
 
-    title = "jittered"
+    title, kind = "jittered", JitteredPairs
     note = "consistency of two random squares, 0.9 to 1.1 crops wide, resized to the crop"
     options = (Option("jitter", "consistency of random crops, resized"),)
-
-    def views(self, subject: Subject) -> JitteredPairs:
-        settings = subject.settings
-        return JitteredPairs(settings.crop_size, SCALE, **random_pairs(settings))
 
 
 class WorstCase(Measure):
@@ -205,10 +162,11 @@ class WorstCase(Measure):
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert seen is not None
         seen.check_finite()
+        worst, mean = seen.correct.all(1).mean(), seen.correct.mean()
         return {
             "num_images": len(seen.index),
-            "top1_worst": 100 * float(seen.correct.all(1).mean()),
-            "top1_mean": 100 * float(seen.correct.mean()),
+            "top1_worst": 100 * float(worst),
+            "top1_mean": 100 * float(mean),
         }
 
     def line(self, result: Result) -> str:

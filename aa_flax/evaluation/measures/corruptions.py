@@ -6,11 +6,11 @@ the published 224 pixels, cropped.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from aa_flax.data.cache import digest, file_digest
 from aa_flax.data.classes import check_classes_agree, imagenet_classes
@@ -19,9 +19,8 @@ from aa_flax.errors import InputError
 from aa_flax.evaluation.measure import Column, Measure, Option, Result, Subject
 from aa_flax.evaluation.measures.accuracy import accuracy
 from aa_flax.evaluation.measures.consistency import consistency
-from aa_flax.evaluation.observe import Observations, observe
+from aa_flax.evaluation.observe import Observations, observe_source
 from aa_flax.evaluation.views import Center, ShiftedPairs, Views
-from aa_flax.runtime import progress_bar
 
 # AlexNet's top-1 error in percent on each corruption of ImageNet-C, averaged over the five
 # severities: the published denominators of the mCE.
@@ -51,51 +50,40 @@ def corruption_folders(root: Path) -> dict[str, dict[str, Path]]:
 
     Corruptions may be one level deeper, as in the published archives (`noise/gaussian_noise/1/`).
     A folder named 1 to 5 without subfolders is a class, not a severity.
-
-    Raises:
-        InputError: no such folder, or none in it.
     """
     if not root.is_dir():
         raise InputError(
             f"no folder {root}; it has to contain <corruption>/<severity>/<class>/*.JPEG"
         )
     found: dict[str, dict[str, Path]] = {}
-    for top in _subfolders(root):
-        severities = _severities(top)
-        deeper = [top] if severities else _subfolders(top)
-        for corruption in deeper:
-            if there := severities or _severities(corruption):
+    for top in subfolders(root):
+        for corruption in [top] if _severities(top) else subfolders(top):
+            if there := _severities(corruption):
                 found.setdefault(corruption.name, {}).update(there)
     if not found:
         raise InputError(f"{root} contains no <corruption>/<severity>/<class>/*, severity 1 to 5")
     return found
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Returns the folders in a folder, sorted."""
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def _severities(folder: Path) -> dict[str, Path]:
-    return {
-        path.name: path
-        for path in _subfolders(folder)
-        if path.name in SEVERITIES and _subfolders(path)
-    }
+    inside = [path for path in subfolders(folder) if path.name in SEVERITIES]
+    return {path.name: path for path in inside if subfolders(path)}
 
 
 def check_is_no_perturbations(root: Path, class_names: Sequence[str]) -> None:
     """Raises an InputError for a tree like ImageNet-P: `<perturbation>/<class>/<clip>/<frame>`."""
     if not root.is_dir():
         return
-    for folder in _subfolders(root):
-        classes = _subfolders(folder)
-        clips = [clip for one in classes for clip in _subfolders(one)]
-        if (
-            classes
-            and clips
-            and {path.name for path in classes} <= set(class_names)
-            and not {path.name for path in clips} <= set(class_names)
-        ):
+    known = set(class_names)
+    for folder in subfolders(root):
+        classes = subfolders(folder)
+        clips = [clip for one in classes for clip in subfolders(one)]
+        if {path.name for path in classes} <= known and not {path.name for path in clips} <= known:
             raise InputError(
                 f"{root} looks like ImageNet-P ({clips[0]} is not a class); give it as "
                 "--perturbations"
@@ -105,8 +93,7 @@ def check_is_no_perturbations(root: Path, class_names: Sequence[str]) -> None:
 def check_same_classes(folder: Path, class_names: Sequence[str], class_order: str) -> None:
     """Raises an InputError if the class folders do not match the classes of the data.
 
-    Args:
-        class_order: `config.data.class_order`; with one, some classes may be missing.
+    With a `config.data.class_order`, some classes may be missing.
     """
     found, known = class_folders(folder), list(map(str, class_names))
     unknown = sorted(set(found) - set(known))
@@ -131,26 +118,19 @@ def digest_of_folders(folders: Mapping[str, Path]) -> str:
 
     It covers the names of all images, and the bytes of 16 in each folder: reading millions would
     take as long as evaluating them.
-
-    Args:
-        folders: by their name in the results.
     """
     parts = []
     for name, folder in folders.items():
         index = load_index(folder)
         count = len(index.ends)
         some = range(0, count, -(-count // _SAMPLED) or 1)
-        images = [_image_digest(folder / index.path(i)) for i in some]
+        images = []
+        for path in (folder / index.path(i) for i in some):
+            images.append("")  # of an image that cannot be read, which is reported or skipped
+            with suppress(OSError):
+                images[-1] = file_digest(path) if path.is_file() else ""
         parts += [[name, *index.classes], index.class_of, index.paths, images]
     return digest(*parts)
-
-
-def _image_digest(path: Path) -> str:
-    """Returns "" for an image that cannot be read: the evaluation reports or skips it."""
-    try:
-        return file_digest(path) if path.is_file() else ""
-    except OSError:
-        return ""
 
 
 def corruption_summary(
@@ -158,34 +138,26 @@ def corruption_summary(
 ) -> dict[str, Any]:
     """Summarises the fifteen corruptions of the benchmark, if all are complete, and others.
 
+    Without all fifteen, `mean_top1` is over all there are, and `mce` is None.
+
     Args:
         per_severity: results with `top1` in percent by corruption and severity.
-
-    Returns:
-        `mean_top1` over the fifteen and `mean_top1_extra` over the others, or None; without all
-        fifteen, `mean_top1` over all there are. For each corruption its `severities`, `error` (mean
-        over them, in percent) and, with all five of a known corruption, `ce`: the error as a
-        percentage of AlexNet's; and `mce`, the mean of those over the fifteen, or None.
     """
     found: dict[str, Any] = {}
     for name, severities in per_severity.items():
-        error = float(np.mean([100 - result["top1"] for result in severities.values()]))
+        error = fmean(100 - result["top1"] for result in severities.values())
         found[name] = {"error": error, "severities": dict(severities)}
         if name in ALEXNET_ERRORS and set(severities) == set(SEVERITIES):
-            found[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]
+            found[name]["ce"] = 100 * error / ALEXNET_ERRORS[name]  # in percent of AlexNet's
     complete = [found[name]["ce"] for name in ALEXNET_ERRORS if "ce" in found.get(name, {})]
     whole = len(complete) == len(ALEXNET_ERRORS)
     extra = [name for name in found if whole and name not in ALEXNET_ERRORS]
     return {
-        "mean_top1": _mean([100 - found[name]["error"] for name in found if name not in extra]),
-        "mean_top1_extra": _mean([100 - found[name]["error"] for name in extra]) if extra else None,
-        "mce": _mean(complete) if whole else None,
+        "mean_top1": fmean(100 - found[name]["error"] for name in found if name not in extra),
+        "mean_top1_extra": fmean(100 - found[name]["error"] for name in extra) if extra else None,
+        "mce": fmean(complete) if whole else None,
         "by_corruption": found,
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
 
 
 class Corruptions(Measure):
@@ -201,13 +173,7 @@ class Corruptions(Measure):
     )
 
     def settings(self, subject: Subject) -> Result:
-        some = subject.settings
-        return {
-            "digest": digest_of_folders(_folders(subject)),
-            "shift_range": some.shift_range,
-            "passes": some.passes,
-            "seed": some.seed,
-        }
+        return {"digest": digest_of_folders(_folders(subject)), **subject.settings.of_pairs()}
 
     def check(self, subject: Subject) -> None:
         for folder in _folders(subject).values():
@@ -251,33 +217,27 @@ def _at_severity(subject: Subject, folder: Path, title: str) -> dict[str, Any]:
             f"{folder} has images of {source.num_classes} classes, the data has "
             f"{subject.source.num_classes}; give --config.data.class_order if some are missing"
         )
-    size = settings.crop_size
-    pairs = ShiftedPairs(size, settings.shift_range, settings.passes, settings.seed)
-    with_pairs = min(source[0]["image"].size) >= pairs.needed_size
-    views: dict[str, Views] = {"center": Center(size)}
-    if with_pairs:
+    views: dict[str, Views] = {"center": Center(settings.crop_size)}
+    pairs = settings.to(ShiftedPairs)
+    if min(source[0]["image"].size) >= pairs.needed_size:
         views["shift"] = pairs
-    seen = observe_unresized(
-        subject, source, views, crop=pairs.needed_size if with_pairs else size, title=title
-    )
+    seen = observe_unresized(subject, source, views, title)
     found: dict[str, Any] = {**accuracy(seen["center"])}
-    if with_pairs:
+    if "shift" in seen:
         agreed = consistency(seen["shift"])
         found |= {key: agreed[key] for key in ("consistency", "consistency_interval")}
     return found
 
 
 def observe_unresized(
-    subject: Subject, source: ImageFolder, views: dict[str, Views], *, crop: int, title: str
+    subject: Subject, source: ImageFolder, views: dict[str, Views], title: str
 ) -> dict[str, Observations]:
-    """Observes images that are already cut to size, without resizing them.
-
-    Raises:
-        InputError: outputs that are not finite.
-    """
-    batches = replace(subject.settings, resize_size=0).batches(source, crop)
-    with progress_bar(len(source), title) as bar:
-        seen = observe(subject.predictor, batches, views, mesh=subject.mesh, progress=bar)
+    """Observes images that are already cut to size, without resizing them."""
+    settings = replace(subject.settings, resize_size=0)
+    crop = max(some.needed_size for some in views.values())
+    seen = observe_source(
+        subject.predictor, source, settings, views, crop=crop, mesh=subject.mesh, title=title
+    )
     for found in seen.values():
         found.check_finite()
     return seen

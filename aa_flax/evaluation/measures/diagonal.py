@@ -7,30 +7,24 @@ import numpy as np
 
 from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
-from aa_flax.evaluation.measure import Measure, Option, Result, Subject
+from aa_flax.evaluation.measure import Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.results import next_to, save_arrays
-from aa_flax.evaluation.row import Row, by_base
-from aa_flax.evaluation.text import file_name
+from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.stored import StoredMeasure
 from aa_flax.evaluation.views import Crops, diagonal
-from aa_flax.runtime import is_main_process
 
 
 def diagonal_arrays(seen: Observations) -> dict[str, np.ndarray]:
-    """Returns the four arrays of the PyTorch original, each images by offsets.
-
-    `diag_probs`: probability of the true class; `diag_probs2`: of the likeliest other class;
-    `diag_corrs`: whether the true class is the likeliest; `diag_preds`: the likeliest class.
-    """
+    """Returns the four arrays of the PyTorch original, each images by offsets."""
     return {
-        "diag_probs": seen.probability,
-        "diag_probs2": np.exp(seen.log_other),
+        "diag_probs": seen.probability,  # of the true class
+        "diag_probs2": np.exp(seen.log_other),  # of the likeliest other class
         "diag_corrs": seen.correct,
         "diag_preds": seen.predicted,
     }
 
 
-class Diagonal(Measure):
+class Diagonal(StoredMeasure):
     """The arrays of `diagonal_arrays`, with some of the images, and a plot of them."""
 
     options = (
@@ -42,9 +36,7 @@ class Diagonal(Measure):
         return {**super().settings(subject), "images": list(subject.options["image_indices"])}
 
     def check(self, subject: Subject) -> None:
-        if subject.output is None:
-            raise InputError("the measure diagonal writes files: give output, a results file")
-        plots.pyplot()
+        super().check(subject)
         count = len(subject.source)
         if outside := [i for i in subject.options["image_indices"] if i >= count]:
             raise InputError(f"no image {outside[0]}: the data has images 0..{count - 1}")
@@ -54,39 +46,19 @@ class Diagonal(Measure):
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         assert seen is not None
-        assert subject.output is not None
         seen.check_finite()
-        arrays, figure = (next_to(subject.output, f"diagonal.{end}") for end in ("npz", "png"))
-        if is_main_process():
-            save_arrays(arrays, diagonal_arrays(seen) | _chosen_images(subject))
-            chosen = subject.options["image_indices"]
-            plots.plot_diagonal(figure, {subject.name: seen.probability}, chosen)
-        return {"file": arrays.name, "figure": figure.name}
+        source, chosen = subject.source, subject.options["image_indices"]
+        labels = [int(source[i]["label"]) for i in chosen]
+        shown = {  # in the figure, before cropping
+            "image_index": np.array(chosen),
+            "image_pixels": np.stack([subject.settings.image(source, i) for i in chosen]),
+            "image_class": np.array([str(source.class_names[label]) for label in labels]),
+        }
+        arrays, curves = diagonal_arrays(seen) | shown, {subject.name: seen.probability}
+        return self.store(subject, arrays, lambda path: plots.plot_diagonal(path, curves, chosen))
 
-    def line(self, result: Result) -> str:
-        return f"{'diagonal':12} {result['file']}, {result['figure']}"
-
-    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        drawn = []
-        for base, models in by_base([row for row in rows if row.first("diagonal")]).items():
-            curves = {}
-            for row in models:
-                with np.load(row.file("diagonal")) as arrays:
-                    curves[row.title] = arrays["diag_probs"]
-            first = models[0].first("diagonal") or {}
-            count = min(map(len, curves.values()))
-            images = [i for i in first.get("images", [0]) if i < count]
-            drawn.append(folder / f"diagonal_{file_name(base)}.png")
-            plots.plot_diagonal(drawn[-1], curves, images or [0], plots.ALL_FORMATS)
-        return drawn
-
-
-def _chosen_images(subject: Subject) -> dict[str, np.ndarray]:
-    """Returns the images that the plot shows, `(k, S, S, 3)` before cropping, and their classes."""
-    source, chosen = subject.source, subject.options["image_indices"]
-    labels = [int(source[i]["label"]) for i in chosen]
-    return {
-        "image_index": np.array(chosen),
-        "image_pixels": np.stack([subject.settings.image(source, i) for i in chosen]),
-        "image_class": np.array([str(source.class_names[label]) for label in labels]),
-    }
+    def draw(self, path: Path, rows: Sequence[Row]) -> None:
+        curves = {row.title: row.arrays("diagonal")["diag_probs"] for row in rows}
+        first, count = rows[0].first("diagonal") or {}, min(map(len, curves.values()))
+        images = [i for i in first.get("images", [0]) if i < count]
+        plots.plot_diagonal(path, curves, images or [0], plots.ALL_FORMATS)

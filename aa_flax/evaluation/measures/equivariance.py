@@ -7,20 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from aa_flax.data.sources import Source
-from aa_flax.errors import InputError
 from aa_flax.evaluation import plots
 from aa_flax.evaluation.equivariance import EquivarianceMaps, check_crop, equivariance_maps
-from aa_flax.evaluation.measure import Measure, Option, Result, Subject
+from aa_flax.evaluation.measure import Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
-from aa_flax.evaluation.results import next_to
-from aa_flax.evaluation.row import Row, by_base
-from aa_flax.evaluation.text import file_name
-from aa_flax.runtime import is_main_process, progress_bar
+from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.stored import StoredMeasure
+from aa_flax.runtime import progress_bar
 
 IMAGES = 8  # the maps are their mean
 
 
-class Equivariance(Measure):
+class Equivariance(StoredMeasure):
     """Each block's distance from equivariance at every shift of a period (Zhang 2019, fig. 5)."""
 
     options = (Option("equivariance", "maps of each block's equivariance: .npz and figure"),)
@@ -30,46 +28,26 @@ class Equivariance(Measure):
         return {"num_images": min(IMAGES, len(subject.source))}
 
     def check(self, subject: Subject) -> None:
-        if subject.output is None:
-            raise InputError("the measure equivariance writes files: give output, a results file")
-        plots.pyplot()
+        super().check(subject)
         check_crop(subject.model, subject.settings.crop_size)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        assert subject.output is not None
-        maps = _maps(subject)
-        arrays, figure = (next_to(subject.output, f"equivariance.{end}") for end in ("npz", "png"))
-        if is_main_process():
-            maps.save(arrays)
-            plots.plot_equivariance(figure, {subject.name: maps})
-        relative = maps.relative.mean((1, 2)).tolist()
-        return {
-            "mean_distance": {
-                block: 100 * mean for block, mean in zip(maps.blocks, relative, strict=True)
-            },
-            "period": maps.maps.shape[-1],
-            "file": arrays.name,
-            "figure": figure.name,
-        }
+        some, crop, mesh = _Subset(subject.source, IMAGES), subject.settings.crop_size, subject.mesh
+        settings = replace(subject.settings, batch_size=IMAGES * mesh.size)  # all in one batch
+        batch = next(settings.batches(some, crop))
+        with progress_bar(None, "equivariance", unit="shift") as bar:
+            maps = equivariance_maps(subject.model, batch, crop_size=crop, mesh=mesh, progress=bar)
+        percent = (100 * maps.relative.mean((1, 2))).tolist()
+        found: Result = {"mean_distance": dict(zip(maps.blocks, percent, strict=True))}
+        found["period"] = maps.maps.shape[-1]
+        models = {subject.name: maps}
+        return found | self.store(
+            subject, vars(maps), lambda path: plots.plot_equivariance(path, models)
+        )
 
-    def line(self, result: Result) -> str:
-        return f"{'equivariance':12} {result['file']}, {result['figure']}"
-
-    def figures(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
-        drawn = []
-        for base, models in by_base([row for row in rows if row.first("equivariance")]).items():
-            maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in models}
-            drawn.append(folder / f"equivariance_{file_name(base)}.png")
-            plots.plot_equivariance(drawn[-1], maps, plots.ALL_FORMATS)
-        return drawn
-
-
-def _maps(subject: Subject) -> EquivarianceMaps:
-    some, crop, mesh = _Subset(subject.source, IMAGES), subject.settings.crop_size, subject.mesh
-    settings = replace(subject.settings, batch_size=IMAGES * mesh.size)  # all in one batch
-    batch = next(settings.batches(some, crop))
-    with progress_bar(None, "equivariance", unit="shift") as bar:
-        return equivariance_maps(subject.model, batch, crop_size=crop, mesh=mesh, progress=bar)
+    def draw(self, path: Path, rows: Sequence[Row]) -> None:
+        maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in rows}
+        plots.plot_equivariance(path, maps, plots.ALL_FORMATS)
 
 
 class _Subset:

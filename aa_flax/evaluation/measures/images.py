@@ -1,8 +1,9 @@
 """Stability of predictions on unlabelled images: the class of the centre crop is the label."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,8 +12,8 @@ from aa_flax.data.pixels import center_image
 from aa_flax.data.unlabelled import Pictures
 from aa_flax.errors import InputError, integer
 from aa_flax.evaluation.measure import Column, Option, Result, Subject
-from aa_flax.evaluation.measures.consistency import consistency, random_pairs
-from aa_flax.evaluation.observe import Observations, observe
+from aa_flax.evaluation.measures.consistency import consistency
+from aa_flax.evaluation.observe import Observations, observe_source
 from aa_flax.evaluation.own_images import (
     CLASS_NAMES,
     PicturesMeasure,
@@ -24,46 +25,24 @@ from aa_flax.evaluation.plots.own_images import class_names_in, plot_least_stabl
 from aa_flax.evaluation.row import Row
 from aa_flax.evaluation.text import markdown, markdown_table, with_interval
 from aa_flax.evaluation.views import Around, Center, ShiftedPairs, Views, check_size
-from aa_flax.runtime import progress_bar
 
 _TIE = 1e-3  # in log-probability: rounding may swap two classes closer than that
 
 
-class Stability(TypedDict):
-    """Percentages; the *centre class* of an image is the top-1 class of its unshifted crop.
-
-    Attributes:
-        consistency: pairs of crops at random offsets with the same top-1 class (Zhang 2019,
-            Sec. 4.1); `consistency_interval` is the 95 % confidence interval, with the images as
-            the sample.
-        same_class: shifted crops, over all images, whose top-1 class is the centre class.
-        worst_case: images whose top-1 class is the centre class at every shift.
-        probability_change: over images and shifts, the mean absolute difference of the centre
-            class's probability from that of the unshifted crop, in percentage points.
-        probability_change_worst: the largest of these differences.
-    """
-
-    num_images: int
-    consistency: float
-    consistency_interval: list[float]
-    same_class: float
-    worst_case: float
-    probability_change: float
-    probability_change_worst: float
-
-
-def stability(pairs: Observations, around: Observations) -> Stability:
-    """Computes the numbers; the images are labelled with their centre class.
+def stability(pairs: Observations, around: Observations) -> Result:
+    """Computes percentages; the images are labelled with the class of their unshifted crop.
 
     Args:
         pairs: views 0 and 1, 2 and 3, ... are pairs of crops.
         around: view 0 is unshifted, the others are shifted.
-
-    Raises:
-        InputError: outputs that are not finite, or that differ for the same image.
     """
     around.check_finite()
-    _check_repeatable(around)
+    changed = around.log_other[:, 0] - around.log_probability[:, 0] > _TIE
+    if changed.any():
+        raise InputError(
+            f"the model gave {changed.sum()} of {len(changed)} images another class when it saw "
+            "them again; is it in training mode (dropout, batch statistics)?"
+        )
     paired = consistency(pairs)
     change = np.abs(around.probability[:, 1:] - around.probability[:, :1])
     same = around.correct[:, 1:]
@@ -71,41 +50,24 @@ def stability(pairs: Observations, around: Observations) -> Stability:
         "num_images": len(around.index),
         "consistency": paired["consistency"],
         "consistency_interval": paired["consistency_interval"],
-        "same_class": 100 * float(same.mean()),
-        "worst_case": 100 * float(same.all(1).mean()),
+        "same_class": 100 * float(same.mean()),  # of all shifted crops
+        "worst_case": 100 * float(same.all(1).mean()),  # images that keep it at every shift
+        # Differences from the probability of that class for the unshifted crop.
         "probability_change": 100 * float(change.mean(dtype=np.float64)),
         "probability_change_worst": 100 * float(change.max()),
     }
 
 
-def _check_repeatable(around: Observations) -> None:
-    """Checks that the unshifted crop gets the class that the model first gave it."""
-    changed = around.log_other[:, 0] - around.log_probability[:, 0] > _TIE
-    if changed.any():
-        raise InputError(
-            f"the model gave {changed.sum()} of {len(changed)} images another class when it saw "
-            "them again; is it in training mode (dropout, batch statistics)?"
-        )
-
-
 def least_stable_first(
     probability: Float[np.ndarray, "n S"], kept: Float[np.ndarray, " n"]
 ) -> Int[np.ndarray, " n"]:
-    """Orders images by stability: fewest shifts that keep the class first, then largest drop.
-
-    Args:
-        probability: of the centre class; view 0 is unshifted.
-        kept: the fraction of shifts with the centre class.
-    """
-    drop = probability[:, 0] - probability.min(1)
+    """Orders images: by the fraction of shifts that keep the class, then by the largest drop."""
+    drop = probability[:, 0] - probability.min(1)  # view 0 is unshifted
     return np.lexsort((-drop, kept))
 
 
 class Images(PicturesMeasure):
-    """Consistency, change of probability and worst case of a folder of images without labels.
-
-    The prediction for the unshifted centre crop serves as the label; see `Stability`.
-    """
+    """Consistency, change of probability and worst case of unlabelled images; see `stability`."""
 
     options = (
         PicturesOption("images", "stability of the predictions on a folder of unlabelled images"),
@@ -138,10 +100,8 @@ class Images(PicturesMeasure):
 
     def settings(self, subject: Subject) -> Result:
         options = {name: subject.options[name] for name in ("within", "class_names")}
-        shown = {"shown": subject.options["least_stable"]}
-        pairs = random_pairs(subject.settings)
-        pairs |= {"shift_range": subject.settings.shift_range}
-        return {**_pictures(subject).described(), **options, **shown, **pairs}
+        options["shown"] = subject.options["least_stable"]
+        return {**_pictures(subject).described(), **options, **subject.settings.of_pairs()}
 
     def check(self, subject: Subject) -> None:
         for name in ("within", "least_stable"):
@@ -153,29 +113,30 @@ class Images(PicturesMeasure):
         check_room(_pictures(subject), subject.settings)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        pictures = _pictures(subject)
-        classes = subject.predictor.num_classes(subject.settings.crop_size)
+        pictures, settings = _pictures(subject), subject.settings
+        classes = subject.predictor.num_classes(settings.crop_size)
         name_of = class_namer(subject, classes)
-        own = _look(subject, pictures, {"own": Center(subject.settings.crop_size)})["own"]
+        size, mesh = settings.image_size, subject.mesh
+        look = partial(observe_source, subject.predictor, pictures, settings, crop=size, mesh=mesh)
+        own = look({"own": Center(settings.crop_size)})["own"]
         own.check_finite()
         labels = np.zeros(len(pictures), np.int64)
         labels[own.index] = own.predicted[:, 0]
         pictures.label(labels, classes)
-        found = _look(subject, pictures, _views(subject))
-        result: Result = {**stability(found["pairs"], found["around"])}
+        found = look(_views(subject))
+        result = stability(found["pairs"], found["around"])
         arrays = _arrays(found["around"], pictures, subject, name_of)
         result["least_stable"] = [_worst_of(arrays, i) for i in arrays["shown"]]
         result["lost"] = pictures.log_lost()
         skipped = np.setdiff1d(np.arange(len(pictures)), own.index)
         result["skipped"] = [pictures.name(int(i)) for i in skipped]
-        return result | self.store(subject, arrays)
+        return result | self.store_and_plot(subject, arrays)
 
     def line(self, result: Result) -> str:
-        within = result["within"]
         return (
             f"{'own images':12} consistency "
             f"{with_interval(result['consistency'], result['consistency_interval'])}   "
-            f"within {within} pixels: same class at "
+            f"within {result['within']} pixels: same class at "
             f"{result['same_class']:.2f} % of shifts, at all of them {result['worst_case']:.2f} % "
             f"of {result['num_images']} images, change of P {result['probability_change']:.2f} %, "
             f"at worst {result['probability_change_worst']:.2f} %"
@@ -183,19 +144,16 @@ class Images(PicturesMeasure):
 
     def section(self, rows: Sequence[Row]) -> str:
         parts = []
-        for group in self.groups(rows):
-            found = [row.first("images") or {} for row in group]
-            where = found[0].get("folder", f"{found[0]['num_images']} images")
+        for group in self.groups(rows).values():
+            first = group[0].first("images") or {}
+            where = markdown(first.get("folder", f"{first['num_images']} images"))
+            about = f"Of {where}, with shifts within {first['within']} pixels on each axis."
             heads = ["model", "least stable images", "class there", "elsewhere", "same class"]
             cells = [
                 _cells(row.title, one)
-                for row, result in zip(group, found, strict=True)
-                for one in result["least_stable"]
+                for row in group
+                for one in (row.first("images") or {})["least_stable"]
             ]
-            about = (
-                f"Of {markdown(where)}, with shifts within {found[0]['within']} pixels on each "
-                "axis."
-            )
             parts += ["## Own images", about, markdown_table(heads, cells)]
         return "\n\n".join(parts)
 
@@ -205,19 +163,8 @@ def _pictures(subject: Subject) -> Pictures:
 
 
 def _views(subject: Subject) -> dict[str, Views]:
-    settings, crop = subject.settings, subject.settings.crop_size
-    return {
-        "pairs": ShiftedPairs(crop, settings.shift_range, **random_pairs(settings)),
-        "around": Around(crop, subject.options["within"]),
-    }
-
-
-def _look(
-    subject: Subject, pictures: Pictures, views: Mapping[str, Views]
-) -> dict[str, Observations]:
-    batches = subject.settings.batches(pictures, subject.settings.image_size)
-    with progress_bar(len(pictures), ", ".join(views)) as bar:
-        return observe(subject.predictor, batches, views, mesh=subject.mesh, progress=bar)
+    around = Around(subject.settings.crop_size, subject.options["within"])
+    return {"pairs": subject.settings.to(ShiftedPairs), "around": around}
 
 
 def _arrays(
@@ -262,12 +209,7 @@ def _worst_of(arrays: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
 
 def _cells(model: str, one: Mapping[str, Any]) -> list[str]:
     down, right = one["worst_shift"]
-    cells = [
-        model,
-        Path(one["image"]).name,
-        f"{one['class']} {one['probability']:.0f} %",
-        f"{one['worst_class']}, {one['class']} {one['worst_probability']:.0f} % at "
-        f"({down}, {right})",
-        f"{one['same_class']:.0f} %",
-    ]
-    return [markdown(cell) for cell in cells]
+    there = f"{one['class']} {one['probability']:.0f} %"
+    worst = f"{one['class']} {one['worst_probability']:.0f} % at ({down}, {right})"
+    elsewhere, same = f"{one['worst_class']}, {worst}", f"{one['same_class']:.0f} %"
+    return [*map(markdown, (model, Path(one["image"]).name, there, elsewhere, same))]

@@ -8,7 +8,7 @@ host. Maps smaller than the image by an integer factor are enlarged to it by rep
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,39 +33,6 @@ Compared = tuple[Array, Array]  # a sum over the batch, and numbers of each imag
 _RESOLUTION = 2.0**-24
 
 
-class MaskNumbers(TypedDict):
-    """Agreement of the labels of two views of an image, in percent, over all images and pairs.
-
-    Attributes:
-        consistency: mean of `per_class`, over classes that any mask has.
-        agreement: pixels with the same label in both masks, mean over the pairs.
-        agreement_interval: its 95 % confidence interval, with the images as the sample.
-        per_class: Dice coefficient of class c, 2 |A and B| / (|A| + |B|), with A and B the pixels
-            of class c in the first and the second mask. None for a class that no mask has.
-    """
-
-    num_images: int
-    consistency: float
-    agreement: float
-    agreement_interval: list[float]
-    per_class: list[float | None]
-
-
-class PSNRNumbers(TypedDict):
-    """Peak signal-to-noise ratio of translation equivariance.
-
-    Attributes:
-        psnr: 10 log10(dynamic_range^2 / mean_squared_error) in decibels; at most 144.5, where the
-            error is below float32's resolution of the dynamic range.
-        dynamic_range: of the maps, as given or found.
-    """
-
-    num_images: int
-    psnr: float
-    mean_squared_error: float
-    dynamic_range: float
-
-
 def mask_consistency(
     predict: Any,
     images: np.ndarray,
@@ -77,7 +44,7 @@ def mask_consistency(
     seed: int = 0,
     batch_size: int = 32,
     jit: bool | None = None,
-) -> MaskNumbers:
+) -> Result:
     """Computes how often two shifted views of an image get the same labels where both see it.
 
     Args:
@@ -96,13 +63,10 @@ def mask_consistency(
     Raises:
         InputError: images too small, or an output that is not a map of two or more classes.
     """
-    pairs = RandomPairs(
-        integer("crop_size", crop_size, least=1),
-        integer("shift_range", shift_range, least=1),
-        rolled,
-        integer("passes", passes, least=1),
-        seed,
-    )
+    crop_size = integer("crop_size", crop_size, least=1)
+    shift_range = integer("shift_range", shift_range, least=1)
+    passes = integer("passes", passes, least=1)
+    pairs = RandomPairs(crop_size, shift_range, rolled, passes, seed)
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
     return masks_of(predictor, _batches(images, batch_size), pairs)
 
@@ -120,7 +84,7 @@ def translation_psnr(
     seed: int = 0,
     batch_size: int = 32,
     jit: bool | None = None,
-) -> PSNRNumbers:
+) -> Result:
     """Computes how well a function commutes with translations, in decibels: EQ-T of StyleGAN3.
 
     With t_x the translation by x pixels, uniform in -max_shift..max_shift on each axis, f the
@@ -132,55 +96,45 @@ def translation_psnr(
     App. E.1). `fractional=True` is EQ-T_frac (App. E.2): any real shift, maps resampled with the
     Lanczos filter; above 40 dB it measures that filter rather than the function.
 
+    The other arguments are those of `mask_consistency`. In the paper images are generated from a
+    constant of Fourier features, which is translated; here images are.
+
     Args:
-        predict: a model, or a function from normalised float32 images `(N, H, W, 3)` to maps
-            `(N, h, w, C)`. For a segmentation model use e.g. probabilities, with a range of 1.
-        images: `(N, H, W, 3)`, values in 0..255. In the paper images are generated from a constant
-            of Fourier features, which is translated; here images are.
-        crop_size: side in pixels of the crops that the function gets.
+        predict: a model, or a function to maps `(N, h, w, C)`. For a segmentation model use e.g.
+            probabilities, with a range of 1.
         max_shift: default: an eighth of the crop size, as in the paper.
         rolled: roll images, so that V is everything; else new content enters at the border.
         dynamic_range: largest minus smallest value of the maps, e.g. 2 for images in -1..1.
             None: as found in the maps of unmoved images.
-        passes: shifts per image. seed: fixes them, together with the image's index.
-        batch_size: images in a call.
-        jit: whether it is a function of JAX; None: detect it by tracing.
 
     Raises:
         InputError: images too small, an output that is not a map, or a constant map without a
             dynamic range.
     """
     crop_size = integer("crop_size", crop_size, least=1)
-    pairs = MovedPairs(
-        crop_size,
-        crop_size // 8 if max_shift is None else integer("max_shift", max_shift, least=0),
-        fractional,
-        rolled,
-        integer("passes", passes, least=1),
-        seed,
-    )
+    passes = integer("passes", passes, least=1)
+    reach = crop_size // 8 if max_shift is None else integer("max_shift", max_shift, least=0)
+    pairs = MovedPairs(crop_size, reach, fractional, rolled, passes, seed)
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
     return psnr_of(predictor, _batches(images, batch_size), pairs, dynamic_range)
 
 
-def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> MaskNumbers:
-    """Computes `mask_consistency` of batches; each host passes its own.
-
-    Raises:
-        InputError: maps of one channel.
-    """
+def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> Result:
+    """Computes `mask_consistency` of batches, in percent; each host passes its own."""
     confusion, per_image = _over_pairs(predictor, batches, pairs, _confusion)
     if len(confusion) < 2:
         raise InputError(
             f"{predictor.name} returns maps of one channel, and masks need logits of two or more "
             "classes; for one logit x, return 0 and x"
         )
+    # Dice coefficients, 2 |A and B| / (|A| + |B|), with A and B the pixels of a class in the first
+    # and the second mask; None for a class that no mask has.
     hits, counts = np.diag(confusion), confusion.sum(0) + confusion.sum(1)
     per_class = [200 * float(h / n) if n else None for h, n in zip(hits, counts, strict=True)]
     return {
         "num_images": len(per_image),
         "consistency": float(np.mean([value for value in per_class if value is not None])),
-        "agreement": 100 * float(per_image.mean()),
+        "agreement": 100 * float(per_image.mean()),  # pixels with the same label in both masks
         "agreement_interval": clustered_interval(per_image, pairs.passes),
         "per_class": per_class,
     }
@@ -188,12 +142,8 @@ def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> MaskNumber
 
 def psnr_of(
     predictor: Predictor, batches: Batches, pairs: Pairs, dynamic_range: float | None = None
-) -> PSNRNumbers:
-    """Computes `translation_psnr` of batches; each host passes its own.
-
-    Raises:
-        InputError: constant maps, or a `dynamic_range` of 0 or less.
-    """
+) -> Result:
+    """Computes `translation_psnr` of batches; each host passes its own."""
     if dynamic_range is not None:
         dynamic_range = real("dynamic_range", dynamic_range, least=0)
     sums, extremes = _over_pairs(predictor, batches, pairs, _squared_error)
@@ -208,7 +158,7 @@ def psnr_of(
     ratio = max(error / dynamic_range**2, _RESOLUTION**2)
     return {
         "num_images": len(extremes),
-        "psnr": -10 * float(np.log10(ratio)),
+        "psnr": -10 * float(np.log10(ratio)),  # at most 144.5
         "mean_squared_error": error,
         "dynamic_range": dynamic_range,
     }
@@ -254,15 +204,14 @@ def _over_pairs(
             of_batch = of_batch + np.asarray(numbers, np.float64)[mask] / pairs.passes
         per_image.append(of_batch)
     total, numbers = np.asarray(total), np.concatenate(per_image)
-    if jax.process_count() == 1:
-        return total, numbers
-    total = multihost_utils.process_allgather(total).sum(0)
-    return total, multihost_utils.process_allgather(numbers, tiled=True)
+    if jax.process_count() > 1:
+        total = multihost_utils.process_allgather(total).sum(0)
+        numbers = multihost_utils.process_allgather(numbers, tiled=True)
+    return total, numbers
 
 
-@partial(jax.jit, static_argnums=0)
-def _views(pairs: Pairs, images: Array, index: Array, call: Any) -> tuple[Array, Array, Array]:
-    return pairs(images, index, call)
+# Compiled once for all equal pairs.
+_views = partial(jax.jit, static_argnums=0)(lambda pairs, *of_batch: pairs(*of_batch))
 
 
 def _maps(predictor: Predictor, view: Array) -> Float[Array, "N s s C"]:
@@ -304,12 +253,11 @@ def _squared_error(
 
 
 class MapsMeasure(Measure):
-    """A measure that compares a function's maps of two views of each image."""
+    """A measure that compares a function's maps of two views of each image, its `pairs`."""
 
     of_maps = True
 
     def pairs(self, subject: Subject) -> Pairs:
-        """Returns the two views of an image."""
         raise NotImplementedError
 
     def settings(self, subject: Subject) -> Result:
@@ -321,8 +269,10 @@ class MapsMeasure(Measure):
         batch, crop = settings.batch(len(subject.source)), settings.crop_size
         _check_shape(predictor, predictor.output_shape(crop, batch), batch, crop)
 
-    def batches(self, subject: Subject) -> Batches:
-        return subject.settings.batches(subject.source, subject.settings.image_size)
+    def parts(self, subject: Subject) -> tuple[Predictor, Batches, Pairs]:
+        """Returns the function, its images and the pairs of views."""
+        batches = subject.settings.batches(subject.source, subject.settings.image_size)
+        return subject.predictor, batches, self.pairs(subject)
 
 
 class MaskConsistency(MapsMeasure):
@@ -338,11 +288,10 @@ class MaskConsistency(MapsMeasure):
     )
 
     def pairs(self, subject: Subject) -> RandomPairs:
-        s = subject.settings
-        return RandomPairs(s.crop_size, s.shift_range, False, s.passes, s.seed)
+        return subject.settings.to(RandomPairs, rolled=False)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        return {**masks_of(subject.predictor, self.batches(subject), self.pairs(subject))}
+        return masks_of(*self.parts(subject))
 
     def line(self, result: Result) -> str:
         return (
@@ -370,15 +319,15 @@ class TranslationPSNR(MapsMeasure):
     )
 
     def pairs(self, subject: Subject) -> MovedPairs:
-        s, fractional = subject.settings, subject.options["fractional"]
-        return MovedPairs(s.crop_size, s.crop_size // 8, fractional, False, s.passes, s.seed)
+        settings, fractional = subject.settings, subject.options["fractional"]
+        reach = settings.crop_size // 8
+        return settings.to(MovedPairs, max_shift=reach, fractional=fractional, rolled=False)
 
     def settings(self, subject: Subject) -> Result:
         return super().settings(subject) | {"given_range": subject.options["dynamic_range"]}
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        given = subject.options["dynamic_range"]
-        return {**psnr_of(subject.predictor, self.batches(subject), self.pairs(subject), given)}
+        return psnr_of(*self.parts(subject), subject.options["dynamic_range"])
 
     def line(self, result: Result) -> str:
         name = "EQ-T_frac" if result["fractional"] else "EQ-T"

@@ -5,6 +5,7 @@ Perturbations", ICLR 2019. As with ImageNet-C, images are already cut to size.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aa_flax.evaluation.measures.corruptions import (
     corruption_folders,
     digest_of_folders,
     observe_unresized,
+    subfolders,
 )
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.views import Center
@@ -26,11 +28,10 @@ from aa_flax.evaluation.views import Center
 
 def check_is_no_corruptions(root: Path, class_names: Sequence[str]) -> None:
     """Raises an InputError for a tree like ImageNet-C, whose images would be read as frames."""
-    try:
+    folders: list[Path] = []
+    with suppress(InputError):
         found = corruption_folders(root)
-    except InputError:
-        return
-    folders = [folder for severities in found.values() for folder in severities.values()]
+        folders = [folder for severities in found.values() for folder in severities.values()]
     if any(folder.name not in set(class_names) for folder in folders):
         raise InputError(
             f"{root} looks like ImageNet-C ({folders[0]} is a severity); give it as --corruptions"
@@ -45,17 +46,12 @@ def flip_rate(predicted: Int[np.ndarray, " n"], clips: list[str], *, noise: bool
         clips: the clip of each frame.
         noise: compare each frame with the clip's first (frames of noise have no order) instead of
             with the one before.
-
-    Raises:
-        InputError: a clip of fewer than two frames.
     """
-    names, starts = np.unique(clips, return_index=True)
+    starts = np.sort(np.unique(clips, return_index=True)[1])
     rates = []
-    for name, frames in zip(
-        names[np.argsort(starts)], np.split(predicted, np.sort(starts)[1:]), strict=True
-    ):
+    for start, frames in zip(starts, np.split(predicted, starts[1:]), strict=True):
         if len(frames) < 2:
-            raise InputError(f"the clip {name} has one frame; a flip needs two or more")
+            raise InputError(f"the clip {clips[start]} has one frame; a flip needs two or more")
         before = frames[0] if noise else frames[:-1]
         rates.append(np.mean(frames[1:] != before))
     return 100 * float(np.mean(rates))
@@ -64,11 +60,7 @@ def flip_rate(predicted: Int[np.ndarray, " n"], clips: list[str], *, noise: bool
 def perturbation_summary(
     rates: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Returns flip rates and the mFR: their mean in percent of the reference's (AlexNet's).
-
-    Raises:
-        InputError: a perturbation that the reference does not list.
-    """
+    """Returns flip rates and the mFR: their mean in percent of the reference's (AlexNet's)."""
     mean = float(np.mean([*rates.values()]))
     result: dict[str, Any] = {"flip_rates": dict(rates), "mean_flip_rate": mean}
     if reference is not None:
@@ -79,20 +71,15 @@ def perturbation_summary(
 
 
 def read_flip_rates(path: Path) -> dict[str, float]:
-    """Reads a reference model's flip rates from lines `perturbation<tab>percent`.
-
-    Raises:
-        InputError: no such file, or another line.
-    """
+    """Reads a reference model's flip rates from lines `perturbation<tab>percent`."""
     if not path.is_file():
         raise InputError(f"no file {path}; give lines of perturbation<tab>flip rate in percent")
-    rates = {}
+    rates: dict[str, float] = {}
     for line in read_names(path):
         name, _, rate = line.partition("\t")
-        try:
+        value = 0.0
+        with suppress(ValueError):
             value = float(rate)
-        except ValueError:
-            value = 0.0
         if name in rates or not 0 < value <= 100:
             raise InputError(
                 f"{path}: {line!r:.99} is not perturbation<tab>percent, above 0, each once"
@@ -102,11 +89,7 @@ def read_flip_rates(path: Path) -> dict[str, float]:
 
 
 def perturbation_folders(root: Path) -> list[Path]:
-    """Finds the folders `<perturbation>` of `<perturbation>/<class>/<clip>/<frame>`.
-
-    Raises:
-        InputError: no such folder, none in it, or videos instead of folders of frames.
-    """
+    """Finds the folders `<perturbation>` of `<perturbation>/<class>/<clip>/<frame>`."""
     if not root.is_dir():
         raise InputError(
             f"no folder {root}; it has to contain <perturbation>/<class>/<clip>/<frame>"
@@ -116,8 +99,7 @@ def perturbation_folders(root: Path) -> list[Path]:
             f"{video} is a video; write its frames to a folder first, e.g. ffmpeg -i clip.mp4 "
             "clip/%04d.png"
         )
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
-    if not folders:
+    if not (folders := subfolders(root)):
         raise InputError(f"{root} contains no <perturbation>/<class>/<clip>/<frame>")
     return folders
 
@@ -134,8 +116,7 @@ class Perturbations(Measure):
         return {"digest": digest_of_folders(_folders(subject)), "reference": _reference(subject)}
 
     def check(self, subject: Subject) -> None:
-        reference = _reference(subject)
-        perturbation_summary(dict.fromkeys(_folders(subject), 0.0), reference)
+        perturbation_summary(dict.fromkeys(_folders(subject), 0.0), _reference(subject))
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         root = subject.options["perturbations"]
@@ -162,12 +143,11 @@ def _reference(subject: Subject) -> dict[str, float] | None:
 def _flip_rate(subject: Subject, root: Path, name: str) -> float:
     """Computes the flip rate of one perturbation, clips and frames in natural order of names."""
     source = ImageFolder(str(root), name, "sorted")  # labels do not matter here
-    size = subject.settings.crop_size
-    seen = observe_unresized(subject, source, {"all": Center(size)}, crop=size, title=name)["all"]
-    paths = [Path(source.name(int(i))) for i in seen.index]
+    seen = observe_unresized(subject, source, {"all": Center(subject.settings.crop_size)}, name)
+    paths = [Path(source.name(int(i))) for i in seen["all"].index]
     order = sorted(range(len(paths)), key=lambda i: _natural_order(paths[i]))
     clips = [str(paths[i].parent) for i in order]
-    return flip_rate(seen.predicted[np.array(order), 0], clips, noise="noise" in name)
+    return flip_rate(seen["all"].predicted[order, 0], clips, noise="noise" in name)
 
 
 def _natural_order(path: Path) -> tuple:

@@ -15,13 +15,11 @@ from aa_flax.evaluation.measure import Column, Option, Result, Subject
 from aa_flax.evaluation.observe import Observations
 from aa_flax.evaluation.own_images import PicturesMeasure, PicturesOption, check_one_process
 from aa_flax.evaluation.plots.own_images import plot_tiles
-from aa_flax.evaluation.predict import Predictor, head_of, in_batches, trunk_of
+from aa_flax.evaluation.predict import head_of, in_batches, trunk_of
 from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import progress_bar
 
 _SHOWN = 640  # pixels of the longer side of the image in the plot
-
-
 _ALIGNED = 32  # total stride of most models
 
 
@@ -32,17 +30,12 @@ class Grid:
     Tiles start every `tile - overlap` pixels; the last one of a row or column is moved back to end
     within the image. The rest, fewer than `unit` pixels on the right and below, is cut off the
     whole image, too: both cover `used`.
-
-    Attributes:
-        size: height and width of the image, in pixels.
-        stride: pixels per position of the map; tiles start at multiples, so that positions
-            coincide.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the image, in pixels
     tile: int
     overlap: int
-    stride: int
+    stride: int  # pixels per position of the map; tiles start at multiples: positions coincide
 
     def __post_init__(self):
         height, width = self.size
@@ -95,85 +88,41 @@ class Grid:
         The edges of the image itself do not count: there tile and whole image see the same.
         """
         centre = (np.arange(self.tile // self.stride) + 0.5) * self.stride
-        axes = []
+        axes, uncut = [], np.full_like(centre, np.inf)
         for start, length in zip((top, left), self.used, strict=True):
-            before = centre if start else np.full_like(centre, np.inf)
-            is_last = start + self.tile == length
-            after = np.full_like(centre, np.inf) if is_last else self.tile - centre
+            before = centre if start else uncut
+            after = self.tile - centre if start + self.tile < length else uncut
             axes.append(np.minimum(before, after))
         return np.minimum(axes[0][:, None], axes[1][None])
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Differences between tiles and the whole image at all m positions of all tiles.
-
-    Attributes:
-        depth: pixels to the nearest cut edge.
-        difference: Euclidean distance of the two channel vectors at the position, divided by the
-            root mean square norm of the whole map's vectors; None for labels.
-        same: whether both have the same label (the channel with the largest value, or the value of
-            an integer map); None for feature maps.
-        difference_map: mean difference of all tiles that cover a position, `(h, w)`; for labels,
-            the fraction of tiles with another label.
-    """
-
-    depth: Float[np.ndarray, " m"]
-    difference: Float[np.ndarray, " m"] | None
-    same: Shaped[np.ndarray, " m"] | None
-    difference_map: Float[np.ndarray, "h w"]
-
-    def numbers(self, border: int) -> dict[str, float | None]:
-        """Computes means and maxima over all positions, and over those `border` pixels inside.
-
-        All in percent. `..._inside` has the value None if no position is that far inside.
-        """
-        found = {}
-        for end, among in (("", slice(None)), ("_inside", self.depth >= border)):
-            if self.difference is not None:
-                values = self.difference[among]
-                found[f"difference{end}"] = 100 * float(values.mean()) if values.size else None
-                found[f"difference_worst{end}"] = 100 * float(values.max()) if values.size else None
-            if self.same is not None:
-                values = self.same[among]
-                found[f"label_agreement{end}"] = 100 * float(values.mean()) if values.size else None
-        return found
-
-    def profile(self) -> dict[str, np.ndarray]:
-        """Computes mean and largest difference by the distance to the nearest cut edge."""
-        values = self.difference
-        if values is None:
-            assert self.same is not None
-            values = ~self.same
-        within = np.isfinite(self.depth)
-        depth, group = np.unique(self.depth[within], return_inverse=True)
-        largest = np.zeros(len(depth))
-        np.maximum.at(largest, group, values[within])
-        mean = np.bincount(group, values[within]) / np.bincount(group)
-        return {"depth": depth, "mean": mean, "largest": largest}
 
 
 def compare(
     grid: Grid,
     whole: Shaped[np.ndarray, "h w ..."],
     tiles: Sequence[Shaped[np.ndarray, "p p ..."]],
+    border: int,
     *,
     labelled: bool,
-) -> Compared:
+) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:
     """Compares the maps of all tiles with the same positions of the whole image's map.
+
+    The difference at a position is the Euclidean distance of the two channel vectors, divided by
+    the root mean square norm of the whole map's vectors; labels differ or not.
 
     Args:
         whole: `(h, w, C)`, or integers `(h, w)`. tiles: their maps, in the order of `grid.tiles`.
-        labelled: whether the channels are classes.
+        border: pixels to the nearest cut edge from which on a position is inside.
+        labelled: whether the channels are classes; the label is that with the largest value.
 
-    Raises:
-        InputError: a map of a tile or of the whole image with another number of positions.
+    Returns:
+        Means and maxima in percent, over all positions and over those inside (None: there are
+        none); and the data of the plot, with the mean difference of all tiles at each position.
     """
     _check_map_size(grid, whole.shape, grid.used, "the whole image")
     is_map = whole.ndim == 3
     values = whole.astype(np.float64) if is_map else whole
     scale = np.sqrt(np.square(values).sum(-1).mean()) if is_map else 1.0
-    depth, difference, same = [], [], []
+    depths, differences, agreements = [], [], []
     total, covered = np.zeros(whole.shape[:2]), np.zeros(whole.shape[:2])
     for (top, left), tile in zip(grid.tiles, tiles, strict=True):
         _check_map_size(grid, tile.shape, (grid.tile, grid.tile), "a tile")
@@ -181,21 +130,37 @@ def compare(
         here = values[y, x]
         if is_map:
             shown = np.linalg.norm(tile - here, axis=-1) / max(scale, np.finfo(float).tiny)
-            difference.append(shown.ravel())
-            if labelled:
-                same.append((tile.argmax(-1) == here.argmax(-1)).ravel())
+            same = tile.argmax(-1) == here.argmax(-1)
         else:
-            shown = (tile != here).astype(np.float64)
-            same.append((tile == here).ravel())
-        depth.append(grid.depth(top, left).ravel())
+            shown, same = (tile != here).astype(np.float64), tile == here
+        depths.append(grid.depth(top, left).ravel())
+        differences.append(shown.ravel())
+        agreements.append(same.ravel())
         total[y, x] += shown
         covered[y, x] += 1
-    return Compared(
-        np.concatenate(depth),
-        np.concatenate(difference) if difference else None,
-        np.concatenate(same) if same else None,
-        total / covered,
-    )
+    depth, difference, same = map(np.concatenate, (depths, differences, agreements))
+    numbers: dict[str, float | None] = {}
+    for end, among in (("", depth >= 0), ("_inside", depth >= border)):
+        for name, values, reduce, is_known in (
+            ("difference", difference, np.mean, is_map),
+            ("difference_worst", difference, np.max, is_map),
+            ("label_agreement", same, np.mean, labelled or not is_map),
+        ):
+            if is_known:
+                found = values[among]
+                numbers[f"{name}{end}"] = 100 * float(reduce(found)) if found.size else None
+    shown = {"difference_map": total / covered, "is_of_labels": np.array(not is_map)}
+    return numbers, _profile(depth, difference) | shown
+
+
+def _profile(depth: np.ndarray, difference: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes mean and largest difference by the distance to the nearest cut edge."""
+    within = np.isfinite(depth)
+    distance, group = np.unique(depth[within], return_inverse=True)
+    largest = np.zeros(len(distance))
+    np.maximum.at(largest, group, difference[within])
+    mean = np.bincount(group, difference[within]) / np.bincount(group)
+    return {"depth": distance, "mean": mean, "largest": largest}
 
 
 def _check_map_size(grid: Grid, shape: tuple[int, ...], pixels: tuple[int, int], what: str) -> None:
@@ -264,9 +229,7 @@ class Tiles(PicturesMeasure):
     alike = ("tile_size", "tile_overlap")
 
     def settings(self, subject: Subject) -> Result:
-        tile, border = _sizes(subject)
-        sizes = {"tile_size": tile, "tile_border": border}
-        return {**_picture(subject).described(), **sizes, "tile_overlap": _overlap(subject)}
+        return {**_picture(subject).described(), **_sizes(subject)}
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
@@ -276,27 +239,34 @@ class Tiles(PicturesMeasure):
             raise InputError(
                 f"--tiles takes one large image, got {len(pictures)}; give the path of one file"
             )
-        tile, _ = _sizes(subject)
         width, height = pictures.size(0)
-        Grid((height, width), tile, _overlap(subject), 1)
+        sizes = _sizes(subject)
+        Grid((height, width), sizes["tile_size"], sizes["tile_overlap"], 1)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        pictures, (tile, border) = _picture(subject), _sizes(subject)
-        pixels = np.asarray(pictures[0]["image"])
+        pictures, sizes = _picture(subject), _sizes(subject)
+        tile, pixels = sizes["tile_size"], np.asarray(pictures[0]["image"])
         own = isinstance(subject.model, Classifier)
         model = trunk_of(subject.model) if own else subject.predictor
         stride = _stride(model.outputs(pixels[None, :tile, :tile]), tile, model.name)
-        grid = Grid(pixels.shape[:2], tile, _overlap(subject), stride)
+        grid = Grid(pixels.shape[:2], tile, sizes["tile_overlap"], stride)
         pixels = pixels[: grid.used[0], : grid.used[1]]
         whole = model.outputs(pixels[None])[0]
-        tiles = _tiles(model, pixels, grid, subject.settings.batch())
+        cut = [pixels[y : y + tile, x : x + tile] for y, x in grid.tiles]
+        with progress_bar(len(cut), "tiles", "tile") as bar:
+            tiles = list(in_batches(model.outputs, cut, subject.settings.batch(), bar))
+        arrays = {}
         if whole.ndim == 1:
-            found, numbers = None, compare_logits(whole, np.stack(tiles))
+            numbers = compare_logits(whole, np.stack(tiles))
         else:
-            found = compare(grid, whole, tiles, labelled=not own)
-            numbers = found.numbers(border)
-        if own:
-            numbers |= _classes_of_tiles(subject, grid, whole, tiles)
+            border = sizes["tile_border"]
+            numbers, arrays = compare(grid, whole, tiles, border, labelled=not own)
+        if own and subject.model.num_classes:
+            # The head's class for each tile's map, and for the same part of the whole map.
+            head, size = head_of(subject.model), tile // stride
+            parts = [whole[y // stride :, x // stride :][:size, :size] for y, x in grid.tiles]
+            same = head(np.stack(tiles)).argmax(1) == head(np.stack(parts)).argmax(1)
+            numbers["label_agreement"] = 100 * float(same.mean())
         facts = {
             "size": list(pictures.size(0)[::-1]),
             "used": list(grid.used),
@@ -304,21 +274,23 @@ class Tiles(PicturesMeasure):
             "stride": stride,
             "lost": pictures.log_lost(),
         }
-        stored = {} if found is None else self.store(subject, _arrays(pixels, grid, found))
-        return {**facts, **numbers, **stored}
+        if arrays:
+            shown = Image.fromarray(pixels)
+            shown.thumbnail((_SHOWN, _SHOWN))
+            arrays |= {"picture": np.asarray(shown), "used": np.array(grid.used)}
+            arrays |= {"tiles": np.array(grid.tiles), "tile": np.array(tile)}
+            facts |= self.store_and_plot(subject, arrays)
+        return {**facts, **numbers}
 
     def line(self, result: Result) -> str:
         parts = [f"{'tiles':12} {result['num_tiles']} tiles of {result['tile_size']} pixels"]
-        if "difference" in result:
-            parts.append(
-                f"difference from the whole {result['difference']:.2f} %, at worst "
-                f"{result['difference_worst']:.2f} %"
-            )
-        if result.get("difference_inside") is not None:
-            parts.append(
-                f"{result['tile_border']} pixels inside {result['difference_inside']:.2f} %, at "
-                f"worst {result['difference_worst_inside']:.2f} %"
-            )
+        for end, where in (
+            ("", "difference from the whole"),
+            ("_inside", f"{result.get('tile_border')} pixels inside"),
+        ):
+            if (mean := result.get(f"difference{end}")) is not None:
+                worst = result[f"difference_worst{end}"]
+                parts.append(f"{where} {mean:.2f} %, at worst {worst:.2f} %")
         if result.get("label_agreement") is not None:
             parts.append(f"same label {result['label_agreement']:.2f} %")
         return "   ".join(parts)
@@ -328,24 +300,17 @@ def _picture(subject: Subject) -> Pictures:
     return Pictures(subject.options["tiles"], "--tiles")
 
 
-def _sizes(subject: Subject) -> tuple[int, int]:
-    """Returns the size of a tile, and the distance to a cut edge that counts as inside."""
-    tile, border = subject.options["tile_size"], subject.options["tile_border"]
-    tile = subject.settings.crop_size if tile is None else integer("--tile_size", tile, least=1)
-    border = tile // 4 if border is None else integer("--tile_border", border, least=0)
-    return tile, border
-
-
-def _overlap(subject: Subject) -> int:
-    return integer("--tile_overlap", subject.options["tile_overlap"], least=0)
+def _sizes(subject: Subject) -> dict[str, int]:
+    """Returns the options in pixels; by default, a tile is a crop and its border a quarter."""
+    least = {"tile_size": 1, "tile_overlap": 0, "tile_border": 0}
+    given = {name: subject.options[name] for name in least if subject.options[name] is not None}
+    sizes = {name: integer(f"--{name}", value, least=least[name]) for name, value in given.items()}
+    tile = sizes.setdefault("tile_size", subject.settings.crop_size)
+    return {"tile_border": tile // 4, **sizes}
 
 
 def _stride(output: np.ndarray, tile: int, name: str) -> int:
-    """Returns pixels per position of a tile's map; 1 for logits.
-
-    Raises:
-        InputError: neither a map with an integer stride nor logits.
-    """
+    """Returns pixels per position of a tile's map; 1 for logits."""
     if output.ndim == 2:
         return 1
     is_labels = output.ndim == 3 and np.issubdtype(output.dtype, np.integer)
@@ -357,37 +322,3 @@ def _stride(output: np.ndarray, tile: int, name: str) -> int:
             "classes); give another --tile_size, a multiple of the model's stride"
         )
     return tile // height
-
-
-def _tiles(model: Predictor, pixels: np.ndarray, grid: Grid, batch: int) -> list[np.ndarray]:
-    """Computes the output for each tile."""
-    cut = [pixels[y : y + grid.tile, x : x + grid.tile] for y, x in grid.tiles]
-    with progress_bar(len(cut), "tiles", "tile") as bar:
-        return list(in_batches(model.outputs, cut, batch, bar))
-
-
-def _classes_of_tiles(
-    subject: Subject, grid: Grid, whole: np.ndarray, tiles: Sequence[np.ndarray]
-) -> dict[str, float | None]:
-    """Compares the head's classes for each tile's map and for the same part of the whole map."""
-    if subject.model.num_classes == 0:
-        return {}
-    head, step = head_of(subject.model), grid.stride
-    size = grid.tile // step
-    parts = [whole[y // step :, x // step :][:size, :size] for y, x in grid.tiles]
-    of_tiles, of_whole = head(np.stack(tiles)), head(np.stack(parts))
-    return {"label_agreement": 100 * float((of_tiles.argmax(1) == of_whole.argmax(1)).mean())}
-
-
-def _arrays(pixels: np.ndarray, grid: Grid, found: Compared) -> dict[str, np.ndarray]:
-    """Returns the data of the plot."""
-    shown = Image.fromarray(pixels)
-    shown.thumbnail((_SHOWN, _SHOWN))
-    return found.profile() | {
-        "picture": np.asarray(shown),
-        "used": np.array(grid.used),
-        "tiles": np.array(grid.tiles),
-        "tile": np.array(grid.tile),
-        "difference_map": found.difference_map,
-        "is_of_labels": np.array(found.difference is None),
-    }

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,31 +25,12 @@ _EXPLAINED = (
 )
 
 
-class ForwardTime(TypedDict):
-    """Milliseconds of one compiled forward pass of `batch_size` images on one device.
-
-    Attributes:
-        milliseconds: the median of `repeats` passes. milliseconds_quartiles: the first and third
-            quartile.
-    """
-
-    milliseconds: float
-    milliseconds_quartiles: list[float]
-    batch_size: int
-    crop_size: int
-    repeats: int
-    device: str
-
-
 def time_forward(
     predict: Any, crop_size: int, *, batch_size: int = BATCH_SIZE, repeats: int = 20
-) -> ForwardTime:
+) -> Result:
     """Times a model on uint8 images that are already on the device, after two warm-up passes.
 
     The run times of the PyTorch original are of 48 images of 224x224.
-
-    Args:
-        predict: a model or a function, see `predictor_of`.
     """
     predictor = predictor_of(predict, crop_size=crop_size)
     images = jnp.zeros((batch_size, crop_size, crop_size, 3), jnp.uint8)
@@ -60,7 +41,7 @@ def time_forward(
         seconds.append(time.perf_counter() - began)
     low, median, high = (1000 * float(q) for q in np.quantile(seconds[2:], (0.25, 0.5, 0.75)))
     return {
-        "milliseconds": median,
+        "milliseconds": median,  # of a forward pass on one device
         "milliseconds_quartiles": [low, high],
         "batch_size": batch_size,
         "crop_size": crop_size,
@@ -87,7 +68,7 @@ class Time(Measure):
         return {"batch_size": BATCH_SIZE, "device": jax.devices()[0].device_kind}
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        return {**time_forward(subject.predictor, subject.settings.crop_size)}
+        return time_forward(subject.predictor, subject.settings.crop_size)
 
     def line(self, result: Result) -> str:
         time = with_interval(result["milliseconds"], result["milliseconds_quartiles"], unit="ms")

@@ -27,11 +27,7 @@ _SETTINGS = {"pdf.fonttype": 42, "svg.hashsalt": "aa_flax"}
 
 
 def pyplot() -> Any:
-    """Returns matplotlib's pyplot, for drawing to files.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
+    """Returns matplotlib's pyplot, for drawing to files; an InputError says how to install it."""
     try:
         import matplotlib
     except ImportError as error:
@@ -142,20 +138,21 @@ def _place_labels(
         steps = np.linspace(0, 1, 40)[:, None]
         taken += [(x - 1, y - 1, x + 1, y + 1) for x, y in start + steps * (end - start)]
     for point, (text, colour) in texts.items():
-        tried = [_write(panel, point, text, colour, offset) for offset in _OFFSETS]
+        style = {"color": colour, "fontsize": 8, "parse_math": False}
+        style |= {"textcoords": "offset points"}
+        tried = [
+            panel.annotate(text, point, xytext=(x, y), ha=ha, va=va, **style)
+            for x, y, ha, va in _OFFSETS
+        ]
         boxes = [one.get_window_extent().extents for one in tried]
-        costs = [_overlaps(box, taken).sum() + _outside(box, frame) for box in boxes]
+        costs = []
+        for box in boxes:
+            outside = (box[2] - box[0]) * (box[3] - box[1]) - _overlaps(box, [tuple(frame)])[0]
+            costs.append(_overlaps(box, taken).sum() + outside)
         best = int(np.argmin(costs))
         for one in tried[:best] + tried[best + 1 :]:
             one.remove()
         taken.append(tuple(boxes[best]))
-
-
-def _write(panel: Any, point: Any, text: str, colour: str, offset: tuple) -> Any:
-    """Writes a text at one of the offsets from a point."""
-    x, y, ha, va = offset
-    style = {"ha": ha, "va": va, "color": colour, "fontsize": 8, "parse_math": False}
-    return panel.annotate(text, point, xytext=(x, y), textcoords="offset points", **style)
 
 
 def _overlaps(box: Any, others: Sequence[tuple]) -> Float[np.ndarray, " n"]:
@@ -164,11 +161,6 @@ def _overlaps(box: Any, others: Sequence[tuple]) -> Float[np.ndarray, " n"]:
     width = np.minimum(box[2], right) - np.maximum(box[0], left)
     height = np.minimum(box[3], top) - np.maximum(box[1], bottom)
     return width.clip(0) * height.clip(0)
-
-
-def _outside(box: Any, frame: Any) -> float:
-    """Returns the area of a box that is not in the frame."""
-    return (box[2] - box[0]) * (box[3] - box[1]) - _overlaps(box, [tuple(frame)])[0]
 
 
 def plot_run_times(
@@ -180,9 +172,6 @@ def plot_run_times(
     """Plots a line per family, fastest at the top: times of the baseline and each filter size.
 
     Error bars are standard deviations over seeds, where there are several.
-
-    Args:
-        families: milliseconds of every seed by family and filter size; None: the baseline.
     """
     names = sorted(families, key=lambda name: -fastest(families[name]))
     figure, ((panel,),) = new_figure(1, 1, (7, 0.35 * len(names) + 1.2))
@@ -191,17 +180,10 @@ def plot_run_times(
         timed = [name for name in names if k in families[name]]
         label, marker = ("baseline", "o") if k is None else (f"filter size {k}", f"${k}$")
         seeds = [families[name][k] for name in timed]
-        panel.errorbar(
-            [fmean(times) for times in seeds],
-            [names.index(name) for name in timed],
-            xerr=[deviation(times) for times in seeds] if max(map(len, seeds)) > 1 else None,
-            linestyle="none",
-            marker=marker,
-            label=label,
-            alpha=0.8,
-            elinewidth=1,
-            capsize=3,
-        )
+        errors = [deviation(times) for times in seeds] if max(map(len, seeds)) > 1 else None
+        style = {"linestyle": "none", "marker": marker, "alpha": 0.8, "elinewidth": 1, "capsize": 3}
+        x, y = [fmean(times) for times in seeds], [names.index(name) for name in timed]
+        panel.errorbar(x, y, xerr=errors, label=label, **style)
     panel.set_yticks(range(len(names)), names)
     panel.set(xlabel=x_label, ylim=(-0.5, len(names) - 0.5))
     panel.grid(alpha=0.3)
@@ -215,11 +197,7 @@ def plot_diagonal(
     images: Sequence[int],
     formats: Sequence[str] = (".png",),
 ) -> None:
-    """Plots the true class's probability along the diagonal: a panel per image, a line per model.
-
-    Args:
-        formats: suffixes of the files to write.
-    """
+    """Plots probabilities of the true class along the diagonal: a panel per image."""
     columns = min(len(images), 4)
     rows = -(-len(images) // columns)
     figure, axes = new_figure(rows, columns, (3.2 * columns, 2.5 * rows + 0.3), sharey=True)
@@ -249,42 +227,32 @@ def plot_equivariance(
     Values are percentages of the distance between two different images at the block: blue is 0 %,
     red, as in the paper, 50 % or more. The mean below each map exceeds 100 % where features of the
     shifted image are farther away than those of another image.
-
-    Args:
-        formats: suffixes of the files to write.
     """
     columns = max(len(maps.blocks) for maps in models.values())
     size = (max(1.25 * columns, 6.5), 1.55 * len(models) + 0.9)
     figure, axes = new_figure(len(models), columns, size)
+    for panel in axes.flat:
+        panel.set(xticks=[], yticks=[])
     for row, (name, maps) in zip(axes, models.items(), strict=True):
-        _draw_maps(row, name, maps)
+        count = len(maps.blocks)
+        for panel in row[count:]:
+            panel.set_axis_off()
+        for i, panel in enumerate(row[:count]):
+            percent = 100 * maps.relative[i]
+            panel.imshow(percent, cmap="RdYlBu_r", vmin=0, vmax=50)
+            stride = "" if i == count - 1 else f" [{maps.strides[i]}]"
+            panel.set_title(maps.blocks[i] + stride, fontsize=8)
+            panel.set_xlabel(f"mean {percent.mean():.1f} %", fontsize=8)
+        row[0].set_ylabel(name.replace(" (", "\n("), fontsize=9)
     period = next(iter(models.values())).maps.shape[-1]
     options = {"extend": "max", "ticks": [0, 10, 20, 30, 40, 50], "fraction": 0.02}
     label = "% of the distance of two images"
     add_colour_bar(figure, axes[0, 0].images[0], axes, label, **options)
-    figure.suptitle(
-        f"Deviation from shift-equivariance at shifts of 0 to {period - 1} pixels, down and right",
-        fontsize=10,
-    )
+    title = "Deviation from shift-equivariance at shifts of 0 to"
+    figure.suptitle(f"{title} {period - 1} pixels, down and right", fontsize=10)
     figure.supxlabel(
         "[stride in pixels]; below each map its mean, in % of the distance of two different "
         "images at that block (red: 50 % and more)",
         fontsize=8,
     )
     save_figure(figure, path, formats)
-
-
-def _draw_maps(row: Any, name: str, maps: EquivarianceMaps) -> None:
-    """Draws the blocks of one model."""
-    count = len(maps.blocks)
-    for panel in row:
-        panel.set(xticks=[], yticks=[])
-    for panel in row[count:]:
-        panel.set_axis_off()
-    for i, panel in enumerate(row[:count]):
-        percent = 100 * maps.relative[i]
-        panel.imshow(percent, cmap="RdYlBu_r", vmin=0, vmax=50)
-        stride = "" if i == count - 1 else f" [{maps.strides[i]}]"
-        panel.set_title(maps.blocks[i] + stride, fontsize=8)
-        panel.set_xlabel(f"mean {percent.mean():.1f} %", fontsize=8)
-    row[0].set_ylabel(name.replace(" (", "\n("), fontsize=9)

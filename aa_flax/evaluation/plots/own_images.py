@@ -35,9 +35,6 @@ def plot_least_stable(path: Path, models: Mapping[str, Arrays], formats: Sequenc
 
     A map shows the probability of the class predicted for the unshifted crop, which is in the
     middle. Crosses mark shifts where another class is likelier.
-
-    Args:
-        models: arrays of the measure `images`, by model; all of the same images and shifts.
     """
     chosen = _least_stable(models)
     size = (2.4 + 2.6 * len(models), 2.5 * len(chosen) + 0.4)
@@ -63,27 +60,22 @@ def _least_stable(models: Mapping[str, Arrays]) -> dict[str, np.ndarray]:
     for arrays in models.values():
         names = arrays["name"][arrays["shown"]].tolist()
         stored |= dict(zip(names, arrays["pixels"], strict=True))
-    stability = {
-        name: tuple(map(sum, zip(*(_stability(a, name) for a in models.values()), strict=True)))
-        for name in stored
-    }
+
+    def stability(name: str) -> list[float]:
+        """Fraction of shifts that keep the class, and change of its probability at the worst."""
+        found = np.zeros(2)
+        for arrays in models.values():
+            i = arrays["name"].tolist().index(name)
+            probability = arrays["probability"][i]
+            kept = arrays["top1"][i][1:] == arrays["own_class"][i]
+            found += kept.mean(), probability.min() - probability[0]
+        return found.tolist()
+
     count = max(len(arrays["shown"]) for arrays in models.values())
-    return {name: stored[name] for name in sorted(stored, key=stability.__getitem__)[:count]}
-
-
-def _stability(arrays: Arrays, name: str) -> tuple[float, float]:
-    """Returns the fraction of shifts that keep the class, and the largest fall of its probability.
-
-    The fall is negative, so that smaller is less stable for both.
-    """
-    i = arrays["name"].tolist().index(name)
-    probability = arrays["probability"][i]
-    kept = arrays["top1"][i][1:] == arrays["own_class"][i]
-    return float(kept.mean()), float(probability.min() - probability[0])
+    return {name: stored[name] for name in sorted(stored, key=stability)[:count]}
 
 
 def _draw_shifts(panel: Any, arrays: Arrays, i: int, model: str) -> None:
-    """Draws one model's probabilities for one image at every shift."""
     shift, top = arrays["shift"], arrays["top1"][i]
     probability, same = 100 * arrays["probability"][i], top == arrays["own_class"][i]
     within = int(shift.max())
@@ -114,9 +106,6 @@ def plot_flicker(path: Path, models: Mapping[str, Arrays], formats: Sequence[str
     Each model has a panel with the probability, raw and smoothed, of its most frequent class, and
     below it a band with a colour for each class (the most frequent ones; grey: all others). The
     last panel has the run lengths of all models.
-
-    Args:
-        models: arrays of the measure `clip`, by model; all of the same frames.
     """
     heights = [3, 0.45] * len(models) + [2.4]
     size = (8, 0.62 * sum(heights) + 0.4)
@@ -140,7 +129,6 @@ def _seconds(arrays: Arrays) -> np.ndarray:
 
 
 def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
-    """Draws the probability of one model's most frequent class, raw and smoothed."""
     start, window = _seconds(arrays)[:-1], int(arrays["window"])
     of = class_names_in(arrays)[int(arrays["most_frequent"])]
     seconds = window / float(arrays["fps"])
@@ -156,25 +144,22 @@ def _draw_curve(panel: Any, name: str, arrays: Arrays, colour: str) -> None:
 
 
 def _draw_classes(panel: Any, arrays: Arrays) -> None:
-    """Draws the class of each frame as a band, the five most frequent classes in colour."""
     top = arrays["top1"]
     classes, counts = np.unique(top, return_counts=True)
     first = classes[np.argsort(-counts, kind="stable")][:5]
     edges, names = _seconds(arrays), class_names_in(arrays)
-    colours = [*PALETTE[: len(first)], "#bbbbbb"]
-    for label, colour in zip([*first, None], colours, strict=True):
-        frames = ~np.isin(top, first) if label is None else top == label
-        if label is not None or frames.any():
-            name = "other classes" if label is None else names[int(label)]
-            spans = [(edges[i], edges[i + 1] - edges[i]) for i in np.flatnonzero(frames)]
-            panel.broken_barh(spans, (0, 1), color=colour, linewidth=0, label=name)
+    bands = [(names[int(c)], top == c, colour) for c, colour in zip(first, PALETTE, strict=False)]
+    if len(first) < len(classes):
+        bands.append(("other classes", ~np.isin(top, first), "#bbbbbb"))
+    for name, frames, colour in bands:
+        spans = [(edges[i], edges[i + 1] - edges[i]) for i in np.flatnonzero(frames)]
+        panel.broken_barh(spans, (0, 1), color=colour, linewidth=0, label=name)
     panel.set(ylim=(0, 1), yticks=[])
     panel.set_xlabel("time (s)", fontsize=8, loc="right")
     panel.legend(fontsize=7, ncols=6, loc="upper left", bbox_to_anchor=(0, -0.9))
 
 
 def _draw_runs(panel: Any, models: Mapping[str, Arrays]) -> None:
-    """Draws the cumulative distribution of run lengths, a curve per model."""
     for i, (name, arrays) in enumerate(models.items()):
         runs = np.sort(arrays["run_seconds"])
         percent = 100 * np.arange(1, len(runs) + 1) / len(runs)
@@ -191,11 +176,7 @@ def _draw_runs(panel: Any, models: Mapping[str, Arrays]) -> None:
 
 
 def plot_tiles(path: Path, models: Mapping[str, Arrays], formats: Sequence[str]) -> None:
-    """Plots where tiles differ from the whole image: its cuts, a map per model, and curves.
-
-    Args:
-        models: arrays of the measure `tiles`, by model; all of the same image and tiles.
-    """
+    """Plots where tiles differ from the whole image: its cuts, a map per model, and curves."""
     first = next(iter(models.values()))
     height, width = first["used"]
     aspect = height / width
@@ -214,8 +195,14 @@ def plot_tiles(path: Path, models: Mapping[str, Arrays], formats: Sequence[str])
         values = 100 * arrays["difference_map"]
         panel.imshow(values, cmap="magma", vmin=0, vmax=100 * most, extent=(0, width, height, 0))
         panel.set_title(f"{name}: mean {values.mean():.1f} %", fontsize=9)
+    tops, lefts = (set(starts.tolist()) - {0} for starts in first["tiles"].T)
     for panel in panels:
-        _draw_cuts(panel, first, "white" if panel is panels[0] else "#40c0ff")
+        style = {"color": "white" if panel is panels[0] else "#40c0ff", "linewidth": 0.7}
+        for top in tops:
+            panel.axhline(top, **style)
+        for left in lefts:
+            panel.axvline(left, **style)
+        panel.set(xlim=(0, width), ylim=(height, 0))
         panel.tick_params(labelsize=7)
     what = "tiles with another label" if first["is_of_labels"] else "difference from the whole"
     add_colour_bar(figure, panels[-1].images[0], panels, f"{what} (%)", fraction=0.03)
@@ -223,17 +210,7 @@ def plot_tiles(path: Path, models: Mapping[str, Arrays], formats: Sequence[str])
     save_figure(figure, path, formats)
 
 
-def _draw_cuts(panel: Any, arrays: Arrays, colour: str) -> None:
-    """Draws the edges where tiles begin."""
-    for start in {int(top) for top, _ in arrays["tiles"]} - {0}:
-        panel.axhline(start, color=colour, linewidth=0.7)
-    for start in {int(left) for _, left in arrays["tiles"]} - {0}:
-        panel.axvline(start, color=colour, linewidth=0.7)
-    panel.set(xlim=(0, arrays["used"][1]), ylim=(arrays["used"][0], 0))
-
-
 def _draw_profiles(panel: Any, models: Mapping[str, Arrays], what: str) -> None:
-    """Draws the mean and largest difference by the distance to the cut, a colour per model."""
     for i, (name, arrays) in enumerate(models.items()):
         style = {"color": colour_of(i), "marker": ".", "markersize": 4}
         panel.plot(arrays["depth"], 100 * arrays["mean"], label=f"{name}: mean", **style)
