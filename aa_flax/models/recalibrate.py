@@ -131,9 +131,7 @@ def _measuring(model: nnx.Module) -> nnx.Module:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _sums_of_batch(
-    graphdef: nnx.GraphDef, mesh: Mesh | None, state: nnx.State, images: Array
-) -> Sums:
+def _sums_of_batch(graphdef: Any, mesh: Mesh | None, state: nnx.State, images: Array) -> Sums:
     model: Any = nnx.merge(graphdef, state, copy=True)
     model(images)
     layers = [(layer.calls[...], layer.mean[...], layer.var[...]) for layer in _batch_norms(model)]

@@ -176,12 +176,9 @@ def exportable_bound(model: nnx.Module) -> int | None:
 
 
 def _accepts_from(model: nnx.Module, bound: int) -> bool:
-    def run(model: Any, x: Any) -> Any:
-        return model.forward_head(_last_map(model, x))
-
     sizes = jax.export.symbolic_shape("n, h, w", constraints=_at_least(bound))
     try:
-        _traced(model, run, *sizes)
+        _traced(model, lambda model, x: model.forward_head(_last_map(model, x)), *sizes)
     except jax.errors.InconclusiveDimensionOperation:
         return False
     return True
@@ -205,11 +202,7 @@ def _block_levels(model: Classifier) -> tuple[FeatureLevel, ...]:
     """Returns every block of the trunk as a level."""
 
     def run(model: Any, x: Any) -> list[Any]:
-        maps = []
-        for _, block in model.feature_blocks():
-            x = block(x)
-            maps.append(x)
-        return maps
+        return [map_ for _, map_ in model._maps(model._feature_blocks(), x)]
 
     graphdef, _ = nnx.split(model)
     if graphdef not in _levels:

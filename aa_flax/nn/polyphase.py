@@ -88,10 +88,7 @@ class AdaptivePool(PhasePool):
 
 
 class PhaseScore(nnx.Module):
-    """The score of a map: 3x3 convolution - ReLU - 3x3 convolution - mean.
-
-    Convolutions are circular, so the score does not change if the map is rolled.
-    """
+    """The score of a map, also if it is rolled: 3x3 convolution - ReLU - 3x3 convolution - mean."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         width = max(features // 8, 8)

@@ -87,14 +87,7 @@ def spread(
     return _apply(transposed_conv, transposed_gather, y, implementation)
 
 
-def gathered_weights(axis: Axis) -> np.ndarray:
-    """Returns for each pixel of an axis the sum of the weights by which the outputs read it."""
-    return np.asarray(_matrix(axis).sum(0)).ravel()
-
-
-def _apply(
-    conv: Multilinear, gather: Multilinear, x: Array, implementation: Implementation | None
-) -> Array:
+def _apply(conv: Multilinear, gather: Multilinear, x: Array, implementation: object) -> Array:
     if implementation is None:
         return dispatch.apply(conv, gather, x)
     if implementation not in get_args(Implementation):
@@ -162,8 +155,8 @@ def _sparse_rows_dot(x: Array, rows: tuple[np.ndarray, np.ndarray], axis: int) -
     return reduce(jnp.add, map(term, *rows))
 
 
-def _matrix(axis: Axis) -> "sparse.csr_array":
-    """Returns B of `_gather`, `(length, size)`."""
+def matrix(axis: Axis) -> "sparse.csr_array":
+    """Returns B of `_gather`, `(length, size)`: the weights by which outputs read pixels."""
     from scipy import sparse  # here: it would be a fifth of the time to import aa_flax
 
     size, taps, stride, padding, (before, after) = axis
@@ -186,12 +179,12 @@ def _rows(axis: Axis, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
 
     Shorter rows are filled up with weight 0.
     """
-    matrix = _matrix(axis).T.tocsr() if transposed else _matrix(axis)
-    assert matrix.shape is not None
-    counts = np.diff(matrix.indptr)
-    shape = (max(int(counts.max(initial=0)), 1), matrix.shape[0])
+    rows = matrix(axis).T.tocsr() if transposed else matrix(axis)
+    assert rows.shape is not None
+    counts = np.diff(rows.indptr)
+    shape = (max(int(counts.max(initial=0)), 1), rows.shape[0])
     indices, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float64)
-    row = np.repeat(np.arange(matrix.shape[0]), counts)
-    entry = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
-    indices[entry, row], weights[entry, row] = matrix.indices, matrix.data
+    row = np.repeat(np.arange(rows.shape[0]), counts)
+    entry = np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], counts)
+    indices[entry, row], weights[entry, row] = rows.indices, rows.data
     return indices, weights

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, real
 from aa_flax.ops.blur import check_map, check_options, geometry_of, one_for_each_axis
-from aa_flax.ops.lowpass import Geometry, Implementation, Padding, gathered_weights, spread
+from aa_flax.ops.lowpass import Geometry, Implementation, Padding, matrix, spread
 
 Gain = Literal["stride", "constant"] | float
 
@@ -99,7 +99,7 @@ def _even(y: Array, geometry: Geometry) -> Array:
     """Divides each pixel by the sum of its weights."""
     result = y.astype(np.promote_types(y.dtype, jnp.float32))
     for i, axis in enumerate(geometry):
-        weights = gathered_weights(axis)
+        weights = np.asarray(matrix(axis).sum(0)).ravel()
         if not (np.abs(weights) > 1e-6).all():
             raise InputError(
                 f"gain='constant' needs a weight for every pixel; with {len(axis.taps)} taps and "

@@ -188,8 +188,7 @@ def _run(*arrays: Array, operation: _Operation, slot: int) -> Array:
 
 @_kernel_p.def_abstract_eval
 def _abstract(*_: Any, operation: _Operation, slot: int):
-    shape = operation.shapes[slot]
-    return jax.core.ShapedArray(shape.shape, shape.dtype)
+    return jax.core.ShapedArray(operation.shapes[slot].shape, operation.shapes[slot].dtype)
 
 
 def _jvp(primals, tangents, *, operation: _Operation, slot: int):

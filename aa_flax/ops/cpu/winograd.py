@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from aa_flax.ops.cpu.depthwise import Window
 from aa_flax.ops.cpu.dispatch import Multilinear, Static, Unfused, on_one_device
@@ -48,9 +48,7 @@ def winograd_conv(window: Window) -> Multilinear:
     return Multilinear(Unfused(Static(_conv, padding=window.padding)), (image, kernel))
 
 
-def _conv(
-    x: Float[Array, "N H W C"], kernel: Array, padding: Padding, product: str = "nhwi,io->nhwo"
-) -> Array:
+def _conv(x: Array, kernel: Array, padding: Padding, product: str = "nhwi,io->nhwo") -> Array:
     kernels = _grid(_kernel_parts, kernel.astype(jnp.float32), (0, 0))
     most = max(kernel.shape[2:])
     strips, steps = _strips(x, padding, most) or 1, _in_steps(x, most)
