@@ -120,10 +120,7 @@ class Classifier(nnx.Module):
         return last_blocks(self)
 
     def torch_layers(self) -> Layers:
-        """Yields the layers with their names in a torch file, in torch's order.
-
-        The kinds of layers are those of `aa_flax.models.torch_layout`.
-        """
+        """Yields the layers (see `models/torch_layout.py`) by torch's names, in torch's order."""
         raise InputError(
             f"no torch layout is known for {type(self).__name__}: it defines no torch_layers"
         )
@@ -161,10 +158,7 @@ class Classifier(nnx.Module):
     def forward_head(
         self, features: Float[Array, "N h w c"], pre_logits: bool = False
     ) -> Float[Array, "N classes"]:
-        """Returns the logits of a last feature map; by default, of its mean over positions.
-
-        With `pre_logits` it returns the pooled embedding `(N, features)` instead.
-        """
+        """Returns the logits of a last map, or its pooled embedding `(N, features)`."""
         family = type(self)
         overridden = family.__call__ is not Classifier.__call__
         if overridden and family.forward_head is Classifier.forward_head:
@@ -184,10 +178,7 @@ class Classifier(nnx.Module):
         return self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int, rngs: nnx.Rngs | None = None) -> None:
-        """Replaces the last layer by a new one with random weights; 0 classes: by none.
-
-        The random keys are `nnx.Rngs(0)` by default.
-        """
+        """Replaces the last layer by a random one (default `nnx.Rngs(0)`), or by none for 0."""
         num_classes = integer("num_classes", num_classes, least=0)
         if not hasattr(self, self.last_layer):
             raise InputError(

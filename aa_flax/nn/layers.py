@@ -111,10 +111,7 @@ def conv2d(
     rngs: nnx.Rngs,
     **options: Any,
 ) -> nnx.Conv:
-    """Returns a square 2-D convolution with torch's arguments: `padding` pixels on every side.
-
-    Further options are those of `nnx.Conv`.
-    """
+    """Returns an `nnx.Conv` by torch's arguments: a square, `padding` pixels on every side."""
     return nnx.Conv(
         in_features,
         out_features,

@@ -124,10 +124,7 @@ def make_pool(
     rngs: nnx.Rngs,
     follows: bool = False,
 ) -> Any:
-    """Makes the pool that applies a layer's stride; None if the layer applies it, or has none.
-
-    Args are those of `register_pool`'s factories; no factory for a baseline.
-    """
+    """Makes the pool that applies a layer's stride; None if the layer applies it, or has none."""
     if factory is None or stride == 1:
         return None
     offered = {"features": features, "rngs": rngs, "follows": follows}

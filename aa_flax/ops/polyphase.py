@@ -58,10 +58,7 @@ def mix_phases(
 def put_phase(
     y: Float[Array, "N *out C"], phase: Choice, stride: Stride, size: Sequence[int]
 ) -> Float[Array, "N *spatial C"]:
-    """Puts values back at their phase, zeros elsewhere: the adjoint of `take_phase`.
-
-    The result has `size` pixels on each axis; values beyond them are dropped.
-    """
+    """Puts values back at their phase, zeros elsewhere, and crops: the adjoint of `take_phase`."""
     strides = one_for_each_axis("stride", stride, y.ndim - 2)
     is_weights = jnp.issubdtype(phase.dtype, jnp.floating)
     weights = (phase if is_weights else jax.nn.one_hot(phase, prod(strides))).astype(y.dtype)
