@@ -47,9 +47,6 @@ class PerceptualDistance(nnx.Module):
     antialiased trunk they are not calibrated again, as those of ST-LPIPS are. Everything is
     differentiable, the weights included.
 
-    Attributes:
-        net: the trunk, in evaluation mode. channel_weights: of each map, `(C,)`.
-
     Args:
         net: a name, `alexnet` or `vgg16` with any filter size (`alexnet_lpf4`), or such a model of
             `create_model` or its backbone, whose arrays are then shared, not changed.
@@ -58,9 +55,6 @@ class PerceptualDistance(nnx.Module):
         channel_weights: a file of the package `lpips` or in the same format; five arrays `(C,)`; or
             None: all 1, the distance without learned weights. Default: the file for this model in
             the installed package `lpips` (`pip install 'aa_flax[lpips]'`), no code of which is run.
-
-    Raises:
-        InputError: another model, no such package or file, or weights that do not fit the maps.
 
     Examples:
         >>> import aa_flax
@@ -93,21 +87,13 @@ class PerceptualDistance(nnx.Module):
         Args:
             x, y: RGB images with values in **0..1** (images in -1..1, as `lpips` takes them by
                 default, are `(x + 1) / 2` here).
-
-        Raises:
-            InputError: images of different or other shapes, or too small for the model.
         """
         return self.by_map(x, y).sum(-1)
 
     def by_map(self, x: Float[Array, "N H W 3"], y: Float[Array, "N H W 3"]) -> Float[Array, "N 5"]:
-        """Returns the contribution of each map to the distance, fine to coarse.
-
-        Raises:
-            InputError: as when called.
-        """
-        both = jnp.concatenate(_checked(x, y)).astype(jnp.float32)
+        """Returns the contribution of each map to the distance, fine to coarse."""
         mean, std = (jnp.array(values, jnp.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        both = (both - mean) / std
+        both = (jnp.concatenate(_checked(x, y)).astype(jnp.float32) - mean) / std
         distances = []
         for features, weights in zip(self.maps(both), self.channel_weights, strict=True):
             first, second = jnp.split(_unit_vectors(features.astype(jnp.float32)), 2)
@@ -117,15 +103,10 @@ class PerceptualDistance(nnx.Module):
     def maps(self, images: Float[Array, "N H W 3"]) -> list[Float[Array, "N h w C"]]:
         """Returns the trunk's five maps of normalized images."""
         model: Any = self.net.net
-        taps = _taps(model)
-        found, x = [], images
-        for name, block in model.named_blocks():
-            x = model._run_block(name, block, x, images.shape)
-            if name in taps:
-                found.append(x)
-            if len(found) == len(taps):
-                break
-        return found
+        taps = ["stem", "conv2", "conv3", "conv4", "conv5"]  # AlexNet's
+        if isinstance(model, VGG):
+            taps = [f"conv{i}_{len(stage)}" for i, stage in enumerate(model.stages, 1)]
+        return model._maps_named(taps, model._named_blocks(), images)
 
 
 def _checked(*pair: Any) -> tuple[Array, Array]:
@@ -159,29 +140,21 @@ def _unit_vectors(x: Float[Array, "N h w C"]) -> Float[Array, "N h w C"]:
 
 
 def _kind(model: Classifier) -> type:
-    for kind in _FILES:
-        if isinstance(model, kind):
-            return kind
-    name = model.name or type(model).__name__
-    raise InputError(
-        f"the perceptual distance is by features of AlexNet or VGG, not of {name}; give alexnet "
-        "or vgg16, with _lpf1 to _lpf7 if it is to tolerate shifts"
-    )
-
-
-def _taps(model: AlexNet | VGG) -> list[str]:
-    if isinstance(model, AlexNet):
-        return ["stem", "conv2", "conv3", "conv4", "conv5"]
-    return [f"conv{i}_{len(stage)}" for i, stage in enumerate(model.stages, 1)]
+    kind = next((kind for kind in _FILES if isinstance(model, kind)), None)
+    if kind is None:
+        raise InputError(
+            f"the perceptual distance is by features of AlexNet or VGG, not of "
+            f"{model.name or type(model).__name__}; give alexnet or vgg16, with _lpf1 to _lpf7 if "
+            "it is to tolerate shifts"
+        )
+    return kind
 
 
 def _trunk(net: str | Classifier | Backbone, pretrained: Pretrained) -> Backbone:
     """Makes a separate backbone that shares the given arrays, without layers after the last map."""
     if isinstance(net, str):
-        kind = _kind(nnx.eval_shape(lambda: create_model(net)))
-        return create_model(
-            net, pretrained=pretrained, features_only=True, out_indices=_LEVELS[kind]
-        )
+        levels = _LEVELS[_kind(nnx.eval_shape(lambda: create_model(net)))]
+        return create_model(net, pretrained=pretrained, features_only=True, out_indices=levels)
     whole = net.net if isinstance(net, Backbone) else net
     if not isinstance(whole, Classifier):
         raise InputError(
@@ -189,14 +162,15 @@ def _trunk(net: str | Classifier | Backbone, pretrained: Pretrained) -> Backbone
             f"{type(net).__name__}"
         )
     levels = _LEVELS[_kind(whole)]
-    if isinstance(net, Backbone):
-        if not set(levels) <= set(range(max(net.out_indices) + 1)):
-            raise InputError(
-                f"the perceptual distance uses levels 0 to {max(levels)} of {net.name}, of which "
-                f"this backbone has 0 to {max(net.out_indices)}; give out_indices up to that"
-            )
-        return nnx.merge(*nnx.split(net))
-    return Backbone(nnx.merge(*nnx.split(net)), levels)
+    copy = nnx.merge(*nnx.split(net))
+    if isinstance(copy, Classifier):
+        return Backbone(copy, levels)
+    if max(copy.out_indices) < max(levels):
+        raise InputError(
+            f"the perceptual distance uses levels 0 to {max(levels)} of {net.name}, of which "
+            f"this backbone has 0 to {max(copy.out_indices)}; give out_indices up to that"
+        )
+    return copy
 
 
 def _channel_weights(

@@ -18,7 +18,7 @@ from jax import lax
 from aa_flax import keep_memory
 from aa_flax.ops.cpu.convolution import with_unfused_transposes
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, apply, static
+from aa_flax.ops.cpu.dispatch import Multilinear, Static, apply
 from aa_flax.ops.cpu.winograd import winograd_conv
 
 SHAPES = (
@@ -27,7 +27,7 @@ SHAPES = (
     "48,14,256,256",
 )  # fmt: skip
 WINDOW = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
-DEFINITION = static(
+DEFINITION = Static(
     lax.conv_general_dilated,
     window_strides=WINDOW.strides,
     padding=WINDOW.padding,

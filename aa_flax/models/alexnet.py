@@ -9,8 +9,7 @@ Sec. 4.1), or another pool instead of BlurPool:
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from math import prod
-from typing import Any
+from itertools import chain
 
 import jax
 from flax import nnx
@@ -25,24 +24,14 @@ from aa_flax.models.torch_layout import (
     MAX_POOL,
     RELU,
     Flattened,
-    Layer,
     Layers,
-    pool_filter,
+    pool_entry,
     sequential,
 )
 from aa_flax.nn.initializers import torch_uniform
-from aa_flax.nn.layers import LayerFactory, strided_max_pool
+from aa_flax.nn.layers import LayerFactory, relu_after, strided_max_pool
 from aa_flax.nn.pool_registry import PoolFactory, pool_factory, subsample
 from aa_flax.ops import adaptive_avg_pool
-
-
-class _Layers(LayerFactory):
-    """Layers whose convolutions have a bias and torch's default initialisation."""
-
-    def conv(self, in_features: int, out_features: int, size: int, **options: Any) -> nnx.Conv:
-        init = torch_uniform(in_features * size**2)
-        options |= {"use_bias": True, "kernel_init": init, "bias_init": init}
-        return super().conv(in_features, out_features, size, **options)
 
 
 class AlexNet(Classifier):
@@ -77,16 +66,22 @@ class AlexNet(Classifier):
             raise InputError(
                 "relu_first and pool_only need an antialiased model: give a filter_size or a pool"
             )
-        make = _Layers(rngs, dtype, pool_factory(filter_size, pool))
+        make = LayerFactory(rngs, dtype, pool_factory(filter_size, pool))
+
+        def conv(in_features: int, features: int, size: int, **options: int) -> nnx.Conv:
+            init = torch_uniform(in_features * size**2)
+            inits = {"use_bias": True, "kernel_init": init, "bias_init": init}
+            return make.conv(in_features, features, size, **inits, **options)
+
         dropout = fraction("dropout", dropout)
         stem_stride = 2 if self.is_antialiased and not pool_only else 4
         self.conv_pool = make.pool(4 // stem_stride, 64)
         self.pools = nnx.List(make.pool(2, features) for features in (64, 192, 256))
-        self.conv1 = make.conv(3, 64, 11, stride=stem_stride, padding=2)
-        self.conv2 = make.conv(64, 192, 5, padding=2)
-        self.conv3 = make.conv(192, 384, 3, padding=1)
-        self.conv4 = make.conv(384, 256, 3, padding=1)
-        self.conv5 = make.conv(256, 256, 3, padding=1)
+        self.conv1 = conv(3, 64, 11, stride=stem_stride, padding=2)
+        self.conv2 = conv(64, 192, 5, padding=2)
+        self.conv3 = conv(192, 384, 3, padding=1)
+        self.conv4 = conv(384, 256, 3, padding=1)
+        self.conv5 = conv(256, 256, 3, padding=1)
         self.dropout1 = nnx.Dropout(dropout, rngs=rngs)
         self.fc1 = make.linear(6 * 6 * 256, 4096)
         self.dropout2 = nnx.Dropout(dropout, rngs=rngs)
@@ -105,20 +100,19 @@ class AlexNet(Classifier):
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         pool1, pool2, pool5 = self.pools
         yield "stem", self.stem
-        yield "pool1", partial(_max_pool, pool1)
-        yield "conv2", partial(_conv_relu, self.conv2)
-        yield "pool2", partial(_max_pool, pool2)
-        yield "conv3", partial(_conv_relu, self.conv3)
-        yield "conv4", partial(_conv_relu, self.conv4)
-        yield "conv5", partial(_conv_relu, self.conv5)
-        yield "pool5", partial(_max_pool, pool5)
+        yield "pool1", partial(strided_max_pool, pool1, window=3)
+        yield "conv2", partial(relu_after, self.conv2)
+        yield "pool2", partial(strided_max_pool, pool2, window=3)
+        yield "conv3", partial(relu_after, self.conv3)
+        yield "conv4", partial(relu_after, self.conv4)
+        yield "conv5", partial(relu_after, self.conv5)
+        yield "pool5", partial(strided_max_pool, pool5, window=3)
 
     def torch_layers(self) -> Layers:
-        pool1, pool2, pool5 = (
-            [] if pool is None else [pool_filter(pool, features)]
-            for pool, features in zip(self.pools, (64, 192, 256), strict=True)
-        )
-        features = [self.conv1, *self._stem_layers(), MAX_POOL, *pool1]
+        pool1, pool2, pool5 = map(pool_entry, self.pools, (64, 192, 256))
+        stem = [] if self.pool_only else [[RELU], pool_entry(self.conv_pool, 64)]
+        stem = chain(*(stem if self.relu_first else reversed(stem)))
+        features = [self.conv1, *stem, MAX_POOL, *pool1]
         features += [self.conv2, RELU, MAX_POOL, *pool2]
         features += [self.conv3, RELU, self.conv4, RELU, self.conv5, RELU, MAX_POOL, *pool5]
         yield from sequential("features", features)
@@ -126,30 +120,13 @@ class AlexNet(Classifier):
         classifier = [DROPOUT, first, RELU, DROPOUT, self.fc2, RELU, self.fc3]
         yield from sequential("classifier", classifier)
 
-    def _stem_layers(self) -> list[Layer | None]:
-        if self.pool_only:
-            return []
-        if self.conv_pool is None:
-            return [RELU]
-        pool = pool_filter(self.conv_pool, 64)
-        return [RELU, pool] if self.relu_first else [pool, RELU]
-
     def forward_head(
         self, features: Float[Array, "N h w 256"], pre_logits: bool = False
     ) -> Float[Array, "N classes"]:
-        x = adaptive_avg_pool(features, 6)
-        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 fails for an empty batch
+        x = adaptive_avg_pool(features, 6).reshape(features.shape[0], self.fc1.in_features)
         x = jax.nn.relu(self.fc1(self.dropout1(x)))
         x = jax.nn.relu(self.fc2(self.dropout2(x)))
         return self._classified(x, pre_logits)
-
-
-def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-    return strided_max_pool(pool, x, window=3)
-
-
-def _conv_relu(conv: nnx.Conv, x: Float[Array, "N H W C"]) -> Float[Array, "N H W c"]:
-    return jax.nn.relu(conv(x))
 
 
 register_model("alexnet", AlexNet, published=True)

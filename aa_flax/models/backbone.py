@@ -6,18 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
-from aa_flax.models.shapes import (
-    FeatureLevel,
-    check_images,
-    feature_info,
-    functional,
-    images_like,
-)
+from aa_flax.models.shapes import FeatureLevel, check_images, feature_info, functional, images_like
 
 _SIZE = 1024  # side of the traced image, large enough for every model
 
@@ -28,16 +23,11 @@ class Backbone(nnx.Module):
     Layers after the last of these maps are removed, with their weights.
 
     Attributes:
-        net: the model without these layers.
-        out_indices: levels that it returns, in this order.
-        feature_info: name, channels and reduction of each of them.
+        feature_info: name, channels and reduction of each map that it returns.
 
     Args:
         net: a model of `create_model`, which loses layers and should not be used any more.
         out_indices: levels of the model, 0 the finest, -1 the coarsest; default: all.
-
-    Raises:
-        InputError: a level that the model does not have.
 
     Examples:
         >>> import aa_flax
@@ -50,10 +40,11 @@ class Backbone(nnx.Module):
 
     def __init__(self, net: Classifier, out_indices: Sequence[int] | None = None):
         levels = feature_info(net)
-        self.out_indices = _checked(net, levels, out_indices)
+        self.out_indices = _checked(out_indices, net)
         self.feature_info: tuple[FeatureLevel, ...] = tuple(levels[i] for i in self.out_indices)
         self.net = net
-        _remove(self, _unused(self))
+        for path in _unused_parts(self):
+            replace_part(self, path, None)
 
     @property
     def name(self) -> str:
@@ -66,32 +57,23 @@ class Backbone(nnx.Module):
         return self.net.config
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> list[Float[Array, "N h w c"]]:
-        """Returns the maps, in the order of `feature_info`.
-
-        Raises:
-            InputError: anything but a batch of normalised images, or images that are too small.
-        """
+        """Returns the maps of normalised images, in the order of `feature_info`."""
         check_images(x, channels=self.net.image_channels)
-        images, maps = x.shape, {}
-        wanted = {level.name for level in self.feature_info}
-        for name, block in self.net._feature_blocks():
-            x = self.net._run_block(name, block, x, images)
-            if name in wanted:
-                maps[name] = x
-            if len(maps) == len(wanted):
-                break
-        return [maps[level.name] for level in self.feature_info]
+        names = [level.name for level in self.feature_info]
+        return self.net._maps_named(names, self.net._feature_blocks(), x)
 
 
-def _checked(
-    net: Classifier, levels: tuple[FeatureLevel, ...], indices: Sequence[int] | None
-) -> tuple[int, ...]:
+def _checked(indices: Sequence[int] | None, net: Classifier) -> tuple[int, ...]:
     """Returns the requested levels, counted from the finest."""
-    count = len(levels)
+    count = len(levels := feature_info(net))
     if indices is None:
         return tuple(range(count))
+
     several = isinstance(indices, list | tuple | range | np.ndarray) and len(indices) > 0
-    if not several or not all(_is_integer(i) and -count <= i < count for i in indices):
+    are_integers = several and all(
+        isinstance(i, int | np.integer) and not isinstance(i, bool) for i in indices
+    )
+    if not are_integers or not all(-count <= i < count for i in indices):
         known = ", ".join(f"{i} (1/{level.reduction})" for i, level in enumerate(levels))
         raise InputError(
             f"out_indices are levels of {net.name or type(net).__name__}, of {known}; got "
@@ -100,38 +82,32 @@ def _checked(
     return tuple(int(i) % count for i in indices)
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+Path = tuple[Any, ...]  # of a part or variable in its model, by attributes and numbers
 
 
-Path = tuple[Any, ...]
-
-
-def _unused(backbone: Backbone) -> dict[Path, bool]:
-    """Returns for each variable, by its path, whether the output does not depend on it."""
+def _unused_parts(backbone: Backbone) -> set[Path]:
+    """Returns the largest parts with variables of which the output depends on none."""
     forward, state = functional(backbone, lambda backbone, x: backbone(x))
-    leaves, tree = jax.tree.flatten(state)
-    jaxpr = jax.make_jaxpr(forward)(state, images_like(backbone.net, 1, _SIZE, _SIZE)).jaxpr
-    needed = {id(variable) for variable in jaxpr.outvars}
-    for equation in reversed(jaxpr.eqns):
-        if any(id(variable) in needed for variable in equation.outvars):
-            needed |= {id(variable) for variable in equation.invars}
-    unused = [id(variable) not in needed for variable in jaxpr.invars[: len(leaves)]]
-    marked = nnx.to_flat_state(jax.tree.unflatten(tree, unused))
-    return {path: bool(variable.get_value()) for path, variable in marked}
+    program = jax.make_jaxpr(forward)(state, images_like(backbone.net, 1, _SIZE, _SIZE)).jaxpr
+    _, used = dce_jaxpr(program, [True] * len(program.outvars))
+    used_by_path = [*zip((path for path, _ in nnx.to_flat_state(state)), used, strict=False)]
+    kept = {path[:i] for path, is_used in used_by_path if is_used for i in range(len(path))}
+    parts = {path[:i] for path, _ in used_by_path for i in range(1, len(path))} - kept
+    return {path for path in parts if path[:-1] in kept}
 
 
-def _remove(module: nnx.Module, unused: dict[Path, bool]) -> None:
-    """Replaces every part whose variables are all unused by None."""
-    parts = enumerate(module) if isinstance(module, nnx.List) else list(vars(module).items())
-    for name, part in parts:
-        if not isinstance(part, nnx.Module | nnx.List):
-            continue
-        inside = {path[1:]: flag for path, flag in unused.items() if path[0] == name}
-        if inside and all(inside.values()):
-            if isinstance(module, nnx.List):
-                module[int(name)] = None
-            else:
-                setattr(module, str(name), None)
-        elif any(inside.values()):
-            _remove(part, inside)
+def part_at(module: Any, path: Path) -> Any:
+    """Returns the part of a model at a path."""
+    for name in path:
+        module = module[name] if isinstance(name, int) else getattr(module, name)
+    return module
+
+
+def replace_part(module: Any, path: Path, part: nnx.Module | None) -> None:
+    """Puts another part, or none, at a path of a model."""
+    *owner_path, name = path
+    owner = part_at(module, tuple(owner_path))
+    if isinstance(name, int):
+        owner[name] = part
+    else:
+        setattr(owner, name, part)

@@ -9,7 +9,7 @@ Sec. 3.2), or another pool instead of BlurPool:
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,32 +24,17 @@ from aa_flax.models.remat import rematerialised
 from aa_flax.models.stems import stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.nn.initializers import kaiming_normal_fan_in, zeros
-from aa_flax.nn.layers import BatchNorm, LayerFactory, concatenated, strided_max_pool
+from aa_flax.nn.layers import LayerFactory, relu_after, strided_max_pool
 from aa_flax.nn.pool_registry import PoolFactory, pool_factory, subsample
-from aa_flax.ops import avg_pool
-
-
-class _Layers(LayerFactory):
-    """Layers with DenseNet's initialisation of convolutions."""
-
-    def conv(self, in_features: int, out_features: int, size: int, **options: Any) -> nnx.Conv:
-        options["kernel_init"] = kaiming_normal_fan_in
-        return super().conv(in_features, out_features, size, **options)
+from aa_flax.ops import avg_pool, materialised
 
 
 class DenseLayer(nnx.Module):
     """BN - ReLU - 1x1 convolution - BN - ReLU - 3x3 convolution, on all feature maps so far."""
 
     def __init__(
-        self,
-        make: LayerFactory,
-        in_features: int,
-        growth_rate: int,
-        *,
-        bottleneck: int,
-        drop_rate: float,
+        self, make: LayerFactory, in_features: int, growth_rate: int, width: int, drop_rate: float
     ):
-        width = bottleneck * growth_rate
         self.norm1 = make.batch_norm(in_features)
         self.conv1 = make.conv(in_features, width, 1)
         self.norm2 = make.batch_norm(width)
@@ -57,7 +42,8 @@ class DenseLayer(nnx.Module):
         self.dropout = nnx.Dropout(drop_rate, rngs=make.rngs if drop_rate else None)
 
     def __call__(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W growth"]:
-        x = self.conv1(jax.nn.relu(self.norm1(concatenated(maps))))
+        x = materialised(jnp.concatenate(maps, axis=-1))
+        x = self.conv1(jax.nn.relu(self.norm1(x)))
         x = self.conv2(jax.nn.relu(self.norm2(x)))
         return self.dropout(x)
 
@@ -76,7 +62,7 @@ class Transition(nnx.Module):
 
 
 class DenseNet(Classifier):
-    """Four densely connected blocks for images `(N, H, W, 3)`, plain or antialiased.
+    """Four densely connected blocks, plain or antialiased.
 
     Args:
         block_config: number of layers in each of the four blocks.
@@ -120,18 +106,15 @@ class DenseNet(Classifier):
         features = integer("num_init_features", num_init_features, least=2)
         bn_size = integer("bn_size", bn_size, least=1)
         drop_rate = fraction("drop_rate", drop_rate)
-        make = _Layers(rngs, dtype, pool_factory(filter_size, pool))
-
+        make = LayerFactory(rngs, dtype, pool_factory(filter_size, pool), kaiming_normal_fan_in)
         first = stem_convolution(stem, pool_only=self.pool_only, is_antialiased=self.is_antialiased)
         self.is_small = first.is_small
-        self.conv0 = make.conv(
-            3, features, first.size, stride=first.stride, padding=first.size // 2
-        )
+        padding = first.size // 2
+        self.conv0 = make.conv(3, features, first.size, stride=first.stride, padding=padding)
         self.norm0 = make.batch_norm(features)
         self.conv_pool = make.pool(first.pool_stride, features)
         self.pool = make.pool(1 if self.is_small else 2, features)
-
-        new_layer = partial(DenseLayer, make, bottleneck=bn_size, drop_rate=drop_rate)
+        options = {"width": bn_size * growth_rate, "drop_rate": drop_rate}
         blocks, transitions = [], []
         for i, count in enumerate(block_config):
             if i > 0:
@@ -139,7 +122,7 @@ class DenseNet(Classifier):
                 features //= 2
             block = []
             for _ in range(count):
-                block.append(new_layer(features, growth_rate))
+                block.append(DenseLayer(make, features, growth_rate, **options))
                 features += growth_rate
             blocks.append(nnx.List(block))
         self.blocks, self.transitions = nnx.List(blocks), nnx.List(transitions)
@@ -173,7 +156,7 @@ class DenseNet(Classifier):
             yield f"blocks.{i}", partial(_dense_block, layers, remat=self.remat)
             if i < len(self.transitions):
                 yield f"transitions.{i}", self.transitions[i]
-        yield "norm5", partial(_norm_relu, self.norm5)
+        yield "norm5", partial(relu_after, self.norm5)
 
     def torch_layers(self) -> Layers:
         yield "features.conv0", self.conv0
@@ -195,25 +178,17 @@ class DenseNet(Classifier):
             yield "classifier", self.classifier
 
 
-def _dense_block(
-    layers: Sequence[DenseLayer], x: Float[Array, "N H W C"], *, remat: bool
-) -> Float[Array, "N H W c"]:
-    """Applies each layer to the maps of all before it, and returns all maps."""
+def _dense_block(layers: Sequence[DenseLayer], x: Array, *, remat: bool) -> Array:
     maps = [x]
     for layer in layers:
         maps.append((rematerialised(layer) if remat else layer)(maps))
     return jnp.concatenate(maps, axis=-1)
 
 
-def _norm_relu(norm: BatchNorm, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
-    return jax.nn.relu(norm(x))
-
-
-register_model("densenet121", partial(DenseNet, (6, 12, 24, 16)), published=True)
-register_model(
-    "densenet161",
-    partial(DenseNet, (6, 12, 36, 24), growth_rate=48, num_init_features=96),
-    published=True,
-)
-register_model("densenet169", partial(DenseNet, (6, 12, 32, 32)), published=True)
-register_model("densenet201", partial(DenseNet, (6, 12, 48, 32)), published=True)
+for _name, _blocks, _options in (
+    ("densenet121", (6, 12, 24, 16), {}),
+    ("densenet161", (6, 12, 36, 24), {"growth_rate": 48, "num_init_features": 96}),
+    ("densenet169", (6, 12, 32, 32), {}),
+    ("densenet201", (6, 12, 48, 32), {}),
+):
+    register_model(_name, partial(DenseNet, _blocks, **_options), published=True)

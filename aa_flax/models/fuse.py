@@ -6,7 +6,7 @@ has to declare it.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from aa_flax.errors import InputError
-from aa_flax.models.backbone import Backbone
+from aa_flax.models.backbone import Backbone, Path, part_at, replace_part
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.shapes import functional, images_like
 from aa_flax.nn.layers import BatchNorm, Folded
 from aa_flax.transform.jaxpr import programs, sub_jaxprs
 
 Net = TypeVar("Net", Classifier, Backbone)
-_Path = tuple[Any, ...]  # of a module in its model, by attributes and numbers
 
 
 def fuse(model: Net, *, image_size: int = 224) -> Net:
@@ -33,17 +33,15 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
     nothing else reads that, and no other layer has their variables. Others stay (DenseNet's before
     a ReLU and a convolution, say), so the logits are the same up to rounding for every model.
 
+    The convolutions of the new model have a bias, and its folded batch norms are gone: it can
+    neither be trained nor saved under the model's name. Fusing it again changes nothing.
+
     Args:
         model: a model or backbone in evaluation mode; neither it nor its arrays are changed.
         image_size: side of an image the model takes, in pixels; its program is traced for one.
 
-    Returns:
-        The model, whose convolutions have a bias and whose folded batch norms are gone: it can
-        neither be trained nor saved under the model's name. Fusing it again changes nothing.
-
     Raises:
-        InputError: a model in training mode, not a model of this package, or a size of image that
-            it does not take.
+        InputError: a model in training mode or not of this package, or images of a wrong size.
 
     Examples:
         >>> import aa_flax, jax.numpy as jnp
@@ -64,13 +62,9 @@ def fuse(model: Net, *, image_size: int = 224) -> Net:
                 "model is in training mode; call model.eval() before aa_flax.fuse(model)"
             )
     fused = nnx.clone(model)
-    for conv_path, (*owner_path, name) in _foldable(model, image_size):
-        owner = _at(fused, tuple(owner_path))
-        _fold(_at(fused, conv_path), _at(owner, (name,)))
-        if isinstance(name, int):
-            owner[name] = Folded()
-        else:
-            setattr(owner, name, Folded())
+    for conv_path, norm_path in _foldable(model, image_size):
+        _fold(part_at(fused, conv_path), part_at(fused, norm_path))
+        replace_part(fused, norm_path, Folded())
     return fused
 
 
@@ -88,13 +82,12 @@ def _fold(conv: nnx.Conv, norm: BatchNorm) -> None:
     conv.use_bias = True
 
 
-# Traced programs do not say which layer an operation belongs to. So the layers of a copy of the
-# model name their arrays by `checkpoint_name`, an identity that is visible in the program.
+# Traced programs do not say which layer an operation belongs to. So the convolutions of a copy of
+# the model name their output, and its batch norms their input, by `checkpoint_name`, an identity
+# that is visible in the program.
 
 
 class _MarkedConv(nnx.Conv):
-    """A convolution that marks its output with its number."""
-
     number: int
 
     def __call__(self, *args, **kwargs) -> Array:
@@ -103,8 +96,6 @@ class _MarkedConv(nnx.Conv):
 
 
 class _MarkedNorm(BatchNorm):
-    """A batch norm that marks its input with its number."""
-
     number: int
 
     def __call__(self, x: Array) -> Array:
@@ -114,7 +105,7 @@ class _MarkedNorm(BatchNorm):
 _MARKED = {nnx.Conv: _MarkedConv, BatchNorm: _MarkedNorm}
 
 
-def _foldable(model: Classifier | Backbone, image_size: int) -> list[tuple[_Path, _Path]]:
+def _foldable(model: Classifier | Backbone, image_size: int) -> list[tuple[Path, Path]]:
     """Returns paths of convolutions and of the batch norms that can be folded into them."""
     marked = nnx.clone(model)
     classifier = marked.net if isinstance(marked, Backbone) else marked
@@ -125,47 +116,37 @@ def _foldable(model: Classifier | Backbone, image_size: int) -> list[tuple[_Path
             layer.__class__ = _MARKED[type(layer)]
             layer.number = len(paths)  # pyright: ignore[reportAttributeAccessIssue]
             paths.append(path)
-    graph, state = nnx.split(marked)
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, classifier.image_channels), "float32")
-    program = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(state, image).jaxpr
+    forward, state = functional(marked, lambda model, x: model(x))
+    image = images_like(classifier, 1, image_size, image_size)
+    program = jax.make_jaxpr(forward)(state, image).jaxpr
     variables = [path for path, _ in nnx.to_flat_state(state)]
-    read_once = {
-        path
-        for path, variable in zip(variables, program.invars, strict=False)
-        if _count_uses(program, variable) == 1
-    }
+    arguments = zip(variables, program.invars, strict=False)
+    read_once = {path for path, variable in arguments if _count_uses(program, variable) == 1}
     marks = [mark for inner in programs(program) for mark in _marks(inner)]
-    times = Counter(mark.name for mark in marks)
+    times = Counter(mark for mark, _ in marks)
     found = []
-    for mark in marks:
-        if mark.only_reader is None or times[mark.name] != 1 or times[mark.only_reader] != 1:
+    for mark, only_reader in marks:
+        if only_reader is None or times[mark] != 1 or times[only_reader] != 1:
             continue
-        (_, kind, conv), (_, reader, norm) = mark.name.split(), mark.only_reader.split()
+        (_, kind, conv), (_, reader, norm) = mark.split(), only_reader.split()
         pair = paths[int(conv)], paths[int(norm)]
         # A variable that two layers share has one path, so a pair that shares lacks some.
-        count = sum(len(jax.tree.leaves(nnx.state(_at(marked, path)))) for path in pair)
+        count = sum(len(jax.tree.leaves(nnx.state(part_at(marked, path)))) for path in pair)
         own = [path for path in variables if path[:-1] in pair and path in read_once]
         if (kind, reader) == ("conv", "norm") and len(own) == count:
             found.append(pair)
     return found
 
 
-class _Mark(NamedTuple):
-    """A mark in a program, and the mark that is its only reader, if there is one."""
-
-    name: str
-    only_reader: str | None
-
-
-def _marks(program: Any) -> Iterator[_Mark]:
-    """Yields the marks in a program, not in those that it calls."""
+def _marks(program: Any) -> Iterator[tuple[str, str | None]]:
+    """Yields the marks of a program, not of those it calls, each with the mark alone to read it."""
     for eqn in program.eqns:
         if eqn.primitive.name == "name" and eqn.params["name"].startswith("aa_flax.fuse "):
             (result,) = eqn.outvars
             readers = [e for e in program.eqns if any(v is result for v in e.invars)]
             alone = len(readers) == 1 and not any(v is result for v in program.outvars)
             mark = alone and readers[0].primitive.name == "name"
-            yield _Mark(eqn.params["name"], readers[0].params["name"] if mark else None)
+            yield eqn.params["name"], readers[0].params["name"] if mark else None
 
 
 def _count_uses(program: Any, variable: Any) -> int:
@@ -178,9 +159,3 @@ def _count_uses(program: Any, variable: Any) -> int:
                 same = len(inner) == 1 and len(inner[0].invars) == len(eqn.invars)
                 count += _count_uses(inner[0], inner[0].invars[i]) if same else 1 + len(inner)
     return count
-
-
-def _at(module: Any, path: _Path) -> Any:
-    for name in path:
-        module = module[name] if isinstance(name, int) else getattr(module, name)
-    return module

@@ -8,6 +8,7 @@ stem keeps its stride:
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import jax
@@ -19,7 +20,7 @@ from aa_flax.errors import fraction, real
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.stems import is_small
-from aa_flax.models.torch_layout import Layers, pool_layers
+from aa_flax.models.torch_layout import Layers, pool_entry
 from aa_flax.nn.initializers import normal, zeros
 from aa_flax.nn.layers import LayerFactory
 from aa_flax.nn.pool_registry import PoolFactory, pool_factory, subsample
@@ -53,13 +54,7 @@ class InvertedResidual(nnx.Module):
     """[Expand] - depthwise 3x3 - [pool] - project, around a shortcut where the shape allows."""
 
     def __init__(
-        self,
-        make: LayerFactory,
-        in_features: int,
-        features: int,
-        *,
-        expansion: int,
-        stride: int,
+        self, make: LayerFactory, in_features: int, features: int, *, expansion: int, stride: int
     ):
         width = in_features * expansion
         self.has_shortcut = stride == 1 and in_features == features
@@ -78,21 +73,18 @@ class InvertedResidual(nnx.Module):
 
     def torch_layers(self) -> Layers:
         """Yields the layers by their index in torch's block, a Sequential."""
-        index = 0
-        for conv_block in (self.expand, self.depthwise):
-            if conv_block is not None:
-                yield f"{index}.0", conv_block.conv
-                yield f"{index}.1", conv_block.bn
-                index += 1
-        if self.pool is not None:
-            yield from pool_layers(f"{index}", self.pool, self.project.in_features)
-            index += 1
-        yield f"{index}", self.project
-        yield f"{index + 1}", self.bn
+        conv_blocks = [block for block in (self.expand, self.depthwise) if block is not None]
+        for i, block in enumerate(conv_blocks):
+            yield f"{i}.0", block.conv
+            yield f"{i}.1", block.bn
+        rest = [*pool_entry(self.pool, self.project.in_features), self.project, self.bn]
+        for i, layer in enumerate(rest, len(conv_blocks)):
+            if layer is not None:
+                yield f"{i}", layer
 
 
 class MobileNetV2(Classifier):
-    """Seventeen inverted residual blocks for images `(N, H, W, 3)`, plain or antialiased.
+    """Seventeen inverted residual blocks, plain or antialiased.
 
     Args:
         num_classes, filter_size, pool, dtype: options of every model, see `Classifier`.
@@ -127,25 +119,19 @@ class MobileNetV2(Classifier):
         make = LayerFactory(rngs, dtype, pool_factory(filter_size, pool))
         in_features = int(32 * width_mult)
         last_features = int(1280 * max(1.0, width_mult))
-        stride = 1 if is_small(stem) else 2
-        self.stem = ConvBlock(make, 3, in_features, 3, stride=stride)
+        self.stem = ConvBlock(make, 3, in_features, 3, stride=1 if is_small(stem) else 2)
         blocks = []
-        for expansion, base_features, count, first_stride in _STAGES:
+        for expansion, base_features, count, stride in _STAGES:
+            new_block = partial(InvertedResidual, make, expansion=expansion)
             features = int(base_features * width_mult)
-            for i in range(count):
-                stride = first_stride if i == 0 else 1
-                blocks.append(
-                    InvertedResidual(
-                        make, in_features, features, expansion=expansion, stride=stride
-                    )
-                )
-                in_features = features
+            for _ in range(count):
+                blocks.append(new_block(in_features, features, stride=stride))
+                in_features, stride = features, 1
         self.blocks = nnx.List(blocks)
         self.head = ConvBlock(make, in_features, last_features, 1)
         self.dropout = nnx.Dropout(fraction("dropout", dropout), rngs=rngs)
-        self.classifier = self._new_last_layer(
-            last_features, self.num_classes, dtype=dtype, rngs=rngs
-        )
+        last = {"dtype": dtype, "rngs": rngs}
+        self.classifier = self._new_last_layer(last_features, self.num_classes, **last)
 
     def named_blocks(self) -> Iterator[tuple[str, Callable]]:
         yield from self._feature_blocks()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from aa_flax.errors import InputError, integer, real
 
@@ -24,16 +24,11 @@ class ModelConfig:
         input_size: side of the square centre crop, in pixels.
         resize_size: shorter side to which an image is resized before, in pixels; 0: not resized.
         interpolation: that of the resize, which is antialiased.
-        mean, std: mean and standard deviation of each channel, by which images are normalised
-            after scaling their values to 0..1.
+        mean, std: of each channel, for normalisation after scaling values to 0..1.
         weights: file, address or folder of the weights; None: they are random.
         sha256: SHA-256 of that file in hexadecimal, or its beginning; None: unknown.
         licence: licence of the weights; None: unknown.
-        class_names: classes the weights were trained on, in the order of the logits; empty:
-            unknown.
-
-    Raises:
-        InputError: an invalid size, interpolation, mean or standard deviation.
+        class_names: those the weights were trained on, in the order of the logits; empty: unknown.
 
     Examples:
         >>> import aa_flax
@@ -61,11 +56,8 @@ class ModelConfig:
             known = " or ".join(get_args(Interpolation))
             raise InputError(f"interpolation must be {known}, got {self.interpolation!r}")
         for name, least in (("mean", -_FARTHEST), ("std", 1 / _FARTHEST)):
-            object.__setattr__(self, name, _per_channel(name, getattr(self, name), least))
-
-
-def _per_channel(name: str, values: Any, least: float) -> tuple[float, ...]:
-    if not isinstance(values, Sequence) or len(values) != 3:
-        raise InputError(f"{name} must be three numbers, one a channel, got {values!r}")
-    entry = f"every entry of {name}"
-    return tuple(real(entry, value, least=least, most=_FARTHEST) for value in values)
+            values = getattr(self, name)
+            if not isinstance(values, Sequence) or len(values) != 3:
+                raise InputError(f"{name} must be three numbers, one a channel, got {values!r}")
+            entry, bounds = f"every entry of {name}", {"least": least, "most": _FARTHEST}
+            object.__setattr__(self, name, tuple(real(entry, v, **bounds) for v in values))

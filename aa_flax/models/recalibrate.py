@@ -31,24 +31,21 @@ def recalibrate_batch_norm(
     """Re-estimates the running statistics of all batch norms from images, in place.
 
     For a model that is no longer the function its statistics were gathered in: an antialiased
-    model with the weights of its baseline, say. No other variable changes.
+    model with the weights of its baseline, say. No other variable changes, and the model is
+    returned in evaluation mode.
 
     Every batch passes through the model once, normalized in each batch norm by its own mean and
-    biased variance; all else is as in evaluation (no dropout). A running mean becomes the mean over
-    the batches of the batches' means, a running variance that of their unbiased variances (Flax's
-    `nnx.BatchNorm` uses biased ones). Batches count equally, of whatever size, and so do the calls
-    of a batch norm that is called several times; one that is never called keeps its statistics.
-    The previous statistics have no influence. These are the semantics of torch's `BatchNorm2d` with
-    `momentum=None`, which `torch.optim.swa_utils.update_bn` uses.
+    biased variance; all else is as in evaluation (no dropout). The new statistics are the means
+    over the batches of their means and unbiased variances (Flax's `nnx.BatchNorm`: biased ones), as
+    by `torch.optim.swa_utils.update_bn`. Batches count equally, of whatever size, and so do the
+    calls of a batch norm that is called several times; one that is never called keeps its
+    statistics.
 
     Args:
         images: normalized as for training: one batch, or several, one after another. With larger
             batches the statistics are nearer to those that evaluation needs.
         mesh: devices that share the work, where each batch is split over them (`put_batch` of
             `aa_flax.runtime`); statistics are those of the whole batch.
-
-    Returns:
-        The same model, in evaluation mode.
 
     Raises:
         InputError: no batch, a model without batch norms or one of `aa_flax.fuse`, or statistics
@@ -71,11 +68,7 @@ def recalibrate_batch_norm(
 
 
 def check_batch_norms(model: nnx.Module) -> None:
-    """Refuses a model that has no batch norms to recalibrate.
-
-    Raises:
-        InputError: it has none, or `aa_flax.fuse` has folded them.
-    """
+    """Raises an InputError for a model without batch norms, or whose batch norms are folded."""
     refuse_folded(model, to="recalibrate")
     if not any(True for _ in _batch_norms(model)):
         raise InputError(
@@ -138,9 +131,7 @@ def _measuring(model: nnx.Module) -> nnx.Module:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _sums_of_batch(
-    graphdef: nnx.GraphDef, mesh: Mesh | None, state: nnx.State, images: Array
-) -> Sums:
+def _sums_of_batch(graphdef: Any, mesh: Mesh | None, state: nnx.State, images: Array) -> Sums:
     model: Any = nnx.merge(graphdef, state, copy=True)
     model(images)
     layers = [(layer.calls[...], layer.mean[...], layer.var[...]) for layer in _batch_norms(model)]

@@ -7,9 +7,10 @@ lists the 59 files of the original and the 23 torchvision baselines they are com
 
 import csv
 import inspect
+import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cache, partial
@@ -19,41 +20,21 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from aa_flax.errors import (
-    InputError,
-    Table,
-    UnknownName,
-    boolean,
-    integers,
-    parameters,
-    unknown,
-)
+from aa_flax.errors import InputError, Table, UnknownName, boolean, integers, parameters, unknown
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
-
-FILTER_SIZES = range(1, 8)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the registry, without antialiasing.
-
-    Attributes:
-        name: its name for `create_model`.
-        build: its constructor.
-        published: True if there is a published model to compare it with: torchvision's of the same
-            name, and those of `antialiased-cnns` for its filter sizes.
-        filter_sizes: taps k of its antialiased models, `<name>_lpf<k>`.
-        config: the images it expects.
-        hub: repository with its weights on the Hugging Face hub, OWNER/NAME, or "".
-    """
+    """A model of the registry, without antialiasing: see `register_model`."""
 
     name: str
     build: Callable[..., Classifier]
     published: bool
     filter_sizes: tuple[int, ...]
-    config: ModelConfig = field(default_factory=ModelConfig)
-    hub: str = ""
+    config: ModelConfig
+    hub: str
 
 
 _MODELS: Table[Entry] = Table("model")
@@ -72,19 +53,15 @@ def register_model(
     """Registers a model under a name for `create_model`, `list_models` and the commands.
 
     Args:
-        name: letters, digits, `_`, `-` and `.`, without an ending such as `_lpf4`, which is for the
-            antialiased versions of a model.
+        name: letters, digits, `_`, `-` and `.`, without an ending such as `_lpf4`.
         build: class of the model, a `partial` of it or a function, with the keyword arguments
             `num_classes`, `dtype` and `rngs`, and its own options.
-        published: True if there is a published model of that name to compare it with.
+        published: True if there are published models to compare it with: torchvision's of the same
+            name, and those of `antialiased-cnns` for its filter sizes.
         filter_sizes: taps of its antialiased versions `<name>_lpf<k>`; default 1 to 7 if `build`
             has a parameter `filter_size`, else none.
         config: the images it expects; default: ImageNet's at 224 pixels.
         hub: repository on the Hugging Face hub for `pretrained=True`, OWNER/NAME.
-        replace: True to replace an earlier model of that name.
-
-    Raises:
-        InputError: a name that is taken or invalid, or a constructor that is not callable.
 
     Examples:
         >>> from functools import partial
@@ -105,9 +82,8 @@ def register_model(
     if not callable(build):
         raise InputError(f"{name}: build must be a class or function, got {build!r}")
     if filter_sizes is None:
-        sizes = tuple(FILTER_SIZES) if "filter_size" in parameters(build) else ()
-    else:
-        sizes = integers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
+        filter_sizes = range(1, 8) if "filter_size" in parameters(build) else ()
+    sizes = integers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
     entry = Entry(name, build, published, sizes, config or ModelConfig(), hub)
     _MODELS.register(name, entry, replace=replace)
 
@@ -124,11 +100,7 @@ def hub_repository(name: str) -> str:
 
 
 def images_of(name: str) -> ModelConfig:
-    """Returns the images that a model expects, by its name.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """Returns the images that a model expects, by its name."""
     return _MODELS[parse_name(name)[0]].config
 
 
@@ -163,11 +135,9 @@ class PublishedResult(NamedTuple):
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Returns the names that `create_model` accepts.
+    """Returns the names that `create_model` accepts, or those of models with published weights.
 
-    Args:
-        pattern: a shell pattern, such as `resnet*_lpf4`.
-        pretrained: only models with published weights.
+    The pattern is one of a shell, such as `resnet*_lpf4`.
 
     Examples:
         >>> import aa_flax
@@ -184,13 +154,8 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 
 def parse_name(name: str) -> tuple[str, int | None]:
-    """Splits `resnet50_lpf4` into `("resnet50", 4)` and `resnet50` into `("resnet50", None)`.
-
-    The original's `resnet50_lpf4_finetune` is `resnet50_lpf4`: the ending is about weights.
-
-    Raises:
-        InputError: an unknown model or filter size; the message suggests the nearest names.
-    """
+    """Splits `resnet50_lpf4` into `("resnet50", 4)` and `resnet50` into `("resnet50", None)`."""
+    # The ending of the original's `resnet50_lpf4_finetune` is about weights.
     match = re.fullmatch(r"(.+?)(?:_lpf(\d+)(?:_finetune)?)?", str(name))
     base, size = match.groups() if match else (name, None)
     if base in _MODELS and (size is None or int(size) in _MODELS[base].filter_sizes):
@@ -201,20 +166,11 @@ def parse_name(name: str) -> tuple[str, int | None]:
 
 
 def build(name: str, *, remat: bool = False, **options) -> Classifier:
-    """Builds a model by name.
-
-    Args:
-        name: one of `list_models()`.
-        remat: see `Classifier`.
-        options: options of the model's constructor.
-
-    Raises:
-        InputError: an unknown name or option, or a value that the model refuses.
-    """
+    """Builds a model by name; options are those of its constructor."""
     base, filter_size = parse_name(name)
     entry = _MODELS[base]
-    _check_options(entry, options)
     known = parameters(entry.build)
+    _check_options(entry, options, known)
     if filter_size is not None:
         options["filter_size"] = filter_size
     model = entry.build(**options)
@@ -228,32 +184,28 @@ def build(name: str, *, remat: bool = False, **options) -> Classifier:
     return model
 
 
-def _check_options(entry: Entry, options: dict[str, Any]) -> None:
+def _check_options(entry: Entry, options: dict[str, Any], known: dict) -> None:
     if options.pop("filter_size", None) is not None:
         raise InputError(f"filter_size is part of the model's name: use {entry.name}_lpf<k>")
-    known = parameters(entry.build)
     if "dtype" not in known and options.get("dtype", ...) is None:
         del options["dtype"]
-    if options.get("dtype") is not None:
-        _check_floating(options["dtype"])
+    if (dtype := options.get("dtype")) is not None and not _is_floating(dtype):
+        raise InputError(f"dtype must be floating point, e.g. jnp.bfloat16, got {dtype!r}")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
     for option in options:
         if option not in known:
             accepted = [name for name in known if name != "filter_size"]
-            message = unknown(f"option of {entry.name}", option, accepted)
             having = [other for other in _MODELS if option in parameters(_MODELS[other].build)]
             hint = f"; models that have it: {', '.join(having)}" if having else ""
-            raise InputError(message + hint)
+            raise InputError(unknown(f"option of {entry.name}", option, accepted) + hint)
 
 
-def _check_floating(dtype: Any) -> None:
+def _is_floating(dtype: Any) -> bool:
     try:
-        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
-        floating = False
-    if not floating:
-        raise InputError(f"dtype must be floating point, e.g. jnp.bfloat16, got {dtype!r}")
+        return False
 
 
 # Options that do not change the function of the weights at evaluation, or are part of the name.
@@ -266,27 +218,25 @@ _NOT_OF_THE_FUNCTION = {
 def _options_of(model: Classifier, given: dict, known: dict) -> dict[str, Any]:
     """Returns the options that differ from the constructor's defaults, in types of JSON."""
     options = {}
-    for name, value in given.items():
-        if value is None:  # the default, which the model may have as an attribute
-            value = getattr(model, name, None)
+    for name in given.keys() - _NOT_OF_THE_FUNCTION:
+        # None is the default, which the model may have as an attribute.
+        value = getattr(model, name, None) if given[name] is None else given[name]
         default = known[name].default if name in known else inspect.Parameter.empty
-        if name not in _NOT_OF_THE_FUNCTION and _as_json(value) != _as_json(default):
+        if _as_json(value) != _as_json(default):
             options[name] = _as_json(value)
     return options
 
 
 def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=_of_other_type))
+
+
+def _of_other_type(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, tuple | list):
-        return [_as_json(entry) for entry in value]
-    if isinstance(value, dict):
-        return {str(key): _as_json(entry) for key, entry in value.items()}
     if isinstance(value, partial):
         arguments = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
         return f"{_as_json(value.func)}({', '.join(arguments)})"
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     name = getattr(value, "__qualname__", None)
     return repr(value) if name is None else f"{value.__module__}.{name}"
 
@@ -295,8 +245,8 @@ def _as_json(value: Any) -> Any:
 def released_weights() -> tuple[ReleasedWeights, ...]:
     """Returns every released file, model by model."""
     return tuple(
-        ReleasedWeights(**{**row, "parameters": int(row["parameters"])})
-        for row in _rows("released_weights.tsv")
+        ReleasedWeights(model, training, file, sha256, int(parameters))
+        for model, training, file, sha256, parameters in _rows("released_weights.tsv")
     )
 
 
@@ -304,11 +254,12 @@ def released_weights() -> tuple[ReleasedWeights, ...]:
 def published_results() -> tuple[PublishedResult, ...]:
     """Returns every published result, in the order of the original's tables."""
     return tuple(
-        PublishedResult(**{**row, **{k: float(row[k]) for k in ("accuracy", "consistency")}})
-        for row in _rows("published_results.tsv")
+        PublishedResult(model, training, float(accuracy), float(consistency), source)
+        for model, training, accuracy, consistency, source in _rows("published_results.tsv")
     )
 
 
-def _rows(table: str) -> list[dict]:
+def _rows(table: str) -> list[list[Any]]:
+    """Returns the rows below the first, which names the fields."""
     text = files("aa_flax.models").joinpath(table).read_text()
-    return list(csv.DictReader(text.splitlines(), delimiter="\t"))
+    return list(csv.reader(text.splitlines(), delimiter="\t"))[1:]

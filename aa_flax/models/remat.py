@@ -11,18 +11,12 @@ from flax import nnx
 def rematerialised(block: Callable) -> Callable:
     """Returns the same block, of which the backward pass stores the input alone.
 
-    Args:
-        block: a module, a method of one, a function (or lambda), or a `partial` of any of these.
-            The modules in it, closures included, become arguments of `nnx.remat`, so that batch
-            statistics and random counts that change inside change outside.
+    It is a module, a method of one, a function (or lambda), or a `partial` of any of these. The
+    modules in it, closures included, become arguments of `nnx.remat`, so that batch statistics and
+    random counts that change inside change outside.
     """
     modules: list[nnx.Module] = []
-
-    def collect(module: nnx.Module) -> nnx.Module:
-        modules.append(module)
-        return module
-
-    _rebuilt(block, collect)
+    _rebuilt(block, lambda module: modules.append(module) or module)  # collects them
 
     def run(modules: tuple[nnx.Module, ...], *args):
         remaining = iter(modules)
@@ -31,7 +25,7 @@ def rematerialised(block: Callable) -> Callable:
     return partial(nnx.remat(run), tuple(modules))
 
 
-def _rebuilt(block: Any, replace: Callable[[nnx.Module], nnx.Module]) -> Any:
+def _rebuilt(block: Any, replace: Callable[[nnx.Module], Any]) -> Any:
     """Returns the same callable with each of its modules replaced by `replace(module)`."""
     rebuilt = partial(_rebuilt, replace=replace)
     if isinstance(block, nnx.Module):

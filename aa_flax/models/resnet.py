@@ -26,10 +26,10 @@ from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.stems import stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
-from aa_flax.nn.initializers import ones, zeros
-from aa_flax.nn.layers import LayerFactory, residual_relu
+from aa_flax.nn.initializers import Initializer, ones, zeros
+from aa_flax.nn.layers import LayerFactory
 from aa_flax.nn.pool_registry import PoolFactory, decide, pool_factory, subsample
-from aa_flax.ops import max_pool
+from aa_flax.ops import materialised, max_pool
 
 
 class BasicBlock(nnx.Module):
@@ -45,26 +45,20 @@ class BasicBlock(nnx.Module):
         features: int,
         *,
         stride: int,
-        dilation: int,
-        next_dilation: int,
+        dilations: tuple[int, int],
         groups: int,
         base_width: int,
-        zero_init_residual: bool,
+        last_scale: Initializer,
     ):
         if groups != 1 or base_width != 64:
             raise InputError(f"BasicBlock has one group of width 64, got {groups} of {base_width}")
+        first, second = ({"padding": dilation, "dilation": dilation} for dilation in dilations)
         self.pool = make.pool(stride, features)
-        self.conv1 = make.conv(
-            in_features,
-            features,
-            3,
-            stride=stride if self.pool is None else 1,
-            padding=dilation,
-            dilation=dilation,
-        )
+        conv_stride = stride if self.pool is None else 1
+        self.conv1 = make.conv(in_features, features, 3, stride=conv_stride, **first)
         self.bn1 = make.batch_norm(features)
-        self.conv2 = make.conv(features, features, 3, padding=next_dilation, dilation=next_dilation)
-        self.bn2 = make.batch_norm(features, scale_init=zeros if zero_init_residual else ones)
+        self.conv2 = make.conv(features, features, 3, **second)
+        self.bn2 = make.batch_norm(features, scale_init=last_scale)
         self.downsample = _downsample(make, in_features, features, stride)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
@@ -73,7 +67,7 @@ class BasicBlock(nnx.Module):
         y = subsample(self.pool, y, choice)  # BlurPool, where torchvision's conv1 has the stride
         y = self.bn2(self.conv2(y))
         shortcut = x if self.downsample is None else self.downsample(x, choice)
-        return residual_relu(y, shortcut)
+        return materialised(jax.nn.relu(y + shortcut))
 
 
 class Bottleneck(nnx.Module):
@@ -89,30 +83,23 @@ class Bottleneck(nnx.Module):
         features: int,
         *,
         stride: int,
-        dilation: int,
-        next_dilation: int,
+        dilations: tuple[int, int],
         groups: int,
         base_width: int,
-        zero_init_residual: bool,
+        last_scale: Initializer,
     ):
-        del next_dilation  # there is one 3x3 convolution, with the dilation of the layers before
+        dilation, _ = dilations  # there is one 3x3 convolution, dilated as the layers before
         width = features * base_width // 64 * groups
         out_features = features * self.expansion
         self.pool = make.pool(stride, width)
         self.conv1 = make.conv(in_features, width, 1)
         self.bn1 = make.batch_norm(width)
-        self.conv2 = make.conv(
-            width,
-            width,
-            3,
-            stride=stride if self.pool is None else 1,
-            padding=dilation,
-            dilation=dilation,
-            groups=groups,
-        )
+        options = {"padding": dilation, "dilation": dilation, "groups": groups}
+        conv_stride = stride if self.pool is None else 1
+        self.conv2 = make.conv(width, width, 3, stride=conv_stride, **options)
         self.bn2 = make.batch_norm(width)
         self.conv3 = make.conv(width, out_features, 1)
-        self.bn3 = make.batch_norm(out_features, scale_init=zeros if zero_init_residual else ones)
+        self.bn3 = make.batch_norm(out_features, scale_init=last_scale)
         self.downsample = _downsample(make, in_features, out_features, stride)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
@@ -122,7 +109,7 @@ class Bottleneck(nnx.Module):
         y = subsample(self.pool, y, choice)  # BlurPool, where torchvision's conv2 has the stride
         y = self.bn3(self.conv3(y))
         shortcut = x if self.downsample is None else self.downsample(x, choice)
-        return residual_relu(y, shortcut)
+        return materialised(jax.nn.relu(y + shortcut))
 
 
 class Downsample(nnx.Module):
@@ -148,10 +135,9 @@ def _downsample(
 
 
 class ResNet(Classifier):
-    """A residual network for images `(N, H, W, 3)`, plain or antialiased.
+    """A residual network of `BasicBlock`s or `Bottleneck`s, plain or antialiased.
 
     Args:
-        block: `BasicBlock` or `Bottleneck`.
         layers: number of blocks in each of the four stages.
         num_classes, filter_size, pool, dtype: options of every model, see `Classifier`.
         groups, width_per_group: ResNeXt's cardinality, and the width of a group at 64 features.
@@ -184,7 +170,8 @@ class ResNet(Classifier):
     ):
         super().__init__(num_classes=num_classes, filter_size=filter_size, pool=pool)
         self.pool_only = boolean("pool_only", pool_only)
-        dilated = _dilated_stages(output_stride)
+        if output_stride not in (8, 16, 32):
+            raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
         self.output_stride = int(output_stride)
         layers = integers("layers", layers, count=4)
         make = LayerFactory(rngs, dtype, pool_factory(filter_size, pool))
@@ -193,7 +180,7 @@ class ResNet(Classifier):
             make,
             groups=integer("groups", groups, least=1),
             base_width=integer("width_per_group", width_per_group, least=1),
-            zero_init_residual=boolean("zero_init_residual", zero_init_residual),
+            last_scale=zeros if boolean("zero_init_residual", zero_init_residual) else ones,
         )
         first = stem_convolution(stem, pool_only=self.pool_only, is_antialiased=self.is_antialiased)
         self.is_small = first.is_small
@@ -203,23 +190,15 @@ class ResNet(Classifier):
         self.pool = make.pool(1 if self.is_small else 2, 64)
 
         in_features, dilation, stages = 64, 1, []
-        stage_options = ((64, 128, 256, 512), layers, (1, 2, 2, 2), (False, *dilated))
-        for features, count, stride, dilate in zip(*stage_options, strict=True):
-            first_dilation = dilation
-            if dilate:  # instead of the stride
+        for i, count in enumerate(layers):
+            features, stride, before = 64 * 2**i, 1 if i == 0 else 2, dilation
+            if 4 * 2**i > output_stride:  # dilated instead of strided
                 dilation, stride = dilation * stride, 1
             stage = []
-            for i in range(count):
-                stage.append(
-                    new_block(
-                        in_features,
-                        features,
-                        stride=stride if i == 0 else 1,
-                        dilation=first_dilation if i == 0 else dilation,
-                        next_dilation=dilation,
-                    )
-                )
-                in_features = features * block.expansion
+            for _ in range(count):
+                dilations = (before, dilation)
+                stage.append(new_block(in_features, features, stride=stride, dilations=dilations))
+                in_features, stride, before = features * block.expansion, 1, dilation
             stages.append(nnx.List(stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = self._new_last_layer(in_features, self.num_classes, dtype=dtype, rngs=rngs)
@@ -248,8 +227,7 @@ class ResNet(Classifier):
             yield "pool", self._stem_pool
         yield from self._residual_blocks()
 
-    def level_ends(self) -> Sequence[str]:
-        """The stem's convolution and every stage, whether strided or dilated."""
+    def level_ends(self) -> Sequence[str]:  # stages end a level whether strided or dilated
         last = {name.partition(".")[0]: name for name, _ in self._residual_blocks()}
         return ["stem", *last.values()]
 
@@ -291,31 +269,15 @@ def _block_layers(block: BasicBlock | Bottleneck) -> Layers:
         yield f"downsample.{shift + 1}", shortcut.bn
 
 
-_DILATED_STAGES = {32: (False, False, False), 16: (False, False, True), 8: (False, True, True)}
-
-
-def _dilated_stages(output_stride: object) -> tuple[bool, bool, bool]:
-    """Returns which of stages 2, 3 and 4 are dilated."""
-    if not isinstance(output_stride, bool):
-        for stride, stages in _DILATED_STAGES.items():
-            if output_stride == stride:  # an integer of any kind
-                return stages
-    raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-
-
-_RESNEXT_32X4D = {"groups": 32, "width_per_group": 4}
-_RESNEXT_32X8D = {"groups": 32, "width_per_group": 8}
-_WIDE = {"width_per_group": 128}
-
-for _name, _build in {
-    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
-    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
-    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
-    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
-    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
-    "resnext50_32x4d": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_RESNEXT_32X4D),
-    "resnext101_32x8d": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_RESNEXT_32X8D),
-    "wide_resnet50_2": partial(ResNet, Bottleneck, (3, 4, 6, 3), **_WIDE),
-    "wide_resnet101_2": partial(ResNet, Bottleneck, (3, 4, 23, 3), **_WIDE),
-}.items():
-    register_model(_name, _build, published=True)
+for _name, _block, _layers, _options in (
+    ("resnet18", BasicBlock, (2, 2, 2, 2), {}),
+    ("resnet34", BasicBlock, (3, 4, 6, 3), {}),
+    ("resnet50", Bottleneck, (3, 4, 6, 3), {}),
+    ("resnet101", Bottleneck, (3, 4, 23, 3), {}),
+    ("resnet152", Bottleneck, (3, 8, 36, 3), {}),
+    ("resnext50_32x4d", Bottleneck, (3, 4, 6, 3), {"groups": 32, "width_per_group": 4}),
+    ("resnext101_32x8d", Bottleneck, (3, 4, 23, 3), {"groups": 32, "width_per_group": 8}),
+    ("wide_resnet50_2", Bottleneck, (3, 4, 6, 3), {"width_per_group": 128}),
+    ("wide_resnet101_2", Bottleneck, (3, 4, 23, 3), {"width_per_group": 128}),
+):
+    register_model(_name, partial(ResNet, _block, _layers, **_options), published=True)

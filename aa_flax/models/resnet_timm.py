@@ -24,7 +24,7 @@ from aa_flax.errors import InputError
 from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.registry import register_model
 from aa_flax.models.resnet import Bottleneck, Downsample, ResNet
-from aa_flax.models.torch_layout import Layers
+from aa_flax.models.torch_layout import Filter, Layers
 from aa_flax.nn.blur import BlurPool
 from aa_flax.nn.layers import LayerFactory
 from aa_flax.ops import avg_pool, max_pool
@@ -48,9 +48,8 @@ class StridedShortcutBlock(Bottleneck):
     ):
         super().__init__(make, in_features, features, stride=stride, **options)
         if self.downsample is not None:
-            without_pool = replace(make, pool_factory=None)
-            out_features = features * self.expansion
-            self.downsample = Downsample(without_pool, in_features, out_features, stride)
+            plain = replace(make, pool_factory=None)
+            self.downsample = Downsample(plain, in_features, features * self.expansion, stride)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
         even = all(not isinstance(n, int) or n % 2 == 0 for n in x.shape[1:3])
@@ -63,13 +62,12 @@ class StridedShortcutBlock(Bottleneck):
 
 
 class TimmResNet(ResNet):
-    """A ResNet-50 for images `(N, H, W, 3)`, antialiased as in timm.
+    """A ResNet-50 antialiased as in timm.
 
     Args:
         pool: factory of the pools in the blocks and in the stem.
         stem_window: window of the stem's dense maximum, before the pool; None: no maximum.
-        num_classes, dtype: options of every model, see `Classifier`.
-        zero_init_residual: start each residual branch at zero (Goyal et al. 2017).
+        num_classes, zero_init_residual, dtype: see `ResNet`.
     """
 
     def __init__(
@@ -83,15 +81,9 @@ class TimmResNet(ResNet):
         rngs: nnx.Rngs,
     ):
         self.stem_window = stem_window
-        super().__init__(
-            StridedShortcutBlock,
-            (3, 4, 6, 3),
-            num_classes=num_classes,
-            pool=pool,
-            zero_init_residual=zero_init_residual,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        options = {"num_classes": num_classes, "zero_init_residual": zero_init_residual}
+        options |= {"pool": pool, "dtype": dtype, "rngs": rngs}
+        super().__init__(StridedShortcutBlock, (3, 4, 6, 3), **options)
 
     def _stem_pool(self, x: Float[Array, "N H W 64"]) -> Float[Array, "N h w 64"]:
         if self.stem_window is not None:
@@ -100,17 +92,9 @@ class TimmResNet(ResNet):
 
     def torch_layers(self) -> Layers:
         """Yields the layers of a plain ResNet: timm's pools have no entry in a torch file."""
-        yield "conv1", self.conv1
-        yield "bn1", self.bn1
-        for prefix, block in self._residual_blocks():
-            for i in (1, 2, 3):
-                yield f"{prefix}.conv{i}", getattr(block, f"conv{i}")
-                yield f"{prefix}.bn{i}", getattr(block, f"bn{i}")
-            if block.downsample is not None:
-                yield f"{prefix}.downsample.0", block.downsample.conv
-                yield f"{prefix}.downsample.1", block.downsample.bn
-        if self.fc is not None:
-            yield "fc", self.fc
+        for name, layer in super().torch_layers():
+            if not isinstance(layer, Filter):
+                yield name.replace("conv3.1", "conv3"), layer
 
 
 register_model(

@@ -5,7 +5,9 @@ Tracing computes no values, so a model may consist of shapes alone (`nnx.eval_sh
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ from aa_flax.errors import InputError
 if TYPE_CHECKING:
     from aa_flax.models.classifier import Classifier
 
-_LARGEST = 2048  # pixels; a model that needs more than this has no smallest size of interest
+_POWERS = [2**i for i in range(12)]  # pixels; a model that needs more has no smallest size
 _BOUNDS = (96, 192, 384)  # pixels that export may assume where the smallest size is not provable
 # Sides of two square images: the difference of their maps gives the reduction, for every stride
 # that divides the difference of the sides.
@@ -26,26 +28,17 @@ _SIDES = (1024, 1024 + 40320)
 
 
 class FeatureLevel(NamedTuple):
-    """One level of a feature pyramid.
-
-    Attributes:
-        name: name of its last block.
-        channels: channels of its maps.
-        reduction: factor by which its maps are smaller than the images, on each axis.
-    """
+    """One level of a feature pyramid, named after its last block."""
 
     name: str
     channels: int
-    reduction: int
+    reduction: int  # factor by which its maps are smaller than the images, on each axis
 
 
 def check_images(x: object, *, channels: int = 3) -> None:
-    """Checks that `x` is a batch of floating-point images `(N, H, W, channels)`.
+    """Raises an InputError unless `x` is a batch of floating-point images `(N, H, W, channels)`.
 
     Sizes that export leaves open are not compared.
-
-    Raises:
-        InputError: another rank, order of axes, number of channels or type.
     """
     advice, given = "give a JAX array", f"a {type(x).__name__}"
     if hasattr(x, "__jax_array__"):
@@ -108,54 +101,37 @@ def embedding_size(model: Classifier) -> int:
     return _traced(model, lambda model, x: model(x), 2, size, size).shape[-1]
 
 
-def smallest_size(model: nnx.Module) -> int | None:
-    """Returns the side of the smallest square image that the model's blocks accept.
-
-    Found by tracing in evaluation: no values are computed.
-
-    Returns:
-        pixels, or None if the blocks accept no size up to 2048.
-    """
-    graphdef, _ = nnx.split(model)
-    if graphdef not in _smallest_sizes:
-        _smallest_sizes[graphdef] = _search(lambda size: _accepts(model, size))
-    return _smallest_sizes[graphdef]
-
-
 _smallest_sizes: dict[nnx.GraphDef, int | None] = {}
 
 
-def _search(accepts: Callable[[int], bool]) -> int | None:
-    size = 1
-    while not accepts(size):
-        size *= 2
-        if size > _LARGEST:
-            return None
-    too_small = size // 2
-    while size - too_small > 1:
-        middle = (size + too_small) // 2
-        too_small, size = (too_small, middle) if accepts(middle) else (middle, size)
-    return size
+def smallest_size(model: nnx.Module) -> int | None:
+    """Returns the side of the smallest square image, up to 2048 pixels, that the blocks accept."""
+    graphdef, _ = nnx.split(model)
+    if graphdef not in _smallest_sizes:
+        accepts = partial(_accepts, model)
+        enough = next(filter(accepts, _POWERS), None)  # small sizes fail early, large ones are slow
+        _smallest_sizes[graphdef] = enough and bisect_left(
+            range(enough), True, lo=enough // 2 + 1, key=accepts
+        )
+    return _smallest_sizes[graphdef]
 
 
 def _accepts(model: nnx.Module, size: int) -> bool:
-    def run(model: Any, x: Any) -> None:
-        for _, block in model.named_blocks():
-            x = block(x)
-
     try:
-        _traced(model, run, 1, size, size)
+        _traced(model, _last_map, 1, size, size)
     except ValueError:
         return False
     return True
 
 
-def refuse_too_small(model: Any, block: str, shape: tuple, error: ValueError) -> None:
-    """Reports images that are too small, if that is why a block failed; otherwise does nothing.
+def _last_map(model: Any, x: Any) -> Any:
+    for _, block in model._named_blocks():
+        x = block(x)
+    return x
 
-    Raises:
-        InputError: with the model, its smallest size, and the error of the block.
-    """
+
+def refuse_too_small(model: Any, block: str, shape: tuple, error: ValueError) -> None:
+    """Raises an InputError if images are too small, if that is why a block failed."""
     height, width = shape[1:3]
     if not (isinstance(height, int) and isinstance(width, int)):
         return
@@ -169,12 +145,10 @@ def refuse_too_small(model: Any, block: str, shape: tuple, error: ValueError) ->
 
 def unbounded(model: Any, shape: tuple) -> InputError:
     """Returns the error about sizes that export leaves open and that may be too small."""
-    bound = exportable_bound(model)
-    advice = (
-        f", or a bound: jax.export.symbolic_shape('n, h, w', constraints={_at_least(bound)})"
-        if bound
-        else ""
-    )
+    advice = ""
+    if bound := exportable_bound(model):
+        constraints = _at_least(bound)
+        advice = f", or a bound: jax.export.symbolic_shape('n, h, w', constraints={constraints})"
     return InputError(
         f"images of {shape[1]}x{shape[2]} pixels may be too small for "
         f"{model.name or 'this model'}; give export the numbers{advice}"
@@ -194,47 +168,31 @@ def exportable_bound(model: nnx.Module) -> int | None:
     smallest = smallest_size(model)
     if smallest is None:
         return None
+    bounds = (smallest, *(size for size in _BOUNDS if size > smallest))
     try:
-        for bound in (smallest, *(size for size in _BOUNDS if size > smallest)):
-            if _accepts_from(model, bound):
-                return bound
+        return next((bound for bound in bounds if _accepts_from(model, bound)), None)
     except InputError:  # its head needs sizes in numbers
         return None
-    return None
 
 
 def _accepts_from(model: nnx.Module, bound: int) -> bool:
-    def run(model: Any, x: Any) -> Any:
-        for _, block in model._named_blocks():
-            x = block(x)
-        return model.forward_head(x)
-
     sizes = jax.export.symbolic_shape("n, h, w", constraints=_at_least(bound))
     try:
-        _traced(model, run, *sizes)
+        _traced(model, lambda model, x: model.forward_head(_last_map(model, x)), *sizes)
     except jax.errors.InconclusiveDimensionOperation:
         return False
     return True
 
 
 def feature_info(model: Classifier) -> tuple[FeatureLevel, ...]:
-    """Returns all levels of a model's feature pyramid, from the finest to the coarsest.
-
-    Raises:
-        InputError: a block whose maps do not grow with the images.
-    """
+    """Returns all levels of a model's feature pyramid, from the finest to the coarsest."""
     traced = {level.name: level for level in _block_levels(model)}
     return tuple(traced[name] for name in model.level_ends())
 
 
 def last_blocks(model: Classifier) -> list[str]:
-    """Returns the names of the last block at each resolution.
-
-    Raises:
-        InputError: a block whose maps do not grow with the images.
-    """
-    last = {level.reduction: level.name for level in _block_levels(model)}
-    return list(last.values())
+    """Returns the names of the last block at each resolution."""
+    return list({level.reduction: level.name for level in _block_levels(model)}.values())
 
 
 _levels: dict[nnx.GraphDef, tuple[FeatureLevel, ...]] = {}
@@ -244,11 +202,7 @@ def _block_levels(model: Classifier) -> tuple[FeatureLevel, ...]:
     """Returns every block of the trunk as a level."""
 
     def run(model: Any, x: Any) -> list[Any]:
-        maps = []
-        for _, block in model.feature_blocks():
-            x = block(x)
-            maps.append(x)
-        return maps
+        return [map_ for _, map_ in model._maps(model._feature_blocks(), x)]
 
     graphdef, _ = nnx.split(model)
     if graphdef not in _levels:

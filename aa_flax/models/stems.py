@@ -6,43 +6,25 @@ from aa_flax.errors import InputError
 
 
 def is_small(stem: object) -> bool:
-    """Checks whether a stem is that for small images.
-
-    Raises:
-        InputError: it is neither "imagenet" nor "small".
-    """
+    """Returns True for the stem for small images, "small", and False for "imagenet"."""
     if stem not in ("imagenet", "small"):
         raise InputError(f"stem must be 'imagenet' or 'small', got {stem!r}")
     return stem == "small"
 
 
 class StemConvolution(NamedTuple):
-    """The first convolution of a ResNet or DenseNet.
-
-    Attributes:
-        size: side of its kernel, in pixels.
-        stride: its stride.
-        pool_stride: stride of the pool after it.
-        is_small: True for small images: no max pool follows.
-    """
+    """The first convolution of a ResNet or DenseNet."""
 
     size: int
     stride: int
     pool_stride: int
-    is_small: bool
+    is_small: bool  # no max pool follows
 
 
 def stem_convolution(stem: object, *, pool_only: bool, is_antialiased: bool) -> StemConvolution:
     """Returns the first convolution: 7x7 at half the resolution, or 3x3 at full for small images.
 
-    Args:
-        stem: "imagenet" or "small".
-        pool_only: True if the convolution keeps its stride, so that only the max pool after it is
-            antialiased.
-        is_antialiased: False for a baseline.
-
-    Raises:
-        InputError: an unknown stem, or `pool_only=False` for a baseline or a stem without stride.
+    With `pool_only` it keeps its stride, so that only the max pool after it is antialiased.
     """
     if not is_antialiased and not pool_only:
         raise InputError("pool_only=False needs an antialiased model: give a filter_size or a pool")

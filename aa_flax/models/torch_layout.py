@@ -5,7 +5,7 @@ without variables has nothing, so all layers have the names they have in the `_l
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -44,21 +44,20 @@ def sequential(prefix: str, layers: Sequence[Layer | None]) -> Layers:
             yield f"{prefix}.{i}", layer
 
 
-def pool_filter(pool: nnx.Module, channels: int) -> Filter | None:
-    """Returns what a torch file has for a pool; None: nothing. A pool with variables is refused."""
-    size = binomial_size(pool)
-    if size is not None:
-        return Filter(size, channels)
+def pool_entry(pool: Any, channels: int) -> list[Layer | None]:
+    """Returns the entry of a torch Sequential for a pool; none without a pool."""
+    if pool is None:
+        return []
+    if (size := binomial_size(pool)) is not None:
+        return [Filter(size, channels)]
     if isinstance(pool, nnx.Module) and jax.tree.leaves(nnx.state(pool)):
         raise InputError(
             f"a model whose pool {type(pool).__name__} has variables has no torch layout, since "
             "torch's models have no such variables; save it by aa_flax.save_weights"
         )
-    return None
+    return [None]
 
 
-def pool_layers(name: str, pool: nnx.Module | None, channels: int) -> Layers:
-    """Yields what a torch file has for a pool, if anything: see `pool_filter`."""
-    layer = None if pool is None else pool_filter(pool, channels)
-    if layer is not None:
-        yield name, layer
+def pool_layers(name: str, pool: Any, channels: int) -> Layers:
+    """Yields what a torch file has for a pool, if anything."""
+    return ((name, layer) for layer in pool_entry(pool, channels) if layer is not None)

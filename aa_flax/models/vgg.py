@@ -9,7 +9,6 @@ becomes
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from math import prod
 
 import jax
 from flax import nnx
@@ -26,7 +25,7 @@ from aa_flax.models.torch_layout import (
     Flattened,
     Layer,
     Layers,
-    pool_filter,
+    pool_entry,
     sequential,
 )
 from aa_flax.nn.initializers import normal, zeros
@@ -98,16 +97,14 @@ class VGG(Classifier):
         for i, (stage, pool) in enumerate(zip(self.stages, self.pools, strict=True), 1):
             for j, block in enumerate(stage, 1):
                 yield f"conv{i}_{j}", block
-            yield f"pool{i}", partial(_max_pool, pool)
+            yield f"pool{i}", partial(strided_max_pool, pool, window=2)
 
     def torch_layers(self) -> Layers:
         features: list[Layer | None] = []
         for stage, pool in zip(self.stages, self.pools, strict=True):
             for block in stage:
                 features += [block.conv, *([] if block.bn is None else [block.bn]), RELU]
-            features.append(MAX_POOL)
-            if pool is not None:
-                features.append(pool_filter(pool, stage[-1].conv.out_features))
+            features += [MAX_POOL, *pool_entry(pool, stage[-1].conv.out_features)]
         yield from sequential("features", features)
         first = Flattened(self.fc1, 7, 7)
         classifier = [first, RELU, DROPOUT, self.fc2, RELU, DROPOUT, self.fc3]
@@ -116,24 +113,17 @@ class VGG(Classifier):
     def forward_head(
         self, features: Float[Array, "N h w 512"], pre_logits: bool = False
     ) -> Float[Array, "N classes"]:
-        x = adaptive_avg_pool(features, 7)
-        x = x.reshape(x.shape[0], prod(x.shape[1:]))  # -1 fails for an empty batch
+        x = adaptive_avg_pool(features, 7).reshape(features.shape[0], self.fc1.in_features)
         x = self.dropout1(jax.nn.relu(self.fc1(x)))
         x = self.dropout2(jax.nn.relu(self.fc2(x)))
         return self._classified(x, pre_logits)
 
 
-def _max_pool(pool: nnx.Module | None, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-    return strided_max_pool(pool, x, window=2)
-
-
-_LAYERS = {
+for _name, _layers in {
     "vgg11": (1, 1, 2, 2, 2),
     "vgg13": (2, 2, 2, 2, 2),
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
-}
-
-for _name, _layers in _LAYERS.items():
+}.items():
     register_model(_name, partial(VGG, _layers), published=True)
     register_model(f"{_name}_bn", partial(VGG, _layers, batch_norm=True), published=True)

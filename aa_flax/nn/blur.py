@@ -33,6 +33,8 @@ class BlurPool(nnx.Module):
         (2, 28, 28, 64)
     """
 
+    padding: Padding
+
     def __init__(
         self,
         filter_size: int | Sequence[int] = 4,
@@ -42,16 +44,14 @@ class BlurPool(nnx.Module):
         **others: Never,
     ):
         options = check_options(filter_size, stride, padding, pad_offset)
-        if others or np.max(options.filter_size) > _MOST_TAPS:
-            given = ", ".join(others) or f"filter_size={options.filter_size}"
+        self.filter_size, self.stride, self.padding, self.pad_offset = options
+        if others or np.max(self.filter_size) > _MOST_TAPS:
+            given = ", ".join(others) or f"filter_size={self.filter_size}"
             raise InputError(
                 f"BlurPool takes (filter_size, stride, padding, pad_offset), a filter_size of at "
                 f"most {_MOST_TAPS}, and no channels, unlike the PyTorch original; got {given}; "
                 "write BlurPool(4, 2) for its BlurPool(channels, filt_size=4, stride=2)"
             )
-        self.filter_size, self.stride = options.filter_size, options.stride
-        self.padding: Padding = options.padding
-        self.pad_offset = options.pad_offset
 
     def __call__(self, x: Float[Array, "N *spatial C"]) -> Float[Array, "N *out C"]:
         return blur_pool(x, self.filter_size, self.stride, self.padding, self.pad_offset)
@@ -70,6 +70,8 @@ class BlurUpsample(nnx.Module):
         (1, 9, 7, 3)
     """
 
+    padding: Padding
+
     def __init__(
         self,
         filter_size: int | Sequence[int] = 4,
@@ -80,11 +82,8 @@ class BlurUpsample(nnx.Module):
         gain: Gain = "stride",
     ):
         options = check_options(filter_size, stride, padding, pad_offset)
-        check_gain(gain)
-        self.filter_size, self.stride = options.filter_size, options.stride
-        self.padding: Padding = options.padding
-        self.pad_offset = options.pad_offset
-        self.gain: Gain = gain
+        self.filter_size, self.stride, self.padding, self.pad_offset = options
+        self.gain: Gain = check_gain(gain)
 
     def __call__(
         self, x: Float[Array, "N *spatial C"], size: int | Sequence[int] | None = None
@@ -97,8 +96,7 @@ class MaxBlurPool(nnx.Module):
     """An antialiased max pool: a dense maximum (stride 1), then `BlurPool`.
 
     Args:
-        window: side of the window of the maximum, in pixels.
-        window_padding: pixels of padding for the maximum, which are never the maximum.
+        window, window_padding: of the maximum, in pixels; padding is never the maximum.
         filter_size, stride, padding: as in `blur_pool`.
 
     Source: Zhang, ICML 2019, Sec. 3.2, "MaxPool -> MaxBlurPool".

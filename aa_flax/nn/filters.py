@@ -19,14 +19,9 @@ from aa_flax.ops.padding import given_padding, is_circular
 class FilterPool(nnx.Module):
     """Filters every channel by fixed taps and keeps every `stride`-th value.
 
-    It has no variables. A map `(N, *spatial, C)` gets `ceil(n / stride)` values on each axis.
-
     Args:
         taps: the filter of every axis, or one for each axis.
         stride, padding: as in `blur_pool`.
-
-    Raises:
-        InputError: an option that `blur_pool` does not accept.
     """
 
     def __init__(
@@ -44,17 +39,7 @@ class FilterPool(nnx.Module):
 class GaussianPool(FilterPool):
     """Filters every channel by a sampled Gaussian and keeps every `stride`-th value.
 
-    The pools `gaussian<k>`. It has no variables. A map `(N, *spatial, C)` gets `ceil(n / stride)`
-    values on each spatial axis.
-
-    Args:
-        filter_size: taps, 1 or more.
-        stride, padding: as in `blur_pool`.
-        sigma: standard deviation in pixels; default 0.3 ((filter_size - 1) / 2 - 1) + 0.8, that of
-            OpenCV's `getGaussianKernel`.
-
-    Raises:
-        InputError: an invalid option.
+    The pools `gaussian<k>`; `sigma` is that of `aa_flax.ops.filters.gaussian_taps`.
     """
 
     def __init__(
@@ -71,18 +56,9 @@ class GaussianPool(FilterPool):
 class KaiserPool(FilterPool):
     """Filters every channel by a Kaiser-windowed sinc and keeps every `stride`-th value.
 
-    The pools `kaiser<k>`. The cut-off is the Nyquist frequency of the subsampled map, so the filter
-    follows from the stride; a wide one comes near the ideal low-pass filter. Some taps are
-    negative: an edge may overshoot. It has no variables. A map `(N, *spatial, C)` gets
-    `ceil(n / stride)` values on each spatial axis.
-
-    Args:
-        filter_size: taps, 1 or more.
-        stride, padding: as in `blur_pool`.
-        beta: shape of the window, 0 or more; default: see `aa_flax.ops.filters.kaiser_taps`.
-
-    Raises:
-        InputError: an invalid option.
+    The pools `kaiser<k>`; `beta` is that of `aa_flax.ops.filters.kaiser_taps`. The cut-off is the
+    Nyquist frequency of the subsampled map, so the filter follows from the stride; a wide one comes
+    near the ideal low-pass filter. Some taps are negative: an edge may overshoot.
 
     Source: Kaiser, 1974; in networks Karras et al., Alias-Free GAN, NeurIPS 2021, Appendix C.1.
     """
@@ -103,15 +79,8 @@ class KaiserPool(FilterPool):
 class AveragePool(nnx.Module):
     """Returns the means of adjacent windows as wide as the stride; BlurPool(2) for a stride of 2.
 
-    The pool `average`. It has no variables. A map `(N, *spatial, C)` gets `ceil(n / stride)`
-    values on each spatial axis: where the stride does not divide the size, the border is replicated
-    (within `circular_padding`, the map is continued periodically).
-
-    Args:
-        stride: window and subsampling factor, 1 or more; one number, or one for each axis.
-
-    Raises:
-        InputError: an invalid stride.
+    The pool `average`. Where the stride does not divide the size, the border is replicated (within
+    `circular_padding`, the map is continued periodically).
     """
 
     def __init__(self, stride: int | Sequence[int] = 2):
@@ -127,17 +96,7 @@ class AveragePool(nnx.Module):
 class IdealPool(nnx.Module):
     """Crops the spectrum of the map to the frequencies that the coarser grid represents.
 
-    The pool `ideal`: `aa_flax.ops.filters.ideal_pool` as a layer. Maps count as periodic. It has
-    no variables. A map `(N, *spatial, C)` gets `ceil(n / stride)` values on each spatial axis.
-
-    Args:
-        stride: subsampling factor, 1 or more; one number, or one for each axis.
-
-    Raises:
-        InputError: an invalid stride.
-
-    Source: Grabinski et al., FrequencyLowCut Pooling, ECCV 2022; Michaeli et al., Alias-Free
-    Convnets, CVPR 2023, Sec. 3.
+    The pool `ideal`: `aa_flax.ops.filters.ideal_pool` as a layer. Maps count as periodic.
     """
 
     def __init__(self, stride: int | Sequence[int] = 2):
@@ -151,34 +110,21 @@ class LearnedPool(nnx.Module):
     """Filters each channel by its own positive weights, which sum to 1 and are learned.
 
     The pools `learned<k>`. The weights are the softmax of `logits`, `(k, k, 1, C)`, over the taps,
-    and start as BlurPool's. A map `(N, H, W, C)` gets `ceil(n / stride)` values on each axis.
-
-    Args:
-        filter_size: taps on each axis, 1 or more.
-        stride: subsampling factor of both axes, 1 or more.
-        padding: as in `blur_pool`.
-        features: channels of the maps.
-
-    Raises:
-        InputError: an invalid option, or a map of another rank or too small.
+    and start as BlurPool's; `features` is the number of channels C.
 
     Source: Zou et al., Delving Deeper into Anti-aliasing in ConvNets, BMVC 2020, Sec. 3: filters
     normalised by a softmax; theirs are predicted from the image, these are one for each channel.
     """
 
+    padding: Padding
+
     def __init__(
-        self,
-        filter_size: int = 3,
-        stride: int = 2,
-        padding: Padding = "reflect",
-        *,
-        features: int,
+        self, filter_size: int = 3, stride: int = 2, padding: Padding = "reflect", *, features: int
     ):
-        options = check_options(filter_size, stride, padding, 0)
-        if not (isinstance(options.filter_size, int) and isinstance(options.stride, int)):
+        size, step, self.padding, _ = check_options(filter_size, stride, padding, 0)
+        if not (isinstance(size, int) and isinstance(step, int)):
             raise InputError("a learned filter is square: give one filter_size and one stride")
-        self.filter_size, self.stride = options.filter_size, options.stride
-        self.padding: Padding = padding
+        self.filter_size, self.stride = size, step
         taps = np.log(binomial_taps(self.filter_size))
         logits = np.add.outer(taps, taps).astype(np.float32)[..., None, None]
         self.logits = nnx.Param(jnp.tile(logits, (1, 1, 1, features)))
@@ -200,9 +146,9 @@ class LearnedPool(nnx.Module):
                 f"{self.filter_size} learned taps; use at least {least} pixels on each axis"
             )
         x = jnp.pad(x, ((0, 0), widths, widths, (0, 0)), mode=PAD_MODE[mode])
-        strides, no_padding = (self.stride, self.stride), ((0, 0), (0, 0))
-        kernel = self.kernel.astype(x.dtype)
+        strides, channels = (self.stride, self.stride), x.shape[-1]
+        kernel, no_padding = self.kernel.astype(x.dtype), ((0, 0), (0, 0))
         with given_padding():
             return conv_general_dilated(
-                x, kernel, strides, no_padding, feature_group_count=x.shape[-1]
+                x, kernel, strides, no_padding, feature_group_count=channels
             )

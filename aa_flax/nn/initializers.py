@@ -37,17 +37,14 @@ _notes: ContextVar[list[tuple[Array, "Initializer"]] | None] = ContextVar("notes
 
 @dataclass(frozen=True)
 class Initializer:
-    """A distribution of initial values, for `kernel_init` and the like.
+    """A distribution of initial values around 0, or a constant, for `kernel_init` and the like.
 
-    Attributes:
-        kind: `normal` of mean 0, `uniform` around 0, or `constant`.
-        scale: the standard deviation, the bound, or the constant.
-        fan: divides the scale by the square root of the number of inputs (`in`) or outputs (`out`)
-            of a kernel `(..., in, out)`.
+    With `fan` the scale is divided by the square root of the number of inputs or outputs of a
+    kernel `(..., in, out)`.
     """
 
     kind: Literal["normal", "uniform", "constant"]
-    scale: float
+    scale: float  # the standard deviation, the bound, or the constant
     fan: Literal["in", "out"] | None = None
 
     def scale_of(self, shape: tuple[int, ...]) -> float:
@@ -127,16 +124,12 @@ def torch_uniform(fan_in: int) -> Initializer:
 def initialised(build: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs) -> Module:
     """Returns the model of `build(rngs)` with initial values; within a trace, `build(rngs)` itself.
 
-    Args:
-        build: constructor of the model from random keys; it is traced.
-        rngs: the stream `params` is the seed; all streams advance as in `build`.
+    The stream `params` is the seed; all streams advance as in `build`, which is traced.
     """
     if _traced(rngs):
         return build(rngs)
-    plan, computed, seed = _plan(build, rngs)
-    values = _draw_all(plan, seed) | dict(zip(plan.computed, computed, strict=True))
-    state = jax.tree.unflatten(plan.tree, [values[path] for path in plan.leaves])
-    return nnx.merge(plan.graphdef, state)
+    graphdef, tree, values = _structure_and_values(build, rngs)
+    return nnx.merge(graphdef, jax.tree.unflatten(tree, values.values()))
 
 
 def initial_values(
@@ -146,8 +139,7 @@ def initial_values(
     if _traced(rngs):
         fresh = nnx.to_flat_state(nnx.state(build(rngs)))
         return {path: v.get_value() for path, v in fresh if path in paths}
-    plan, computed, seed = _plan(build, rngs, paths)
-    return _draw_all(plan, seed) | dict(zip(plan.computed, computed, strict=True))
+    return _structure_and_values(build, rngs, paths)[-1]
 
 
 def abstract(build: Callable[[nnx.Rngs], Module]) -> Module:
@@ -160,41 +152,47 @@ def abstract(build: Callable[[nnx.Rngs], Module]) -> Module:
     return nnx.eval_shape(build_counting)
 
 
-class _Plan(NamedTuple):
-    """A model of shapes, and the origin of the value of each variable.
-
-    Attributes:
-        tree: structure of the state. leaves: paths of its leaves, in order.
-        drawn: variables that NumPy draws. computed: those that JAX computes.
-    """
-
-    graphdef: Any
-    tree: Any
-    leaves: list[Path]
-    drawn: dict[Path, _Draw]
-    computed: list[Path]
-
-
-def _plan(
+def _structure_and_values(
     build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, paths: Collection[Path] | None = None
-) -> tuple[_Plan, list[Array], bytes]:
-    """Returns the plan, the values that JAX computed, and the seed; advances `rngs`."""
-    plans: list[_Plan] = []
+) -> tuple[Any, Any, dict[Path, Array]]:
+    """Returns the graph and the state's structure, and values (of `paths`) in its order.
+
+    Advances `rngs`.
+    """
+    structure: list[Any] = []
+    drawn: dict[Path, _Draw | None] = {}  # None: JAX computes it
     counts = {name: int(stream.count[...]) for name, stream in rngs.items()}
 
     @jax.jit
     def compute(keys):
-        with _noting() as notes, _counting_in_python(keys, counts) as traced_rngs:
-            model = build(traced_rngs)
-        plan, values = _sort(model, notes, paths)
-        plans.append(plan)
-        return [values[path] for path in plan.computed]
+        token = _notes.set(notes := [])
+        try:
+            with _counting_in_python(keys, counts) as traced_rngs:
+                model = build(traced_rngs)
+        finally:
+            _notes.reset(token)
+        graphdef, state = nnx.split(model)
+        structure.extend([graphdef, jax.tree.structure(state)])
+        # NumPy draws what is still the array of an initializer.
+        noted, others = {id(value): initializer for value, initializer in notes}, []
+        for path, variable in nnx.to_flat_state(state):
+            if paths is not None and path not in paths:
+                continue
+            value = variable.get_value()
+            initializer = noted.get(id(value))
+            drawn[path] = initializer and _Draw(initializer, value.shape, value.dtype)
+            if initializer is None:
+                others.append(value)
+        return others
 
     seed = _seed(rngs)
-    computed = compute({name: stream.key[...] for name, stream in rngs.items()})
+    computed = iter(compute({name: stream.key[...] for name, stream in rngs.items()}))
     for name, stream in rngs.items():
         stream.count.set_value(jnp.asarray(np.uint32(counts[name])))
-    return plans[0], computed, seed
+    values = _draw_all({path: draw for path, draw in drawn.items() if draw}, seed)
+    values = {path: values[path] if draw else next(computed) for path, draw in drawn.items()}
+    graphdef, tree = structure
+    return graphdef, tree, values
 
 
 class _Stream(nnx.RngStream):
@@ -226,36 +224,6 @@ def _counting_in_python(keys: dict[str, Array], counts: dict[str, int]) -> Itera
         stream.count.set_value(jnp.asarray(counts[name], jnp.uint32))
 
 
-def _sort(
-    model: nnx.Module, notes: list[tuple[Array, Initializer]], paths: Collection[Path] | None
-) -> tuple[_Plan, dict[Path, Array]]:
-    """Separates values that are still the arrays of an initializer from all others."""
-    graphdef, state = nnx.split(model)
-    values = {path: variable.get_value() for path, variable in nnx.to_flat_state(state)}
-    noted = {id(value): initializer for value, initializer in notes}
-    drawn, computed = {}, []
-    for path, value in values.items():
-        if paths is not None and path not in paths:
-            continue
-        if id(value) in noted:
-            drawn[path] = _Draw(noted[id(value)], value.shape, value.dtype)
-        else:
-            computed.append(path)
-    path_of = {id(value): path for path, value in values.items()}
-    arrays, tree = jax.tree.flatten(state)
-    return _Plan(graphdef, tree, [path_of[id(a)] for a in arrays], drawn, computed), values
-
-
-@contextmanager
-def _noting() -> Iterator[list[tuple[Array, Initializer]]]:
-    notes: list[tuple[Array, Initializer]] = []
-    token = _notes.set(notes)
-    try:
-        yield notes
-    finally:
-        _notes.reset(token)
-
-
 def _traced(rngs: nnx.Rngs) -> bool:
     """Checks whether the keys, or any values computed now, are tracers."""
     leaves = [*jax.tree.leaves(nnx.state(rngs)), jax.device_put(0)]
@@ -265,30 +233,30 @@ def _traced(rngs: nnx.Rngs) -> bool:
 def _seed(rngs: nnx.Rngs) -> bytes:
     """Returns the key and count of the stream `params`, so that each model from it differs."""
     stream = rngs.params
-    key = np.asarray(jax.random.key_data(stream.key[...]), np.uint32)
-    count = np.asarray(stream.count[...], np.uint32)
-    return key.astype("<u4").tobytes() + count.astype("<u4").tobytes()
+    words = jax.random.key_data(stream.key[...]), stream.count[...]
+    return b"".join(np.asarray(word).astype("<u4").tobytes() for word in words)
 
 
-def _draw_all(plan: _Plan, seed: bytes) -> dict[Path, Array]:
+def _draw_all(drawn: dict[Path, _Draw], seed: bytes) -> dict[Path, Array]:
     """Draws variables in blocks by threads; each block has its own range of the counter."""
     values: dict[Path, np.ndarray] = {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         blocks = []
-        for path, (initializer, shape, dtype) in plan.drawn.items():
+        for path, (initializer, shape, dtype) in drawn.items():
             scale = initializer.scale_of(shape)
             if initializer.kind == "constant":
                 values[path] = np.full(shape, scale, dtype)
                 continue
             values[path] = _aligned(shape)
-            flat, key = values[path].reshape(-1), _key(seed, path)
+            flat, name = values[path].reshape(-1), "/".join(map(str, path)).encode()
+            key = int.from_bytes(hashlib.sha256(seed + name).digest()[:16], "little")  # 128 bits
             for block in range(-(-flat.size // _BLOCK)):
                 generator = np.random.Generator(np.random.Philox(key=key, counter=block << 128))
                 part = flat[block * _BLOCK : (block + 1) * _BLOCK]
                 blocks.append(threads.submit(initializer.draw, generator, part, scale))
         for block in blocks:
             block.result()
-    typed = [v.astype(plan.drawn[path].dtype, copy=False) for path, v in values.items()]
+    typed = [v.astype(drawn[path].dtype, copy=False) for path, v in values.items()]
     return dict(zip(values, jax.device_put(typed), strict=True))
 
 
@@ -298,9 +266,3 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     memory = np.empty(size + alignment, np.uint8)
     start = -memory.ctypes.data % alignment
     return memory[start : start + size].view(np.float32).reshape(shape)
-
-
-def _key(seed: bytes, path: Path) -> int:
-    """Returns Philox's key of a variable, 128 bits."""
-    name = "/".join(map(str, path)).encode()
-    return int.from_bytes(hashlib.sha256(seed + name).digest()[:16], "little")

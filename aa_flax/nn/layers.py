@@ -1,6 +1,5 @@
 """Layers that the models share, equal to torch's layers of the same name, on NHWC arrays."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float
 from aa_flax.errors import InputError
 from aa_flax.nn.initializers import kaiming_normal_fan_out, ones, torch_uniform, zeros
 from aa_flax.nn.pool_registry import PoolFactory, make_pool, subsample
-from aa_flax.ops import conv_general_dilated, materialised, max_pool
+from aa_flax.ops import conv_general_dilated, max_pool
 from aa_flax.ops.cpu.batch_norm import along, batch_norm
 
 
@@ -24,12 +23,8 @@ class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last, with torch's running statistics.
 
     The batch is normalised by its biased variance; `var` is the running average of the unbiased
-    one, as in torch (of the biased one in Flax). Statistics are float32 whatever the compute type,
-    and the variance is taken about the mean, which does not cancel at large means.
-
-    Args:
-        num_features: channels `C`.
-        momentum: weight of the old running statistic (torch's `1 - momentum`).
+    one, as in torch (of the biased one in Flax). `momentum` is the weight of the old average
+    (torch's `1 - momentum`). Statistics are float32 whatever the compute type.
     """
 
     def __init__(
@@ -59,25 +54,18 @@ class BatchNorm(nnx.Module):
             factor = scale * lax.rsqrt(self.var[...] + self.epsilon)
             y = (x - along(self.mean[...], x)) * along(factor, x) + along(bias, x)
             return y.astype(dtype)
-        self._refuse_a_single_value(x)
-        y, mean, var = batch_norm(x, scale, bias, self.epsilon)
-        self._update_running(mean, var, prod(x.shape[:-1]))
-        return y.astype(dtype)
-
-    def _refuse_a_single_value(self, x: Array) -> None:
-        if prod(x.shape[:-1]) < 2:
+        if (count := prod(x.shape[:-1])) < 2:
             raise InputError(
                 f"BatchNorm in training needs more than one value for each channel, got shape "
                 f"{x.shape}; use a larger batch or image, or call model.eval()"
             )
-
-    def _update_running(self, mean: Array, var: Array, count: int) -> None:
-        """Updates the running statistics by those of a batch, with its unbiased variance."""
+        y, mean, var = batch_norm(x, scale, bias, self.epsilon)
         keep, unbiased = self.momentum, var * (count / (count - 1))
         for running, now in ((self.mean, mean), (self.var, unbiased)):
             moved = keep * running[...] + (1 - keep) * lax.stop_gradient(now)
             # Not in place: that would write to an array of NumPy that belongs to the caller.
             running.set_value(moved.astype(running.dtype))
+        return y.astype(dtype)
 
 
 class Folded(nnx.Module):
@@ -120,10 +108,10 @@ def conv2d(
     use_bias: bool = False,
     kernel_init: nnx.Initializer = kaiming_normal_fan_out,
     bias_init: nnx.Initializer = zeros,
-    dtype: DTypeLike | None = None,
     rngs: nnx.Rngs,
+    **options: Any,
 ) -> nnx.Conv:
-    """Returns a square 2-D convolution with torch's arguments: `padding` pixels on every side."""
+    """Returns an `nnx.Conv` by torch's arguments: a square, `padding` pixels on every side."""
     return nnx.Conv(
         in_features,
         out_features,
@@ -136,61 +124,42 @@ def conv2d(
         kernel_init=kernel_init,
         bias_init=bias_init,
         conv_general_dilated=conv_general_dilated,
-        dtype=dtype,
         rngs=rngs,
+        **options,
     )
 
 
-def linear(
-    in_features: int,
-    out_features: int,
-    *,
-    kernel_init: nnx.Initializer | None = None,
-    bias_init: nnx.Initializer | None = None,
-    dtype: DTypeLike | None = None,
-    rngs: nnx.Rngs,
-) -> nnx.Linear:
-    """Returns a linear layer, by default initialised as in torch."""
-    return nnx.Linear(
-        in_features,
-        out_features,
-        kernel_init=kernel_init or torch_uniform(in_features),
-        bias_init=bias_init or torch_uniform(in_features),
-        dtype=dtype,
-        rngs=rngs,
-    )
+def linear(in_features: int, out_features: int, **options: Any) -> nnx.Linear:
+    """Returns Flax's linear layer with its options, by default initialised as in torch."""
+    init = torch_uniform(in_features)
+    options = {"kernel_init": init, "bias_init": init, **options}
+    return nnx.Linear(in_features, out_features, **options)
 
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """Makes the layers of one model, with its compute type, its pool and its random keys.
-
-    Attributes:
-        rngs: random keys of the initial values.
-        dtype: type of the computation; None: that of the input.
-        pool_factory: that of `aa_flax.pools.pool_factory`; None for a baseline.
-    """
+    """Makes the layers of one model, with its compute type, its pool and its random keys."""
 
     rngs: nnx.Rngs
     dtype: DTypeLike | None = None
-    pool_factory: PoolFactory | None = None
+    pool_factory: PoolFactory | None = None  # None for a baseline
+    conv_init: nnx.Initializer = kaiming_normal_fan_out
 
     def conv(self, in_features: int, out_features: int, size: int, **options: Any) -> nnx.Conv:
-        """Makes a convolution; options are those of `conv2d`."""
-        return conv2d(in_features, out_features, size, dtype=self.dtype, rngs=self.rngs, **options)
+        options = {"kernel_init": self.conv_init, "dtype": self.dtype, **options}
+        return conv2d(in_features, out_features, size, rngs=self.rngs, **options)
 
     def batch_norm(self, features: int, **options: Any) -> BatchNorm:
-        """Makes a batch norm."""
         return BatchNorm(features, rngs=self.rngs, **options)
 
     def linear(self, in_features: int, out_features: int, **options: Any) -> nnx.Linear:
-        """Makes a linear layer; options are those of `linear`."""
         return linear(in_features, out_features, dtype=self.dtype, rngs=self.rngs, **options)
 
     def pool(self, stride: int, features: int, *, follows: bool = False) -> Any:
         """Makes the pool that applies a stride; None if the layer before it does, or for 1."""
-        options = {"features": features, "rngs": self.rngs, "follows": follows}
-        return make_pool(self.pool_factory, stride, **options)
+        return make_pool(
+            self.pool_factory, stride, features=features, rngs=self.rngs, follows=follows
+        )
 
 
 def strided_max_pool(
@@ -201,13 +170,6 @@ def strided_max_pool(
     return subsample(pool, max_pool(x, window, stride=stride, padding=padding))
 
 
-def residual_relu(
-    y: Float[Array, "N H W C"], shortcut: Float[Array, "N H W C"]
-) -> Float[Array, "N H W C"]:
-    """Returns the output of a residual block, `relu(y + shortcut)`, computed once on CPU."""
-    return materialised(jax.nn.relu(y + shortcut))
-
-
-def concatenated(maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W C"]:
-    """Concatenates feature maps along channels, computed once on CPU."""
-    return materialised(jnp.concatenate(maps, axis=-1))
+def relu_after(layer: nnx.Module, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
+    """Applies a layer and the nonlinearity after it."""
+    return jax.nn.relu(layer(x))

@@ -20,26 +20,41 @@ Norm = Literal["l2", "l1", "linf"]
 Training = Literal["gumbel", "softmax"]
 
 
-class AdaptivePool(nnx.Module):
+class PhasePool(nnx.Module):
+    """A pool that keeps a phase of each image, or a mixture, after a binomial filter."""
+
+    stride: int | tuple[int, ...]
+    filter_size: int | tuple[int, ...] = 1  # no filter
+    padding: Padding = "reflect"
+
+    def __call__(self, x: Float[Array, "N *spatial C"], choice: Choice) -> Float[Array, "N *out C"]:
+        is_mixture = jnp.issubdtype(choice.dtype, jnp.floating)
+        return (mix_phases if is_mixture else take_phase)(self._blurred(x), choice, self.stride)
+
+    def upsample(
+        self, y: Float[Array, "N *out C"], choice: Choice, size: int | Sequence[int] | None = None
+    ) -> Float[Array, "N *spatial C"]:
+        """Puts values back at their phase: see `aa_flax.pools.upsample_phase`."""
+        return upsample_phase(y, choice, self.stride, self.filter_size, self.padding, size=size)
+
+    def _blurred(self, x: Array) -> Array:
+        return x if self.filter_size == 1 else blur_pool(x, self.filter_size, 1, self.padding)
+
+
+class AdaptivePool(PhasePool):
     """Keeps the phase of the largest norm of each image (adaptive polyphase sampling, APS).
 
     The pools `aps_l2`, `aps_l1` and `aps_linf`, and `aps_lpf<k>` with BlurPool's filter of k taps
     before (and `l2`). If a periodic image is shifted by any number of pixels, the values that are
     kept are the same, shifted on their grid. So a model with such pools, circular padding and no
     other strides is exactly shift-equivariant, even untrained, where its strides divide the size of
-    its maps. It has no variables. A map `(N, *spatial, C)` gets `ceil(n / stride)` values on each
-    spatial axis.
+    its maps.
 
     Args:
-        stride: subsampling factor, 1 or more; one number, or one for each axis.
         norm: `l2` is the sum of squares, `l1` the sum of magnitudes, `linf` the largest magnitude,
             over positions and channels. Ties of `linf`, common after a max pool, are broken by the
             sum of squares, and further ties by the first phase.
-        filter_size: taps of the binomial filter before, as in `blur_pool`; 1: no filter.
-        padding: of that filter, as in `blur_pool`.
-
-    Raises:
-        InputError: an invalid option.
+        filter_size, padding: of the filter before, as in `blur_pool`; 1: no filter.
 
     Source: Chaman and Dokmanic, Truly shift-invariant convolutional neural networks, CVPR 2021:
     Sec. 3, and 4.2 (with a filter, and shortcuts that follow the main branch).
@@ -55,8 +70,7 @@ class AdaptivePool(nnx.Module):
         if norm not in get_args(Norm):
             raise InputError(f"norm must be one of {', '.join(get_args(Norm))}; got {norm!r}")
         options = check_options(filter_size, stride, padding, 0)
-        self.stride, self.filter_size = options.stride, options.filter_size
-        self.padding: Padding = padding
+        self.filter_size, self.stride, self.padding, _ = options
         self.norm: Norm = norm
 
     def choose(self, x: Float[Array, "N *spatial C"]) -> Int[Array, " N"]:
@@ -72,29 +86,9 @@ class AdaptivePool(nnx.Module):
             energy = jnp.where(largest == largest.max(1, keepdims=True), energy, -1)
         return energy.argmax(1)
 
-    def __call__(
-        self, x: Float[Array, "N *spatial C"], choice: Int[Array, " N"]
-    ) -> Float[Array, "N *out C"]:
-        return take_phase(self._blurred(x), choice, self.stride)
-
-    def upsample(
-        self,
-        y: Float[Array, "N *out C"],
-        choice: Int[Array, " N"],
-        size: int | Sequence[int] | None = None,
-    ) -> Float[Array, "N *spatial C"]:
-        """Puts values back at their phase: see `aa_flax.pools.upsample_phase`."""
-        return upsample_phase(y, choice, self.stride, self.filter_size, self.padding, size=size)
-
-    def _blurred(self, x: Array) -> Array:
-        return x if self.filter_size == 1 else blur_pool(x, self.filter_size, 1, self.padding)
-
 
 class PhaseScore(nnx.Module):
-    """The score of a map: 3x3 convolution - ReLU - 3x3 convolution - mean.
-
-    Convolutions are circular, so the score does not change if the map is rolled.
-    """
+    """The score of a map, also if it is rolled: 3x3 convolution - ReLU - 3x3 convolution - mean."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         width = max(features // 8, 8)
@@ -106,26 +100,20 @@ class PhaseScore(nnx.Module):
             return self.conv2(jax.nn.relu(self.conv1(x))).mean((1, 2, 3))
 
 
-class LearnedPhasePool(nnx.Module):
+class LearnedPhasePool(PhasePool):
     """Keeps the phase that a small trained network scores highest (learned polyphase, LPS).
 
     The pools `lps` and `lps_softmax`. In evaluation the highest score wins, and models are
     shift-equivariant as with `AdaptivePool`. In training, `gumbel` draws one phase by scores with
     Gumbel noise, and the softmax replaces the drawn phase in the gradient; `softmax` mixes the
-    phases by the softmax of their scores. A map `(N, H, W, C)` gets `ceil(n / stride)` values on
-    each axis.
+    phases by the softmax of their scores.
 
     Args:
-        stride: subsampling factor, 1 or more; one number, or one for each axis.
-        training: `gumbel` or `softmax`.
         temperature: divisor of the scores in training, above 0.
         features: channels of the maps.
         follows: True if another pool's choice is always given, as in a shortcut: then it has no
             network.
         rngs: random keys of the network's weights, and of the noise (stream `dropout`).
-
-    Raises:
-        InputError: an invalid option, or a choice requested from a pool that follows another.
 
     Source: Rojas-Gomez et al., Learnable Polyphase Sampling for Shift Invariant and Equivariant
     Convolutional Networks, NeurIPS 2022, Sec. 4; the gradient of a drawn phase: Jang et al.,
@@ -156,11 +144,7 @@ class LearnedPhasePool(nnx.Module):
         self.deterministic = False  # `train()` and `eval()` set it
 
     def choose(self, x: Float[Array, "N H W C"]) -> Choice:
-        """Returns the phase of each image in evaluation, and weights of the phases in training.
-
-        Raises:
-            InputError: the pool follows the choice of another one.
-        """
+        """Returns the phase of each image in evaluation, and weights of the phases in training."""
         if self.score is None:
             raise InputError("this pool follows the choice of another, and was given none")
         phases = polyphase(x.astype(np.promote_types(x.dtype, jnp.float32)), self.stride)
@@ -174,17 +158,3 @@ class LearnedPhasePool(nnx.Module):
             return soft
         drawn = jax.nn.one_hot(scores.argmax(1), scores.shape[1], dtype=scores.dtype)
         return drawn + soft - jax.lax.stop_gradient(soft)
-
-    def __call__(self, x: Float[Array, "N H W C"], choice: Choice) -> Float[Array, "N h w C"]:
-        if jnp.issubdtype(choice.dtype, jnp.floating):
-            return mix_phases(x, choice, self.stride)
-        return take_phase(x, choice, self.stride)
-
-    def upsample(
-        self,
-        y: Float[Array, "N h w C"],
-        choice: Choice,
-        size: int | Sequence[int] | None = None,
-    ) -> Float[Array, "N H W C"]:
-        """Puts values back at their phase: see `aa_flax.pools.upsample_phase`."""
-        return upsample_phase(y, choice, self.stride, size=size)

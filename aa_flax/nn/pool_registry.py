@@ -19,15 +19,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float
 
-from aa_flax.errors import (
-    InputError,
-    Table,
-    UnknownName,
-    integer,
-    integers,
-    parameters,
-    unknown,
-)
+from aa_flax.errors import InputError, Table, UnknownName, integer, integers, parameters, unknown
 from aa_flax.nn.blur import BlurPool
 
 PoolFactory = Callable[..., Any]  # stride -> module
@@ -36,22 +28,22 @@ _POOLS: Table[Any] = Table("pool")  # factories, and families of them by a name 
 _ANY = "<k>"
 
 
+class _Family(NamedTuple):
+    factory: PoolFactory  # of a number and a stride
+    widths: tuple[int, ...]
+
+
 def register_pool(
     name: str, factory: PoolFactory, *, widths: Sequence[int] = (), replace: bool = False
 ) -> None:
     """Registers a pool under a name for all models: `create_model("resnet18", pool=name)`.
 
     Args:
-        name: name for `pool=` and for a config's `pool`. A name that ends in `<k>` stands for any
-            integer there: `gaussian<k>` for `gaussian5`.
+        name: one that ends in `<k>` stands for any integer there: `gaussian<k>` for `gaussian5`.
         factory: function of a stride that returns a module; for a name in `<k>`, of k and a stride.
             Parameters named `features` (channels of the maps), `rngs` and `follows` (True if
             another pool's choice is always given) are passed to it, so a pool may have weights.
         widths: numbers k that `list_pools` lists for a name in `<k>`; all others work, too.
-        replace: True to replace an earlier pool of that name.
-
-    Raises:
-        InputError: the name is taken or empty, or the factory is not callable.
 
     Examples:
         >>> import aa_flax
@@ -68,10 +60,10 @@ def register_pool(
         raise InputError(f"widths go with a name that ends in {_ANY}, got {name!r} and {widths}")
     if widths:
         entry = _Family(factory, integers("widths", widths))
-    elif not replace and name not in _POOLS and _of_family(name):
+    elif not replace and name not in _POOLS and (member := _family_member(name)):
         raise InputError(
-            f"there is a pool {name!r} already, one of {_family_name(name)!r}; choose another "
-            "name, or give replace=True"
+            f"there is a pool {name!r} already, one of {member[0]!r}; choose another name, or give "
+            "replace=True"
         )
     if _POOLS.get(name) != entry:  # or the same again
         _POOLS.register(name, entry, replace=replace)
@@ -94,56 +86,34 @@ def list_pools() -> list[str]:
     return names
 
 
-class _Family(NamedTuple):
-    """Pools of one name followed by any number."""
-
-    factory: PoolFactory  # of the number and a stride
-    widths: tuple[int, ...]
-
-
-def _family_name(name: str) -> str:
-    """Returns `gaussian<k>` for `gaussian5`."""
-    return re.sub(r"[1-9]\d*$", _ANY, name)
-
-
-def _of_family(name: str) -> PoolFactory | None:
-    """Returns the factory for a name that ends in a number, or None."""
-    family = _POOLS.get(_family_name(name))
-    if not isinstance(family, _Family) or name.endswith(_ANY):
+def _family_member(name: str) -> tuple[str, PoolFactory] | None:
+    """Returns `gaussian<k>` and the factory of `gaussian5`, or None if there is no such family."""
+    if not (match := re.fullmatch(r"(.*?)([1-9]\d*)", name)):
         return None
-    width = int(name.removeprefix(_family_name(name).removesuffix(_ANY)))
-    return partial(family.factory, width)
-
-
-def _named(name: str) -> PoolFactory:
-    factory = _of_family(name) if name not in _POOLS or name.endswith(_ANY) else _POOLS[name]
-    if factory is None:
-        raise UnknownName(unknown("pool", name, list_pools()))
-    return factory
+    family = _POOLS.get(match[1] + _ANY)
+    return family and (match[1] + _ANY, partial(family.factory, int(match[2])))
 
 
 def pool_factory(
     filter_size: int | None, pool: str | PoolFactory | None = None
 ) -> PoolFactory | None:
-    """Returns the factory for a model's `filter_size` and `pool`; None for the baseline.
-
-    Args:
-        filter_size: taps of the binomial BlurPool.
-        pool: a registered name or a factory, instead of a filter size.
-
-    Raises:
-        InputError: both are given, an unknown name, or a value of another kind.
-    """
+    """Returns the factory for a model's `filter_size` or `pool`; None for the baseline."""
+    if filter_size is None and pool is None:
+        return None
     if pool is None:
-        if filter_size is None:
-            return None
         return partial(BlurPool, integer("filter_size", filter_size, least=1))
     if filter_size is not None:
         raise InputError(
             f"pool={pool!r} and filter_size={filter_size} exclude each other: with pool=, use the "
             "baseline's name, without filter_size or _lpf<k>"
         )
-    return _named(pool) if isinstance(pool, str) else _callable(pool)
+    if not isinstance(pool, str):
+        return _callable(pool)
+    if pool in _POOLS and not pool.endswith(_ANY):
+        return _POOLS[pool]
+    if member := _family_member(pool):
+        return member[1]
+    raise UnknownName(unknown("pool", pool, list_pools()))
 
 
 def make_pool(
@@ -154,18 +124,7 @@ def make_pool(
     rngs: nnx.Rngs,
     follows: bool = False,
 ) -> Any:
-    """Makes the pool that applies a layer's stride; None if the layer applies it, or has none.
-
-    Args:
-        factory: that of `pool_factory`; None for a baseline.
-        stride: subsampling factor of both axes.
-        features: channels of the maps.
-        rngs: random keys, for pools with weights.
-        follows: True if another pool's choice is always given.
-
-    Raises:
-        InputError: the factory returned something that is not callable.
-    """
+    """Makes the pool that applies a layer's stride; None if the layer applies it, or has none."""
     if factory is None or stride == 1:
         return None
     offered = {"features": features, "rngs": rngs, "follows": follows}
@@ -190,7 +149,7 @@ def subsample(pool: Any, x: Float[Array, "N H W C"], choice: Any = None) -> Floa
         return x
     if not hasattr(pool, "choose"):
         return pool(x)
-    return pool(x, decide(pool, x) if choice is None else choice)
+    return pool(x, pool.choose(x) if choice is None else choice)
 
 
 def binomial_size(pool: object) -> int | None:

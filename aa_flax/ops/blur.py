@@ -5,7 +5,8 @@ its output changes when the input moves by one pixel. BlurPool convolves with a 
 normalised row of Pascal's triangle) and subsamples in one step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from math import comb
 from operator import index
@@ -15,22 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, integer
 from aa_flax.ops.lowpass import Axis, Geometry, Implementation, Padding, check_sizes, subsampled
 from aa_flax.ops.padding import is_circular
 
+Taps = tuple[float, ...]
+
 
 def binomial_taps(filter_size: int) -> np.ndarray:
-    """Returns the binomial filter: row `filter_size - 1` of Pascal's triangle over its sum.
-
-    Returns:
-        float64 array of shape `(filter_size,)`; for 4: `[1, 3, 3, 1] / 8`.
-
-    Raises:
-        InputError: a filter without taps.
-    """
-    if filter_size < 1:
-        raise InputError(f"filter_size must be at least 1, got {filter_size}")
+    """Returns the binomial filter, a row of Pascal's triangle over its sum: `[1, 3, 3, 1] / 8`."""
     return np.array([comb(filter_size - 1, i) / 2 ** (filter_size - 1) for i in range(filter_size)])
 
 
@@ -68,9 +62,6 @@ def blur_pool(
     Returns:
         The same type as `x`; each spatial axis has `ceil((N + 2 * pad_offset) / stride)` values.
 
-    Raises:
-        InputError: a wrong rank, type or option, or an axis too short for its padding.
-
     Source: Zhang, ICML 2019, Sec. 3.1.
 
     Examples:
@@ -96,11 +87,7 @@ class Options(NamedTuple):
 
 
 def check_options(filter_size, stride, padding, pad_offset) -> Options:
-    """Checks the options of `blur_pool` and converts integers of any kind to Python's.
-
-    Raises:
-        InputError: an option that `blur_pool` does not accept.
-    """
+    """Checks the options of `blur_pool` and converts integers of any kind to Python's."""
     if padding not in get_args(Padding):
         raise InputError(f"padding must be one of {', '.join(get_args(Padding))}; got {padding!r}")
     return Options(
@@ -119,23 +106,14 @@ def _integers(name: str, value, *, least: int) -> int | tuple[int, ...]:
 
 
 def _integer(name: str, value, *, least: int) -> int:
-    try:
-        if isinstance(value, bool):  # index() would make it 0 or 1
-            raise TypeError
-        number = index(value)
-    except TypeError:
-        raise InputError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise InputError(f"{name} must be at least {least}, got {value}")
-    return number
+    if not isinstance(value, bool):  # index() would make it 0 or 1
+        with suppress(TypeError):
+            value = index(value)
+    return integer(name, value, least=least)
 
 
 def one_for_each_axis(name: str, value, dims: int) -> tuple[int, ...]:
-    """Returns one integer for each of `dims` axes, from one or as many.
-
-    Raises:
-        InputError: another number of values, or a value that is not an integer of at least 1.
-    """
+    """Returns one integer of at least 1 for each of `dims` axes, from one or as many."""
     values = _integers(name, value, least=1)
     values = (values,) * dims if isinstance(values, int) else values
     if len(values) != dims:
@@ -144,24 +122,28 @@ def one_for_each_axis(name: str, value, dims: int) -> tuple[int, ...]:
 
 
 def geometry_of(sizes: Sequence[int], options: Options) -> Geometry:
-    """Returns the filter of each axis for `blur_pool` on maps of those sizes.
-
-    Raises:
-        InputError: another number of options than of axes, or an axis too short for its padding.
-    """
+    """Returns the filter of each axis for `blur_pool` on maps of those sizes."""
     taps = one_for_each_axis("filter_size", options.filter_size, len(sizes))
-    strides = one_for_each_axis("stride", options.stride, len(sizes))
-    padding: Padding = "circular" if is_circular() else options.padding
+    widths = [padding_widths(k, options.pad_offset) for k in taps]
+    return filter_geometry(sizes, map(_taps, taps), options.stride, options.padding, widths)
+
+
+def filter_geometry(
+    sizes: Sequence[int], taps: Iterable[Taps], stride, padding: Padding, widths
+) -> Geometry:
+    """Returns the given filter of each axis for maps of those sizes."""
+    strides = one_for_each_axis("stride", stride, len(sizes))
+    padding = "circular" if is_circular() else padding
     geometry = tuple(
-        Axis(n, _taps(k), s, padding, padding_widths(k, options.pad_offset))
-        for n, k, s in zip(sizes, taps, strides, strict=True)
+        Axis(n, filter, step, padding, width)
+        for n, filter, step, width in zip(sizes, taps, strides, widths, strict=True)
     )
     check_sizes(geometry)
     return geometry
 
 
 @lru_cache(maxsize=64)
-def _taps(filter_size: int) -> tuple[float, ...]:
+def _taps(filter_size: int) -> Taps:
     return tuple(binomial_taps(filter_size).tolist())
 
 

@@ -11,7 +11,7 @@ from aa_flax.errors import InputError
 from aa_flax.ops.cpu import dispatch
 from aa_flax.ops.cpu.convolution import convolution
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, static
+from aa_flax.ops.cpu.dispatch import Multilinear, Static
 from aa_flax.ops.padding import is_circular, wrapped
 
 
@@ -26,20 +26,11 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
-    """Computes `lax.conv_general_dilated`, NHWC by HWIO, by faster kernels on CPU.
+    """Computes `lax.conv_general_dilated`, NHWC by HWIO with padding in pixels, faster on CPU.
 
     XLA:CPU runs grouped convolutions, and above all their gradients, one to three orders of
     magnitude slower than dense ones, and convolutions whose output is narrower than their kernel in
     a scalar loop. `ops/cpu/convolution.py` replaces these, and the gradients of all.
-
-    Args:
-        x: `(N, H, W, C)`.
-        kernel: `(kh, kw, C / feature_group_count, O)`.
-        padding: pixels before and after each spatial axis.
-        options: further options of `lax.conv_general_dilated`.
-
-    Raises:
-        InputError: the image, padding included, is smaller than the kernel.
     """
     padding = tuple((before, after) for before, after in padding)
     if is_circular():
@@ -47,7 +38,7 @@ def conv_general_dilated(
         x, padding = wrapped(x, extents, strides, padding), ((0, 0), (0, 0))
     options.setdefault("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
     window = Window(kernel.shape[:2], tuple(strides), padding, tuple(rhs_dilation))
-    definition = static(
+    definition = Static(
         lax.conv_general_dilated,
         window_strides=window.strides,
         padding=padding,

@@ -10,11 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, integer, real
-from aa_flax.ops.blur import check_map, one_for_each_axis, padding_widths
-from aa_flax.ops.lowpass import Axis, Padding, check_sizes, subsampled
-from aa_flax.ops.padding import is_circular
-
-Taps = tuple[float, ...]
+from aa_flax.ops.blur import Taps, check_map, filter_geometry, one_for_each_axis, padding_widths
+from aa_flax.ops.lowpass import Padding, subsampled
 
 
 def filter_pool(
@@ -28,43 +25,23 @@ def filter_pool(
     """Filters every channel by given taps and keeps every `stride`-th value.
 
     Args:
-        x: with one to three spatial axes, channels last, floating point.
+        x, stride, padding: as in `blur_pool`.
         taps: the filter of each axis.
-        stride, padding: as in `blur_pool`.
         pad_widths: pixels added before and after each axis. Default: as `blur_pool`.
-
-    Returns:
-        The same type as `x`; by default `ceil(N / stride)` values on each axis.
-
-    Raises:
-        InputError: a wrong rank or type, another number of entries than of axes, or an axis too
-            short for its padding.
     """
     check_map(x)
     sizes = x.shape[1:-1]
     if len(taps) != len(sizes):
         raise InputError(f"taps of {len(taps)} axes were given for {len(sizes)} spatial axes")
-    strides = one_for_each_axis("stride", stride, len(sizes))
     widths = pad_widths or [padding_widths(len(filter)) for filter in taps]
-    mode: Padding = "circular" if is_circular() else padding
-    geometry = tuple(
-        Axis(size, tuple(filter), step, mode, width)
-        for size, filter, step, width in zip(sizes, taps, strides, widths, strict=True)
-    )
-    check_sizes(geometry)
-    return subsampled(x, geometry)
+    return subsampled(x, filter_geometry(sizes, map(tuple, taps), stride, padding, widths))
 
 
 def gaussian_taps(filter_size: int, sigma: float | None = None) -> Taps:
     """Returns a sampled Gaussian, normalised to a sum of 1.
 
-    Args:
-        filter_size: number of taps, 1 or more.
-        sigma: standard deviation in pixels, above 0. Default: 0.3 ((k - 1) / 2 - 1) + 0.8, that of
-            OpenCV's `getGaussianKernel`.
-
-    Raises:
-        InputError: a number out of range.
+    The standard deviation `sigma` is in pixels; default 0.3 ((k - 1) / 2 - 1) + 0.8 for k taps,
+    that of OpenCV's `getGaussianKernel`.
     """
     k = integer("filter_size", filter_size, least=1)
     sigma = 0.3 * ((k - 1) / 2 - 1) + 0.8 if sigma is None else real("sigma", sigma)
@@ -76,15 +53,9 @@ def gaussian_taps(filter_size: int, sigma: float | None = None) -> Taps:
 def kaiser_taps(filter_size: int, stride: int, beta: float | None = None) -> Taps:
     """Returns a sinc with its cut-off at the new Nyquist frequency, under a Kaiser window.
 
-    Args:
-        filter_size: number of taps, 1 or more.
-        stride: the cut-off is 1 / (2 stride) cycles a pixel.
-        beta: shape of the window, 0 (a box) or more. Default: Kaiser's formula for the transition
-            band of Karras et al. (NeurIPS 2021, Appendix C.1): sqrt(2) - 1 times the sampling rate
-            of the subsampled map.
-
-    Raises:
-        InputError: a number out of range.
+    The cut-off is 1 / (2 stride) cycles a pixel. `beta` is the shape of the window, 0 (a box) or
+    more. Default: Kaiser's formula for the transition band of Karras et al. (NeurIPS 2021, Appendix
+    C.1): sqrt(2) - 1 times the sampling rate of the subsampled map.
 
     Source: Kaiser, 1974; Oppenheim and Schafer, Discrete-Time Signal Processing, Sec. 7.5.3.
     """
@@ -123,15 +94,7 @@ def ideal_pool(
     signal without higher frequencies is sampled exactly, and all shifts commute, those by fractions
     of a pixel too. Cropping a spectrum is linear, so on each axis this is one m x n matrix.
 
-    Args:
-        x: with one to three spatial axes, channels last, floating point.
-        stride: subsampling factor, 1 or more; one number, or one for each axis.
-
-    Returns:
-        The same type as `x`; each spatial axis has `ceil(n / stride)` values, n / m pixels apart.
-
-    Raises:
-        InputError: a wrong rank, type or stride.
+    Args are those of `blur_pool`.
 
     Source: Grabinski et al., FrequencyLowCut Pooling, ECCV 2022; Michaeli et al., Alias-Free
     Convnets, CVPR 2023, Sec. 3.

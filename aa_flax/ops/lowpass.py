@@ -5,19 +5,18 @@
 XLA runs those slowly, the same sum is computed as static look-ups along each axis.
 """
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
 from aa_flax.ops.cpu import dispatch
-from aa_flax.ops.cpu.dispatch import Multilinear, static
+from aa_flax.ops.cpu.dispatch import Multilinear, Static
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
 Padding = Literal["reflect", "replicate", "zero", "circular"]
 Implementation = Literal["conv", "gather"]
 
-_PadMode = Literal["reflect", "edge", "wrap", "constant"]
 BLUR_SCOPE = "aa_flax.blur_pool"  # distinguishes a blur from a strided convolution in programs
-PAD_MODE: dict[Padding, _PadMode] = {
+PAD_MODE: dict[Padding, Literal["reflect", "edge", "wrap", "constant"]] = {
     "reflect": "reflect",
     "replicate": "edge",
     "circular": "wrap",
@@ -36,16 +34,13 @@ PAD_MODE: dict[Padding, _PadMode] = {
 
 
 class Axis(NamedTuple):
-    """The filter of one spatial axis of `size` pixels.
-
-    `pad_widths` pixels are added before and after it; the taps then move by the stride.
-    """
+    """The filter of one spatial axis of `size` pixels."""
 
     size: int
     taps: tuple[float, ...]
     stride: int
     padding: Padding
-    pad_widths: tuple[int, int]
+    pad_widths: tuple[int, int]  # pixels added before and after
 
     @property
     def length(self) -> int:
@@ -76,34 +71,23 @@ def subsampled(
     geometry: Geometry,
     implementation: Implementation | None = None,
 ) -> Float[Array, "N *out C"]:
-    """Filters and subsamples; by default the platform decides on the implementation.
-
-    Raises:
-        InputError: an implementation other than `conv`, `gather` or None.
-    """
-    return _apply(_by_conv(geometry), _by_gather(geometry), x, implementation)
+    """Filters and subsamples; by default the platform decides on the implementation."""
+    conv, gather = (Static(function, geometry=geometry) for function in (_conv, _gather))
+    gradient = Static(_gather, geometry=geometry, transposed=True)
+    return _apply(Multilinear(conv), Multilinear(gather, (gradient,)), x, implementation)
 
 
 def spread(
-    y: Float[Array, "N *out C"],
-    geometry: Geometry,
-    implementation: Implementation | None = None,
+    y: Float[Array, "N *out C"], geometry: Geometry, implementation: Implementation | None = None
 ) -> Float[Array, "N *spatial C"]:
     """Applies the transpose of `subsampled` with the same geometry."""
-    conv, gather = _by_conv(geometry), _by_gather(geometry)
-    transposed_conv = Multilinear(static(_conv_gradient, geometry=geometry), (conv.function,))
-    transposed_gather = Multilinear(gather.transposes[0], (gather.function,))
+    conv, gather = (Static(function, geometry=geometry) for function in (_conv, _gather))
+    transposed_conv = Multilinear(Static(_conv_gradient, geometry=geometry), (conv,))
+    transposed_gather = Multilinear(Static(_gather, geometry=geometry, transposed=True), (gather,))
     return _apply(transposed_conv, transposed_gather, y, implementation)
 
 
-def gathered_weights(axis: Axis) -> np.ndarray:
-    """Returns for each pixel of an axis the sum of the weights by which the outputs read it."""
-    return np.asarray(_matrix(axis).sum(0)).ravel()
-
-
-def _apply(
-    conv: Multilinear, gather: Multilinear, x: Array, implementation: Implementation | None
-) -> Array:
+def _apply(conv: Multilinear, gather: Multilinear, x: Array, implementation: object) -> Array:
     if implementation is None:
         return dispatch.apply(conv, gather, x)
     if implementation not in get_args(Implementation):
@@ -113,33 +97,22 @@ def _apply(
     return dispatch.apply(gather, gather, x)
 
 
-def _by_conv(geometry: Geometry) -> Multilinear:
-    return Multilinear(static(_conv, geometry=geometry))
-
-
-def _by_gather(geometry: Geometry) -> Multilinear:
-    gradient = static(_gather_gradient, geometry=geometry)
-    return Multilinear(static(_gather, geometry=geometry), (gradient,))
-
-
 def _conv(x: Array, geometry: Geometry) -> Array:
     """Pads, then convolves each channel with the outer product of the taps: the definition."""
     widths = [(0, 0), *(axis.pad_widths for axis in geometry), (0, 0)]
     kernel = np.ones(())
     for axis in geometry:
         kernel = np.multiply.outer(kernel, np.array(axis.taps))
-    channels = x.shape[-1]
+    kernel = jnp.asarray(kernel, x.dtype)[..., None, None]
     spatial = "DHW"[-len(geometry) :]
     with jax.named_scope(BLUR_SCOPE):
         return lax.conv_general_dilated(
             jnp.pad(x, widths, mode=PAD_MODE[geometry[0].padding]),
-            jnp.broadcast_to(
-                jnp.asarray(kernel, x.dtype)[..., None, None], (*kernel.shape, 1, channels)
-            ),
+            jnp.broadcast_to(kernel, (*kernel.shape[:-1], x.shape[-1])),
             window_strides=[axis.stride for axis in geometry],
             padding="VALID",
             dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-            feature_group_count=channels,
+            feature_group_count=x.shape[-1],
         )
 
 
@@ -150,62 +123,40 @@ def _conv_gradient(y: Array, geometry: Geometry) -> Array:
     that the padding copies.
     """
     x = jax.ShapeDtypeStruct((y.shape[0], *(axis.size for axis in geometry), y.shape[-1]), y.dtype)
-    return jax.linear_transpose(static(_conv, geometry=geometry), x)(y)[0]
+    return jax.linear_transpose(Static(_conv, geometry=geometry), x)(y)[0]
 
 
-def _gather(x: Array, geometry: Geometry) -> Array:
-    """Computes the same sum one axis after another, by look-ups with static indices.
+def _gather(x: Array, geometry: Geometry, transposed: bool = False) -> Array:
+    """Computes the same sum, or its transpose, axis by axis by look-ups with static indices.
 
     On an axis, padding, filtering and subsampling is a sparse matrix B: `y = B x`. Row i has the
     weights of the few inputs that output i reads, those of the padding added to the pixels it
     copies, so the padded signal is never built. The gradient is `B' g`, again a sparse matrix with
     few entries in a row: look-ups, instead of the scatter that autodiff of a look-up gives.
     """
-    y = x.astype(_accumulator(x.dtype))
-    for i, axis in enumerate(geometry):
-        y = _sparse_rows_dot(y, _forward_rows(axis), axis=1 + i)
-    return _rounded(y, x.dtype)
+    y = x.astype(np.promote_types(x.dtype, jnp.float32))
+    axes = list(enumerate(geometry, 1))
+    for i, axis in reversed(axes) if transposed else axes:
+        y = _sparse_rows_dot(y, _rows(axis, transposed), i)
+    # Without a barrier at a narrower type XLA repeats the look-ups in every consumer. (JAX 0.10
+    # drops it before it fuses.)
+    return y if y.dtype == x.dtype else lax.optimization_barrier(y.astype(x.dtype))
 
 
-def _gather_gradient(g: Array, geometry: Geometry) -> Array:
-    x = g.astype(_accumulator(g.dtype))
-    for i, axis in reversed(list(enumerate(geometry))):
-        x = _sparse_rows_dot(x, _backward_rows(axis), axis=1 + i)
-    return _rounded(x, g.dtype)
-
-
-def _rounded(x: Array, dtype: DTypeLike) -> Array:
-    """Casts to `dtype`; a narrower one gets a barrier, else XLA repeats the look-ups per consumer.
-
-    (JAX 0.10 drops the barrier before it fuses.)
-    """
-    return x if x.dtype == dtype else lax.optimization_barrier(x.astype(dtype))
-
-
-def _accumulator(dtype: DTypeLike) -> DTypeLike:
-    return np.promote_types(dtype, jnp.float32)
-
-
-# A sparse matrix by rows: column indices and weights, both (entries in the fullest row, rows);
-# shorter rows are filled up with weight 0.
-_Rows = tuple[np.ndarray, np.ndarray]
-
-
-def _sparse_rows_dot(x: Array, rows: _Rows, axis: int) -> Array:
+def _sparse_rows_dot(x: Array, rows: tuple[np.ndarray, np.ndarray], axis: int) -> Array:
     """Multiplies `x` along `axis` by a sparse matrix: one look-up and one product per entry."""
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-    total = None
-    for indices, weights in zip(*rows, strict=True):
+
+    def term(indices: np.ndarray, weights: np.ndarray) -> Array:
         same = np.all(weights == weights[0])
         weight = float(weights[0]) if same else jnp.asarray(weights, x.dtype).reshape(shape)
-        term = jnp.take(x, indices, axis=axis, mode="clip") * weight
-        total = term if total is None else total + term
-    assert total is not None
-    return total
+        return jnp.take(x, indices, axis=axis, mode="clip") * weight
+
+    return reduce(jnp.add, map(term, *rows))
 
 
-def _matrix(axis: Axis) -> "sparse.csr_array":
-    """Returns B of `_gather`, `(length, size)`."""
+def matrix(axis: Axis) -> "sparse.csr_array":
+    """Returns B of `_gather`, `(length, size)`: the weights by which outputs read pixels."""
     from scipy import sparse  # here: it would be a fifth of the time to import aa_flax
 
     size, taps, stride, padding, (before, after) = axis
@@ -222,22 +173,18 @@ def _matrix(axis: Axis) -> "sparse.csr_array":
     return sparse.coo_array(entries, shape=(length, size)).tocsr()
 
 
-def _to_rows(matrix: "sparse.csr_array") -> _Rows:
-    assert matrix.shape is not None
-    counts = np.diff(matrix.indptr)
-    shape = (max(int(counts.max(initial=0)), 1), matrix.shape[0])
+@lru_cache(maxsize=2048)
+def _rows(axis: Axis, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns column indices and weights of B or B', both (entries in the fullest row, rows).
+
+    Shorter rows are filled up with weight 0.
+    """
+    rows = matrix(axis).T.tocsr() if transposed else matrix(axis)
+    assert rows.shape is not None
+    counts = np.diff(rows.indptr)
+    shape = (max(int(counts.max(initial=0)), 1), rows.shape[0])
     indices, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float64)
-    row = np.repeat(np.arange(matrix.shape[0]), counts)
-    entry = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
-    indices[entry, row], weights[entry, row] = matrix.indices, matrix.data
+    row = np.repeat(np.arange(rows.shape[0]), counts)
+    entry = np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], counts)
+    indices[entry, row], weights[entry, row] = rows.indices, rows.data
     return indices, weights
-
-
-@lru_cache(maxsize=1024)
-def _forward_rows(axis: Axis) -> _Rows:
-    return _to_rows(_matrix(axis))
-
-
-@lru_cache(maxsize=1024)
-def _backward_rows(axis: Axis) -> _Rows:
-    return _to_rows(_matrix(axis).T.tocsr())

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, real
-from aa_flax.ops.blur import Options, check_map, check_options, geometry_of, one_for_each_axis
-from aa_flax.ops.lowpass import Geometry, Implementation, Padding, gathered_weights, spread
+from aa_flax.ops.blur import check_map, check_options, geometry_of, one_for_each_axis
+from aa_flax.ops.lowpass import Geometry, Implementation, Padding, matrix, spread
 
 Gain = Literal["stride", "constant"] | float
 
@@ -37,8 +37,7 @@ def blur_upsample(
     inner products `<blur_pool(a), x>` and `<a, blur_upsample(x)>` are equal.
 
     Args:
-        x: `(N, L, C)`, `(N, H, W, C)` or `(N, D, H, W, C)`, channels last, floating point.
-        filter_size, stride, padding, pad_offset, implementation: as in `blur_pool`.
+        x, filter_size, stride, padding, pad_offset, implementation: as in `blur_pool`.
         size: pixels of the result, one number, or one for each axis: any size that `blur_pool`
             reduces to that of `x`. Default: the largest, `stride` times that of `x` (less twice
             `pad_offset`).
@@ -47,13 +46,9 @@ def blur_upsample(
             `constant` divides by the sum of the weights of each pixel, which preserves constants
             everywhere, whatever the stride and padding. A number multiplies the adjoint.
 
-    Returns:
-        The same type as `x`, of spatial size `size`.
-
     Raises:
-        InputError: a wrong rank, type or option, a size that `blur_pool` does not reduce to that of
-            `x` or that is too short for its padding, or `constant` where some pixel has no weight
-            (fewer taps than the stride).
+        InputError: an invalid option or size, or `constant` where some pixel has no weight (fewer
+            taps than the stride).
 
     Source: the transpose of Zhang, ICML 2019, Sec. 3.1; zeros, a low-pass filter and a gain of the
     stride as in Oppenheim and Schafer, Discrete-Time Signal Processing, Sec. 4.6.2.
@@ -68,7 +63,8 @@ def blur_upsample(
     options = check_options(filter_size, stride, padding, pad_offset)
     check_map(x)
     check_gain(gain)
-    geometry = geometry_of(_sizes(x.shape[1:-1], size, options), options)
+    sizes = upsampled_size(x.shape[1:-1], size, options.stride, options.pad_offset)
+    geometry = geometry_of(sizes, options)
     y = spread(x, geometry, implementation)
     if gain == "constant":
         return _even(y, geometry)
@@ -76,28 +72,25 @@ def blur_upsample(
     return y if factor == 1 else y * jnp.asarray(factor, y.dtype)
 
 
-def check_gain(gain: Gain) -> None:
-    """Raises an InputError for a gain that `blur_upsample` does not accept."""
-    if isinstance(gain, str):
-        if gain not in ("stride", "constant"):
-            raise InputError(f"gain must be stride, constant or a number, got {gain!r}")
-    else:
-        real("gain", gain)
+def check_gain(gain: Gain) -> Gain:
+    """Raises an InputError for a gain that `blur_upsample` does not accept, or returns it."""
+    if not isinstance(gain, str):
+        return real("gain", gain)
+    if gain not in ("stride", "constant"):
+        raise InputError(f"gain must be stride, constant or a number, got {gain!r}")
+    return gain
 
 
-def _sizes(given: Sequence[int], wanted, options: Options) -> tuple[int, ...]:
-    """Returns the size of the result for the given size of the input."""
-    strides = one_for_each_axis("stride", options.stride, len(given))
-    offset = 2 * options.pad_offset
-    largest = tuple(n * s - offset for n, s in zip(given, strides, strict=True))
-    if wanted is None:
-        return largest
-    sizes = one_for_each_axis("size", wanted, len(given))
+def upsampled_size(given: Sequence[int], wanted, stride, pad_offset: int = 0) -> tuple[int, ...]:
+    """Returns the size of a result, the largest by default, that a pool reduces to a given size."""
+    strides = one_for_each_axis("stride", stride, len(given))
+    largest = tuple(n * s - 2 * pad_offset for n, s in zip(given, strides, strict=True))
+    sizes = largest if wanted is None else one_for_each_axis("size", wanted, len(given))
     for n, most, s, size in zip(given, largest, strides, sizes, strict=True):
         if not most - s < size <= most:
             raise InputError(
                 f"size {sizes} is not possible for {tuple(given)}: with stride {s} and pad_offset "
-                f"{options.pad_offset}, {n} values become {max(most - s + 1, 1)} to {most} pixels"
+                f"{pad_offset}, {n} values become {max(most - s + 1, 1)} to {most} pixels"
             )
     return sizes
 
@@ -106,7 +99,7 @@ def _even(y: Array, geometry: Geometry) -> Array:
     """Divides each pixel by the sum of its weights."""
     result = y.astype(np.promote_types(y.dtype, jnp.float32))
     for i, axis in enumerate(geometry):
-        weights = gathered_weights(axis)
+        weights = np.asarray(matrix(axis).sum(0)).ravel()
         if not (np.abs(weights) > 1e-6).all():
             raise InputError(
                 f"gain='constant' needs a weight for every pixel; with {len(axis.taps)} taps and "

@@ -184,7 +184,7 @@ def _pointwise_outputs(
     return found if alike and all(isinstance(v, Pending) for v in found) else None
 
 
-@rule("aa_flax_form")
+@rule("aa_flax_kernel")
 def kernel(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """An operation of `aa_flax.ops` that was traced as a kernel: replaced by its definition."""
     definition = eqn.params["form"].definitions[eqn.params["slot"]]

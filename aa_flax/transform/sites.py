@@ -179,7 +179,7 @@ def is_blur(eqn: Any) -> bool:
 def sites_in(jaxpr: Any) -> Iterator[Any]:
     """Yields the equations that may subsample, in a program and in all that it calls."""
     for eqn in jaxpr.eqns:
-        is_kernel = eqn.primitive.name == "aa_flax_form"  # whose definition may have a stride
+        is_kernel = eqn.primitive.name == "aa_flax_kernel"  # whose definition may have a stride
         if describe(eqn, "") is not None or is_reshape_pool(eqn) or is_kernel:
             yield eqn
         for inner, _ in sub_jaxprs(eqn):

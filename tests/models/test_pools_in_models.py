@@ -8,6 +8,7 @@ from flax import nnx
 from aa_flax import InputError, to_torch_state_dict
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.resnet import BasicBlock, Downsample
+from aa_flax.nn.initializers import ones
 from aa_flax.nn.layers import LayerFactory
 from aa_flax.ops import circular_padding
 from benchmarks.reference import abstract_model, logits_shape, state_shapes
@@ -69,8 +70,8 @@ def test_pools_with_weights_have_as_many_as_they_see_channels(base):
 
 def residual_block(seed: int) -> BasicBlock:
     make = LayerFactory(nnx.Rngs(seed), pool_factory=LargestPhase)
-    width = {"groups": 1, "base_width": 64, "zero_init_residual": False}
-    block = BasicBlock(make, 4, 8, stride=2, dilation=1, next_dilation=1, **width)
+    width = {"groups": 1, "base_width": 64, "last_scale": ones}
+    block = BasicBlock(make, 4, 8, stride=2, dilations=(1, 1), **width)
     block.eval()
     return block
 

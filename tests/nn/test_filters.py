@@ -45,12 +45,12 @@ def test_maps_have_one_to_three_axes():
     ("make", "message"),
     [
         (lambda: GaussianPool(0), "filter_size must be an integer of at least 1"),
-        (lambda: GaussianPool(3, 0), "stride must be at least 1"),
+        (lambda: GaussianPool(3, 0), "stride must be an integer of at least 1"),
         (lambda: GaussianPool(3, padding="mirror"), "padding must be one of"),
         (lambda: KaiserPool(3, 2, beta=-1), "beta must be"),
         (lambda: KaiserPool(3, 2, "mirror"), "padding must be one of"),
         (lambda: AveragePool(1.5), "stride must be an integer"),
-        (lambda: IdealPool(0), "stride must be at least 1"),
+        (lambda: IdealPool(0), "stride must be an integer of at least 1"),
         (lambda: AveragePool()(jnp.ones((4, 4))), "1 to 3 spatial axes"),
     ],
 )
@@ -85,7 +85,7 @@ def test_trained_each_learned_filter_sums_to_one_and_acts_on_its_channel(rng):
     ("call", "message"),
     [
         (lambda: LearnedPool((3, 4), 2, features=2), "square: give one filter_size and one stride"),
-        (lambda: LearnedPool(0, 2, features=2), "filter_size must be at least 1"),
+        (lambda: LearnedPool(0, 2, features=2), "filter_size must be an integer of at least 1"),
         (lambda: LearnedPool(3, features=2)(jnp.ones((1, 8, 2))), r"maps \(N, H, W, C\)"),
         (lambda: LearnedPool(5, features=2)(jnp.ones((1, 2, 8, 2))), "at least 3 pixels"),
     ],

@@ -10,7 +10,7 @@ from jax import lax
 
 from aa_flax import ops
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, apply, static
+from aa_flax.ops.cpu.dispatch import Multilinear, Static, apply
 from aa_flax.ops.cpu.winograd import winograd_conv
 
 
@@ -27,7 +27,7 @@ def conv(x, kernel, groups: int, stride: int = 1):
 
 def winograd(x, kernel):
     window = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
-    definition = static(
+    definition = Static(
         lax.conv_general_dilated,
         window_strides=(1, 1),
         padding=window.padding,

@@ -59,7 +59,7 @@ def test_definitions_hold_no_primitive_of_ours_and_no_branch(name):
     operation, shape = OPERATIONS[name]
     with ops.definitions():
         program = str(jax.make_jaxpr(jax.grad(lambda x: operation(x).sum()))(arrays(*shape)))
-    for primitive in ("aa_flax_form", "platform_index", "cond[", "custom_vjp", "gather["):
+    for primitive in ("aa_flax_kernel", "platform_index", "cond[", "custom_vjp", "gather["):
         assert primitive not in program
 
 
@@ -115,7 +115,7 @@ def test_a_model_has_the_same_values_and_derivatives_by_its_definitions(net):
     with ops.definitions():
         program = str(jax.make_jaxpr(derivatives)(x))
         defined = jax.jit(derivatives)(x)
-    assert "aa_flax_form" not in program
+    assert "aa_flax_kernel" not in program
     assert "platform_index" not in program
     for a, b in zip(*map(jax.tree.leaves, (fast, defined)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -219,7 +219,7 @@ def test_within_definitions_there_is_no_barrier():
     with ops.definitions():
         program = str(jax.make_jaxpr(jax.grad(lambda x: barred(x).sum()))(jnp.ones(3)))
     assert "barrier" not in program
-    assert "aa_flax_form" not in program
+    assert "aa_flax_kernel" not in program
 
 
 @pytest.mark.skipif(before_0_12, reason="XLA drops the barrier of a bfloat16 before it fuses")

@@ -141,7 +141,7 @@ def test_unchecked_shard_map_keeps_the_fast_form():
     mesh, specs = two_devices(AxisType.Auto), (BATCH, PartitionSpec())
     inner = partial(conv, groups=4)
     mapped = jax.shard_map(inner, mesh=mesh, in_specs=specs, out_specs=BATCH, check_vma=False)
-    assert "aa_flax_form" in str(jax.make_jaxpr(mapped)(x, kernel))
+    assert "aa_flax_kernel" in str(jax.make_jaxpr(mapped)(x, kernel))
     assert_equal(tuple(jax.device_get(jax.jit(f)(x, kernel)) for f in (mapped, inner)))
 
 

@@ -147,7 +147,7 @@ def test_every_size_that_blur_pool_takes_there_is_accepted_and_no_other():
         ({"gain": "constant", "filter_size": 1}, "some have none; give a filter_size of at least"),
         ({"filter_size": 20}, "too small: reflect padding"),
         ({"implementation": "fast"}, "conv, gather or None"),
-        ({"stride": 0}, "stride must be at least 1"),
+        ({"stride": 0}, "stride must be an integer of at least 1"),
     ],
 )
 def test_a_wrong_option_is_named(arguments, message):

@@ -158,7 +158,7 @@ def test_a_function_without_strides_gets_a_warning():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"filter_size": 0}, "filter_size must be at least 1"),
+        ({"filter_size": 0}, "filter_size must be an integer of at least 1"),
         ({"filter_size": (3, 3)}, "filter_size must be an integer"),
         ({"padding": "same"}, "padding must be one of"),
         ({"pool": "binomal3"}, "binomal3"),

@@ -2,7 +2,6 @@
 
 from functools import partial
 from math import prod
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +10,21 @@ from jaxtyping import Array, Float
 
 from aa_flax.ops.cpu import dispatch
 from aa_flax.ops.cpu.depthwise import sums_over_batch
-from aa_flax.ops.cpu.dispatch import Multilinear, static
+from aa_flax.ops.cpu.dispatch import Multilinear, Static
 
-
-class Normalised(NamedTuple):
-    """The normalised batch, and its mean and biased variance, `(C,)` each."""
-
-    y: Array
-    mean: Array
-    var: Array
+Normalised = tuple[Array, Array, Array]  # the batch, and its mean and biased variance, `(C,)` each
 
 
 def batch_norm(
-    x: Float[Array, "*batch C"],
-    scale: Float[Array, " C"],
-    bias: Float[Array, " C"],
-    epsilon: float,
+    x: Float[Array, "*batch C"], scale: Float[Array, " C"], bias: Array, epsilon: float
 ) -> Normalised:
     """Returns `(x - mean) / sqrt(var + epsilon) * scale + bias`, over all axes but the last.
 
-    The variance is biased, and taken about the mean, which does not cancel at large means.
-
-    The derivative is that of Ioffe and Szegedy 2015, Sec. 3, with its terms collected: for
-    `d = x - mean`, a tangent or cotangent `t` becomes `a t + c1 d + c0`, where the coefficients of
-    each channel follow from two sums, of `t` and of `t d`. Automatic differentiation computes the
-    same in several more passes over memory; only within `ops.definitions()` it is used.
-
-    Args:
-        x: floating point, in the type that statistics are computed in.
+    The variance is biased, and taken about the mean, which does not cancel at large means. Both are
+    in the type of `x`. The derivative is that of Ioffe and Szegedy 2015, Sec. 3, with its terms
+    collected: for `d = x - mean`, a tangent or cotangent `t` becomes `a t + c1 d + c0`, where the
+    coefficients of each channel follow from two sums, of `t` and of `t d`. Automatic
+    differentiation, used within `ops.definitions()`, takes several more passes over memory.
     """
     forced = dispatch.definitions_are_forced()
     return (_by_definition if forced else _affine)(x, scale, bias, epsilon)
@@ -54,8 +40,7 @@ def _by_definition(x: Array, scale: Array, bias: Array, epsilon: float) -> Norma
     mean = x.mean(axes)
     centred = x - along(mean, x)
     var = jnp.square(centred).mean(axes)
-    y = centred * along(scale * lax.rsqrt(var + epsilon), x) + along(bias, x)
-    return Normalised(y, mean, var)
+    return centred * along(scale * lax.rsqrt(var + epsilon), x) + along(bias, x), mean, var
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -64,8 +49,7 @@ def _affine(x: Array, scale: Array, bias: Array, epsilon: float) -> Normalised:
     centred = x - along(mean, x)
     rest, squares = _sums(centred, centred) / prod(x.shape[:-1])
     var = squares - jnp.square(rest)  # `rest` is the rounding error of the mean
-    y = centred * along(scale * lax.rsqrt(var + epsilon), x) + along(bias, x)
-    return Normalised(y, mean, var)
+    return centred * along(scale * lax.rsqrt(var + epsilon), x) + along(bias, x), mean, var
 
 
 @_affine.defjvp
@@ -79,15 +63,15 @@ def _derivative(epsilon: float, primals, tangents) -> tuple[Normalised, Normalis
     c1 = dscale * inverse - a * inverse**2 * half_dvar
     c0 = dbias - a * dmean
     dy = dx * along(a, x) + _spread(centred, jnp.stack([c0, c1]))
-    return Normalised(y, mean, var), Normalised(dy, dmean, 2 * half_dvar)
+    return (y, mean, var), (dy, dmean, 2 * half_dvar)
 
 
 def _spread(centred: Array, coefficients: Float[Array, "2 C"]) -> Array:
     """Returns `c0 + c1 d`, linear in the two coefficients of each channel and in `(1, d)`."""
     basis = jnp.stack([jnp.ones_like(centred), centred])
-    sums = static(_sums_over_batch_first, in_one_pass=dispatch.on_one_device())
-    cpu = Multilinear(static(_combination), (static(_outer), sums))
-    return dispatch.apply(Multilinear(static(_combination)), cpu, basis, coefficients)
+    sums = Static(_sums_over_batch_first, in_one_pass=dispatch.on_one_device())
+    cpu = Multilinear(Static(_combination), (Static(_outer), sums))
+    return dispatch.apply(Multilinear(Static(_combination)), cpu, basis, coefficients)
 
 
 def _sums(t: Array, centred: Array) -> Float[Array, "2 C"]:

@@ -11,68 +11,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from aa_flax.ops.cpu.depthwise import Window, depthwise_conv
-from aa_flax.ops.cpu.dispatch import Multilinear, Static, Transpose, static, unfused
+from aa_flax.ops.cpu.dispatch import Multilinear, Static, Transpose, Unfused
 from aa_flax.ops.cpu.winograd import gains_by_winograd, winograd_conv
 
+Shape = jax.ShapeDtypeStruct
 _CACHE = 2**19  # values of a matrix that stays in a core's cache between two products
 _BLOCK_CHANNELS = 16  # the fastest of 4 to 256 on ResNeXt's shapes, forward and backward
 
 
 def convolution(
-    definition: Static,
-    window: Window,
-    x: jax.ShapeDtypeStruct,
-    kernel: jax.ShapeDtypeStruct,
-    output_size: tuple[int, int],
+    definition: Static, window: Window, x: Shape, kernel: Shape, output_size: tuple[int, int]
 ) -> Multilinear:
     """Returns the CPU kernels of a convolution, forward and both gradients.
 
-    Args:
-        definition: the convolution as a function of an image and a kernel.
-        window: that of the definition.
-        x: shape and type of the image, `(N, H, W, C)`.
-        kernel: shape and type of the kernel, `(kh, kw, C / groups, O)`.
-        output_size: height and width of the result.
+    `x` and `kernel` are shapes and types, `(N, H, W, C)` and `(kh, kw, C / groups, O)`.
     """
     groups = x.shape[-1] // kernel.shape[2]
     if kernel.shape[2] == 1 and 1 < kernel.shape[3] == groups:
         return depthwise_conv(window, (x.shape[1], x.shape[2]))
     if groups > 1:
-        blocks = static(_block_diagonal_conv, definition=definition, groups=groups)
+        blocks = Static(_block_diagonal_conv, definition=definition, groups=groups)
         return with_unfused_transposes(blocks, x, kernel)
     if any(n < k for n, k in zip(output_size, window.taps, strict=True)):
         # 3x3 on 2x2 maps (the last stage on small images): XLA:CPU runs a scalar loop there.
-        return with_unfused_transposes(static(_matmul_conv, window=window), x, kernel)
+        return with_unfused_transposes(Static(_matmul_conv, window=window), x, kernel)
     return dense_conv(definition, window, x, kernel)
 
 
-def dense_conv(
-    definition: Static, window: Window, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct
-) -> Multilinear:
+def dense_conv(definition: Static, window: Window, x: Shape, kernel: Shape) -> Multilinear:
     """Returns the CPU kernels of a convolution without groups: see `convolution`."""
     if gains_by_winograd(window, x, kernel):
         return winograd_conv(window)
     is_product = window.taps == (1, 1) and window.padding == ((0, 0), (0, 0))
-    function = static(_product, strides=window.strides) if is_product else definition
+    function = Static(_product, strides=window.strides) if is_product else definition
     kernels = with_unfused_transposes(function, x, kernel)
-    if _gains_by_rows(window, x, kernel):
-        kernel_gradient = static(_kernel_gradient_by_rows, window=window)
+    if _gains_by_rows(window, x):
+        kernel_gradient = Static(_kernel_gradient_by_rows, window=window)
     elif is_product:
-        kernel_gradient = static(_kernel_gradient_of_product, strides=window.strides)
+        kernel_gradient = Static(_kernel_gradient_of_product, strides=window.strides)
     else:
         return kernels
-    return Multilinear(function, (kernels.transposes[0], unfused(kernel_gradient)))
+    return Multilinear(function, (kernels.transposes[0], Unfused(kernel_gradient)))
 
 
-def with_unfused_transposes(
-    function: Static, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct
-) -> Multilinear:
+def with_unfused_transposes(function: Static, x: Shape, kernel: Shape) -> Multilinear:
     """Returns a convolution with JAX's transposes, which read their inputs from memory."""
     transposes = (Transpose(function, i, shape) for i, shape in enumerate((x, kernel)))
-    return Multilinear(function, tuple(map(unfused, transposes)))
+    return Multilinear(function, tuple(map(Unfused, transposes)))
 
 
 def _matmul_conv(x: Array, kernel: Array, window: Window) -> Array:
@@ -83,7 +71,7 @@ def _matmul_conv(x: Array, kernel: Array, window: Window) -> Array:
 
 def _block_diagonal_conv(x: Array, kernel: Array, definition: Static, groups: int) -> Array:
     """Convolves a few groups at a time, densely, with a block-diagonal kernel."""
-    dense = static(definition.function, **{**dict(definition.options), "feature_group_count": 1})
+    dense = Static(definition.func, **{**definition.keywords, "feature_group_count": 1})
     height, width, group_in, out = kernel.shape
     group_out = out // groups
     chunk = max(1, _BLOCK_CHANNELS // group_in)
@@ -109,7 +97,7 @@ def _kernel_gradient_of_product(x: Array, g: Array, strides: tuple[int, int]) ->
     return jnp.einsum("nhwi,nhwo->io", x, g)[None, None]
 
 
-def _gains_by_rows(window: Window, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct) -> bool:
+def _gains_by_rows(window: Window, x: Shape) -> bool:
     """Checks whether the kernel's gradient is faster by rows (measured on ResNet's and VGG's)."""
     sizes_are_known = all(isinstance(n, int) for n in x.shape[1:3])  # export may leave them open
     steps = {*window.strides, *window.dilation}
@@ -117,9 +105,7 @@ def _gains_by_rows(window: Window, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDty
     return sizes_are_known and steps == {1} and x.shape[1] >= least and x.shape[3] >= 16
 
 
-def _kernel_gradient_by_rows(
-    x: Float[Array, "N H W C"], g: Float[Array, "N h w O"], window: Window
-) -> Float[Array, "kh kw C O"]:
+def _kernel_gradient_by_rows(x: Array, g: Array, window: Window) -> Array:
     """Sums one product a step: the windows of a few rows of all images, as a matrix, times `g`.
 
     The matrix stays in cache, where XLA's own kernel reads the image again for each tap.

@@ -6,6 +6,7 @@ of the sum takes ten times as long for the kernel's. Sums are float32 or wider.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from aa_flax.ops.cpu.dispatch import Multilinear, static, unfused
+from aa_flax.ops.cpu.dispatch import Multilinear, Static, Unfused
 
 
 class Window(NamedTuple):
@@ -28,20 +29,19 @@ class Window(NamedTuple):
     def views(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N h w C"]]:
         """Returns, for each tap, what it reads of an image padded with zeros: a strided slice."""
         x = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+        axes = zip(x.shape[1:3], self.taps, self.dilation, self.strides, strict=True)
         rows, columns = (
             [slice(i * step, size - (taps - 1 - i) * step, stride) for i in range(taps)]
-            for size, taps, step, stride in zip(
-                x.shape[1:3], self.taps, self.dilation, self.strides, strict=True
-            )
+            for size, taps, step, stride in axes
         )
         return [x[:, row, column] for row in rows for column in columns]
 
 
 def depthwise_conv(window: Window, size: tuple[int, int]) -> Multilinear:
     """Returns the kernels of a depthwise convolution of `(N, *size, C)` by `(kh, kw, 1, C)`."""
-    image = unfused(static(_input_gradient, window=window, size=size))
-    kernel = unfused(static(_kernel_gradient, window=window))
-    return Multilinear(static(_depthwise_conv, window=window), transposes=(image, kernel))
+    image = Unfused(Static(_input_gradient, window=window, size=size))
+    kernel = Unfused(Static(_kernel_gradient, window=window))
+    return Multilinear(Static(_depthwise_conv, window=window), transposes=(image, kernel))
 
 
 def _depthwise_conv(x: Array, kernel: Array, window: Window) -> Array:
@@ -53,12 +53,10 @@ def _input_gradient(kernel: Array, g: Array, window: Window, size: tuple[int, in
     """Convolves `g`, with zeros between its values for a stride, with the flipped kernel."""
     wide = np.promote_types(g.dtype, jnp.float32)
     spread = [(0, 0, 0)]
-    for n, outputs, taps, stride, (before, _), dilation in zip(
-        size, g.shape[1:3], *window, strict=True
-    ):
-        low = (taps - 1) * dilation - before
+    axes = zip(size, g.shape[1:3], *window, strict=True)
+    for n, outputs, taps, stride, (before, _), dilation in axes:
         high = n + before - (outputs - 1) * stride - 1
-        spread.append((low, high, stride - 1))
+        spread.append(((taps - 1) * dilation - before, high, stride - 1))
     g_padded = lax.pad(g.astype(wide), jnp.zeros((), wide), (*spread, (0, 0, 0)))
     views = window._replace(strides=(1, 1), padding=((0, 0), (0, 0))).views(g_padded)
     return _sum_of_products(views, kernel[::-1, ::-1].astype(wide)).astype(g.dtype)
@@ -84,7 +82,4 @@ def sums_over_batch(arrays: Sequence[Array]) -> Sequence[Array]:
 
 def _sum_of_products(views: list[Array], kernel: Array) -> Array:
     taps = [tap.reshape(1, 1, 1, -1) for tap in kernel.reshape(len(views), kernel.shape[-1])]
-    total = views[0] * taps[0]
-    for view, tap in zip(views[1:], taps[1:], strict=True):
-        total = total + view * tap
-    return total
+    return reduce(jnp.add, map(jnp.multiply, views, taps))

@@ -10,7 +10,7 @@ array, and its transposes have two implementations, too.
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -43,30 +43,26 @@ def definitions_are_forced() -> bool:
     return _definitions.value
 
 
-@dataclass(frozen=True)
-class Static:
-    """A function with options bound to it: a `functools.partial` compared and hashed by value."""
+class Static(partial):
+    """A function of arrays with options bound to it, compared and hashed by value."""
 
-    function: Callable[..., Array]
-    options: tuple[tuple[str, Hashable], ...]
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self._key == other._key
 
-    def __call__(self, *arrays: Array) -> Array:
-        return self.function(*arrays, **dict(self.options))
+    def __hash__(self) -> int:
+        return hash(self._key)
 
-
-def static(function: Callable[..., Array], /, **options: Hashable) -> Static:
-    """Returns `function` of arrays with those options bound."""
-    return Static(function, tuple(sorted(options.items())))
+    @property
+    def _key(self) -> tuple[Hashable, ...]:
+        return self.func, *sorted(self.keywords.items())
 
 
 @dataclass(frozen=True)
 class Multilinear:
     """A function that is linear in each of its arrays, and its transposes; hashed by value.
 
-    Args:
-        function: of arrays.
-        transposes: for each array, the function from the others (in order) and the cotangent of
-            the result to the array's cotangent. Default: JAX's transposes of `function`.
+    The transpose for an array maps the other arrays (in order) and the cotangent of the result to
+    the array's cotangent. By default they are JAX's.
     """
 
     function: Callable[..., Array]
@@ -80,13 +76,14 @@ class Multilinear:
         return (*transposes, self.function)
 
 
-def unfused(function: Callable[..., Array]) -> Static:
-    """Returns `function` with its inputs written to memory first: XLA fuses nothing into it."""
-    return static(_of_written_arrays, function=function)
+@dataclass(frozen=True)
+class Unfused:
+    """A function whose inputs are written to memory first: XLA fuses nothing into it."""
 
+    function: Callable[..., Array]
 
-def _of_written_arrays(*arrays: Array, function: Callable[..., Array]) -> Array:
-    return function(*lax.optimization_barrier(arrays))
+    def __call__(self, *arrays: Array) -> Array:
+        return self.function(*lax.optimization_barrier(arrays))
 
 
 def on_one_device() -> bool:
@@ -103,12 +100,14 @@ def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
     Within `definitions` it is the definition everywhere.
     """
     arrays = tuple(map(jnp.asarray, arrays))
-    if definitions_are_forced() or _types_have_axes(arrays) or _sizes_are_open(arrays):
+    # Export may leave sizes open; CPU kernels need numbers in all but the first axis.
+    sizes_are_open = any(not isinstance(n, int) for x in arrays for n in x.shape[1:])
+    if definitions_are_forced() or _types_have_axes(arrays) or sizes_are_open:
         return definition.function(*arrays)
     result = jax.eval_shape(definition.function, *arrays)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays, result))
-    form = _Operation(definition.by_slot(shapes[:-1]), cpu.by_slot(shapes[:-1]), shapes)
-    return _form_p.bind(*arrays, form=form, slot=len(arrays))
+    operation = _Operation(definition.by_slot(shapes[:-1]), cpu.by_slot(shapes[:-1]), shapes)
+    return _kernel_p.bind(*arrays, operation=operation, slot=len(arrays))
 
 
 def materialised(x: Array) -> Array:
@@ -118,12 +117,8 @@ def materialised(x: Array) -> Array:
     the sum of the next block, and so all sums before it. Elsewhere, and within `definitions`, it is
     the identity.
     """
-    same, written = static(_same), static(lax.optimization_barrier)
+    same, written = jnp.asarray, lax.optimization_barrier
     return apply(Multilinear(same, (same,)), Multilinear(written, (written,)), x)
-
-
-def _same(x: Array) -> Array:
-    return x
 
 
 def _types_have_axes(arrays: Sequence[Array]) -> bool:
@@ -134,11 +129,6 @@ def _types_have_axes(arrays: Sequence[Array]) -> bool:
     explicit = AxisType.Explicit in get_abstract_mesh().axis_types
     manual = (getattr(jax.typeof(x), "manual_axis_type", None) for x in arrays)
     return explicit or any(getattr(axes, "varying", None) for axes in manual)
-
-
-def _sizes_are_open(arrays: Sequence[Array]) -> bool:
-    """Checks whether export leaves more than the first axis symbolic; CPU kernels need numbers."""
-    return any(not isinstance(n, int) for x in arrays for n in x.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -185,33 +175,32 @@ class _Batched:
         return results.sum(0) if self.summed else results
 
 
-_form_p = Primitive("aa_flax_form")
-_compiled = jax.jit(_form_p.bind, static_argnames=("form", "slot"))
+_kernel_p = Primitive("aa_flax_kernel")
+_compiled = jax.jit(_kernel_p.bind, static_argnames=("operation", "slot"))
 
 
-@_form_p.def_impl
-def _run(*arrays: Array, form: _Operation, slot: int) -> Array:
+@_kernel_p.def_impl
+def _run(*arrays: Array, operation: _Operation, slot: int) -> Array:
     if jax.config.values["jax_disable_jit"]:  # nothing is lowered, so nothing chooses
-        return _run_definition(*arrays, form=form, slot=slot)
-    return _compiled(*arrays, form=form, slot=slot)
+        return _run_definition(*arrays, operation=operation, slot=slot)
+    return _compiled(*arrays, operation=operation, slot=slot)
 
 
-@_form_p.def_abstract_eval
-def _abstract(*_: Any, form: _Operation, slot: int):
-    shape = form.shapes[slot]
-    return jax.core.ShapedArray(shape.shape, shape.dtype)
+@_kernel_p.def_abstract_eval
+def _abstract(*_: Any, operation: _Operation, slot: int):
+    return jax.core.ShapedArray(operation.shapes[slot].shape, operation.shapes[slot].dtype)
 
 
-def _jvp(primals, tangents, *, form: _Operation, slot: int):
+def _jvp(primals, tangents, *, operation: _Operation, slot: int):
     terms = [
-        _form_p.bind(*primals[:i], tangent, *primals[i + 1 :], form=form, slot=slot)
+        _kernel_p.bind(*primals[:i], tangent, *primals[i + 1 :], operation=operation, slot=slot)
         for i, tangent in enumerate(tangents)
         if not isinstance(tangent, ad.Zero)
     ]
-    return _form_p.bind(*primals, form=form, slot=slot), reduce(ad.add_jaxvals, terms)
+    return _kernel_p.bind(*primals, operation=operation, slot=slot), reduce(ad.add_jaxvals, terms)
 
 
-def _transpose(cotangent, *arrays, form: _Operation, slot: int):
+def _transpose(cotangent, *arrays, operation: _Operation, slot: int):
     """Puts the cotangent into the result's slot; the slot of the linear array is the result."""
     linear = next(i for i, x in enumerate(arrays) if ad.is_undefined_primal(x))
     results: list[Any] = [None] * len(arrays)
@@ -221,11 +210,11 @@ def _transpose(cotangent, *arrays, form: _Operation, slot: int):
     slots = [*arrays[:slot], cotangent, *arrays[slot:]]
     target = linear if linear < slot else linear + 1
     del slots[target]
-    results[linear] = _form_p.bind(*slots, form=form, slot=target)
+    results[linear] = _kernel_p.bind(*slots, operation=operation, slot=target)
     return results
 
 
-def _batch(arrays, axes, *, form: _Operation, slot: int):
+def _batch(arrays, axes, *, operation: _Operation, slot: int):
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
     arrays = [x if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(arrays, axes, strict=True)]
     by_slot = [None if axis is None else 0 for axis in axes]
@@ -239,22 +228,22 @@ def _batch(arrays, axes, *, form: _Operation, slot: int):
 
     shapes = tuple(
         s if axis is None else jax.ShapeDtypeStruct((size, *s.shape), s.dtype)
-        for s, axis in zip(form.shapes, by_slot, strict=True)
+        for s, axis in zip(operation.shapes, by_slot, strict=True)
     )
-    form = _Operation(batched(form.definitions), batched(form.cpu), shapes)
-    return _form_p.bind(*arrays, form=form, slot=slot), 0
+    operation = _Operation(batched(operation.definitions), batched(operation.cpu), shapes)
+    return _kernel_p.bind(*arrays, operation=operation, slot=slot), 0
 
 
-def _run_definition(*arrays: Array, form: _Operation, slot: int) -> Array:
-    return form.definitions[slot](*arrays)
+def _run_definition(*arrays: Array, operation: _Operation, slot: int) -> Array:
+    return operation.definitions[slot](*arrays)
 
 
-def _run_cpu(*arrays: Array, form: _Operation, slot: int) -> Array:
-    return form.cpu[slot](*arrays)
+def _run_cpu(*arrays: Array, operation: _Operation, slot: int) -> Array:
+    return operation.cpu[slot](*arrays)
 
 
-ad.primitive_jvps[_form_p] = _jvp
-ad.primitive_transposes[_form_p] = _transpose
-batching.primitive_batchers[_form_p] = _batch
-mlir.register_lowering(_form_p, mlir.lower_fun(_run_definition, multiple_results=False))
-mlir.register_lowering(_form_p, mlir.lower_fun(_run_cpu, multiple_results=False), platform="cpu")
+ad.primitive_jvps[_kernel_p] = _jvp
+ad.primitive_transposes[_kernel_p] = _transpose
+batching.primitive_batchers[_kernel_p] = _batch
+mlir.register_lowering(_kernel_p, mlir.lower_fun(_run_definition, multiple_results=False))
+mlir.register_lowering(_kernel_p, mlir.lower_fun(_run_cpu, multiple_results=False), platform="cpu")

@@ -13,21 +13,18 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, on_one_device, static, unfused
+from aa_flax.ops.cpu.dispatch import Multilinear, Static, Unfused, on_one_device
 
 Padding = tuple[tuple[int, int], ...]
 _VALUES = 2**19  # of the images of one step: their parts, four times as many, stay in cache
 
 
-def gains_by_winograd(
-    window: Window, x: jax.ShapeDtypeStruct, kernel: jax.ShapeDtypeStruct
-) -> bool:
+def gains_by_winograd(window: Window, x: Any, kernel: Any) -> bool:
     """Checks whether fewer products pay for more memory traffic (measured on ResNet and VGG)."""
     batch, height, width, _ = x.shape
     if not all(isinstance(n, int) for n in (batch, height, width)):  # export may leave them open
@@ -46,18 +43,12 @@ def gains_by_winograd(
 def winograd_conv(window: Window) -> Multilinear:
     """Returns the kernels of a convolution of `(N, H, W, C)` by `(3, 3, C, O)`."""
     full = tuple((2 - before, 2 - after) for before, after in window.padding)
-    return Multilinear(
-        unfused(static(_conv, padding=window.padding)),
-        (
-            unfused(static(_image_gradient, padding=full)),
-            unfused(static(_kernel_gradient, padding=window.padding)),
-        ),
-    )
+    image = Unfused(Static(_image_gradient, padding=full))
+    kernel = Unfused(Static(_kernel_gradient, padding=window.padding))
+    return Multilinear(Unfused(Static(_conv, padding=window.padding)), (image, kernel))
 
 
-def _conv(
-    x: Float[Array, "N H W C"], kernel: Array, padding: Padding, product: str = "nhwi,io->nhwo"
-) -> Array:
+def _conv(x: Array, kernel: Array, padding: Padding, product: str = "nhwi,io->nhwo") -> Array:
     kernels = _grid(_kernel_parts, kernel.astype(jnp.float32), (0, 0))
     most = max(kernel.shape[2:])
     strips, steps = _strips(x, padding, most) or 1, _in_steps(x, most)
@@ -95,8 +86,7 @@ def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
         return [t + jnp.einsum("nhwi,nhwo->io", x, c) for t, x, c in pairs], None
 
     channels = x.shape[-1], g.shape[-1]
-    zeros = [jnp.zeros(channels, jnp.float32)] * 16
-    most = max(channels)
+    zeros, most = [jnp.zeros(channels, jnp.float32)] * 16, max(channels)
     products, _ = lax.scan(add, zeros, (_in_steps(x, most), _in_steps(g, most)))
     return _ungrid(_kernel_cotangents, jnp.stack, products, (0, 0)).astype(g.dtype)
 
