@@ -5,6 +5,7 @@ that leave the spatial axes whole.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -13,7 +14,8 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.transform.interpreter import Interpreter, rule
-from aa_flax.transform.values import Pending, Spread, Value, regrouped, spread
+from aa_flax.transform.jaxpr import bind
+from aa_flax.transform.values import Pending, Spread, Value, bare, regrouped, spread, wrapped
 
 
 def _names(text: str) -> frozenset[str]:
@@ -50,10 +52,10 @@ def elementwise(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
         return None
     activated = eqn.primitive.name in _ACTIVATIONS or any(v.activated for v in pending)
     sites = frozenset().union(*(v.sites for v in pending))
-    changes = {"activated": activated, "sites": sites}
+    combined = replace(largest, activated=activated, sites=sites)
     return [
-        largest.with_dense(dense, shape=variable.aval.shape, **changes)
-        for dense, variable in zip(run.bind(eqn, operands), eqn.outvars, strict=True)
+        replace(combined, dense=dense, shape=variable.aval.shape)
+        for dense, variable in zip(bind(eqn, operands), eqn.outvars, strict=True)
     ]
 
 
@@ -81,22 +83,14 @@ def _at_size(value: Value, like: Pending) -> Array | None:
             return None
         sizes = [like.dense.shape[i] if i in like.strided else n for i, n in enumerate(value.shape)]
         return value.to(sizes)
-    if getattr(value, "ndim", 0) == 0 or _is_one_for_all_positions(value, like):
+    if getattr(value, "ndim", 0) == 0:
         return value
-    return None
-
-
-def _is_one_for_all_positions(value: Array, like: Pending) -> bool:
-    """Checks whether an array has size 1 along the axes that wait.
-
-    A map of one pixel has it, too, and is no constant: it differs from image to image.
-    """
     if value.ndim != len(like.shape) or any(value.shape[i] > 1 for i in like.strided):
-        return False
-    one_pixel = any(like.shape[i] == 1 for i in like.strided)
-    return not one_pixel or all(
-        value.shape[i] == 1 for i in range(value.ndim) if like.roles[i] == "n"
-    )
+        return None
+    # A map of one pixel has size 1 there, too, but is no constant: it differs between images.
+    is_one_pixel = any(like.shape[i] == 1 for i in like.strided)
+    differs = any(n > 1 for n, role in zip(value.shape, like.roles, strict=True) if role == "n")
+    return None if is_one_pixel and differs else value
 
 
 def _on_small(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
@@ -110,18 +104,14 @@ def _on_small(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
         lax.broadcast_in_dim(v.value, shape, range(len(shape))) if isinstance(v, Spread) else v
         for v in inputs
     ]
-    return [Spread(out, small[0].shape) for out in run.bind(eqn, operands)]
+    return [Spread(out, small[0].shape) for out in bind(eqn, operands)]
 
 
 @rule("optimization_barrier")
 def barrier(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     """A barrier, which combines nothing: each operand by itself."""
-    operands = [v.dense if isinstance(v, Pending) else run.settle(v, eqn) for v in inputs]
-    outputs = run.bind(eqn, operands)
-    return [
-        v.with_dense(out) if isinstance(v, Pending) else out
-        for v, out in zip(inputs, outputs, strict=True)
-    ]
+    values = [v if isinstance(v, Pending) else run.settle(v, eqn) for v in inputs]
+    return list(map(wrapped, values, bind(eqn, list(map(bare, values)))))
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or")
@@ -139,13 +129,13 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
         return None
     kept = [i for i in range(value.dense.ndim) if i not in axes]
     if not axes & set(value.strided):
-        (dense,) = run.bind(eqn, [value.dense])
+        (dense,) = bind(eqn, [value.dense])
         return [value.with_axes(dense, kept)]
     over_batch = any(value.roles[i] == "n" for i in axes)
     whole = set(value.strided) <= axes
     if run.alike or not whole or (value.activated and not over_batch):
         return None
-    (dense,) = run.bind(eqn, [value.dense])
+    (dense,) = bind(eqn, [value.dense])
     if eqn.primitive.name == "reduce_sum":
         count = [prod(shape[i] for i in axes) for shape in (value.shape, value.dense.shape)]
         dense = dense * jnp.asarray(count[0] / count[1], dense.dtype)
@@ -193,8 +183,7 @@ def broadcast(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
         if value.strides[i] > 1:
             dense_shape[axis] = value.dense.shape[i]
     dense = lax.broadcast_in_dim(value.dense, dense_shape, dims)
-    changes = {"shape": tuple(shape), "strides": tuple(strides), "roles": "".join(roles)}
-    return [value.with_dense(dense, **changes)]
+    return [_laid_out(value, dense, shape, strides, roles)]
 
 
 @rule("reshape")
@@ -224,8 +213,14 @@ def reshape(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | No
             return None
         for j in right if kinds == {"n"} else ():
             roles[j] = "n"
-    changes = {"shape": tuple(after), "strides": tuple(strides), "roles": "".join(roles)}
-    return [value.with_dense(value.dense.reshape(sizes), **changes)]
+    return [_laid_out(value, value.dense.reshape(sizes), after, strides, roles)]
+
+
+def _laid_out(
+    value: Pending, dense: Array, shape: Sequence[int], strides: Sequence[int], roles: Sequence[str]
+) -> Pending:
+    changes = {"shape": tuple(shape), "strides": tuple(strides), "roles": "".join(roles)}
+    return replace(value, dense=dense, **changes)
 
 
 def _with_other_ones(value: Spread, after: Sequence[int]) -> list[Value] | None:

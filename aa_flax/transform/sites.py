@@ -1,6 +1,9 @@
-"""Sites: the operations of a program that subsample, and the report of what was done at each."""
+"""Detects sites, the operations of a program that subsample, and reports what is done at each.
 
-from collections import defaultdict
+`describe` recognises those of one equation, `pooled_by_reshape` those of two; `constants` has those
+that show only in the values of constants.
+"""
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,12 +20,13 @@ from aa_flax.transform.values import regrouped
 
 Kind = Literal["convolution", "max pool", "average pool", "slice", "resize", "other pool"]
 
-_WINDOWS: dict[str, Kind] = {
+_KINDS: dict[str, Kind] = {
     "reduce_window_max": "max pool",
     "reduce_window_sum": "average pool",
     "reduce_window": "other pool",
     "reduce_window_min": "other pool",
     "select_and_gather_add": "other pool",
+    "slice": "slice",
 }
 
 # Lines of these libraries say nothing about the user's model.
@@ -36,8 +40,7 @@ class Site:
     Args:
         layer: where it is in the model: the names of modules and scopes (Linen, Haiku,
             `jax.named_scope`), the parameter it reads (`params.conv1.kernel`), or its line of code.
-        kind: `convolution`, `max pool`, `average pool`, `slice`, `resize` or
-            `other pool`.
+        kind: `convolution`, `max pool`, `average pool`, `slice`, `resize` or `other pool`.
         primitive: JAX's name of the operation.
         shape, output_shape: of its input and its output, in the function's own layout.
         strides: for each spatial axis.
@@ -60,7 +63,6 @@ class Row:
     """The outcome at one site.
 
     Args:
-        site: the strided operation.
         done: its replacement; empty if it was left alone.
         reason: why it was left alone, or what to know about its replacement.
         extra_flops: additional floating-point operations in one call of the function.
@@ -129,30 +131,22 @@ def describe(eqn: Any, layer: str) -> Site | None:
     if name == "conv_general_dilated":
         strided = max(params["window_strides"], default=1) > 1
         return convolution_site(eqn, layer) if strided and not is_blur(eqn) else None
-    if name in _WINDOWS:
-        kind, strides, window = (
-            _WINDOWS[name],
-            params["window_strides"],
-            params["window_dimensions"],
-        )
-    elif name == "slice":
-        kind, strides = "slice", params["strides"] or ()
-        window = (1,) * len(strides)
-    else:
+    if name not in _KINDS:
         return None
+    strides = params["strides" if name == "slice" else "window_strides"] or ()
     if max(strides, default=1) == 1:
         return None
-    spatial = [pair for pair in zip(strides, window, strict=True) if max(pair) > 1]
+    windows = params.get("window_dimensions", (1,) * len(strides))
+    spatial = [pair for pair in zip(strides, windows, strict=True) if max(pair) > 1]
     strides, window = zip(*spatial, strict=True)
-    return site_of(eqn, layer, kind, strides, window)
+    return site_of(eqn, layer, _KINDS[name], strides, window)
 
 
 def convolution_site(eqn: Any, layer: str) -> Site:
     """Returns the site of a convolution."""
     numbers = eqn.params["dimension_numbers"]
     x, kernel = (v.aval.shape for v in eqn.invars)
-    window = tuple(kernel[i] for i in numbers.rhs_spec[2:])
-    channels = x[numbers.lhs_spec[1]]
+    window, channels = tuple(kernel[i] for i in numbers.rhs_spec[2:]), x[numbers.lhs_spec[1]]
     return site_of(eqn, layer, "convolution", eqn.params["window_strides"], window, channels)
 
 
@@ -186,9 +180,9 @@ def sites_in(jaxpr: Any) -> Iterator[Any]:
             yield from sites_in(inner)
 
 
-def has_sites(jaxpr: Any) -> bool:
-    """Checks whether a program, or one that it calls, may subsample."""
-    return next(sites_in(jaxpr), None) is not None
+def has_sites(*programs: Any) -> bool:
+    """Checks whether one of the programs, or one that they call, may subsample."""
+    return any(True for jaxpr in programs for _ in sites_in(jaxpr))
 
 
 def layer_name(eqn: Any, parameters: Sequence[str] = ()) -> str:
@@ -238,27 +232,15 @@ def pooled_by_reshape(
     return windows if complete and adjoining and len(windows) in (1, 2, 3) else None
 
 
-def phases_sliced(jaxpr: Any) -> dict[Any, set[tuple[int, ...]]]:
-    """Returns the phases that strided slices of a program keep, by variable and strides."""
-    phases = defaultdict(set)
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "slice" and describe(eqn, ""):
-            starts, strides = eqn.params["start_indices"], eqn.params["strides"]
-            phase = tuple(start % stride for start, stride in zip(starts, strides, strict=True))
-            phases[eqn.invars[0], strides].add(phase)
-    return phases
-
-
 def ensemble_size(jaxpr: Any, eqn: Any) -> int:
     """Returns how many members of an ensemble `jax.vmap` has made the groups of a convolution.
 
     It merges the members into the channels of both operands by a reshape just before the
     convolution. A convolution that was grouped from the start has no such reshape, and counts one.
     """
-    numbers = eqn.params["dimension_numbers"]
-    axes = numbers.lhs_spec[1], numbers.rhs_spec[0]
-    producer = producers(jaxpr)
-    merged = {_merged(producer, v, axis) for v, axis in zip(eqn.invars, axes, strict=True)}
+    numbers, producer = eqn.params["dimension_numbers"], producers(jaxpr)
+    pairs = zip(eqn.invars, (numbers.lhs_spec[1], numbers.rhs_spec[0]), strict=True)
+    merged = {_merged(producer, variable, axis) for variable, axis in pairs}
     return merged.pop() if len(merged) == 1 else 1
 
 
