@@ -61,9 +61,9 @@ class Graph:
 
 
 def _same(a: str | np.ndarray, b: str | np.ndarray) -> bool:
-    if isinstance(a, str) or isinstance(b, str):
-        return isinstance(a, str) and isinstance(b, str) and a == b
-    return a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    return isinstance(a, str) and isinstance(b, str) and a == b
 
 
 def simplified(graph: Graph, result: str) -> Graph:
@@ -173,6 +173,11 @@ class View:
         index = self.positions[axis]
         return np.arange(self.base.shape[axis]) if index is None else index
 
+    def with_positions(self, axis: int, index: np.ndarray) -> "View":
+        """Returns the view that reads these positions along an axis."""
+        others = self.positions
+        return View(self.base, (*others[:axis], index, *others[axis + 1 :]))
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -198,9 +203,8 @@ class Repeated:
 
     def merged(self) -> View:
         """Returns both axes as one."""
-        positions = list(self.view.positions)
-        positions[self.axis] = np.repeat(self.view.read(self.axis), self.times)
-        return View(self.view.base, tuple(positions))
+        repeated = np.repeat(self.view.read(self.axis), self.times)
+        return self.view.with_positions(self.axis, repeated)
 
 
 Value = Tensor | Affine | View | Windows | Repeated | np.ndarray

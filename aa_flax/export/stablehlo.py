@@ -25,12 +25,9 @@ def write(program: Program, path: Path) -> None:
         smallest = smallest_open_size(program)
         sizes, bounds = "n, h, w", [f"h >= {smallest}", f"w >= {smallest}"]
     images = program.images(*jax_export.symbolic_shape(sizes, constraints=bounds))
-
-    def run(images):
-        return program.finished(program.logits(images))
-
+    run = jax.jit(lambda images: program.finished(program.logits(images)))
     with definitions():
-        exported = jax_export.export(jax.jit(run), platforms=PLATFORMS)(images)
+        exported = jax_export.export(run, platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
 
 

@@ -115,13 +115,8 @@ class Antialias:
         Args:
             f: a function, for the default options, or a result of `antialias`, for its options.
             args, kwargs: arguments of `f`; arrays, or `jax.ShapeDtypeStruct`s of them.
-
-        Returns:
-            A row for each site: layer, operation, shape, stride, what was done, why it was left
-            alone, extra FLOPs. It prints as a table.
         """
-        antialiased = f if isinstance(f, Antialiased) else self(f)
-        return antialiased.report(*args, **kwargs)
+        return (f if isinstance(f, Antialiased) else self(f)).report(*args, **kwargs)
 
 
 antialias = Antialias()

@@ -129,9 +129,7 @@ def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
     """A function with a derivative rule, which it keeps unless something inside changes.
 
     Where something does, JAX's own derivative replaces the rule. A pending map passes a function
-    that treats all positions alike (`jax.nn.relu`, `jnp.logaddexp`). The rule was written for
-    arrays of the original's shape, so the function is vectorized over the phases of the dense map,
-    each of which has that shape.
+    that treats all positions alike (`jax.nn.relu`, `jnp.logaddexp`).
     """
     name = next(n for n in ("call_jaxpr", "fun_jaxpr") if n in eqn.params)
     jaxpr, consts = opened(eqn.params[name])
@@ -141,6 +139,8 @@ def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
     outputs = _pointwise_outputs(inner, jaxpr, consts, inputs)
     if outputs is None:
         return None
+    # The rule was written for arrays of the original's shape, so the function is vectorized over
+    # the phases of the dense map, each of which has that shape.
     call = partial(bind, eqn)
     for k in range(len(outputs[0].strided)):
         axes = [v.strided[k] + k + 1 if isinstance(v, Pending) else None for v in inputs]

@@ -31,17 +31,13 @@ def convolution(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
         return [_convolve(eqn, x, kernel)]
     site = replace(site, channels=(site.channels or 0) // ensemble_size(run.jaxpr, eqn))
     by_axis = zip(site.strides, site.window, eqn.params["padding"], strict=True)
-    antialiased = _blurred_after
+    rewrite = _blurred_after
     if run.options.before:
-        antialiased = _blurred_before
+        rewrite = _blurred_before
     elif all(size == 1 and padding == (0, 0) for stride, size, padding in by_axis if stride > 1):
-        antialiased = _blurred_first
-    return run.attempt(
-        eqn,
-        site,
-        lambda: antialiased(run, eqn, site, x, kernel),
-        lambda: [_convolve(eqn, x, kernel)],
-    )
+        rewrite = _blurred_first
+    rewritten = run.attempt(eqn, site, lambda: rewrite(run, eqn, site, x, kernel))
+    return rewritten or [_convolve(eqn, x, kernel)]
 
 
 def _blurred_after(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Pending:

@@ -169,34 +169,26 @@ def choose_sampler(
         Refused: the pool does not do that.
         InputError: the pool has weights.
     """
+    factory = pool_factory(None, options.pool)
     try:
-        pool = _pool(options, strides, dense[-1])
+        if factory is None:
+            pool = BlurPool(options.filter_size, strides, options.padding)
+        elif len(set(strides)) > 1:
+            raise ValueError(f"it takes one stride for all axes, not {strides}")
+        else:
+            pool = make_pool(factory, strides[0], features=dense[-1], rngs=nnx.Rngs(0))
         maps = jax.ShapeDtypeStruct(dense, dtype)
-        found = jax.eval_shape(lambda x: subsample(pool, x), maps).shape
-    except (_HasWeights, InconclusiveDimensionOperation):  # open sizes: `antialias` explains
+        found = tuple(jax.eval_shape(lambda x: subsample(pool, x), maps).shape)
+    except InconclusiveDimensionOperation:  # open sizes: `antialias` explains
         raise
     except Exception as error:
         raise Refused(f"the pool refuses it: {first_line(error)}") from error
-    if tuple(found) != sampled:
-        raise Refused(f"the pool makes {tuple(found)} of {dense}, not {sampled}")
-    taps = pool.filter_size if isinstance(pool, BlurPool) else options.filter_size
-    return Sampler(pool, taps ** len(strides) if isinstance(taps, int) else prod(taps))
-
-
-def _pool(options: Options, strides: tuple[int, ...], features: int) -> Any:
-    factory = pool_factory(None, options.pool)
-    if factory is None:
-        return BlurPool(options.filter_size, strides, options.padding)
-    if len(set(strides)) > 1:
-        raise ValueError(f"it takes one stride for all axes, not {strides}")
-    pool = make_pool(factory, strides[0], features=features, rngs=nnx.Rngs(0))
     if isinstance(pool, nnx.Module) and jax.tree.leaves(nnx.state(pool, nnx.Param)):
-        raise _HasWeights(
+        raise InputError(
             f"the pool {options.pool!r} has weights, and antialias adds no parameters: use one "
             "without, or build the model with it"
         )
-    return pool
-
-
-class _HasWeights(InputError):
-    """A pool with weights, an error; where a pool refuses a site, the site is left alone."""
+    if found != sampled:
+        raise Refused(f"the pool makes {found} of {dense}, not {sampled}")
+    taps = pool.filter_size if isinstance(pool, BlurPool) else options.filter_size
+    return Sampler(pool, taps ** len(strides) if isinstance(taps, int) else prod(taps))

@@ -51,8 +51,7 @@ class Interpreter:
     def inside(self, eqn: Any, repeats: int = 1, *, same_scope: bool = False) -> "Interpreter":
         """Returns the interpreter of a program that an equation calls.
 
-        Args:
-            same_scope: whether it sees the same arrays; a program that is traced again does not.
+        One of the same scope sees the same arrays; a program that is traced again does not.
         """
         fresh = {} if same_scope else {"names": {}, "phases": {}, "splits": {}}
         return replace(self, path=self.key(eqn), repeats=self.repeats * repeats, **fresh)
@@ -94,12 +93,10 @@ class Interpreter:
             return value.full
         if not isinstance(value, Pending):
             return value
-        if not value.activated:
+        for key in () if value.activated else value.sites:
             reader = "the end" if eqn is None else eqn.primitive.name
-            for key in value.sites:
-                if not self.rows[key].reason:
-                    reason = f"no nonlinearity before {reader}"
-                    self.rows[key] = replace(self.rows[key], reason=reason)
+            reason = self.rows[key].reason or f"no nonlinearity before {reader}"
+            self.rows[key] = replace(self.rows[key], reason=reason)
         return value.sampled
 
     def key(self, eqn: Any) -> Any:
@@ -110,14 +107,8 @@ class Interpreter:
         """Returns a name of the layer that an equation belongs to."""
         return layer_name(eqn, [self.names[id(v)][1] for v in inputs[1:] if id(v) in self.names])
 
-    def attempt(
-        self,
-        eqn: Any,
-        site: Site,
-        antialiased: Callable[[], Value],
-        original: Callable[[], list[Value]],
-    ) -> list[Value]:
-        """Returns what replaces a site, or the original where anything speaks against that."""
+    def attempt(self, eqn: Any, site: Site, antialiased: Callable[[], Value]) -> list[Value] | None:
+        """Returns what replaces a site, or None where anything speaks against that."""
         alone = self.alone.get(id(eqn))
         against = reasons_against(self.options, site, eqn, self.jaxpr)
         try:
@@ -126,7 +117,7 @@ class Interpreter:
             return [antialiased()]
         except Refused as refusal:
             self.record(eqn, site, reason=str(refusal))
-            return original()
+            return None
 
     def blurred(
         self,
@@ -179,7 +170,6 @@ class Interpreter:
     def record(
         self, eqn: Any, site: Site, *, done: str = "", reason: str = "", extra: float = 0
     ) -> None:
-        """Adds a row to the report."""
         self.rows[self.key(eqn)] = Row(site, done, reason, round(extra * self.repeats))
 
     def report(self) -> Report:

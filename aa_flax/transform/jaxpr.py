@@ -41,12 +41,7 @@ def evaluate(
     inputs: Sequence[Any],
     run_equation: Callable[[Any, list[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """Runs a program on values of any kind.
-
-    Args:
-        consts, inputs: values of its constants and of its arguments.
-        run_equation: maps an equation and the values of its operands to the values of its results.
-    """
+    """Runs a program on values of any kind, by a function that runs an equation on its operands."""
     known = dict(zip(jaxpr.constvars, consts, strict=True))
     known.update(zip(jaxpr.invars, inputs, strict=True))
 

@@ -76,17 +76,14 @@ def _at_size(value: Value, like: Pending) -> Array | None:
     """Returns the value at the dense map's size, or None if each position has its own."""
     if isinstance(value, Pending):
         return value.dense
+    small = getattr(bare(value), "shape", ())
+    if not small:
+        return value
+    if len(small) != len(like.shape) or any(small[i] > 1 for i in like.strided):
+        return None
     if isinstance(value, Spread):
-        if len(value.shape) != len(like.shape):
-            return None
-        if any(value.value.shape[i] != 1 for i in like.strided):
-            return None
         sizes = [like.dense.shape[i] if i in like.strided else n for i, n in enumerate(value.shape)]
         return value.to(sizes)
-    if getattr(value, "ndim", 0) == 0:
-        return value
-    if value.ndim != len(like.shape) or any(value.shape[i] > 1 for i in like.strided):
-        return None
     # A map of one pixel has size 1 there, too, but is no constant: it differs between images.
     is_one_pixel = any(like.shape[i] == 1 for i in like.strided)
     differs = any(n > 1 for n, role in zip(value.shape, like.roles, strict=True) if role == "n")
@@ -99,11 +96,8 @@ def _on_small(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     others = [v for v in inputs if not isinstance(v, Spread)]
     if len({v.shape for v in small}) != 1 or any(getattr(v, "ndim", 0) > 0 for v in others):
         return None
-    shape = tuple(max(axis) for axis in zip(*(v.value.shape for v in small), strict=True))
-    operands = [
-        lax.broadcast_in_dim(v.value, shape, range(len(shape))) if isinstance(v, Spread) else v
-        for v in inputs
-    ]
+    shape = [max(axis) for axis in zip(*(v.value.shape for v in small), strict=True)]
+    operands = [v.to(shape) if isinstance(v, Spread) else v for v in inputs]
     return [Spread(out, small[0].shape) for out in bind(eqn, operands)]
 
 
@@ -120,8 +114,7 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
 
     A reduction over channels runs at each position of the dense map. One over the batch and all
     positions (batch statistics), or over all positions before the nonlinearity (statistics of an
-    instance), runs over the dense map, as in a model that was built antialiased. A sum is scaled to
-    the original's number of positions, since the program divides by that.
+    instance), runs over the dense map, as in a model that was built antialiased.
     """
     (value,) = inputs
     axes = set(eqn.params["axes"])
@@ -136,7 +129,7 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     if run.alike or not whole or (value.activated and not over_batch):
         return None
     (dense,) = bind(eqn, [value.dense])
-    if eqn.primitive.name == "reduce_sum":
+    if eqn.primitive.name == "reduce_sum":  # which the program divides by its number of positions
         count = [prod(shape[i] for i in axes) for shape in (value.shape, value.dense.shape)]
         dense = dense * jnp.asarray(count[0] / count[1], dense.dtype)
     return [dense]
@@ -157,12 +150,11 @@ def transpose(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
 @rule("squeeze")
 def squeeze(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """Fewer axes, of those of size 1."""
-    (value,) = inputs
-    if not isinstance(value, Pending) or set(eqn.params["dimensions"]) & set(value.strided):
+    (value,), dropped = inputs, eqn.params["dimensions"]
+    if not isinstance(value, Pending) or set(dropped) & set(value.strided):
         return None
-    kept = [i for i in range(value.dense.ndim) if i not in eqn.params["dimensions"]]
-    dense = value.dense.reshape([value.dense.shape[i] for i in kept])
-    return [value.with_axes(dense, kept)]
+    kept = [i for i in range(value.dense.ndim) if i not in dropped]
+    return [value.with_axes(value.dense.squeeze(dropped), kept)]
 
 
 @rule("broadcast_in_dim")
@@ -183,7 +175,7 @@ def broadcast(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
         if value.strides[i] > 1:
             dense_shape[axis] = value.dense.shape[i]
     dense = lax.broadcast_in_dim(value.dense, dense_shape, dims)
-    return [_laid_out(value, dense, shape, strides, roles)]
+    return [value.laid_out(dense, shape, strides, roles)]
 
 
 @rule("reshape")
@@ -213,14 +205,7 @@ def reshape(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | No
             return None
         for j in right if kinds == {"n"} else ():
             roles[j] = "n"
-    return [_laid_out(value, value.dense.reshape(sizes), after, strides, roles)]
-
-
-def _laid_out(
-    value: Pending, dense: Array, shape: Sequence[int], strides: Sequence[int], roles: Sequence[str]
-) -> Pending:
-    changes = {"shape": tuple(shape), "strides": tuple(strides), "roles": "".join(roles)}
-    return replace(value, dense=dense, **changes)
+    return [value.laid_out(value.dense.reshape(sizes), after, strides, roles)]
 
 
 def _with_other_ones(value: Spread, after: Sequence[int]) -> list[Value] | None:

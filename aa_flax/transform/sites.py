@@ -38,13 +38,11 @@ class Site:
     """One strided operation of a function, as `where=` and a report see it.
 
     Args:
-        layer: where it is in the model: the names of modules and scopes (Linen, Haiku,
-            `jax.named_scope`), the parameter it reads (`params.conv1.kernel`), or its line of code.
-        kind: `convolution`, `max pool`, `average pool`, `slice`, `resize` or `other pool`.
+        layer: names of modules and scopes (Linen, Haiku, `jax.named_scope`), the parameter that it
+            reads (`params.conv1.kernel`), or its line of code.
         primitive: JAX's name of the operation.
         shape, output_shape: of its input and its output, in the function's own layout.
-        strides: for each spatial axis.
-        window: the kernel's or the window's extent along each spatial axis.
+        strides, window: for each spatial axis; the window is the kernel's or the pool's extent.
         channels: of its input, or None where the operation does not say which axis they are.
     """
 
@@ -116,10 +114,8 @@ class Report(Sequence[Row]):
 
 def _cells(row: Row) -> tuple[str, ...]:
     site = row.site
-    shape, output_shape, strides, window = (
-        "x".join(map(str, sizes))
-        for sizes in (site.shape, site.output_shape, site.strides, site.window)
-    )
+    sizes = (site.shape, site.output_shape, site.strides, site.window)
+    shape, output_shape, strides, window = ("x".join(map(str, each)) for each in sizes)
     kind = site.kind if site.kind == "slice" else f"{site.kind} {window}"
     cells = (site.layer, kind, f"{shape} -> {output_shape}", strides, row.done or "left alone")
     return (*cells, row.reason, f"{row.extra_flops / 1e6:+.2f}")
@@ -215,15 +211,13 @@ def pooled_by_reshape(
     pooled; there must be one to three adjoining ones.
     """
     windows, i = {}, 0
-
-    def is_split(size: int) -> bool:
-        return i + 1 < len(split) and prod(split[i : i + 2]) == size and split[i + 1] > 1
-
     for axis, size in enumerate(shape):
-        if i < len(split) and split[i] == size and not (size == 1 and is_split(size)):
+        pair = split[i : i + 2]
+        is_split = len(pair) == 2 and prod(pair) == size and pair[1] > 1
+        if pair[:1] == (size,) and not (size == 1 and is_split):
             i += 1
-        elif is_split(size) and i + 1 in axes and i not in axes:
-            windows[axis] = split[i + 1]
+        elif is_split and i + 1 in axes and i not in axes:
+            windows[axis] = pair[1]
             i += 2
         else:
             return None

@@ -37,13 +37,15 @@ class Pending:
 
     def with_axes(self, dense: Array, axes: Sequence[int]) -> "Pending":
         """Returns this map with those of its axes, in that order; `dense` has them already."""
-        return replace(
-            self,
-            dense=dense,
-            shape=tuple(self.shape[i] for i in axes),
-            strides=tuple(self.strides[i] for i in axes),
-            roles="".join(self.roles[i] for i in axes),
-        )
+        shape, strides = ([sizes[i] for i in axes] for sizes in (self.shape, self.strides))
+        return self.laid_out(dense, shape, strides, [self.roles[i] for i in axes])
+
+    def laid_out(
+        self, dense: Array, shape: Sequence[int], strides: Sequence[int], roles: Sequence[str]
+    ) -> "Pending":
+        """Returns this map with other axes."""
+        axes = {"shape": tuple(shape), "strides": tuple(strides), "roles": "".join(roles)}
+        return replace(self, dense=dense, **axes)
 
     @property
     def strided(self) -> tuple[int, ...]:
@@ -120,8 +122,8 @@ def spread(operand: Array, shape: Sequence[int], dims: Sequence[int]) -> Spread:
 def on_channels_last(function: Callable[[Array], Array], x: Array, roles: str) -> Array:
     """Applies a function of maps `(N, *spatial, C)` to a map of any layout, which is kept."""
     order = [i for role in "nsc" for i, own in enumerate(roles) if own == role]
-    batch, spatial, rest = ([x.shape[i] for i in order if roles[i] == role] for role in "nsc")
-    y = function(x.transpose(order).reshape(prod(batch), *spatial, prod(rest)))
+    batch, rest = ([x.shape[i] for i in order if roles[i] == role] for role in "nc")
+    y = function(x.transpose(order).reshape(channels_last_shape(x.shape, roles)))
     y = y.reshape(*batch, *y.shape[1:-1], *rest)
     return y.transpose([order.index(i) for i in range(x.ndim)]).astype(x.dtype)
 

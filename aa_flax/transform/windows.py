@@ -19,8 +19,6 @@ from aa_flax.transform.jaxpr import bind
 from aa_flax.transform.sites import Site, describe, is_reshape_pool, pooled_by_reshape
 from aa_flax.transform.values import Spread, Value
 
-_DENSE_MAX, _BLUR_FOR_MEAN = "dense max, then blur", "blur in its place"  # in reports
-
 
 def _roles(spatial: Collection[int], rank: int) -> str:
     """Returns the role of each axis: the first is the batch, unless it is spatial."""
@@ -34,6 +32,21 @@ def _window_roles(eqn: Any) -> str:
     return _roles(spatial, len(eqn.params["window_strides"]))
 
 
+def _blurred_max(
+    run: Interpreter, eqn: Any, site: Site, x: Array, dense: Array, roles: str
+) -> Array:
+    extra = prod(site.window) * (prod(dense.shape) - prod(site.output_shape))
+    return run.blurred(eqn, site, x, dense, roles, done="dense max, then blur", extra=extra)
+
+
+def _blurred_sum(
+    run: Interpreter, eqn: Any, site: Site, x: Array, covered: Array, roles: str, sizes: Any
+) -> Array:
+    extra = -prod(site.window) * prod(site.output_shape)
+    means = run.blurred(eqn, site, x, covered, roles, done="blur in its place", extra=extra)
+    return means * jnp.asarray(sizes, x.dtype)
+
+
 @rule("reduce_window_max", "reduce_window", "reduce_window_min")
 def max_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     """A max pool becomes a dense maximum and a blur; other windows stay as they are."""
@@ -44,11 +57,9 @@ def max_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
 
     def antialiased() -> Array:
         (dense,) = _window(eqn, x, others, (1,) * x.ndim)
-        extra = prod(site.window) * (prod(dense.shape) - prod(site.output_shape))
-        roles = _window_roles(eqn)
-        return run.blurred(eqn, site, x, dense, roles, done=_DENSE_MAX, extra=extra)
+        return _blurred_max(run, eqn, site, x, dense, _window_roles(eqn))
 
-    return run.attempt(eqn, site, antialiased, lambda: _window(eqn, x, others))
+    return run.attempt(eqn, site, antialiased) or _window(eqn, x, others)
 
 
 def _window(
@@ -93,11 +104,9 @@ def average_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]
         # `min` of symbolic sizes would be inconclusive.
         region = [out * s if out * s <= size else size for size, out, s in axes]
         covered = lax.slice(x, (0,) * x.ndim, region)
-        extra, roles = -prod(site.window) * prod(site.output_shape), _window_roles(eqn)
-        means = run.blurred(eqn, site, x, covered, roles, done=_BLUR_FOR_MEAN, extra=extra)
-        return means * jnp.asarray(sizes, x.dtype)
+        return _blurred_sum(run, eqn, site, x, covered, _window_roles(eqn), sizes)
 
-    return run.attempt(eqn, site, antialiased, lambda: bind(eqn, [x]))
+    return run.attempt(eqn, site, antialiased)
 
 
 def _divisor(jaxpr: Any, eqn: Any, site: Site) -> np.ndarray:
@@ -106,31 +115,20 @@ def _divisor(jaxpr: Any, eqn: Any, site: Site) -> np.ndarray:
     Raises:
         Refused: that cannot be determined.
     """
-    whole = np.array(prod(site.window))
+    whole, (total,) = np.array(prod(site.window)), eqn.outvars
     if not any(sum(padding) for padding in eqn.params["padding"]):
         return whole
     # With padding there are two conventions: the program divides by one number, padding counted,
     # or by a map of how many pixels each window has.
-    divisor = _divided_by(jaxpr, eqn.outvars[0])
-    if divisor is None:
-        raise Refused("it is padded, and the divisor of its sum cannot be determined")
-    return whole if _is_number(divisor) else _pixel_counts(eqn)
-
-
-def _divided_by(jaxpr: Any, total: Any) -> Any:
-    """Returns the second operand of the division that is the only use of a sum, or None."""
     users = [other for other in jaxpr.eqns if any(v is total for v in other.invars)]
-    if len(users) != 1 or users[0].primitive.name not in ("div", "mul"):
-        return None
-    first, second = users[0].invars
-    if users[0].primitive.name == "div":
-        return second if first is total else None
-    factor = first if second is total else second
-    return factor if _is_number(factor) else None
-
-
-def _is_number(variable: Any) -> bool:
-    return isinstance(variable, Literal) or variable.aval.shape == ()
+    if len(users) == 1 and (name := users[0].primitive.name) in ("div", "mul"):
+        first, second = users[0].invars
+        is_divided, other = name == "div" and first is total, second if first is total else first
+        if (is_divided or name == "mul") and (isinstance(other, Literal) or not other.aval.shape):
+            return whole
+        if is_divided:
+            return _pixel_counts(eqn)
+    raise Refused("it is padded, and the divisor of its sum cannot be determined")
 
 
 def _pixel_counts(eqn: Any) -> np.ndarray:
@@ -174,15 +172,12 @@ def pool_of_split(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value
 
     def antialiased() -> Array:
         if is_average:
-            extra = -prod(x.shape)
-            means = run.blurred(eqn, site, x, x, roles, done=_BLUR_FOR_MEAN, extra=extra)
-            return means * jnp.asarray(prod(strides), x.dtype)
+            return _blurred_sum(run, eqn, site, x, x, roles, prod(strides))
         sizes, ones = [windows.get(i, 1) for i in range(x.ndim)], (1,) * x.ndim
         dense = lax.reduce_window(x, _lowest(x.dtype), lax.max, sizes, ones, "VALID")
-        extra = prod(strides) * prod(dense.shape) - prod(x.shape)
-        return run.blurred(eqn, site, x, dense, roles, done=_DENSE_MAX, extra=extra)
+        return _blurred_max(run, eqn, site, x, dense, roles)
 
-    return run.attempt(eqn, site, antialiased, lambda: bind(eqn, [value]))
+    return run.attempt(eqn, site, antialiased)
 
 
 @rule("slice")
@@ -198,4 +193,4 @@ def strided_slice(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value
         spatial = [i for i, stride in enumerate(params["strides"]) if stride > 1]
         return run.blurred(eqn, site, x, covered, _roles(spatial, x.ndim), done="blur")
 
-    return run.attempt(eqn, site, antialiased, lambda: bind(eqn, [x]))
+    return run.attempt(eqn, site, antialiased)

@@ -6,7 +6,7 @@ policy forbids the browser to load anything from elsewhere.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -39,14 +39,11 @@ def write_page(
     *,
     figures: Mapping[str, Sequence[Path]] | None = None,
 ) -> Path:
-    """Writes a report as one HTML file.
+    """Writes a report as one HTML file, and returns its path.
 
     Args:
         left_out: a line for everything that was found but is not in the rows.
         figures: image files by measure, for measures that the page does not draw itself.
-
-    Returns:
-        The path.
 
     Raises:
         InputError: plotly is not installed.
@@ -60,10 +57,7 @@ def write_page(
     page = {
         "conditions": escape(" ".join(about)),
         "table": _results_table(rows),
-        "sections": "\n".join(part.html for part in parts),
-        "published": _published_section(rows),
-        "weights": _weights_section(rows),
-        "left_out": _left_out_section(left_out),
+        "sections": "\n".join(part.html for part in (*parts, *_lists(rows, left_out))),
         # JSON without `<` cannot end the script element that contains it.
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "plotly": plotly_js(),
@@ -76,11 +70,7 @@ def write_page(
 
 
 def plotly_js() -> str:
-    """Returns the JavaScript library that draws in the browser.
-
-    Raises:
-        InputError: plotly is not installed.
-    """
+    """Returns the JavaScript library that draws in the browser, of the extra `html`."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -135,43 +125,35 @@ def _definitions(terms: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _published_section(rows: Sequence[Row]) -> str:
+class Section(NamedTuple):
+    """A part of the page, and what `page.js` draws in it, by name."""
+
+    html: str
+    data: dict[str, Any]
+
+
+def _section(name: str, title: str, body: str, **data: Any) -> Section:
+    return Section(f'<section id="{name}"><h2>{title}</h2>{body}</section>', data)
+
+
+def _lists(rows: Sequence[Row], left_out: Sequence[str]) -> Iterator[Section]:
+    """Yields the sections at the end: published numbers, weights, what was left out."""
     lines = [
         f'<tr><th scope="row">{charts.breakable(name)}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
         for name, *cells in comparisons.compared_cells(rows)
     ]
-    heads = [f'<th scope="col">{head}</th>' for head in comparisons.HEAD]
-    table = _table("measured and published", heads, lines)
-    body = f"<p>{escape(comparisons.EXPLAINED.replace('`', ''))}</p>{table}"
-    return _section("published", "Compared with published numbers", body) if lines else ""
-
-
-def _weights_section(rows: Sequence[Row]) -> str:
-    terms = [(charts.breakable(row.title), text) for row in rows if (text := weights_of(row))]
-    return _section("weights", "Weights", _definitions(terms)) if terms else ""
-
-
-def _left_out_section(left_out: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in left_out)
-    return _section("left-out", "Left out", f"<ul>{items}</ul>") if left_out else ""
-
-
-def _section(name: str, title: str, body: str) -> str:
-    return f'<section id="{name}"><h2>{title}</h2>{body}</section>'
-
-
-class Section(NamedTuple):
-    """A part of the page.
-
-    Attributes:
-        html: a `<section>`.
-        data: what `page.js` draws in it, by name.
-    """
-
-    html: str
-    data: dict[str, Any]
+    if lines:
+        heads = [f'<th scope="col">{head}</th>' for head in comparisons.HEAD]
+        about = escape(comparisons.EXPLAINED.replace("`", ""))
+        body = f"<p>{about}</p>{_table('measured and published', heads, lines)}"
+        yield _section("published", "Compared with published numbers", body)
+    if terms := [(charts.breakable(row.title), text) for row in rows if (text := weights_of(row))]:
+        yield _section("weights", "Weights", _definitions(terms))
+    if left_out:
+        items = "".join(f"<li>{escape(line)}</li>" for line in left_out)
+        yield _section("left-out", "Left out", f"<ul>{items}</ul>")
 
 
 def sections(rows: Sequence[Row], figures: Mapping[str, Sequence[Path]]) -> list[Section]:
@@ -199,10 +181,9 @@ def _shift(rows: Sequence[Row]) -> Section | None:
         "are baselines, squares antialiased models with their filter size; arrows lead from each "
         "baseline to its antialiased models, bars are standard deviations over seeds.</p>"
     )
-    chart = charts.models_chart(models, "accuracy (%)", "consistency (%)")
     body = about + _chart("consistency", "accuracy against consistency, a point per model")
-    html = _section("consistency", "Accuracy and consistency", body)
-    return Section(html, {"consistency": chart})
+    chart = charts.models_chart(models, "accuracy (%)", "consistency (%)")
+    return _section("consistency", "Accuracy and consistency", body, consistency=chart)
 
 
 def _time(rows: Sequence[Row]) -> Section | None:
@@ -214,14 +195,15 @@ def _time(rows: Sequence[Row]) -> Section | None:
         "to the left is better.</p>"
     )
     x_label = charts.plotly(time_label(rows)).replace(" on ", "<br>on ")
-    chart = charts.models_chart(models, x_label, "accuracy (%)")
     body = about + _chart("time", "run time against accuracy, a point per model")
-    return Section(_section("time", "Run time", body), {"time": chart})
+    return _section(
+        "time", "Run time", body, time=charts.models_chart(models, x_label, "accuracy (%)")
+    )
 
 
 def _diagonal(rows: Sequence[Row]) -> Section | None:
-    found = charts.walks([row for row in rows if row.first("diagonal")])
-    if not found:
+    walks = charts.walks([row for row in rows if row.first("diagonal")])
+    if not walks:
         return None
     about = (
         "<p>The probability that each model gives to the true class as the crop moves over the "
@@ -229,27 +211,27 @@ def _diagonal(rows: Sequence[Row]) -> Section | None:
         "invariant to shifts would give a horizontal line. The slider moves the crop and the mark "
         "in the chart.</p>"
     )
-    return Section(_section("walk", "Along a shift", about + _file("walk.html")), {"walks": found})
+    return _section("walk", "Along a shift", about + _file("walk.html"), walks=walks)
 
 
 def _equivariance(rows: Sequence[Row]) -> Section | None:
     groups = by_conditions([row for row in rows if row.first("equivariance")])
     if not groups:
         return None
-    body = [
+    body = (
         "<p>How far each block is from moving its features as the image moves, at every shift down "
         "and right of one period of the model's stride (the first seed of each model). All numbers "
         "are in percent of the distance between the features of two different images at that "
         "block: 0 % is equivariant, at 100 % a shift changes the features as much as another image "
         "would, and more is possible. The last map is that of the logits: their invariance.</p>"
-    ]
+    )
     data = {}
     for i, (title, members) in enumerate(groups.items()):
         maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in members}
         data[f"profile-{i}"] = charts.profile_chart(maps)
         chart = _chart(f"profile-{i}", f"mean deviation of each block, {title}")
-        body.append(f"<h3>{escape(title)}</h3>{chart}{charts.maps_grid(maps)}")
-    return Section(_section("equivariance", "Equivariance, block by block", "".join(body)), data)
+        body += f"<h3>{escape(title)}</h3>{chart}{charts.maps_grid(maps)}"
+    return _section("equivariance", "Equivariance, block by block", body, **data)
 
 
 _DRAWN = {"shift": _shift, "time": _time, "diagonal": _diagonal, "equivariance": _equivariance}
@@ -266,4 +248,4 @@ def _images(name: str, paths: Sequence[Path]) -> Section | None:
     if not images:
         return None
     about = f"<p>{escape(MEASURES[name].options[0].help)}</p>"
-    return Section(_section(escape(name), escape(name), about + "".join(images)), {})
+    return _section(escape(name), escape(name), about + "".join(images))
