@@ -28,11 +28,7 @@ _IDENTITIES = ("optimization_barrier", "name", "copy", "copy_p", "sharding_const
 
 
 def write(program: Program, path: Path) -> None:
-    """Writes a model as ONNX, for batches of any size, and has ONNX check the file.
-
-    Raises:
-        InputError: an operation that ONNX has no operator for, or sizes that cannot be left open.
-    """
+    """Writes a model as ONNX, for batches of any size, and has ONNX check the file."""
     import onnx
 
     size = program.size
@@ -55,8 +51,6 @@ def write(program: Program, path: Path) -> None:
 
 
 class _Converted(NamedTuple):
-    """A graph, the name of its output, and the shape of that in JAX's order."""
-
     graph: Graph
     result: str
     shape: tuple

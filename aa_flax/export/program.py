@@ -90,12 +90,7 @@ class Program:
 
 
 def program_of(model: Any, size: int | None, *, open_size: bool, preprocessing: bool) -> Program:
-    """Returns a model as it is exported, by default with the size of its config.
-
-    Raises:
-        InputError: not a model of this package, one in training mode or of another type, or images
-            that are too small for it.
-    """
+    """Returns a model as it is exported, by default with the size of its config."""
     if not isinstance(model, Classifier):
         raise InputError(
             f"export takes a model of aa_flax.create_model, got a {type(model).__name__}; of a "

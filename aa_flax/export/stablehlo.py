@@ -15,11 +15,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(program: Program, path: Path) -> None:
-    """Writes `jax.export`'s serialized program, for a batch of any size and three platforms.
-
-    Raises:
-        InputError: sizes that cannot be left open.
-    """
+    """Writes `jax.export`'s serialized program, for a batch of any size and three platforms."""
     sizes, bounds = f"n, {program.size}, {program.size}", []
     if program.open_size:
         smallest = smallest_open_size(program)
@@ -37,11 +33,7 @@ def run(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def smallest_open_size(program: Program) -> int:
-    """Returns the smallest side of images that a program of open sizes takes.
-
-    Raises:
-        InputError: its sizes cannot be left open.
-    """
+    """Returns the smallest side of images that a program of open sizes takes."""
     bound = exportable_bound(program.model)
     if bound is None:
         raise bound_to_one_size(program.name)

@@ -114,11 +114,7 @@ def export(
 
 
 def check_output(path: str | Path) -> tuple[Path, ModuleType]:
-    """Returns the file to write and its format, if this installation can write it.
-
-    Raises:
-        InputError: another suffix, a path that cannot be written, or a missing package.
-    """
+    """Returns the file to write and its format, if this installation can write it."""
     path = local_path(path, "the output")
     if path.suffix not in _FORMATS:
         raise InputError(f"the output {path} must end in .onnx or .stablehlo")

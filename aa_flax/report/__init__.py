@@ -86,13 +86,13 @@ def write_report(
 
 
 def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]) -> list[str]:
-    judged = comparisons.judged_by()
     parts = [
         "# Report",
         "Percentages; results that differ only in their seed are given as mean ± standard "
         "deviation, a single one with its 95 % confidence interval (times: with the quartiles of "
-        f"its passes). **Bold**: no model of the table is better in {judged} without being worse "
-        "in the other; *italic*: another version of the same model is.",
+        "its passes). **Bold**: no model of the table is better in "
+        f"{comparisons.judged_by()} without being worse in the other; *italic*: another version of "
+        "the same model is.",
     ]
     if common := conditions(rows):
         parts.append(f"All rows: {markdown(common)}.")

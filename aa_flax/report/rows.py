@@ -44,9 +44,6 @@ def gather(paths: Iterable[str | Path]) -> Gathered:
 
     Args:
         paths: results files, as an evaluation writes them, or folders that contain some.
-
-    Raises:
-        InputError: a file that does not contain results, or a folder without results.
     """
     groups: dict[Any, list[Results]] = {}
     left_out: list[str] = []
@@ -72,7 +69,7 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
             except InputError as error:
                 left_out.append(str(error))
     if not found:
-        below = next(iter(sorted(path.glob("*/results*.json"))), None)
+        below = min(path.glob("*/results*.json"), default=None)
         hint = f"; subfolders are not searched, give them, e.g. {below.parent}" if below else ""
         raise InputError(f"no results in {path}: give results files, or folders of them{hint}")
     return found
@@ -195,12 +192,11 @@ def conditions(rows: Sequence[Row]) -> str:
 
 def circumstances(rows: Iterable[Row]) -> str:
     """Returns when, on what and with which versions the numbers were measured, where recorded."""
-    measured = (results.get("measured", {}) for row in rows for results in row.results)
     found: dict[str, set[str]] = {}
-    for name, value in (
-        (n, v) for by in measured for facts in by.values() for n, v in facts.items()
-    ):
-        found.setdefault(name, set()).add(str(value))
+    measured = (results.get("measured", {}) for row in rows for results in row.results)
+    for facts in (facts for of_measures in measured for facts in of_measures.values()):
+        for name, value in facts.items():
+            found.setdefault(name, set()).add(str(value))
     if not found:
         return ""
     values = {name: " and ".join(sorted(found[name])) for name in found}

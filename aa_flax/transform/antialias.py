@@ -192,7 +192,6 @@ class _Traced:
 
 
 def _filled(leaves: Iterable[Any], arrays: Iterable[Any]) -> list[Any]:
-    """Returns leaves of which the arrays, in their order, are these."""
     remaining = iter(arrays)
     return [next(remaining) if _is_array(leaf) else leaf for leaf in leaves]
 
@@ -214,10 +213,7 @@ def _joined(path: Any) -> str:
 
 
 def _check_no_gradients(jaxpr: Any) -> None:
-    """Refuses a program that differentiates in reverse.
-
-    Its transposed operations are no sites: the gradient would stay that of the original.
-    """
+    """Refuses a program that differentiates in reverse: its transposed operations are no sites."""
     scopes = (eqn.source_info.name_stack for program in programs(jaxpr) for eqn in program.eqns)
     if any("transpose(" in str(scope) for scope in scopes):
         raise InputError(

@@ -154,10 +154,7 @@ def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
 def _pointwise_outputs(
     inner: Interpreter, jaxpr: Any, consts: Sequence[Any], inputs: list[Value]
 ) -> list[Pending] | None:
-    """Returns abstract outputs of a program that treats all positions alike, or None.
-
-    The program runs once on shapes alone; the rows that it records are dropped.
-    """
+    """Returns abstract outputs of a program that treats all positions alike, or None."""
     if not any(isinstance(v, Pending) for v in inputs):
         return None
     found: list[Value] = []

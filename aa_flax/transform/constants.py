@@ -45,9 +45,6 @@ def left_alone(
     Args:
         given: those of its arguments that are constants of its caller; None for all others.
         caller: the layer that calls it.
-
-    Raises:
-        InputError: a strided slice of an axis of symbolic size.
     """
     program, rows = _Program(jaxpr, consts, given, caller), {}
     for eqn in jaxpr.eqns:

@@ -102,11 +102,9 @@ def _convolve(eqn: Any, x: Array, kernel: Array, stride: int | None = None) -> A
 
 
 def _flops(eqn: Any, output_shape: tuple[int, ...]) -> float:
-    """Returns the FLOPs of a convolution with that output."""
     kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
     return 2.0 * prod(output_shape) * prod(kernel[i] for i in spec[2:]) * kernel[spec[1]]
 
 
 def _roles(spec: tuple[int, ...]) -> str:
-    """Returns the role of each axis, of a convolution's `dimension_numbers`."""
     return "".join("nc"[spec.index(i)] if i in spec[:2] else "s" for i in range(len(spec)))

@@ -59,11 +59,7 @@ class Options:
 
 
 def reasons_against(options: Options, site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:
-    """Yields why a site should not be antialiased, or cannot; the first reason is reported.
-
-    Args:
-        eqn: the site's equation, in the program `jaxpr`.
-    """
+    """Yields why a site should not be antialiased, or cannot; the first reason is reported."""
     params, dtype = eqn.params, eqn.invars[0].aval.dtype
     dilated = max(params.get("base_dilation", ()), default=1) > 1
     if site.channels is not None and site.channels < options.min_channels:
@@ -163,12 +159,7 @@ def choose_sampler(
     sampled: tuple[int, ...],
     dtype: Any,
 ) -> Sampler:
-    """Returns the pool for maps of shape `dense` and results `sampled`, `(N, *spatial, C)`.
-
-    Raises:
-        Refused: the pool does not do that.
-        InputError: the pool has weights.
-    """
+    """Returns the pool for maps of shape `dense` and results `sampled`, `(N, *spatial, C)`."""
     factory = pool_factory(None, options.pool)
     try:
         if factory is None:

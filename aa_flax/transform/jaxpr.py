@@ -13,10 +13,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Rules:
-    """Functions by name of primitive, registered by decorator: `@rules("slice", "pad")`.
-
-    A primitive may have several rules; each returns None where it does not apply.
-    """
+    """Functions by name of primitive, registered by decorator: `@rules("slice", "pad")`."""
 
     def __init__(self):
         self._rules: dict[str, list[Callable[..., Any]]] = defaultdict(list)

@@ -110,11 +110,7 @@ def average_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]
 
 
 def _divisor(jaxpr: Any, eqn: Any, site: Site) -> np.ndarray:
-    """Returns what the program divides the sums by: by it, means become sums again.
-
-    Raises:
-        Refused: that cannot be determined.
-    """
+    """Returns what the program divides the sums by: by it, means become sums again."""
     whole, (total,) = np.array(prod(site.window)), eqn.outvars
     if not any(sum(padding) for padding in eqn.params["padding"]):
         return whole
