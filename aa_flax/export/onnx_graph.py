@@ -11,7 +11,6 @@ reads them, and then written as the fewest operators.
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -67,11 +66,7 @@ def _same(a: str | np.ndarray, b: str | np.ndarray) -> bool:
 
 
 def simplified(graph: Graph, result: str) -> Graph:
-    """Returns the graph with affine maps folded into the weights before them where possible.
-
-    Args:
-        result: the name of the graph's output, which is kept.
-    """
+    """Returns the graph of that result, affine maps folded into the weights before them."""
     # A node may be merged only if nothing else reads the node before it.
     reads = Counter(name for node in graph.nodes for name in node.inputs if isinstance(name, str))
     reads[result] += 1
@@ -252,19 +247,14 @@ def compact(constant: np.ndarray) -> np.ndarray:
     return np.asarray(constant[tuple(slice(None if s or n < 2 else 1) for n, s in axes)])
 
 
-@singledispatch
-def written(value: Any, graph: Graph) -> Tensor:
+def written(value: Value, graph: Graph) -> Tensor:
     """Returns a value as an array of the graph, to which it adds nodes where needed."""
-    raise refuse("arrays that are cut or repeated along an axis")
-
-
-@written.register
-def _(value: Tensor, graph: Graph) -> Tensor:
-    return value
-
-
-@written.register
-def _(value: Affine, graph: Graph) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, View):
+        return _written_view(value, graph)
+    if not isinstance(value, Affine):
+        raise refuse("arrays that are cut or repeated along an axis")
     base = value.base
     if np.all(value.scale == 1) and np.all(value.shift == 0):
         return base
@@ -273,8 +263,7 @@ def _(value: Affine, graph: Graph) -> Tensor:
     return replace(base, name=name)
 
 
-@written.register
-def _(value: View, graph: Graph) -> Tensor:
+def _written_view(value: View, graph: Graph) -> Tensor:
     rank, name = len(value.shape), value.base.name
     indexed = {
         axis_of(rank, axis): (value.base.shape[axis], index)
@@ -283,8 +272,8 @@ def _(value: View, graph: Graph) -> Tensor:
     }
     axes = np.array(sorted(indexed), np.int64)
     if not indexed:
-        pass
-    elif (padding := _padding(indexed)) is not None:
+        return value.base
+    if (padding := _padding(indexed)) is not None:
         mode, widths = padding
         # All axes are padded, since onnxruntime's optimizer miscompiles a Pad of some.
         pads = [widths.get(axis, (0, 0))[side] for side in (0, 1) for axis in range(rank)]

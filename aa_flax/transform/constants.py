@@ -96,10 +96,8 @@ class _Program:
 
 
 def _gain(taps: np.ndarray, stride: float) -> np.ndarray:
-    """Returns the gain of filters (columns) at the lowest frequency that a stride aliases.
-
-    That is half the new sampling rate: pi / stride in radians per pixel.
-    """
+    """Returns the gain of filters (columns) at the lowest frequency that a stride aliases."""
+    # Half the new sampling rate, pi / stride in radians per pixel.
     wave = np.exp(1j * np.pi / stride * np.arange(len(taps)))
     return np.abs(wave @ taps) / np.maximum(np.abs(taps.sum(0)), 1e-12)
 
@@ -126,8 +124,7 @@ def _filter(program: _Program, eqn: Any) -> tuple[Site, str] | None:
     strides = eqn.params["window_strides"]
     if max(strides, default=1) == 1 or not _filters(program, eqn, strides):
         return None
-    site = convolution_site(eqn, program.layer(eqn))
-    return site, "it is a blur: antialiased already"
+    return convolution_site(eqn, program.layer(eqn)), "it is a blur: antialiased already"
 
 
 @_rule("slice")
@@ -161,11 +158,9 @@ def _look_up(program: _Program, eqn: Any) -> tuple[Site, str] | None:
     )
     if not strides:
         return None
-    reason = (
-        "a look-up by indices (or a nearest resize) is left as it is; x[:, ::2, ::2] is blurred"
-    )
-    layer, window = program.layer(eqn), (1,) * len(strides)
-    return site_of(eqn, layer, "slice", strides, window, source=source), reason
+    site = site_of(eqn, program.layer(eqn), "slice", strides, (1,) * len(strides), source=source)
+    nearest = "a look-up by indices (or a nearest resize)"
+    return site, f"{nearest} is left as it is; x[:, ::2, ::2] is blurred"
 
 
 def _check_open_look_up(shape: Sequence[Any], indices: Sequence[Any], axes: Sequence[int]) -> None:

@@ -13,7 +13,6 @@ from jaxtyping import Array
 
 from aa_flax import ops
 from aa_flax.ops.padding import given_padding
-from aa_flax.transform.decisions import choose_sampler
 from aa_flax.transform.interpreter import Interpreter, rule
 from aa_flax.transform.jaxpr import bind
 from aa_flax.transform.sites import Site, describe, ensemble_size
@@ -76,7 +75,7 @@ def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Ar
     """The strided convolution of a blurred map: cheap, and not where the paper puts the blur."""
     roles = _roles(eqn.params["dimension_numbers"].lhs_spec)
     shape = channels_last_shape(x.shape, roles)
-    sampler = choose_sampler(run.options, (1,) * len(site.strides), shape, shape, x.dtype)
+    sampler = run.options.sampler((1,) * len(site.strides), shape, shape, x.dtype)
     run.record(eqn, site, done="blur with stride 1, then as it was", extra=sampler.flops(x.shape))
     return _convolve(eqn, on_channels_last(sampler, x, roles), kernel)
 

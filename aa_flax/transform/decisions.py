@@ -1,7 +1,7 @@
 """Decides which sites are antialiased, and by which pool.
 
-`reasons_against` lists why a site is left alone. A rule that cannot rewrite one, or a pool that
-cannot sample it, raises `Refused` with its reason.
+`Options.reasons_against` lists why a site is left alone. A rule that cannot rewrite one, or a pool
+that cannot sample it, raises `Refused` with its reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,36 @@ from aa_flax.transform.sites import Site
 
 class Refused(Exception):
     """A site stays as it is, for the reason given."""
+
+
+@dataclass
+class Phase:
+    """The decision that pools share, if they decide anything (adaptive polyphase sampling)."""
+
+    choice: Any = None
+    sites: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Sampler:
+    """A pool at a site, and the decision it shares with the pools of its block."""
+
+    pool: Any
+    taps: int  # of its filter, over all axes; for an unknown filter, those of a blur
+    phase: Phase = field(default_factory=Phase)
+
+    def __call__(self, x: Array) -> Array:
+        if self.phase.choice is None:
+            self.phase.choice = decide(self.pool, x)
+        return subsample(self.pool, x, self.phase.choice)
+
+    @property
+    def decides(self) -> bool:
+        return hasattr(self.pool, "choose")
+
+    def flops(self, output_shape: Sequence[int]) -> float:
+        """Returns its FLOPs by definition; a multiplication and an addition are two."""
+        return 2.0 * prod(output_shape) * self.taps
 
 
 @dataclass(frozen=True)
@@ -57,35 +87,66 @@ class Options:
             )
         pool_factory(None, self.pool)  # refuses an unknown pool
 
+    def reasons_against(self, site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:
+        """Yields why a site should not be antialiased, or cannot; the first reason is reported."""
+        params, dtype = eqn.params, eqn.invars[0].aval.dtype
+        dilated = max(params.get("base_dilation", ()), default=1) > 1
+        if site.channels is not None and site.channels < self.min_channels:
+            yield (
+                f"its input has {site.channels} channels, fewer than "
+                f"min_channels={self.min_channels}"
+            )
+        if self.where is not None and not self.where(site):
+            yield "where said no"
+        if site.kind == "convolution":
+            if max(params["lhs_dilation"]) > 1:
+                yield "its input is dilated: it changes the resolution by a fraction"
+            if params["batch_group_count"] > 1:
+                yield "it has groups of the batch"
+        elif site.kind == "average pool":
+            yield from _reasons_against_average(self, site)
+            if dilated or max(params.get("window_dilation", ()), default=1) > 1:
+                yield "it is dilated"
+        elif site.kind == "other pool":
+            yield f"{site.primitive} is no pool that is known here"
+        elif site.kind == "slice":
+            yield from _reasons_against_slice(site, eqn, jaxpr)
+        elif dilated:
+            yield "its input is dilated"
+        if not jnp.issubdtype(dtype, jnp.floating):
+            yield f"{dtype} values have no mean"
 
-def reasons_against(options: Options, site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:
-    """Yields why a site should not be antialiased, or cannot; the first reason is reported."""
-    params, dtype = eqn.params, eqn.invars[0].aval.dtype
-    dilated = max(params.get("base_dilation", ()), default=1) > 1
-    if site.channels is not None and site.channels < options.min_channels:
-        yield (
-            f"its input has {site.channels} channels, fewer than "
-            f"min_channels={options.min_channels}"
-        )
-    if options.where is not None and not options.where(site):
-        yield "where said no"
-    if site.kind == "convolution":
-        if max(params["lhs_dilation"]) > 1:
-            yield "its input is dilated: it changes the resolution by a fraction"
-        if params["batch_group_count"] > 1:
-            yield "it has groups of the batch"
-    elif site.kind == "average pool":
-        yield from _reasons_against_average(options, site)
-        if dilated or max(params.get("window_dilation", ()), default=1) > 1:
-            yield "it is dilated"
-    elif site.kind == "other pool":
-        yield f"{site.primitive} is no pool that is known here"
-    elif site.kind == "slice":
-        yield from _reasons_against_slice(site, eqn, jaxpr)
-    elif dilated:
-        yield "its input is dilated"
-    if not jnp.issubdtype(dtype, jnp.floating):
-        yield f"{dtype} values have no mean"
+    def sampler(
+        self,
+        strides: tuple[int, ...],
+        dense: tuple[int, ...],
+        sampled: tuple[int, ...],
+        dtype: Any,
+    ) -> Sampler:
+        """Returns the pool for maps of shape `dense` and results `sampled`, `(N, *spatial, C)`."""
+        factory = pool_factory(None, self.pool)
+        try:
+            if factory is None:
+                pool = BlurPool(self.filter_size, strides, self.padding)
+            elif len(set(strides)) > 1:
+                raise ValueError(f"it takes one stride for all axes, not {strides}")
+            else:
+                pool = make_pool(factory, strides[0], features=dense[-1], rngs=nnx.Rngs(0))
+            maps = jax.ShapeDtypeStruct(dense, dtype)
+            found = tuple(jax.eval_shape(lambda x: subsample(pool, x), maps).shape)
+        except InconclusiveDimensionOperation:  # open sizes: `antialias` explains
+            raise
+        except Exception as error:
+            raise Refused(f"the pool refuses it: {first_line(error)}") from error
+        if isinstance(pool, nnx.Module) and jax.tree.leaves(nnx.state(pool, nnx.Param)):
+            raise InputError(
+                f"the pool {self.pool!r} has weights, and antialias adds no parameters: use one "
+                "without, or build the model with it"
+            )
+        if found != sampled:
+            raise Refused(f"the pool makes {found} of {dense}, not {sampled}")
+        taps = pool.filter_size if isinstance(pool, BlurPool) else self.filter_size
+        return Sampler(pool, taps ** len(strides) if isinstance(taps, int) else prod(taps))
 
 
 def _reasons_against_average(options: Options, site: Site) -> Iterator[str]:
@@ -120,66 +181,3 @@ def _reasons_against_slice(site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:
             "other slices of the same array keep what it drops: together they rearrange, pool or "
             "filter it"
         )
-
-
-@dataclass
-class Phase:
-    """The decision that pools share, if they decide anything (adaptive polyphase sampling)."""
-
-    choice: Any = None
-    sites: list[Any] = field(default_factory=list)
-
-
-@dataclass
-class Sampler:
-    """A pool at a site, and the decision it shares with the pools of its block."""
-
-    pool: Any
-    taps: int  # of its filter, over all axes; for an unknown filter, those of a blur
-    phase: Phase = field(default_factory=Phase)
-
-    def __call__(self, x: Array) -> Array:
-        if self.phase.choice is None:
-            self.phase.choice = decide(self.pool, x)
-        return subsample(self.pool, x, self.phase.choice)
-
-    @property
-    def decides(self) -> bool:
-        return hasattr(self.pool, "choose")
-
-    def flops(self, output_shape: Sequence[int]) -> float:
-        """Returns its FLOPs by definition; a multiplication and an addition are two."""
-        return 2.0 * prod(output_shape) * self.taps
-
-
-def choose_sampler(
-    options: Options,
-    strides: tuple[int, ...],
-    dense: tuple[int, ...],
-    sampled: tuple[int, ...],
-    dtype: Any,
-) -> Sampler:
-    """Returns the pool for maps of shape `dense` and results `sampled`, `(N, *spatial, C)`."""
-    factory = pool_factory(None, options.pool)
-    try:
-        if factory is None:
-            pool = BlurPool(options.filter_size, strides, options.padding)
-        elif len(set(strides)) > 1:
-            raise ValueError(f"it takes one stride for all axes, not {strides}")
-        else:
-            pool = make_pool(factory, strides[0], features=dense[-1], rngs=nnx.Rngs(0))
-        maps = jax.ShapeDtypeStruct(dense, dtype)
-        found = tuple(jax.eval_shape(lambda x: subsample(pool, x), maps).shape)
-    except InconclusiveDimensionOperation:  # open sizes: `antialias` explains
-        raise
-    except Exception as error:
-        raise Refused(f"the pool refuses it: {first_line(error)}") from error
-    if isinstance(pool, nnx.Module) and jax.tree.leaves(nnx.state(pool, nnx.Param)):
-        raise InputError(
-            f"the pool {options.pool!r} has weights, and antialias adds no parameters: use one "
-            "without, or build the model with it"
-        )
-    if found != sampled:
-        raise Refused(f"the pool makes {found} of {dense}, not {sampled}")
-    taps = pool.filter_size if isinstance(pool, BlurPool) else options.filter_size
-    return Sampler(pool, taps ** len(strides) if isinstance(taps, int) else prod(taps))

@@ -13,14 +13,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from aa_flax.transform.decisions import (
-    Options,
-    Phase,
-    Refused,
-    Sampler,
-    choose_sampler,
-    reasons_against,
-)
+from aa_flax.transform.decisions import Options, Phase, Refused, Sampler
 from aa_flax.transform.jaxpr import Rules, bind, evaluate, sub_jaxprs
 from aa_flax.transform.sites import Report, Row, Site, describe, layer_name, sites_in
 from aa_flax.transform.values import Pending, Spread, Value, channels_last_shape, on_channels_last
@@ -110,7 +103,7 @@ class Interpreter:
     def attempt(self, eqn: Any, site: Site, antialiased: Callable[[], Value]) -> list[Value] | None:
         """Returns what replaces a site, or None where anything speaks against that."""
         alone = self.alone.get(id(eqn))
-        against = reasons_against(self.options, site, eqn, self.jaxpr)
+        against = self.options.reasons_against(site, eqn, self.jaxpr)
         try:
             if reason := alone.reason if alone else next(against, None):
                 raise Refused(reason)
@@ -158,7 +151,7 @@ class Interpreter:
         """
         after = channels_last_shape(site.output_shape if sampled is None else sampled, roles)
         dense = channels_last_shape(shape, roles)
-        sampler = choose_sampler(self.options, site.strides, dense, after, source.dtype)
+        sampler = self.options.sampler(site.strides, dense, after, source.dtype)
         if sampler.decides:
             # The main branch of a block and its shortcut have to keep the same positions.
             key = (id(source), site.strides)

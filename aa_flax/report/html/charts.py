@@ -23,6 +23,7 @@ from aa_flax.report.rows import by_conditions
 Chart = dict[str, Any]
 
 _AXIS = {"zeroline": False, "automargin": True}
+_LINES = {"type": "scatter", "mode": "lines+markers"}
 # The eleven colours of ColorBrewer's RdYlBu, from blue to red.
 COLOURS = (
     *((49, 54, 149), (69, 117, 180), (116, 173, 209), (171, 217, 233), (224, 243, 248)),
@@ -136,8 +137,7 @@ def _arrows(family: str, members: Sequence[Point], colour: str) -> list[Chart]:
     baseline = baselines[0]
     return [
         {
-            "type": "scatter",
-            "mode": "lines+markers",
+            **_LINES,
             "legendgroup": family,  # hides and shows them
             "showlegend": False,
             "hoverinfo": "skip",
@@ -160,8 +160,7 @@ def profile_chart(models: Mapping[str, EquivarianceMaps]) -> Chart:
     """Returns a chart of each block's mean deviation from equivariance, a line per model."""
     data = [
         {
-            "type": "scatter",
-            "mode": "lines+markers",
+            **_LINES,
             "name": plotly(name),
             "x": list(map(plotly, maps.blocks)),
             "y": [round(float(100 * fraction.mean()), 3) for fraction in maps.relative],
