@@ -32,7 +32,6 @@ def dominated_variants(rows: Sequence[Row]) -> set[str]:
 
 
 def _judged(rows: Sequence[Row]) -> list[tuple[Row, tuple[float, ...]]]:
-    """Returns the rows that have all judged numbers, with these."""
     paths = [path for column, path in columns() if column.judged]
     return [(row, point) for row in rows if (point := row.point(*paths))]
 

@@ -16,7 +16,7 @@ from aa_flax.ops.padding import given_padding
 from aa_flax.transform.interpreter import Interpreter, rule
 from aa_flax.transform.jaxpr import bind
 from aa_flax.transform.sites import Site, describe, ensemble_size
-from aa_flax.transform.values import Pending, Value, channels_last_shape, on_channels_last
+from aa_flax.transform.values import Pending, Value, on_channels_last
 
 _NHWC = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, ("NHWC", "HWIO", "NHWC"))
 
@@ -66,16 +66,17 @@ def _blurred_first(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Arr
         # An axis without a stride may have a window, by which the convolution shortens it later.
         shortened = (site.window[i] - 1) * params["rhs_dilation"][i] - sum(params["padding"][i])
         sampled[own] = site.output_shape[other] + shortened
-    roles = _roles(numbers.lhs_spec)
-    y = run.blurred(eqn, site, x, x, roles, done="blur, then dense", sampled=sampled)
-    return _convolve(eqn, y, kernel, stride=1)
+    roles, shorter = _roles(numbers.lhs_spec), replace(site, output_shape=tuple(sampled))
+    sampler = run.sampler(eqn, shorter, x, x.shape, roles)
+    run.record(eqn, site, done="blur, then dense", extra=sampler.flops(sampled))
+    return _convolve(eqn, on_channels_last(sampler, x, roles), kernel, stride=1)
 
 
 def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Array:
     """The strided convolution of a blurred map: cheap, and not where the paper puts the blur."""
     roles = _roles(eqn.params["dimension_numbers"].lhs_spec)
-    shape = channels_last_shape(x.shape, roles)
-    sampler = run.options.sampler((1,) * len(site.strides), shape, shape, x.dtype)
+    dense = replace(site, strides=(1,) * len(site.strides), output_shape=x.shape)
+    sampler = run.sampler(eqn, dense, x, x.shape, roles)
     run.record(eqn, site, done="blur with stride 1, then as it was", extra=sampler.flops(x.shape))
     return _convolve(eqn, on_channels_last(sampler, x, roles), kernel)
 

@@ -22,6 +22,8 @@ from aa_flax.nn.pool_registry import PoolFactory, decide, make_pool, pool_factor
 from aa_flax.ops.blur import Padding, check_options
 from aa_flax.transform.sites import Site
 
+_Shape = tuple[int, ...]
+
 
 class Refused(Exception):
     """A site stays as it is, for the reason given."""
@@ -116,13 +118,7 @@ class Options:
         if not jnp.issubdtype(dtype, jnp.floating):
             yield f"{dtype} values have no mean"
 
-    def sampler(
-        self,
-        strides: tuple[int, ...],
-        dense: tuple[int, ...],
-        sampled: tuple[int, ...],
-        dtype: Any,
-    ) -> Sampler:
+    def sampler(self, strides: _Shape, dense: _Shape, sampled: _Shape, dtype: Any) -> Sampler:
         """Returns the pool for maps of shape `dense` and results `sampled`, `(N, *spatial, C)`."""
         factory = pool_factory(None, self.pool)
         try:

@@ -74,7 +74,6 @@ class Interpreter:
         return outputs
 
     def _leave_inside_alone(self, eqn: Any) -> None:
-        """Records each site inside an equation that has no rule."""
         reason = f"inside {eqn.primitive.name}, which is not looked into"
         for found in (found for jaxpr, _ in sub_jaxprs(eqn) for found in sites_in(jaxpr)):
             if (site := describe(found, layer_name(found))) is not None:
@@ -122,36 +121,22 @@ class Interpreter:
         *,
         done: str,
         extra: float = 0,
-        sampled: Sequence[int] | None = None,
     ) -> Array:
         """Subsamples a dense map at a site, and records that; see `sampler`."""
-        sampler = self.sampler(eqn, site, source, dense.shape, roles, sampled)
-        extra += sampler.flops(site.output_shape if sampled is None else sampled)
+        sampler = self.sampler(eqn, site, source, dense.shape, roles)
+        extra += sampler.flops(site.output_shape)
         self.record(eqn, site, done=done, extra=extra)
         return on_channels_last(sampler, dense, roles)
 
     def sampler(
-        self,
-        eqn: Any,
-        site: Site,
-        source: Array,
-        shape: Sequence[int],
-        roles: str,
-        sampled: Sequence[int] | None = None,
+        self, eqn: Any, site: Site, source: Array, shape: Sequence[int], roles: str
     ) -> Sampler:
-        """Returns the pool of a site.
+        """Returns the pool of a site, for maps of a shape and roles of their axes; see `Pending`.
 
-        Args:
-            source: the site's input; pools that sample maps of one source share one decision.
-            shape, roles: of the map to sample; see `Pending`.
-            sampled: shape of the results; default: that of the site's output.
-
-        Raises:
-            Refused: the pool cannot do that.
+        Pools that sample maps of one `source`, the site's input, share one decision.
         """
-        after = channels_last_shape(site.output_shape if sampled is None else sampled, roles)
-        dense = channels_last_shape(shape, roles)
-        sampler = self.options.sampler(site.strides, dense, after, source.dtype)
+        dense, sampled = (channels_last_shape(n, roles) for n in (shape, site.output_shape))
+        sampler = self.options.sampler(site.strides, dense, sampled, source.dtype)
         if sampler.decides:
             # The main branch of a block and its shortcut have to keep the same positions.
             key = (id(source), site.strides)

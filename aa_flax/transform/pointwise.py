@@ -135,26 +135,16 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     return [dense]
 
 
-@rule("transpose")
-def transpose(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """Another order of axes."""
-    (value,) = inputs
-    order = eqn.params["permutation"]
+@rule("transpose", "squeeze")
+def rearranged(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """Another order of axes, or fewer of size 1."""
+    (value,), dropped = inputs, eqn.params.get("dimensions", ())
     if isinstance(value, Spread):
-        return [Spread(value.value.transpose(order), eqn.outvars[0].aval.shape)]
-    if not isinstance(value, Pending):
-        return None
-    return [value.with_axes(value.dense.transpose(order), order)]
-
-
-@rule("squeeze")
-def squeeze(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """Fewer axes, of those of size 1."""
-    (value,), dropped = inputs, eqn.params["dimensions"]
+        return [Spread(bind(eqn, [value.value])[0], eqn.outvars[0].aval.shape)]
     if not isinstance(value, Pending) or set(dropped) & set(value.strided):
         return None
     kept = [i for i in range(value.dense.ndim) if i not in dropped]
-    return [value.with_axes(value.dense.squeeze(dropped), kept)]
+    return [value.with_axes(bind(eqn, [value.dense])[0], eqn.params.get("permutation", kept))]
 
 
 @rule("broadcast_in_dim")

@@ -115,11 +115,11 @@ def _markers(
             "symbol": ["circle" if m.filter_size is None else "square" for m in members],
         },
     }
+    bars = {"type": "data", "color": colour, "thickness": 1, "width": 3}
     for axis in "xy":
         errors = [getattr(model, f"{axis}_error") for model in members]
         if any(errors):
-            bars = {"type": "data", "array": errors, "color": colour, "thickness": 1, "width": 3}
-            trace[f"error_{axis}"] = bars
+            trace[f"error_{axis}"] = {**bars, "array": errors}
     return trace
 
 
