@@ -112,20 +112,11 @@ class Interpreter:
             return None
 
     def blurred(
-        self,
-        eqn: Any,
-        site: Site,
-        source: Array,
-        dense: Array,
-        roles: str,
-        *,
-        done: str,
-        extra: float = 0,
+        self, eqn: Any, site: Site, source: Array, dense: Array, roles: str, done: str, extra: float
     ) -> Array:
         """Subsamples a dense map at a site, and records that; see `sampler`."""
         sampler = self.sampler(eqn, site, source, dense.shape, roles)
-        extra += sampler.flops(site.output_shape)
-        self.record(eqn, site, done=done, extra=extra)
+        self.record(eqn, site, done=done, extra=extra + sampler.flops(site.output_shape))
         return on_channels_last(sampler, dense, roles)
 
     def sampler(

@@ -5,7 +5,7 @@ that show only in the values of constants.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from aa_flax.ops.lowpass import BLUR_SCOPE
 from aa_flax.transform.jaxpr import producers, sub_jaxprs
 from aa_flax.transform.values import regrouped
 
+_Sizes = tuple[int, ...]
 Kind = Literal["convolution", "max pool", "average pool", "slice", "resize", "other pool"]
 
 _KINDS: dict[str, Kind] = {
@@ -142,23 +143,18 @@ def convolution_site(eqn: Any, layer: str) -> Site:
     """Returns the site of a convolution."""
     numbers = eqn.params["dimension_numbers"]
     x, kernel = (v.aval.shape for v in eqn.invars)
-    window, channels = tuple(kernel[i] for i in numbers.rhs_spec[2:]), x[numbers.lhs_spec[1]]
-    return site_of(eqn, layer, "convolution", eqn.params["window_strides"], window, channels)
+    window = tuple(kernel[i] for i in numbers.rhs_spec[2:])
+    site = site_of(eqn, layer, "convolution", eqn.params["window_strides"], window)
+    return replace(site, channels=x[numbers.lhs_spec[1]])
 
 
 def site_of(
-    eqn: Any,
-    layer: str,
-    kind: Kind,
-    strides: tuple[int, ...],
-    window: tuple[int, ...],
-    channels: int | None = None,
-    source: Any = None,
+    eqn: Any, layer: str, kind: Kind, strides: _Sizes, window: _Sizes, source: Any = None
 ) -> Site:
     """Returns the site of an equation, which reads `source` (default: its first operand)."""
     shape = (eqn.invars[0].aval if source is None else source.aval).shape
     output = eqn.outvars[0].aval.shape
-    return Site(layer, kind, eqn.primitive.name, shape, output, strides, window, channels)
+    return Site(layer, kind, eqn.primitive.name, shape, output, strides, window, None)
 
 
 def is_blur(eqn: Any) -> bool:

@@ -187,6 +187,6 @@ def strided_slice(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value
     def antialiased() -> Array:
         covered = lax.slice(x, params["start_indices"], params["limit_indices"])
         spatial = [i for i, stride in enumerate(params["strides"]) if stride > 1]
-        return run.blurred(eqn, site, x, covered, _roles(spatial, x.ndim), done="blur")
+        return run.blurred(eqn, site, x, covered, _roles(spatial, x.ndim), done="blur", extra=0)
 
     return run.attempt(eqn, site, antialiased)
