@@ -270,7 +270,6 @@ def _written_view(value: View, graph: Graph) -> Tensor:
         for axis, index in enumerate(value.positions)
         if index is not None and not np.array_equal(index, np.arange(value.base.shape[axis]))
     }
-    axes = np.array(sorted(indexed), np.int64)
     if not indexed:
         return value.base
     if (padding := _padding(indexed)) is not None:
@@ -279,7 +278,8 @@ def _written_view(value: View, graph: Graph) -> Tensor:
         pads = [widths.get(axis, (0, 0))[side] for side in (0, 1) for axis in range(rank)]
         name = graph.add("Pad", name, np.array(pads, np.int64), mode=mode)
     elif (steps := _steps(indexed)) is not None:
-        rows = np.array([steps[axis] for axis in sorted(indexed)], np.int64).T
+        axes = np.array(sorted(indexed), np.int64)
+        rows = np.array([steps[axis] for axis in axes], np.int64).T
         name = graph.add("Slice", name, *rows[:2], axes, rows[2])
     else:
         for axis in sorted(indexed):
