@@ -74,12 +74,7 @@ def quantise(
     with TemporaryDirectory() as folder:
         written = Path(folder) / "int8.onnx"
         _quantise(path, written, _batches(program, pictures, calibrated))
-        files = open_onnx(path), open_onnx(written)
-        classes = (
-            [file(images).argmax(-1) for file in files]
-            for images in _batches(program, pictures, compared)
-        )
-        agreement = float(np.mean(np.concatenate([before == after for before, after in classes])))
+        agreement = _agreement(path, written, _batches(program, pictures, compared))
         facts = {
             "agreement": agreement,
             "min_agreement": least,
@@ -143,6 +138,12 @@ def _kept(graph: Any) -> list[str]:
     last = [node.name for node in graph.node if node.op_type == "Gemm"][-1:]
     sums = (node for node in graph.node if node.op_type == "Add")
     return last + [node.name for node in sums if constants.intersection(node.input)]
+
+
+def _agreement(path: Path, written: Path, batches: Iterator[np.ndarray]) -> float:
+    before, after = open_onnx(path), open_onnx(written)
+    same = [before(x).argmax(-1) == after(x).argmax(-1) for x in batches]
+    return float(np.concatenate(same).mean())
 
 
 def _finish(written: Path, path: Path, facts: dict[str, Any]) -> None:
