@@ -13,10 +13,7 @@ __all__ = ["Exported", "export"]
 
 
 class _CallableModule(ModuleType):
-    """A module that is also the function of its name.
-
-    Python sets the package's attribute to the module, whoever imports it first.
-    """
+    """A module that is also the function of its name, whoever imports it first."""
 
     __call__ = staticmethod(export)
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from aa_flax.cli import as_called, called, check_platform
+from aa_flax.cli import as_called, called, check_platform, load_plugins
 from aa_flax.convert import add_arguments_of_weights, option, published_or_of_a_run
 from aa_flax.errors import InputError
 from aa_flax.export.int8 import LEAST_AGREEMENT
@@ -41,31 +41,17 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Exports as the arguments of the command say.
-
-    Raises:
-        InputError: something that cannot be read, exported or written.
-    """
+    """Exports as the arguments of the command say."""
     args = _parser().parse_args(arguments)
     check_platform()
-    if args.plugin:
-        from aa_flax.cli import load_plugins
-
-        load_plugins(arguments)
+    load_plugins(arguments)
     check_output(args.output)
     options = dict(map(option, args.option))
     weights = _weights(args)
     model = weights.load_model(dtype=jnp.float32, **options)
     model.config = replace(model.config, **weights.config_changes())
-    exported = export(
-        model,
-        args.output,
-        size=args.size,
-        dynamic_size=args.dynamic_size,
-        preprocessing=args.preprocessing,
-        int8=args.int8,
-        int8_min_agreement=args.int8_min_agreement,
-    )
+    names = ("size", "dynamic_size", "preprocessing", "int8", "int8_min_agreement")
+    exported = export(model, args.output, **{name: getattr(args, name) for name in names})
     print(f"{model.name}: {_summary(exported)}")
 
 
@@ -78,15 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("weights", metavar="WEIGHTS")
     parser.add_argument("output", metavar="OUT")
     add_arguments_of_weights(parser)
-    parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the images; default: the model's"
-    )
-    parser.add_argument("--dynamic-size", action="store_true", help="images of every size")
-    parser.add_argument("--preprocessing", action="store_true", help="uint8 to probabilities")
-    parser.add_argument(
-        "--int8", metavar="FOLDER", help="quantize, calibrated on images of this folder"
-    )
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("--size", type=int, metavar="PIXELS", help="side of the images; default: the model's")
+    flag("--dynamic-size", action="store_true", help="images of every size")
+    flag("--preprocessing", action="store_true", help="uint8 to probabilities")
+    flag("--int8", metavar="FOLDER", help="quantize, calibrated on images of this folder")
+    flag(
         "--int8-min-agreement",
         type=float,
         default=LEAST_AGREEMENT,
@@ -115,9 +98,8 @@ def _weights(args: argparse.Namespace) -> WeightsSource:
 
 
 def _summary(exported: Exported) -> str:
-    if exported.difference is None:
-        same = "not compared with the model: pip install onnxruntime"
-    else:
+    same = "not compared with the model: pip install onnxruntime"
+    if exported.difference is not None:
         same = f"within {exported.difference:.1e} of the model"
     line = f"written to {exported.path}, {exported.metadata['output']} {same}"
     if exported.agreement is not None:

@@ -24,12 +24,7 @@ _QUANTISED = ["Conv", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool", "Pa
 
 
 def pictures_for_int8(images: Any, program: Program, path: Path) -> Pictures:
-    """Returns the images that a file is calibrated and compared on.
-
-    Raises:
-        InputError: too few of them, or smaller ones than the model's; a model without classes;
-            another format than ONNX; onnxruntime is missing.
-    """
+    """Returns the images that a file is calibrated and compared on, or refuses them."""
     if path.suffix != ".onnx":
         raise InputError(f"int8 is an option of ONNX, and {path.name} is not; give an output .onnx")
     if find_spec("onnxruntime") is None:
@@ -63,13 +58,10 @@ def pictures_for_int8(images: Any, program: Program, path: Path) -> Pictures:
 def quantise(
     program: Program, path: Path, pictures: Pictures, least: float = LEAST_AGREEMENT
 ) -> dict[str, Any]:
-    """Quantizes a file of ONNX to int8, calibrated on every second image, in place.
+    """Quantizes a file of ONNX to int8 in place, calibrated on every second image.
 
     Maps are uint8, weights int8 of 7 bits with a scale per channel, so that products do not
     saturate on any processor. The last layer stays in float32, and with it the logits' range.
-
-    Args:
-        least: agreement; a file below is not kept.
 
     Returns:
         The fraction of the other images to which both files give the same class as `agreement`, the
@@ -94,10 +86,10 @@ def quantise(
         if agreement < least:
             raise InputError(
                 f"in int8 {program.name} gives only {100 * agreement:.1f} % of {len(compared)} "
-                f"images the class that it gave them before, less than "
-                f"{100 * least:g} %, and was not kept; give more images, or ones that look like "
-                "what it was trained on, accept it by int8_min_agreement (for example "
-                "--int8-min-agreement 0.95), or export it without int8"
+                f"images the class that it gave them before, less than {100 * least:g} %, and was "
+                "not kept; give more images, or ones that look like what it was trained on, accept "
+                "it by int8_min_agreement (for example --int8-min-agreement 0.95), or export it "
+                "without int8"
             )
         _finish(written, path, facts)
     return facts
@@ -122,7 +114,7 @@ def _quantise(path: Path, written: Path, batches: Iterator[np.ndarray]) -> None:
     class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> Any:
             images = next(batches, None)
-            return images if images is None else {INPUT: images}
+            return None if images is None else {INPUT: images}
 
     model = onnx.load(path)
     # quantize_static warns without this mark: shapes are known, and nothing is left to fold.
@@ -144,8 +136,8 @@ def _kept(graph: Any) -> list[str]:
     """Returns names of nodes that stay in float32: the last layer, and the normalization."""
     constants = {array.name for array in graph.initializer}
     last = [node.name for node in graph.node if node.op_type == "Gemm"][-1:]
-    affine = (node for node in graph.node if node.op_type == "Add")
-    return last + [node.name for node in affine if constants.intersection(node.input)]
+    sums = (node for node in graph.node if node.op_type == "Add")
+    return last + [node.name for node in sums if constants.intersection(node.input)]
 
 
 def _agreement(path: Path, written: Path, batches: Iterator[np.ndarray]) -> float:

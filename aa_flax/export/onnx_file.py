@@ -28,11 +28,7 @@ _IDENTITIES = ("optimization_barrier", "name", "copy", "copy_p", "sharding_const
 
 
 def write(program: Program, path: Path) -> None:
-    """Writes a model as ONNX, for batches of any size, and has ONNX check the file.
-
-    Raises:
-        InputError: an operation that ONNX has no operator for, or sizes that cannot be left open.
-    """
+    """Writes a model as ONNX, for batches of any size, and has ONNX check the file."""
     import onnx
 
     size = program.size
@@ -40,20 +36,21 @@ def write(program: Program, path: Path) -> None:
     # JAX traces sizes as numbers. A graph that is the same for other sizes depends on none.
     if not found.graph.equals(_converted(program, 3, size, size).graph):
         raise refuse(f"{program.name}, whose program depends on the number of images")
-    for height, width in _other_sizes(program):
-        if not found.graph.equals(_converted(program, 2, height, width).graph):
-            raise bound_to_one_size(program.name)
+    if program.open_size:
+        least = smallest_open_size(program)
+        # Odd and even ones; the last differ by more than a stride, which shows in pools into a
+        # fixed number of bins.
+        for sides in ((least, least + 3), (size + 1, size + 2), (2 * size, 3 * size + 1)):
+            if not found.graph.equals(_converted(program, 2, *sides).graph):
+                raise bound_to_one_size(program.name)
     if program.output == "probabilities":
-        name = found.graph.add("Softmax", found.result, axis=-1)
-        found = found._replace(result=name)
+        found = found._replace(result=found.graph.add("Softmax", found.result, axis=-1))
     model = _model_proto(program, found)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
 
 class _Converted(NamedTuple):
-    """A graph, the name of its output, and the shape of that in JAX's order."""
-
     graph: Graph
     result: str
     shape: tuple
@@ -64,8 +61,7 @@ def _converted(program: Program, count: int, height: int, width: int) -> _Conver
     with definitions():
         traced = jax.make_jaxpr(program.logits)(images)
     graph = Graph()
-    given = Tensor(_INSIDE, tuple(images.shape), images.dtype)
-    (result,) = _run(graph, traced, [given])
+    (result,) = _run(graph, traced, [Tensor(_INSIDE, tuple(images.shape), images.dtype)])
     last = written(result, graph)
     return _Converted(simplified(graph, last.name), last.name, last.shape)
 
@@ -78,9 +74,9 @@ def _run(graph: Graph, closed_jaxpr: Any, arguments: list[Value]) -> list[Value]
 def _results(graph: Graph, eqn: Any, operands: list[Any]) -> list[Value]:
     operands = [x if isinstance(x, Value) else np.asarray(x) for x in operands]  # literals
     name, params = eqn.primitive.name, eqn.params
-    inner = (params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if params.get(key))
-    if (called := next(inner, None)) is not None:
-        return _run(graph, called, operands)
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if params.get(key):
+            return _run(graph, params[key], operands)
     if name in _IDENTITIES:
         return operands
     shape = tuple(eqn.outvars[0].aval.shape)
@@ -101,17 +97,6 @@ def _results(graph: Graph, eqn: Any, operands: list[Any]) -> list[Value]:
             "export it as .stablehlo"
         )
     return [result]
-
-
-def _other_sizes(program: Program) -> list[tuple[int, int]]:
-    """Returns sizes to compare graphs of: odd ones and even ones.
-
-    The last differ by more than a stride, so that pools into a fixed number of bins show.
-    """
-    if not program.open_size:
-        return []
-    least, size = smallest_open_size(program), program.size
-    return [(least, least + 3), (size + 1, size + 2), (2 * size, 3 * size + 1)]
 
 
 def smallest_open_size(program: Program) -> int:
@@ -149,20 +134,15 @@ def _model_proto(program: Program, found: _Converted) -> Any:
                 given = name
             inputs.append(names.get(given, given))
         output = names.get(node.output, node.output)
-        nodes.append(
-            helper.make_node(node.operator, inputs, [output], name=output, **node.attributes)
-        )
-    side = ("height", "width") if program.open_size else (program.size,) * 2
-    kind = helper.np_dtype_to_tensor_dtype(program.dtype)
-    images = list(program.images("batch", *side).shape)
-    given = helper.make_tensor_value_info(INPUT, kind, images)
+        node = helper.make_node(node.operator, inputs, [output], name=output, **node.attributes)
+        nodes.append(node)
+    metadata, kind = program.metadata(), helper.np_dtype_to_tensor_dtype(program.dtype)
+    given = helper.make_tensor_value_info(INPUT, kind, metadata["input"]["shape"])
     result = helper.make_tensor_value_info(program.output, 1, ["batch", *found.shape[1:]])
     graph = helper.make_graph(nodes, program.name, [given], [result], constants)
-    opset = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(
-        graph, opset_imports=opset, producer_name="aa_flax", ir_version=IR_VERSION
-    )
-    facts = program.metadata().items()
+    versions = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
+    model = helper.make_model(graph, producer_name="aa_flax", **versions)
+    facts = metadata.items()
     facts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts}
     helper.set_model_props(model, facts)
     return model

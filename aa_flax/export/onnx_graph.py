@@ -11,7 +11,6 @@ reads them, and then written as the fewest operators.
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -61,17 +60,13 @@ class Graph:
 
 
 def _same(a: str | np.ndarray, b: str | np.ndarray) -> bool:
-    if isinstance(a, str) or isinstance(b, str):
-        return isinstance(a, str) and isinstance(b, str) and a == b
-    return a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    return isinstance(a, str) and isinstance(b, str) and a == b
 
 
 def simplified(graph: Graph, result: str) -> Graph:
-    """Returns the graph with affine maps folded into the weights before them where possible.
-
-    Args:
-        result: the name of the graph's output, which is kept.
-    """
+    """Returns the graph of that result, affine maps folded into the weights before them."""
     # A node may be merged only if nothing else reads the node before it.
     reads = Counter(name for node in graph.nodes for name in node.inputs if isinstance(name, str))
     reads[result] += 1
@@ -173,6 +168,11 @@ class View:
         index = self.positions[axis]
         return np.arange(self.base.shape[axis]) if index is None else index
 
+    def with_positions(self, axis: int, index: np.ndarray) -> "View":
+        """Returns the view that reads these positions along an axis."""
+        others = self.positions
+        return View(self.base, (*others[:axis], index, *others[axis + 1 :]))
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -198,9 +198,8 @@ class Repeated:
 
     def merged(self) -> View:
         """Returns both axes as one."""
-        positions = list(self.view.positions)
-        positions[self.axis] = np.repeat(self.view.read(self.axis), self.times)
-        return View(self.view.base, tuple(positions))
+        repeated = np.repeat(self.view.read(self.axis), self.times)
+        return self.view.with_positions(self.axis, repeated)
 
 
 Value = Tensor | Affine | View | Windows | Repeated | np.ndarray
@@ -248,19 +247,14 @@ def compact(constant: np.ndarray) -> np.ndarray:
     return np.asarray(constant[tuple(slice(None if s or n < 2 else 1) for n, s in axes)])
 
 
-@singledispatch
-def written(value: Any, graph: Graph) -> Tensor:
+def written(value: Value, graph: Graph) -> Tensor:
     """Returns a value as an array of the graph, to which it adds nodes where needed."""
-    raise refuse("arrays that are cut or repeated along an axis")
-
-
-@written.register
-def _(value: Tensor, graph: Graph) -> Tensor:
-    return value
-
-
-@written.register
-def _(value: Affine, graph: Graph) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, View):
+        return _written_view(value, graph)
+    if not isinstance(value, Affine):
+        raise refuse("arrays that are cut or repeated along an axis")
     base = value.base
     if np.all(value.scale == 1) and np.all(value.shift == 0):
         return base
@@ -269,24 +263,23 @@ def _(value: Affine, graph: Graph) -> Tensor:
     return replace(base, name=name)
 
 
-@written.register
-def _(value: View, graph: Graph) -> Tensor:
+def _written_view(value: View, graph: Graph) -> Tensor:
     rank, name = len(value.shape), value.base.name
     indexed = {
         axis_of(rank, axis): (value.base.shape[axis], index)
         for axis, index in enumerate(value.positions)
         if index is not None and not np.array_equal(index, np.arange(value.base.shape[axis]))
     }
-    axes = np.array(sorted(indexed), np.int64)
     if not indexed:
-        pass
-    elif (padding := _padding(indexed)) is not None:
+        return value.base
+    if (padding := _padding(indexed)) is not None:
         mode, widths = padding
         # All axes are padded, since onnxruntime's optimizer miscompiles a Pad of some.
         pads = [widths.get(axis, (0, 0))[side] for side in (0, 1) for axis in range(rank)]
         name = graph.add("Pad", name, np.array(pads, np.int64), mode=mode)
     elif (steps := _steps(indexed)) is not None:
-        rows = np.array([steps[axis] for axis in sorted(indexed)], np.int64).T
+        axes = np.array(sorted(indexed), np.int64)
+        rows = np.array([steps[axis] for axis in axes], np.int64).T
         name = graph.add("Slice", name, *rows[:2], axes, rows[2])
     else:
         for axis in sorted(indexed):

@@ -5,6 +5,7 @@ reads, and returns the result.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -40,9 +41,10 @@ def _order(rank: int) -> tuple[int, ...] | range:
     return CHANNELS_FIRST if rank == 4 else range(rank)
 
 
-def _input(value: Value, graph: Graph) -> str | np.ndarray:
-    """Returns a node's input: the name of an array, or a constant."""
-    return stored(value) if isinstance(value, np.ndarray) else written(value, graph).name
+def _apply(operator: str, graph: Graph, shape: Shape, *values: Value, **attributes: Any) -> Tensor:
+    """Applies an operator to values, and to constants in JAX's order of axes."""
+    inputs = [stored(v) if isinstance(v, np.ndarray) else written(v, graph).name for v in values]
+    return Tensor(graph.add(operator, *inputs, **attributes), shape)
 
 
 # Convolutions and pools
@@ -78,16 +80,16 @@ def _pads(widths: Any) -> list[int]:
 
 @rule("reduce_window_max")
 def _max_pool(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
-    options = {**_window(params), "dilations": list(params["window_dilation"][1:3])}
-    return Tensor(graph.add("MaxPool", written(x, graph).name, **options), shape)
+    dilations = list(params["window_dilation"][1:3])
+    return _apply("MaxPool", graph, shape, x, dilations=dilations, **_window(params))
 
 
 @rule("reduce_window_sum")
 def _sum_pool(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
     if set(params["window_dilation"]) != {1}:
         raise refuse("dilated sums")
-    name = graph.add("AveragePool", written(x, graph).name, count_include_pad=1, **_window(params))
-    return scaled(Tensor(name, shape), float(prod(params["window_dimensions"])), graph=graph)
+    mean = _apply("AveragePool", graph, shape, x, count_include_pad=1, **_window(params))
+    return scaled(mean, float(prod(params["window_dimensions"])), graph=graph)
 
 
 def _window(params: Params) -> dict[str, list[int]]:
@@ -112,14 +114,13 @@ def _sum(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
     axes = tuple(params["axes"])
     if isinstance(x, Windows) and axes == (2, 4):
         options = {"kernel_shape": list(x.window), "strides": list(x.window)}
-        pooled = Tensor(graph.add("AveragePool", x.base.name, **options), shape)
-        return scaled(pooled, float(prod(x.window)), graph=graph)
-    x = written(x, graph)
+        mean = _apply("AveragePool", graph, shape, x.base, **options)
+        return scaled(mean, float(prod(x.window)), graph=graph)
     if len(x.shape) == 4 and axes == (1, 2):
-        pooled = graph.add("GlobalAveragePool", x.name)
-        mean = Tensor(graph.add("Flatten", pooled, axis=1), shape)
+        pooled = _apply("GlobalAveragePool", graph, shape, x)
+        mean = _apply("Flatten", graph, shape, pooled, axis=1)
         return scaled(mean, float(prod(x.shape[1:3])), graph=graph)
-    return _reduced("ReduceSum", graph, shape, x, axes)
+    return _reduced("ReduceSum", graph, shape, written(x, graph), axes)
 
 
 @rule("reduce_max")
@@ -129,11 +130,11 @@ def _maximum(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
 
 def _reduced(operator: str, graph: Graph, shape: Shape, x: Tensor, axes: tuple) -> Value:
     rank = len(x.shape)
-    where = np.array([axis_of(rank, axis) for axis in axes], np.int64)
     # ReduceMax takes its axes from an input since version 18, as ReduceSum does.
-    name = graph.add(operator, x.name, where, keepdims=0)
+    where = np.array([axis_of(rank, axis) for axis in axes], np.int64)
+    result = _apply(operator, graph, shape, x, where, keepdims=0)
     left = [axis for axis in _order(rank) if axis not in axes]
-    return as_stored(Tensor(name, shape), left, sorted(left), graph)
+    return as_stored(result, left, sorted(left), graph)
 
 
 # Elementwise operations
@@ -144,7 +145,7 @@ def _add(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) -> Valu
     a, b = _constant_last(a, b)
     if (number := _by_channel(b, a)) is not None:
         return scaled(a, shift=number, graph=graph)
-    return _elementwise("Add", graph, shape, a, b)
+    return _apply("Add", graph, shape, a, b)
 
 
 @rule("sub")
@@ -153,7 +154,7 @@ def _subtract(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) ->
         return scaled(a, shift=-number, graph=graph)
     if (number := _by_channel(a, b)) is not None:
         return scaled(b, -1.0, number, graph=graph)
-    return _elementwise("Sub", graph, shape, a, b)
+    return _apply("Sub", graph, shape, a, b)
 
 
 @rule("mul")
@@ -161,13 +162,13 @@ def _multiply(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) ->
     a, b = _constant_last(a, b)
     if (number := _by_channel(b, a)) is not None:
         return scaled(a, number, graph=graph)
-    return _elementwise("Mul", graph, shape, a, b)
+    return _apply("Mul", graph, shape, a, b)
 
 
 @rule("div")
 def _divide(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) -> Value:
     if (number := _by_channel(b, a)) is None:
-        return _elementwise("Div", graph, shape, a, b)
+        return _apply("Div", graph, shape, a, b)
     if isinstance(a, Affine):  # divided, not multiplied by the inverse: n / n is exactly 1
         return Affine(a.base, a.scale / number, a.shift / number)
     return scaled(a, 1 / number, graph=graph)
@@ -177,13 +178,13 @@ def _divide(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) -> V
 def _max(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) -> Value:
     a, b = _constant_last(a, b)
     if isinstance(b, np.ndarray) and not np.any(b):
-        return Tensor(graph.add("Relu", written(a, graph).name), shape)
-    return _elementwise("Max", graph, shape, a, b)
+        return _apply("Relu", graph, shape, a)
+    return _apply("Max", graph, shape, a, b)
 
 
 @rule("min")
 def _min(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) -> Value:
-    return _elementwise("Min", graph, shape, *_constant_last(a, b))
+    return _apply("Min", graph, shape, *_constant_last(a, b))
 
 
 def _constant_last(a: Value, b: Value) -> tuple[Value, Value]:
@@ -202,24 +203,18 @@ def _by_channel(constant: Value, x: Value) -> np.ndarray | None:
     return np.asarray(small, np.float64).reshape(small.shape[-1:] if small.size > 1 else ())
 
 
-def _elementwise(operator: str, graph: Graph, shape: Shape, *values: Value) -> Value:
-    return Tensor(graph.add(operator, *(_input(value, graph) for value in values)), shape)
+def _same(operator: str, graph: Graph, shape: Shape, params: Params, *values: Value) -> Value:
+    return _apply(operator, graph, shape, *values)
 
 
-_SAME = ("abs", "erf", "exp", "log", "neg", "pow", "sign", "sqrt", "tanh")
-_OPERATORS = {"logistic": "Sigmoid", **{name: name.capitalize() for name in _SAME}}
-for _primitive, _operator in _OPERATORS.items():
-
-    @rule(_primitive)
-    def _same(
-        graph: Graph, shape: Shape, params: Params, *values: Value, _operator: str = _operator
-    ) -> Value:
-        return _elementwise(_operator, graph, shape, *values)
+rule("logistic")(partial(_same, "Sigmoid"))
+for _name in ("abs", "erf", "exp", "log", "neg", "pow", "sign", "sqrt", "tanh"):
+    rule(_name)(partial(_same, _name.capitalize()))
 
 
 @rule("square")
 def _square(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
-    return _elementwise("Mul", graph, shape, x, x)
+    return _apply("Mul", graph, shape, x, x)
 
 
 @rule("convert_element_type")
@@ -228,7 +223,7 @@ def _convert(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
     if kind != np.float32:
         raise refuse(f"models that compute in {kind}, only in float32")
     if isinstance(x, Tensor) and x.dtype != np.float32:
-        return Tensor(graph.add("Cast", x.name, to=1), shape)  # FLOAT
+        return _apply("Cast", graph, shape, x, to=1)  # FLOAT
     return x
 
 
@@ -251,8 +246,7 @@ def _product(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) -> 
     free = [x for x in axes_a + axes_b if x not in {axes_a[i] for i in shared}]
     result = [axes_a[i] for i in batch_a] + free
     terms = ["".join(axes[i] for i in _order(len(axes))) for axes in (axes_a, axes_b, result)]
-    equation = f"{terms[0]},{terms[1]}->{terms[2]}"
-    return Tensor(graph.add("Einsum", _input(a, graph), _input(b, graph), equation=equation), shape)
+    return _apply("Einsum", graph, shape, a, b, equation="{},{}->{}".format(*terms))
 
 
 # Layout: padding, slices, concatenation, transposition, reshapes
@@ -260,12 +254,11 @@ def _product(graph: Graph, shape: Shape, params: Params, a: Value, b: Value) -> 
 
 @rule("pad")
 def _pad(graph: Graph, shape: Shape, params: Params, x: Value, filling: Value) -> Value:
-    x, config = written(x, graph), params["padding_config"]
+    config = params["padding_config"]
     if any(interior for _, _, interior in config):
         raise refuse("padding between pixels")
     pads = [config[axis][side] for side in (0, 1) for axis in _order(len(config))]
-    name = graph.add("Pad", x.name, np.array(pads, np.int64), _input(filling, graph))
-    return Tensor(name, shape)
+    return _apply("Pad", graph, shape, x, np.array(pads, np.int64), filling)
 
 
 @rule("slice")
@@ -277,8 +270,7 @@ def _slice(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
 
 @rule("rev")
 def _reverse(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
-    reversed_axes = params["dimensions"]
-    steps = [-1 if axis in reversed_axes else 1 for axis in range(len(shape))]
+    steps = [-1 if axis in params["dimensions"] else 1 for axis in range(len(shape))]
     return _read_slices(x, [slice(None, None, step) for step in steps], graph)
 
 
@@ -293,37 +285,30 @@ def _concatenate(graph: Graph, shape: Shape, params: Params, *values: Value) -> 
     values = tuple(value for value in values if value.shape[axis])
     if len(values) == 1:
         return values[0]
-    if (view := _joined_views(values, axis)) is not None:
+    if (view := _joined_views(values, axis, graph)) is not None:
         return view
-    inputs = [_input(value, graph) for value in values]
-    return Tensor(graph.add("Concat", *inputs, axis=axis_of(len(shape), axis)), shape)
+    return _apply("Concat", graph, shape, *values, axis=axis_of(len(shape), axis))
 
 
-def _joined_views(values: tuple[Value, ...], axis: int) -> View | None:
+def _joined_views(values: tuple[Value, ...], axis: int, graph: Graph) -> View | None:
     """Returns parts of one array, concatenated as padding does, as a view of it; else None."""
-    views = []
-    for value in values:
-        if isinstance(value, Tensor):
-            value = View(value, (None,) * len(value.shape))
-        if not isinstance(value, View):
-            return None
-        views.append(value)
+    if not all(isinstance(value, Tensor | View) for value in values):
+        return None
+    views = [viewed(value, graph) for value in values]
     first, rank = views[0], len(views[0].shape)
     if not 0 < axis < rank - 1 or any(v.base != first.base for v in views):
         return None
     for other in (i for i in range(rank) if i != axis):
         if not all(np.array_equal(first.read(other), v.read(other)) for v in views[1:]):
             return None
-    positions = [*first.positions]
-    positions[axis] = np.concatenate([v.read(axis) for v in views])
-    return View(first.base, tuple(positions))
+    return first.with_positions(axis, np.concatenate([v.read(axis) for v in views]))
 
 
 @rule("transpose")
 def _transpose(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
-    x, order = Tensor(written(x, graph).name, shape), _order(len(shape))
+    order = _order(len(shape))
     wanted = [params["permutation"][axis] for axis in order]
-    return as_stored(x, list(order), wanted, graph)
+    return as_stored(Tensor(written(x, graph).name, shape), list(order), wanted, graph)
 
 
 @rule("broadcast_in_dim")
@@ -348,14 +333,12 @@ def _reshape(graph: Graph, shape: Shape, params: Params, x: Value) -> Value:
         return windows
     x = written(x, graph)
     if len(x.shape) == 4 and x.shape[1:3] != (1, 1):
-        x = Tensor(graph.add("Transpose", x.name, perm=[0, 2, 3, 1]), x.shape)
+        x = _apply("Transpose", graph, x.shape, x, perm=[0, 2, 3, 1])
     if len(shape) == 2 and shape[0] == x.shape[0]:
-        return Tensor(graph.add("Flatten", x.name, axis=1), shape)
+        return _apply("Flatten", graph, shape, x, axis=1)
     whole = shape[0] == x.shape[0]  # the batch, of any size
-    x = Tensor(graph.add("Reshape", x.name, np.array([-whole or shape[0], *shape[1:]])), shape)
-    if len(shape) == 4:
-        x = Tensor(graph.add("Transpose", x.name, perm=[*CHANNELS_FIRST]), shape)
-    return x
+    x = _apply("Reshape", graph, shape, x, np.array([-whole or shape[0], *shape[1:]]))
+    return _apply("Transpose", graph, shape, x, perm=[*CHANNELS_FIRST]) if len(shape) == 4 else x
 
 
 def _windows(shape: Shape, x: Value, graph: Graph) -> Windows | None:
@@ -368,9 +351,8 @@ def _windows(shape: Shape, x: Value, graph: Graph) -> Windows | None:
     window = (shape[2], shape[4])
     if (shape[1] * shape[2], shape[3] * shape[4]) != tuple(x.shape[1:3]):
         return None
-    if isinstance(x, View) and _drops_less(x, window):
-        return Windows(x.base, window, shape)
-    return Windows(written(x, graph), window, shape)
+    base = x.base if isinstance(x, View) and _drops_less(x, window) else written(x, graph)
+    return Windows(base, window, shape)
 
 
 def _drops_less(view: View, window: tuple[int, int]) -> bool:

@@ -17,21 +17,13 @@ from aa_flax.models.fuse import fuse
 
 @dataclass(frozen=True)
 class Program:
-    """A model for inference, from images to logits.
+    """A model for inference, from images to logits."""
 
-    Attributes:
-        model: the user's model.
-        size: side of the images, in pixels; if sizes are open, of those it is compared on.
-        open_size: whether height and width are left open.
-        preprocessing: whether images are uint8 and the output is probabilities.
-        logits: the function of fused layers, which normalizes uint8 images first; to be traced
-            within `ops.definitions()`.
-    """
-
-    model: Classifier
-    size: int
-    open_size: bool
-    preprocessing: bool
+    model: Classifier  # the user's
+    size: int  # side of the images, in pixels; if sizes are open, of those it is compared on
+    open_size: bool  # height and width are left open
+    preprocessing: bool  # images are uint8, and the output is probabilities
+    # Of fused layers, normalizes uint8 images first; to be traced within `ops.definitions()`.
     logits: Callable[[Any], jax.Array]
 
     @property
@@ -54,7 +46,7 @@ class Program:
         return jax.nn.softmax(logits) if self.output == "probabilities" else logits
 
     def images(self, *sizes: Any) -> jax.ShapeDtypeStruct:
-        """Returns the shape of a batch: n images, of their height and width."""
+        """Returns the shape of a batch of that many images, of that height and width."""
         return jax.ShapeDtypeStruct((*sizes, self.model.image_channels), self.dtype)
 
     def expected(self, images: np.ndarray) -> np.ndarray:
@@ -84,10 +76,7 @@ class Program:
             "source": config.weights or "unknown: weights that no file was named for",
             "sha256": config.sha256,
             "licence": config.licence or "unknown",
-            "input": {
-                "shape": ["batch", *sides, self.model.image_channels],
-                "type": self.dtype.name,
-            },
+            "input": {"shape": list(self.images("batch", *sides).shape), "type": self.dtype.name},
             "output": self.output,
             "preprocessing": {
                 "resize_size": config.resize_size,
@@ -101,15 +90,7 @@ class Program:
 
 
 def program_of(model: Any, size: int | None, *, open_size: bool, preprocessing: bool) -> Program:
-    """Returns a model as it is exported.
-
-    Args:
-        size: default: that of the model's config.
-
-    Raises:
-        InputError: not a model of this package, one in training mode or of another type, or images
-            that are too small for it.
-    """
+    """Returns a model as it is exported, by default with the size of its config."""
     if not isinstance(model, Classifier):
         raise InputError(
             f"export takes a model of aa_flax.create_model, got a {type(model).__name__}; of a "

@@ -15,22 +15,15 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(program: Program, path: Path) -> None:
-    """Writes `jax.export`'s serialized program, for a batch of any size and three platforms.
-
-    Raises:
-        InputError: sizes that cannot be left open.
-    """
+    """Writes `jax.export`'s serialized program, for a batch of any size and three platforms."""
     sizes, bounds = f"n, {program.size}, {program.size}", []
     if program.open_size:
         smallest = smallest_open_size(program)
         sizes, bounds = "n, h, w", [f"h >= {smallest}", f"w >= {smallest}"]
     images = program.images(*jax_export.symbolic_shape(sizes, constraints=bounds))
-
-    def run(images):
-        return program.finished(program.logits(images))
-
+    run = jax.jit(lambda images: program.finished(program.logits(images)))
     with definitions():
-        exported = jax_export.export(jax.jit(run), platforms=PLATFORMS)(images)
+        exported = jax_export.export(run, platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
 
 
@@ -40,11 +33,7 @@ def run(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def smallest_open_size(program: Program) -> int:
-    """Returns the smallest side of images that a program of open sizes takes.
-
-    Raises:
-        InputError: its sizes cannot be left open.
-    """
+    """Returns the smallest side of images that a program of open sizes takes."""
     bound = exportable_bound(program.model)
     if bound is None:
         raise bound_to_one_size(program.name)

@@ -27,13 +27,12 @@ class Exported(NamedTuple):
 
     Attributes:
         path: of the file.
-        difference: the largest difference between its output and the model's, over the largest
-            value; None: they were not compared, since onnxruntime is missing. With `int8` that of
-            the file before it was quantized.
+        difference: the largest difference between its output (with `int8` that before it was
+            quantized) and the model's, over the largest value; None: onnxruntime is missing.
         metadata: facts about the model; in a file of ONNX its `metadata_props`, next to one of
             StableHLO `PATH.json`.
         agreement: with `int8`, the fraction of the images kept for comparison to which it gives the
-            model's class; else None.
+            model's class.
     """
 
     path: Path
@@ -88,11 +87,9 @@ def export(
         ('mine.stablehlo', True)
     """
     path, file_format = check_output(path)
-    if size is not None:
-        size = integer("size", size, least=1)
     program = program_of(
         model,
-        size,
+        None if size is None else integer("size", size, least=1),
         open_size=boolean("dynamic_size", dynamic_size),
         preprocessing=boolean("preprocessing", preprocessing),
     )
@@ -117,11 +114,7 @@ def export(
 
 
 def check_output(path: str | Path) -> tuple[Path, ModuleType]:
-    """Returns the file to write and its format, if this installation can write it.
-
-    Raises:
-        InputError: another suffix, a path that cannot be written, or a missing package.
-    """
+    """Returns the file to write and its format, if this installation can write it."""
     path = local_path(path, "the output")
     if path.suffix not in _FORMATS:
         raise InputError(f"the output {path} must end in .onnx or .stablehlo")
@@ -138,25 +131,21 @@ def _difference(program: Program, path: Path, file_format: ModuleType) -> float 
     """Returns the largest difference, over the largest value; None without the runtime."""
     if find_spec(file_format.RUNTIME) is None:
         return None
+    sizes = [(2, program.size, program.size)]
+    if program.open_size:
+        least = file_format.smallest_open_size(program)
+        size = max(program.size, least)
+        sizes = [(2, size, size), (1, least, least + 3)]
     found = 0.0
-    for sizes in _compared_sizes(program, file_format):
-        images = program.random_images(*sizes)
+    for count, height, width in sizes:
+        images = program.random_images(count, height, width)
         given, expected = file_format.run(path, images), program.expected(images)
         largest = max(np.abs(expected).max(), np.finfo(np.float32).tiny)  # of zeros, too
         found = max(found, float(np.abs(given - expected).max() / largest))
-        if not found <= TOLERANCE:
+        if not found <= TOLERANCE:  # or NaN
             raise InputError(
                 f"the file differs from {program.name} by {found:.1e} of its largest "
-                f"{program.output}, more than {TOLERANCE}, on images of {sizes[1]}x{sizes[2]} "
-                "pixels, and was not kept"
+                f"{program.output}, more than {TOLERANCE}, on images of {height}x{width} pixels, "
+                "and was not kept"
             )
     return found
-
-
-def _compared_sizes(program: Program, file_format: ModuleType) -> list[tuple[int, int, int]]:
-    """Returns numbers of images, their heights and widths."""
-    if not program.open_size:
-        return [(2, program.size, program.size)]
-    least = file_format.smallest_open_size(program)
-    size = max(program.size, least)
-    return [(2, size, size), (1, least, least + 3)]

@@ -52,16 +52,13 @@ def legend(rows: Sequence[Row]) -> str:
 def write_report(
     rows: Sequence[Row], output: Path, left_out: Sequence[str] = (), *, html: bool = False
 ) -> Path:
-    """Writes `report.md` and its figures into a folder.
+    """Writes `report.md` and its figures into a folder, and returns the path.
 
     Without matplotlib there are no figures, which is logged.
 
     Args:
         left_out: a line for everything that was found but is not in the rows.
-        html: whether to write `report.html`, too: one file with everything in it.
-
-    Returns:
-        The path of `report.html`, or else of `report.md`.
+        html: whether to write `report.html`, too: one file with everything in it, then returned.
 
     Raises:
         InputError: the folder cannot be made or written to, or plotly is missing.
@@ -89,13 +86,13 @@ def write_report(
 
 
 def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]) -> list[str]:
-    judged = comparisons.judged_by()
     parts = [
         "# Report",
         "Percentages; results that differ only in their seed are given as mean ± standard "
         "deviation, a single one with its 95 % confidence interval (times: with the quartiles of "
-        f"its passes). **Bold**: no model of the table is better in {judged} without being worse "
-        "in the other; *italic*: another version of the same model is.",
+        "its passes). **Bold**: no model of the table is better in "
+        f"{comparisons.judged_by()} without being worse in the other; *italic*: another version of "
+        "the same model is.",
     ]
     if common := conditions(rows):
         parts.append(f"All rows: {markdown(common)}.")
@@ -106,17 +103,13 @@ def _parts(rows: Sequence[Row], figures: Sequence[Path], left_out: Sequence[str]
         published = markdown_table(comparisons.HEAD, [list(map(markdown, row)) for row in cells])
         parts += ["## Compared with published numbers", comparisons.EXPLAINED, published]
     parts += [section for m in MEASURES.values() if (section := m.section(rows))]
-    parts += [_figure(path) for path in figures]
+    for path in figures:
+        parts.append(f"![{markdown(path.stem)}]({quote(path.name)})")
+        vectors = [o for suffix in (".pdf", ".svg") if (o := path.with_suffix(suffix)).is_file()]
+        if vectors:
+            parts.append(", ".join(f"[{o.suffix[1:].upper()}]({quote(o.name)})" for o in vectors))
     if lines := [f"- {markdown(r.title)}: {markdown(w)}" for r in rows if (w := weights_of(r))]:
         parts += ["## Weights", "\n".join(lines)]
     if left_out:
         parts += ["## Left out", "\n".join(f"- {markdown(line)}" for line in left_out)]
     return parts
-
-
-def _figure(path: Path) -> str:
-    """Returns the image, and links to its vector formats."""
-    others = [path.with_suffix(suffix) for suffix in (".pdf", ".svg")]
-    image = f"![{markdown(path.stem)}]({quote(path.name)})"
-    links = [f"[{o.suffix[1:].upper()}]({quote(o.name)})" for o in others if o.is_file()]
-    return f"{image}\n\n{', '.join(links)}" if links else image

@@ -23,23 +23,22 @@ def pareto_front(rows: Sequence[Row]) -> set[str]:
     Comparable rows have the same images, crops and shifts. One beats another if it is at least as
     good in all judged columns, and better in one.
     """
-    judged = _judged(rows)
-    return {row.title for row, _ in judged} - {row.title for row, _ in _beaten(judged)}
+    return {row.title for row, _ in _judged(rows)} - {row.title for row, _ in _beaten(rows)}
 
 
 def dominated_variants(rows: Sequence[Row]) -> set[str]:
     """Returns the titles of rows beaten by another version of the model: other filter, or none."""
-    return {row.title for row, other in _beaten(_judged(rows)) if row.base == other.base}
+    return {row.title for row, other in _beaten(rows) if row.base == other.base}
 
 
 def _judged(rows: Sequence[Row]) -> list[tuple[Row, tuple[float, ...]]]:
-    """Returns the rows that have all judged numbers, with these."""
     paths = [path for column, path in columns() if column.judged]
     return [(row, point) for row in rows if (point := row.point(*paths))]
 
 
-def _beaten(judged: Sequence[tuple[Row, tuple[float, ...]]]) -> list[tuple[Row, Row]]:
+def _beaten(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Returns each row that is beaten, with each row that beats it."""
+    judged = _judged(rows)
     return [
         (row, other)
         for row, point in judged
@@ -75,15 +74,11 @@ EXPLAINED = (
 
 
 class Comparison(NamedTuple):
-    """A measured and a published percentage.
-
-    Attributes:
-        standard_error: of the measured percentage.
-    """
+    """A measured and a published percentage."""
 
     measured: float
     published: float
-    standard_error: float
+    standard_error: float  # of the measured percentage
 
     @property
     def difference(self) -> float:
@@ -91,25 +86,24 @@ class Comparison(NamedTuple):
 
     @property
     def p_value(self) -> float:
-        """The probability of such a difference, or a larger one, between two samples of images.
-
-        The samples are taken for independent. They are not, so a correct port differs far less.
-        """
+        """The probability of such a difference, or a larger one, between two samples of images."""
         if not self.standard_error:
             return float(self.difference == 0)
-        spread = sqrt(2) * self.standard_error
+        spread = sqrt(2) * self.standard_error  # of the difference of two samples
         return erfc(abs(self.difference) / spread / sqrt(2))
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Both, their difference and its p-value, below the last columns of `HEAD`."""
+        numbers = (f"{self.measured:.2f}", f"{self.published:.2f}", f"{self.difference:+.2f}")
+        return (*numbers, p_value(self.p_value))
 
 
 def published_for(results: dict[str, Any]) -> PublishedResult | None:
-    """Returns the published numbers of the released weights that were evaluated, if any.
-
-    They are for crops of 224 pixels.
-    """
-    weights, data = results.get("weights") or {}, results.get("data", {})
-    if data.get("crop_size", 224) != 224:
+    """Returns the published numbers, of 224 pixels, of the released weights that were evaluated."""
+    if results.get("data", {}).get("crop_size", 224) != 224:
         return None
-    stem = Path(weights.get("file", "")).stem
+    stem = Path((results.get("weights") or {}).get("file", "")).stem
     released = [(r.model, r.training) for r in released_weights() if Path(r.filename).stem == stem]
     found = (p for p in published_results() if (p.model, p.training) in released[:1])
     return next(found, None)
@@ -134,15 +128,8 @@ def compared(results: dict[str, Any]) -> dict[str, Comparison]:
 def compared_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Returns the cells below `HEAD`, a row per number, for results of released weights."""
     return [
-        (
-            row.title,
-            name,
-            f"{c.measured:.2f}",
-            f"{c.published:.2f}",
-            f"{c.difference:+.2f}",
-            p_value(c.p_value),
-        )
+        (row.title, name, *comparison.cells)
         for row in rows
         for results in row.results
-        for name, c in compared(results).items()
+        for name, comparison in compared(results).items()
     ]

@@ -16,10 +16,8 @@ from aa_flax.files import local_path
 from aa_flax.models.registry import list_models
 from aa_flax.weights.locate import describe
 
-# Other JSON files in the folder of a run.
-_OTHER_FILES = ("config.json", "data.json", "versions.json")
-# Mappings in the results that are not a measure's.
-_NO_MEASURES = ("weights", "data", "config", "options", "measured")
+_OTHER_FILES = ("config.json", "data.json", "versions.json")  # in the folder of a run
+_NO_MEASURES = ("weights", "data", "config", "options", "measured")  # mappings in the results
 # Facts of an evaluation; models that differ in one of them are not comparable.
 CONDITIONS = ("data", "path", "images", "crop", "shift_range")
 _SIZES = ("image_size", "resize_size")
@@ -46,9 +44,6 @@ def gather(paths: Iterable[str | Path]) -> Gathered:
 
     Args:
         paths: results files, as an evaluation writes them, or folders that contain some.
-
-    Raises:
-        InputError: a file that does not contain results, or a folder without results.
     """
     groups: dict[Any, list[Results]] = {}
     left_out: list[str] = []
@@ -74,7 +69,7 @@ def _read(path: Path, left_out: list[str]) -> list[Results]:
             except InputError as error:
                 left_out.append(str(error))
     if not found:
-        below = next(iter(sorted(path.glob("*/results*.json"))), None)
+        below = min(path.glob("*/results*.json"), default=None)
         hint = f"; subfolders are not searched, give them, e.g. {below.parent}" if below else ""
         raise InputError(f"no results in {path}: give results files, or folders of them{hint}")
     return found
@@ -136,8 +131,7 @@ def _merged(group: Sequence[Results]) -> tuple[Results, ...]:
         for same in merged:
             if "loss" in same and all(same.get(key) == results.get(key) for key in keys):
                 measured = results.get("measured", {}) | same.get("measured", {})
-                same |= {key: value for key, value in results.items() if key not in same}
-                same["measured"] = measured
+                same |= {**results, **same, "measured": measured}
                 break
         else:
             merged.append(dict(results))
@@ -192,28 +186,21 @@ def _fact_in_words(name: str, value: Any) -> str:
 def conditions(rows: Sequence[Row]) -> str:
     """Returns the conditions that all rows have in common, in words."""
     first, *others = [row.facts for row in rows] or [{}]
-    return _in_words(
-        {
-            name: first[name]
-            for name in _MEASURED_BY
-            if name in first and all(facts.get(name) == first[name] for facts in others)
-        }
-    )
+    common = [n for n in _MEASURED_BY if n in first and all(f.get(n) == first[n] for f in others)]
+    return _in_words({name: first[name] for name in common})
 
 
 def circumstances(rows: Iterable[Row]) -> str:
     """Returns when, on what and with which versions the numbers were measured, where recorded."""
     found: dict[str, set[str]] = {}
-    for row in rows:
-        for results in row.results:
-            for facts in results.get("measured", {}).values():
-                for name, value in facts.items():
-                    found.setdefault(name, set()).add(str(value))
+    measured = (results.get("measured", {}) for row in rows for results in row.results)
+    for facts in (facts for of_measures in measured for facts in of_measures.values()):
+        for name, value in facts.items():
+            found.setdefault(name, set()).add(str(value))
     if not found:
         return ""
     values = {name: " and ".join(sorted(found[name])) for name in found}
-    dates = sorted(found["date"])
-    date = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    date = " to ".join(dict.fromkeys((min(found["date"]), max(found["date"]))))
     versions = ", ".join(f"{n} {values[n]}" for n in ("aa_flax", "jax", "Python") if n in values)
     device = f" on {values['device']}" if "device" in values else ""
     return f"{date}{device}, with {versions}"

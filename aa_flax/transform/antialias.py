@@ -5,12 +5,20 @@ convolution, stride s        ->  convolution, stride 1  -  ...  -  nonlinearity 
 1x1 convolution, stride s    ->  blur, stride s  -  1x1 convolution
 average pool, stride s       ->  blur, stride s
 slice, stride s              ->  blur, stride s
+
+Here `f` is traced. The other files, in the order in which an operation meets them:
+
+interpreter                  runs the traced program, each operation by its rule
+sites, constants             detect the operations that subsample
+decisions                    decide which of them are antialiased, and by which pool
+convolutions, windows        rewrite them
+values, pointwise            carry a stride that waits to the nonlinearity
+calls                        enter programs inside: jit, loops, branches, checkpoint
 """
 
 import inspect
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -22,16 +30,13 @@ from aa_flax.errors import InputError
 from aa_flax.nn.pool_registry import PoolFactory
 from aa_flax.ops import definitions
 from aa_flax.ops.blur import Padding
-from aa_flax.transform import (
-    calls,  # noqa: F401 rules
-    convolutions,  # noqa: F401 rules
-    pointwise,  # noqa: F401 rules
-    windows,  # noqa: F401 rules
-)
+
+# Their rules. `pointwise` is before `windows`: a reshape that a waiting stride passes is no pool.
+from aa_flax.transform import calls, convolutions, pointwise, windows  # noqa: F401
 from aa_flax.transform.constants import left_alone
+from aa_flax.transform.decisions import Options
 from aa_flax.transform.interpreter import Interpreter
-from aa_flax.transform.jaxpr import programs
-from aa_flax.transform.options import Options
+from aa_flax.transform.jaxpr import opened, programs
 from aa_flax.transform.sites import Report, Site
 
 _P = ParamSpec("_P")
@@ -110,13 +115,8 @@ class Antialias:
         Args:
             f: a function, for the default options, or a result of `antialias`, for its options.
             args, kwargs: arguments of `f`; arrays, or `jax.ShapeDtypeStruct`s of them.
-
-        Returns:
-            A row for each site: layer, operation, shape, stride, what was done, why it was left
-            alone, extra FLOPs. It prints as a table.
         """
-        antialiased = f if isinstance(f, Antialiased) else self(f)
-        return antialiased.report(*args, **kwargs)
+        return (f if isinstance(f, Antialiased) else self(f)).report(*args, **kwargs)
 
 
 antialias = Antialias()
@@ -131,81 +131,69 @@ class Antialiased(Generic[_P, _R]):
         update_wrapper(self, f, updated=())
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        traced, run = _Traced.of(self.function, args, kwargs), Interpreter(self.options)
-        outputs = traced.run(run, traced.arrays)
-        _warn_if_nothing_was_done(self.function, run.report())
+        traced, run = _Traced(self.function, args, kwargs), Interpreter(self.options)
+        outputs, report = traced.run(run, traced.arrays), run.report()
+        if not report.antialiased:
+            name = getattr(self.function, "__name__", type(self.function).__name__)
+            found = "no strided convolution, pool or slice in it"
+            if report.left_alone:
+                found = (
+                    f"each of its {len(report)} sites was left alone (antialias.report says why)"
+                )
+            warnings.warn(f"antialias changes nothing in {name}: {found}", stacklevel=2)
         return traced.result(outputs)
 
     def report(self, *args: _P.args, **kwargs: _P.kwargs) -> Report:
         """Reports what is done at each site: see `antialias.report`."""
-        traced, run = _Traced.of(self.function, args, kwargs), Interpreter(self.options)
+        traced, run = _Traced(self.function, args, kwargs), Interpreter(self.options)
         jax.eval_shape(lambda arrays: traced.run(run, arrays), traced.arrays)
         return run.report()
 
 
-def _warn_if_nothing_was_done(f: Callable[..., Any], report: Report) -> None:
-    if report.antialiased:
-        return
-    name = getattr(f, "__name__", type(f).__name__)
-    found = "no strided convolution, pool or slice in it"
-    if report.left_alone:
-        found = f"each of its {len(report)} sites was left alone (antialias.report says why)"
-    warnings.warn(f"antialias changes nothing in {name}: {found}", stacklevel=3)
-
-
-@dataclass
 class _Traced:
     """A function's program at certain arguments."""
 
-    jaxpr: Any
-    arrays: list[Any]
-    names: list[str]
-    closed_over: dict[int, tuple[Any, str]]
-    result: Callable[[list[Any]], Any]
-
-    @classmethod
-    def of(cls, f: Callable[..., Any], args: Any, kwargs: Any) -> "_Traced":
+    def __init__(self, f: Callable[..., Any], args: Any, kwargs: Any):
         with_paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
         leaves = [leaf for _, leaf in with_paths]
-        dynamic = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
-        results: list[Any] = []
+        self._result: Any = None  # leaves and structure of the function's result
 
         def flat(*arrays: Any) -> list[Any]:
-            filled = list(leaves)
-            for i, array in zip(dynamic, arrays, strict=True):
-                filled[i] = array
-            args, kwargs = tree.unflatten(filled)
-            results[:] = jax.tree.flatten(f(*args, **kwargs))
-            return [leaf for leaf in results[0] if _is_array(leaf)]
+            args, kwargs = tree.unflatten(_filled(leaves, arrays))
+            self._result = jax.tree.flatten(f(*args, **kwargs))
+            return list(filter(_is_array, self._result[0]))
 
+        self.arrays = list(filter(_is_array, leaves))
+        self._names = [_path(path) for path, leaf in with_paths if _is_array(leaf)]
+        own, _ = jax.tree_util.tree_flatten_with_path(inspect.unwrap(f))  # arrays of a model
+        self._closed_over = {id(x): (x, _joined(path)) for path, x in own if _is_array(x)}
         # Definitions are operations of JAX, by which sites are found; kernels hide their strides.
         with definitions():
-            jaxpr = jax.make_jaxpr(flat)(*(leaves[i] for i in dynamic))
-        _check_no_gradients(jaxpr.jaxpr)
-        found, out_tree = results
-
-        def result(arrays: list[Any]) -> Any:
-            remaining = iter(arrays)
-            filled = [next(remaining) if _is_array(leaf) else leaf for leaf in found]
-            return out_tree.unflatten(filled)
-
-        names = [_path(with_paths[i][0]) for i in dynamic]
-        own, _ = jax.tree_util.tree_flatten_with_path(inspect.unwrap(f))  # arrays of a model
-        closed_over = {id(x): (x, _joined(path)) for path, x in own if _is_array(x)}
-        return cls(jaxpr, [leaves[i] for i in dynamic], names, closed_over, result)
+            self._program = jax.make_jaxpr(flat)(*self.arrays)
+        _check_no_gradients(self._program.jaxpr)
 
     def run(self, run: Interpreter, arrays: list[Any]) -> list[Any]:
-        run.names.update(self.closed_over)
-        named = zip(arrays, self.names, strict=True)
-        run.names.update((id(array), (array, name)) for array, name in named)
+        named = zip(arrays, self._names, strict=True)
+        run.names |= self._closed_over | {id(array): (array, name) for array, name in named}
+        jaxpr, consts = opened(self._program)
         try:
-            run.alone.update(left_alone(self.jaxpr.jaxpr, self.jaxpr.consts))
-            return run.run_settled(self.jaxpr.jaxpr, self.jaxpr.consts, arrays)
+            run.alone |= left_alone(jaxpr, consts)
+            return run.run_settled(jaxpr, consts, arrays)
         except InconclusiveDimensionOperation as error:
             raise InputError(
                 f"antialias cannot leave these sizes open: {str(error).splitlines()[0]} Give them "
                 "numbers, or constraints that decide it (h >= 8)"
             ) from error
+
+    def result(self, arrays: list[Any]) -> Any:
+        """Returns the function's result, with those arrays in it."""
+        leaves, tree = self._result
+        return tree.unflatten(_filled(leaves, arrays))
+
+
+def _filled(leaves: Iterable[Any], arrays: Iterable[Any]) -> list[Any]:
+    remaining = iter(arrays)
+    return [next(remaining) if _is_array(leaf) else leaf for leaf in leaves]
 
 
 def _is_array(leaf: Any) -> bool:
@@ -225,13 +213,10 @@ def _joined(path: Any) -> str:
 
 
 def _check_no_gradients(jaxpr: Any) -> None:
-    """Refuses a program that differentiates in reverse.
-
-    Its transposed operations are no sites: the gradient would stay that of the original.
-    """
-    for eqn in (eqn for program in programs(jaxpr) for eqn in program.eqns):
-        if "transpose(" in str(eqn.source_info.name_stack):
-            raise InputError(
-                "antialias got a function that computes gradients, which would stay those of the "
-                "original; differentiate its result instead: jax.grad(aa_flax.antialias(loss))"
-            )
+    """Refuses a program that differentiates in reverse: its transposed operations are no sites."""
+    scopes = (eqn.source_info.name_stack for program in programs(jaxpr) for eqn in program.eqns)
+    if any("transpose(" in str(scope) for scope in scopes):
+        raise InputError(
+            "antialias got a function that computes gradients, which would stay those of the "
+            "original; differentiate its result instead: jax.grad(aa_flax.antialias(loss))"
+        )

@@ -14,27 +14,29 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.transform.interpreter import Interpreter, rule
-from aa_flax.transform.jaxpr import opened
+from aa_flax.transform.jaxpr import bind, opened
 from aa_flax.transform.sites import has_sites
 from aa_flax.transform.values import Pending, Value, bare, wrapped
+
+
+def _function(inner: Interpreter, program: Any) -> Callable[..., list[Array]]:
+    """Returns the antialiased program as a function of arrays, for JAX to trace."""
+    jaxpr, consts = opened(program)
+    return lambda *arrays: inner.run_settled(jaxpr, consts, arrays)
 
 
 @rule("jit", "pjit", "closed_call", "core_call")
 def inlined(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """A call (of `jax.jit`, say): inlined where it subsamples, or reads a map that waits."""
-    jaxpr, consts = opened(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
-    if not (has_sites(jaxpr) or any(isinstance(v, Pending) for v in inputs)):
+    program = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if not (has_sites(program) or any(isinstance(v, Pending) for v in inputs)):
         return None
     given, results = (eqn.params.get(f"{side}_shardings", ()) for side in ("in", "out"))
     if not any(isinstance(s, jax.sharding.Sharding) for s in (*given, *results)):
-        return run.inside(eqn, same_scope=True).run(jaxpr, consts, inputs)
+        return run.inside(eqn, same_scope=True).run(*opened(program), inputs)
     # Shardings belong to the arrays of the original's shapes, so the call stays a call.
-    inner = run.inside(eqn)
-    call = jax.jit(
-        lambda *arrays: inner.run_settled(jaxpr, consts, arrays),
-        in_shardings=given,
-        out_shardings=list(results),
-    )
+    call = _function(run.inside(eqn), program)
+    call = jax.jit(call, in_shardings=given, out_shardings=list(results))
     return call(*(run.settle(v, eqn) for v in inputs))
 
 
@@ -47,13 +49,13 @@ def rematerialized(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Valu
     found: list[Value] = []
 
     def call(arrays: list[Any]) -> list[Any]:
-        values = [wrapped(v, array) for v, array in zip(given, arrays, strict=True)]
-        found[:] = [_across(inner, v, None) for v in inner.run(jaxpr, consts, values)]
-        return [bare(v) for v in found]
+        outputs = inner.run(jaxpr, consts, list(map(wrapped, given, arrays)))
+        found[:] = [_across(inner, v, None) for v in outputs]
+        return list(map(bare, found))
 
     call = jax.checkpoint(call, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
-    outputs = call([bare(v) for v in given])
-    return [wrapped(v, array) for v, array in zip(found, outputs, strict=True)]
+    outputs = call(list(map(bare, given)))  # fills `found`
+    return list(map(wrapped, found, outputs))
 
 
 def _across(run: Interpreter, value: Value, eqn: Any) -> Value:
@@ -66,34 +68,29 @@ def _across(run: Interpreter, value: Value, eqn: Any) -> Value:
 def scan(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """`lax.scan`: its body is antialiased; the carry has the original's shapes."""
     params = eqn.params
-    jaxpr, consts = opened(params["jaxpr"])
-    if not has_sites(jaxpr):
+    if not has_sites(params["jaxpr"]):
         return None
     settled = [run.settle(v, eqn) for v in inputs]
-    first, carried = _constants_and_carry(eqn, jaxpr)
-    inner = run.inside(eqn, params["length"])
+    first, carried = _constants_and_carry(eqn, params["jaxpr"])
+    step = _function(run.inside(eqn, params["length"]), params["jaxpr"])
 
     def body(carry: list[Array], xs: list[Array]) -> tuple[list[Array], list[Array]]:
-        outputs = inner.run_settled(jaxpr, consts, [*settled[:first], *carry, *xs])
+        outputs = step(*settled[:first], *carry, *xs)
         return outputs[:carried], outputs[carried:]
 
-    carry, stacked = lax.scan(
-        body,
-        settled[first : first + carried],
-        settled[first + carried :],
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    carry, xs = settled[first : first + carried], settled[first + carried :]
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, stacked = lax.scan(body, carry, xs, **options)
     return [*carry, *stacked]
 
 
-def _constants_and_carry(eqn: Any, jaxpr: Any) -> tuple[int, int]:
+def _constants_and_carry(eqn: Any, program: Any) -> tuple[int, int]:
     """Returns how many operands every step of a scan sees, and how many it carries.
 
     Inferred from shapes, since versions of JAX name these parameters differently: what is scanned
     or stacked has one axis more outside than inside.
     """
+    jaxpr, _ = opened(program)
     carried, rest = (
         sum(out.aval.ndim == within.aval.ndim for out, within in zip(*pair, strict=True))
         for pair in ((eqn.outvars, jaxpr.outvars), (eqn.invars, jaxpr.invars))
@@ -104,18 +101,15 @@ def _constants_and_carry(eqn: Any, jaxpr: Any) -> tuple[int, int]:
 @rule("while")
 def while_loop(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """`lax.while_loop`: condition and body are antialiased."""
-    params = eqn.params
-    (test, test_consts), (step, step_consts) = (
-        opened(params[name]) for name in ("cond_jaxpr", "body_jaxpr")
-    )
-    if not (has_sites(test) or has_sites(step)):
+    test, step = (eqn.params[name] for name in ("cond_jaxpr", "body_jaxpr"))
+    if not has_sites(test, step):
         return None
     settled = [run.settle(v, eqn) for v in inputs]
-    n, m = params["cond_nconsts"], params["body_nconsts"]
-    inner = run.inside(eqn)
+    n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    condition, body = (_function(run.inside(eqn), program) for program in (test, step))
     return lax.while_loop(
-        lambda carry: inner.run_settled(test, test_consts, [*settled[:n], *carry])[0],
-        lambda carry: inner.run_settled(step, step_consts, [*settled[n : n + m], *carry]),
+        lambda carry: condition(*settled[:n], *carry)[0],
+        lambda carry: body(*settled[n : n + m], *carry),
         settled[n + m :],
     )
 
@@ -123,16 +117,11 @@ def while_loop(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] |
 @rule("cond")
 def cond(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """`lax.cond` and `lax.switch`: every branch is antialiased."""
-    branches = [opened(branch) for branch in eqn.params["branches"]]
-    if not any(has_sites(jaxpr) for jaxpr, _ in branches):
+    if not has_sites(*eqn.params["branches"]):
         return None
     index, *operands = (run.settle(v, eqn) for v in inputs)
-    inner = run.inside(eqn)
-
-    def branch(jaxpr: Any, consts: Sequence[Any]) -> Callable[..., list[Array]]:
-        return lambda *arrays: inner.run_settled(jaxpr, consts, arrays)
-
-    return lax.switch(index.astype("int32"), [branch(*b) for b in branches], *operands)
+    branches = [_function(run.inside(eqn), branch) for branch in eqn.params["branches"]]
+    return lax.switch(index.astype("int32"), branches, *operands)
 
 
 @rule("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -140,9 +129,7 @@ def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
     """A function with a derivative rule, which it keeps unless something inside changes.
 
     Where something does, JAX's own derivative replaces the rule. A pending map passes a function
-    that treats all positions alike (`jax.nn.relu`, `jnp.logaddexp`). The rule was written for
-    arrays of the original's shape, so the function is vectorized over the phases of the dense map,
-    each of which has that shape.
+    that treats all positions alike (`jax.nn.relu`, `jnp.logaddexp`).
     """
     name = next(n for n in ("call_jaxpr", "fun_jaxpr") if n in eqn.params)
     jaxpr, consts = opened(eqn.params[name])
@@ -152,7 +139,9 @@ def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
     outputs = _pointwise_outputs(inner, jaxpr, consts, inputs)
     if outputs is None:
         return None
-    call = partial(run.bind, eqn)
+    # The rule was written for arrays of the original's shape, so the function is vectorized over
+    # the phases of the dense map, each of which has that shape.
+    call = partial(bind, eqn)
     for k in range(len(outputs[0].strided)):
         axes = [v.strided[k] + k + 1 if isinstance(v, Pending) else None for v in inputs]
         out_axes = [v.strided[k] + k + 1 for v in outputs]
@@ -165,20 +154,16 @@ def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
 def _pointwise_outputs(
     inner: Interpreter, jaxpr: Any, consts: Sequence[Any], inputs: list[Value]
 ) -> list[Pending] | None:
-    """Returns abstract outputs of a program that treats all positions alike, or None.
-
-    The program runs once on shapes alone; the rows that it records are dropped.
-    """
+    """Returns abstract outputs of a program that treats all positions alike, or None."""
     if not any(isinstance(v, Pending) for v in inputs):
         return None
     found: list[Value] = []
-    trial = replace(inner, rows=dict(inner.rows), alike=True)
+    trial = replace(inner, rows=dict(inner.rows), alike=True)  # whose rows are dropped
 
     def run(arrays: list[Any]) -> None:
-        values = [wrapped(v, array) for v, array in zip(inputs, arrays, strict=True)]
-        found[:] = trial.run(jaxpr, consts, values)
+        found[:] = trial.run(jaxpr, consts, list(map(wrapped, inputs, arrays)))
 
-    jax.eval_shape(run, [bare(v) for v in inputs])
+    jax.eval_shape(run, list(map(bare, inputs)))
     pending = [v for v in (*inputs, *found) if isinstance(v, Pending)]
     alike = all(v.waiting == pending[0].waiting for v in pending)
     return found if alike and all(isinstance(v, Pending) for v in found) else None

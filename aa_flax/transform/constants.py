@@ -18,6 +18,7 @@ from aa_flax.errors import InputError
 from aa_flax.transform.jaxpr import Rules, bind, producers, sub_jaxprs
 from aa_flax.transform.sites import (
     Row,
+    Site,
     convolution_site,
     describe,
     is_blur,
@@ -32,7 +33,7 @@ _MOST_OF_RESIZES = 0.6  # those of jax.image.resize with antialias=True have abo
 
 _MOVES = ("slice", "pad", "reshape", "transpose", "squeeze", "convert_element_type", "copy")
 
-# A rule maps a program and one of its equations to a row of the report, or to None.
+# A rule maps a program and one of its equations to a site and why it is left alone, or to None.
 _rule = Rules()
 
 
@@ -44,14 +45,12 @@ def left_alone(
     Args:
         given: those of its arguments that are constants of its caller; None for all others.
         caller: the layer that calls it.
-
-    Raises:
-        InputError: a strided slice of an axis of symbolic size.
     """
     program, rows = _Program(jaxpr, consts, given, caller), {}
     for eqn in jaxpr.eqns:
-        if row := _rule.apply(eqn.primitive.name, program, eqn):
-            rows[id(eqn)] = row
+        if found := _rule.apply(eqn.primitive.name, program, eqn):
+            site, reason = found
+            rows[id(eqn)] = Row(site, "", reason, 0)
         for inner, inner_consts in sub_jaxprs(eqn):
             is_jit = eqn.primitive.name in ("jit", "pjit")
             # Constants are followed into calls only for `jnp.take`, which is jitted: its indices.
@@ -67,8 +66,7 @@ class _Program:
     def __init__(self, jaxpr: Any, consts: Sequence[Any], given: Sequence[Any], caller: str):
         self.caller = caller
         self.producers = producers(jaxpr)
-        known = [*zip(jaxpr.constvars, consts, strict=False)]
-        known += zip(jaxpr.invars, given, strict=False)
+        known = zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *given), strict=False)
         self.values = {v: x for v, x in known if x is not None and not isinstance(x, Tracer)}
         self.constant = set(self.values)
         for eqn in jaxpr.eqns:
@@ -98,10 +96,8 @@ class _Program:
 
 
 def _gain(taps: np.ndarray, stride: float) -> np.ndarray:
-    """Returns the gain of filters (columns) at the lowest frequency that a stride aliases.
-
-    That is half the new sampling rate: pi / stride in radians per pixel.
-    """
+    """Returns the gain of filters (columns) at the lowest frequency that a stride aliases."""
+    # Half the new sampling rate, pi / stride in radians per pixel.
     wave = np.exp(1j * np.pi / stride * np.arange(len(taps)))
     return np.abs(wave @ taps) / np.maximum(np.abs(taps.sum(0)), 1e-12)
 
@@ -124,16 +120,15 @@ def _filters(program: _Program, eqn: Any, strides: Sequence[int]) -> bool:
 
 
 @_rule("conv_general_dilated")
-def _filter(program: _Program, eqn: Any) -> Row | None:
+def _filter(program: _Program, eqn: Any) -> tuple[Site, str] | None:
     strides = eqn.params["window_strides"]
     if max(strides, default=1) == 1 or not _filters(program, eqn, strides):
         return None
-    site = convolution_site(eqn, program.layer(eqn))
-    return Row(site, "", "it is a blur: antialiased already", 0)
+    return convolution_site(eqn, program.layer(eqn)), "it is a blur: antialiased already"
 
 
 @_rule("slice")
-def _slice_of_filtered(program: _Program, eqn: Any) -> Row | None:
+def _slice_of_filtered(program: _Program, eqn: Any) -> tuple[Site, str] | None:
     site, source = describe(eqn, program.layer(eqn)), program.producers.get(eqn.invars[0])
     while source is not None and source.primitive.name in _MOVES:
         source = program.producers.get(source.invars[0])
@@ -141,11 +136,11 @@ def _slice_of_filtered(program: _Program, eqn: Any) -> Row | None:
         return None
     if not _filters(program, source, (max(site.strides),) * len(source.params["window_strides"])):
         return None
-    return Row(site, "", "its array is blurred: antialiased already", 0)
+    return site, "its array is blurred: antialiased already"
 
 
 @_rule("gather")
-def _look_up(program: _Program, eqn: Any) -> Row | None:
+def _look_up(program: _Program, eqn: Any) -> tuple[Site, str] | None:
     """A gather at regular steps of 2 or more, as `jnp.take` and a nearest resize do."""
     source, indices = eqn.invars
     axes, sizes = eqn.params["dimension_numbers"].start_index_map, eqn.params["slice_sizes"]
@@ -163,11 +158,9 @@ def _look_up(program: _Program, eqn: Any) -> Row | None:
     )
     if not strides:
         return None
-    reason = (
-        "a look-up by indices (or a nearest resize) is left as it is; x[:, ::2, ::2] is blurred"
-    )
-    layer, window = program.layer(eqn), (1,) * len(strides)
-    return Row(site_of(eqn, layer, "slice", strides, window, source=source), "", reason, 0)
+    site = site_of(eqn, program.layer(eqn), "slice", strides, (1,) * len(strides), source=source)
+    nearest = "a look-up by indices (or a nearest resize)"
+    return site, f"{nearest} is left as it is; x[:, ::2, ::2] is blurred"
 
 
 def _check_open_look_up(shape: Sequence[Any], indices: Sequence[Any], axes: Sequence[int]) -> None:
@@ -184,17 +177,17 @@ def _check_open_look_up(shape: Sequence[Any], indices: Sequence[Any], axes: Sequ
 
 
 @_rule("dot_general")
-def _resize(program: _Program, eqn: Any) -> Row | None:
+def _resize(program: _Program, eqn: Any) -> tuple[Site, str] | None:
     """A product with weights that interpolate at fewer positions, as in a resize."""
-    contracted, batch = eqn.params["dimension_numbers"]
-    is_weight = [program.is_constant(v) and v.aval.ndim == 2 for v in eqn.invars]
-    if sum(is_weight) != 1 or len(contracted[0]) != 1 or batch[0]:
+    contracted, (batch, _) = eqn.params["dimension_numbers"]
+    weights = [i for i, v in enumerate(eqn.invars) if program.is_constant(v) and v.aval.ndim == 2]
+    if len(weights) != 1 or len(contracted[0]) != 1 or batch:
         return None
-    weights, source = sorted(eqn.invars, key=lambda v: v is not eqn.invars[is_weight.index(True)])
-    values = program.value(weights)
+    (which,) = weights
+    values, source = program.value(eqn.invars[which]), eqn.invars[1 - which]
     if values is None or source.aval.ndim < 3:
         return None
-    matrix = np.moveaxis(np.asarray(values, np.float64), contracted[is_weight.index(True)][0], 0)
+    matrix = np.moveaxis(np.asarray(values, np.float64), contracted[which][0], 0)
     before, after = matrix.shape
     centres = np.arange(before) @ matrix
     interpolates = np.abs(matrix.sum(0) - 1).max() < 1e-3 and np.diff(centres).min(initial=1) > 0
@@ -207,11 +200,11 @@ def _resize(program: _Program, eqn: Any) -> Row | None:
         reason = "it filters what it resizes: antialiased already"
     taps = int((np.abs(inside) > 1e-6).sum(0).max())
     layer, strides = program.layer(eqn), (round(before / after),)
-    return Row(site_of(eqn, layer, "resize", strides, (taps,), source=source), "", reason, 0)
+    return site_of(eqn, layer, "resize", strides, (taps,), source=source), reason
 
 
 @_rule("reduce_sum", "reduce_max")
-def _pool_along_one_axis(program: _Program, eqn: Any) -> Row | None:
+def _pool_along_one_axis(program: _Program, eqn: Any) -> tuple[Site, str] | None:
     """A pool by reshape along one axis, which may as well be a signal's or a list's."""
     split = program.producers.get(eqn.invars[0])
     if split is None or split.primitive.name != "reshape":
@@ -221,7 +214,6 @@ def _pool_along_one_axis(program: _Program, eqn: Any) -> Row | None:
     if len(windows) != 1:
         return None
     kind = "average pool" if eqn.primitive.name == "reduce_sum" else "max pool"
-    sizes = tuple(windows.values())
+    layer, sizes = program.layer(eqn), tuple(windows.values())
     reason = "its axis is not one of an image, as far as a reshape can tell"
-    site = site_of(eqn, program.layer(eqn), kind, sizes, sizes, source=source)
-    return Row(site, "", reason, 0)
+    return site_of(eqn, layer, kind, sizes, sizes, source=source), reason

@@ -8,16 +8,15 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-import jax
 from jax import lax
 from jaxtyping import Array
 
 from aa_flax import ops
 from aa_flax.ops.padding import given_padding
 from aa_flax.transform.interpreter import Interpreter, rule
-from aa_flax.transform.options import Refused
+from aa_flax.transform.jaxpr import bind
 from aa_flax.transform.sites import Site, describe, ensemble_size
-from aa_flax.transform.values import Pending, Value, channels_last_shape, on_channels_last
+from aa_flax.transform.values import Pending, Value, on_channels_last
 
 _NHWC = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, ("NHWC", "HWIO", "NHWC"))
 
@@ -28,40 +27,31 @@ def convolution(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     site = describe(eqn, run.layer(eqn, inputs))
     x, kernel = (run.settle(v, eqn) for v in inputs)
     if site is None:
-        return [convolve(run, eqn, x, kernel)]
+        return [_convolve(eqn, x, kernel)]
     site = replace(site, channels=(site.channels or 0) // ensemble_size(run.jaxpr, eqn))
-    return run.attempt(
-        eqn,
-        site,
-        lambda: _antialiased(run, eqn, site, x, kernel),
-        lambda: [convolve(run, eqn, x, kernel)],
-    )
-
-
-def _antialiased(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Value:
-    params, numbers = eqn.params, eqn.params["dimension_numbers"]
-    if max(params["lhs_dilation"]) > 1:
-        raise Refused("its input is dilated: it changes the resolution by a fraction")
-    if params["batch_group_count"] > 1:
-        raise Refused("it has groups of the batch")
+    by_axis = zip(site.strides, site.window, eqn.params["padding"], strict=True)
+    rewrite = _blurred_after
     if run.options.before:
-        return _blurred_before(run, eqn, site, x, kernel)
-    by_axis = zip(site.strides, site.window, params["padding"], strict=True)
-    if all(window == 1 and padding == (0, 0) for stride, window, padding in by_axis if stride > 1):
-        return _blurred_first(run, eqn, site, x, kernel)
-    ones = {**params, "window_strides": (1,) * len(site.strides)}
-    shape = jax.eval_shape(lambda x, k: eqn.primitive.bind(x, k, **ones), x, kernel).shape
-    roles = _roles(numbers.out_spec)
-    sampler = run.sampler(eqn, site, shape, roles, x)
-    extra = _flops(eqn, shape) - _flops(eqn, site.output_shape) + sampler.flops(site.output_shape)
+        rewrite = _blurred_before
+    elif all(size == 1 and padding == (0, 0) for stride, size, padding in by_axis if stride > 1):
+        rewrite = _blurred_first
+    rewritten = run.attempt(eqn, site, lambda: rewrite(run, eqn, site, x, kernel))
+    return rewritten or [_convolve(eqn, x, kernel)]
+
+
+def _blurred_after(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Pending:
+    """The dense convolution, whose map is blurred where the nonlinearity has been applied."""
+    spec = eqn.params["dimension_numbers"].out_spec
+    dense, roles = _convolve(eqn, x, kernel, stride=1), _roles(spec)
+    sampler = run.sampler(eqn, site, x, dense.shape, roles)
+    extra = _flops(eqn, dense.shape) - _flops(eqn, site.output_shape)
+    extra += sampler.flops(site.output_shape)
     run.record(eqn, site, done="dense, then blur", extra=extra)
-    strides = [1] * len(shape)
-    for axis, stride in zip(numbers.out_spec[2:], site.strides, strict=True):
-        strides[axis] = stride
+    strides = dict(zip(spec[2:], site.strides, strict=True))
     return Pending(
-        dense=convolve(run, eqn, x, kernel, stride=1),
+        dense=dense,
         shape=site.output_shape,
-        strides=tuple(strides),
+        strides=tuple(strides.get(axis, 1) for axis in range(dense.ndim)),
         roles=roles,
         sample=sampler,
         sites=frozenset({run.key(eqn)}),
@@ -71,29 +61,27 @@ def _antialiased(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array
 def _blurred_first(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Array:
     """A 1x1 convolution of the subsampled map: the two commute, and this is cheaper."""
     numbers, params = eqn.params["dimension_numbers"], eqn.params
-    roles, sampled = _roles(numbers.lhs_spec), list(x.shape)
+    sampled = list(x.shape)
     for i, (own, other) in enumerate(zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)):
         # An axis without a stride may have a window, by which the convolution shortens it later.
         shortened = (site.window[i] - 1) * params["rhs_dilation"][i] - sum(params["padding"][i])
         sampled[own] = site.output_shape[other] + shortened
-    sampler = run.sampler(eqn, site, x.shape, roles, x, sampled)
+    roles, shorter = _roles(numbers.lhs_spec), replace(site, output_shape=tuple(sampled))
+    sampler = run.sampler(eqn, shorter, x, x.shape, roles)
     run.record(eqn, site, done="blur, then dense", extra=sampler.flops(sampled))
-    return convolve(run, eqn, on_channels_last(sampler, x, roles), kernel, stride=1)
+    return _convolve(eqn, on_channels_last(sampler, x, roles), kernel, stride=1)
 
 
 def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Array:
     """The strided convolution of a blurred map: cheap, and not where the paper puts the blur."""
     roles = _roles(eqn.params["dimension_numbers"].lhs_spec)
-    seen = channels_last_shape(x.shape, roles)
-    sampler = run.options.sampler((1,) * len(site.strides), seen, seen, x.dtype)
-    done = "blur with stride 1, then as it was"
-    run.record(eqn, site, done=done, extra=sampler.flops(x.shape))
-    return convolve(run, eqn, on_channels_last(sampler, x, roles), kernel)
+    dense = replace(site, strides=(1,) * len(site.strides), output_shape=x.shape)
+    sampler = run.sampler(eqn, dense, x, x.shape, roles)
+    run.record(eqn, site, done="blur with stride 1, then as it was", extra=sampler.flops(x.shape))
+    return _convolve(eqn, on_channels_last(sampler, x, roles), kernel)
 
 
-def convolve(
-    run: Interpreter, eqn: Any, x: Array, kernel: Array, stride: int | None = None
-) -> Array:
+def _convolve(eqn: Any, x: Array, kernel: Array, stride: int | None = None) -> Array:
     """Applies the convolution of an equation, with that stride on every axis or its own.
 
     The program was traced with this package's definitions, so that it can be read. Here a
@@ -105,7 +93,7 @@ def convolve(
     result_type = params["preferred_element_type"]
     is_open = not all(isinstance(n, int) for pair in params["padding"] for n in pair)
     if layout != (_NHWC, 1, None) or result_type not in (None, x.dtype) or is_open:
-        return run.bind(eqn, [x, kernel], window_strides=strides)[0]
+        return bind(eqn, [x, kernel], window_strides=strides)[0]
     options = ("lhs_dilation", "rhs_dilation", "feature_group_count", "precision")
     with given_padding():
         return ops.conv_general_dilated(
@@ -114,13 +102,9 @@ def convolve(
 
 
 def _flops(eqn: Any, output_shape: tuple[int, ...]) -> float:
-    """Returns the FLOPs of a convolution with that output."""
     kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
     return 2.0 * prod(output_shape) * prod(kernel[i] for i in spec[2:]) * kernel[spec[1]]
 
 
 def _roles(spec: tuple[int, ...]) -> str:
-    """Returns the role of each axis, of a convolution's `dimension_numbers`."""
-    roles = ["s"] * len(spec)
-    roles[spec[0]], roles[spec[1]] = "n", "c"
-    return "".join(roles)
+    return "".join("nc"[spec.index(i)] if i in spec[:2] else "s" for i in range(len(spec)))

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
+from aa_flax.transform.decisions import Options, Phase, Refused, Sampler
 from aa_flax.transform.jaxpr import Rules, bind, evaluate, sub_jaxprs
-from aa_flax.transform.options import Options, Phase, Refused, Sampler
-from aa_flax.transform.sites import Report, Row, Site, describe, layer_name, phases_sliced, sites_in
-from aa_flax.transform.values import Pending, Spread, Value, channels_last_shape
+from aa_flax.transform.sites import Report, Row, Site, describe, layer_name, sites_in
+from aa_flax.transform.values import Pending, Spread, Value, channels_last_shape, on_channels_last
 
 # A rule maps the interpreter, an equation and its operands to the results, or to None.
 rule = Rules()
@@ -25,52 +24,34 @@ rule = Rules()
 
 @dataclass
 class Interpreter:
-    """One run of a program, or of one inside it, by `options`.
-
-    Args:
-        options: those of `antialias`.
-        rows: the report as it grows, by a key for each site: the equations on the way to it.
-        path: the calls that led here.
-        repeats: how often this program runs in one call of the function.
-        names: of arrays that are parameters, by identity, with the arrays.
-        phases: of the pools that sample maps computed from one input, by that input.
-        splits: arrays that a reshape has split, by identity of its result, with that.
-        kept: programs whose equations the keys name by identity.
-        deciding: phases of pools that decide something.
-        alone: rows of equations that are left alone because of their constants.
-        alike: whether a pending map passes only what needs one position at a time.
-        jaxpr, sliced: the program that runs, and the phases that its slices keep.
-    """
+    """One run of a program, or of one inside it."""
 
     options: Options
+    # The report as it grows, by `key`: the calls on the way to a site's equation, and that.
     rows: dict[Any, Row] = field(default_factory=dict)
-    path: tuple[Any, ...] = ()
-    repeats: int = 1
+    path: tuple[Any, ...] = ()  # the calls that led here
+    repeats: int = 1  # of this program in one call of the function
     # Identities of arrays are safe as keys only while the array lives, so it is stored with them.
-    names: dict[int, tuple[Any, str]] = field(default_factory=dict)
-    phases: dict[Any, tuple[Any, Phase]] = field(default_factory=dict)
-    splits: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-    kept: list[Any] = field(default_factory=list)
-    deciding: list[Phase] = field(default_factory=list)
-    alone: dict[int, Row] = field(default_factory=dict)
-    alike: bool = False
-    jaxpr: Any = None
-    sliced: dict[Any, set[tuple[int, ...]]] = field(default_factory=dict)
-
-    bind = staticmethod(bind)
+    names: dict[int, tuple[Any, str]] = field(default_factory=dict)  # of parameters
+    phases: dict[Any, tuple[Any, Phase]] = field(default_factory=dict)  # by the maps' source
+    splits: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # what a reshape has split
+    kept: list[Any] = field(default_factory=list)  # programs whose equations are keys, likewise
+    deciding: list[Phase] = field(default_factory=list)  # of pools that decide something
+    alone: dict[int, Row] = field(default_factory=dict)  # left alone because of their constants
+    alike: bool = False  # a pending map passes only what needs one position at a time
+    jaxpr: Any = None  # the program that runs
 
     def inside(self, eqn: Any, repeats: int = 1, *, same_scope: bool = False) -> "Interpreter":
         """Returns the interpreter of a program that an equation calls.
 
-        Args:
-            same_scope: whether it sees the same arrays; a program that is traced again does not.
+        One of the same scope sees the same arrays; a program that is traced again does not.
         """
         fresh = {} if same_scope else {"names": {}, "phases": {}, "splits": {}}
         return replace(self, path=self.key(eqn), repeats=self.repeats * repeats, **fresh)
 
     def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
         """Returns the outputs of a program; some may be pending."""
-        self.jaxpr, self.sliced = jaxpr, phases_sliced(jaxpr)
+        self.jaxpr = jaxpr
         return evaluate(jaxpr, consts, inputs, self._run_equation)
 
     def run_settled(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
@@ -85,7 +66,7 @@ class Interpreter:
             outputs = rule.apply(name, self, eqn, inputs)
             if outputs is None:
                 self._leave_inside_alone(eqn)
-                outputs = self.bind(eqn, [self.settle(v, eqn) for v in inputs])
+                outputs = bind(eqn, [self.settle(v, eqn) for v in inputs])
         # A parameter that was cast or transposed is still that parameter.
         is_moved = name in ("convert_element_type", "transpose", "reshape", "copy")
         if is_moved and (named := self.names.get(id(inputs[0]))) is not None:
@@ -93,26 +74,22 @@ class Interpreter:
         return outputs
 
     def _leave_inside_alone(self, eqn: Any) -> None:
-        """Records each site inside an equation that has no rule."""
-        for jaxpr, _ in sub_jaxprs(eqn):
-            for found in sites_in(jaxpr):
-                if (site := describe(found, layer_name(found))) is not None:
-                    reason = f"inside {eqn.primitive.name}, which is not looked into"
-                    self.inside(eqn).record(found, site, reason=reason)
+        reason = f"inside {eqn.primitive.name}, which is not looked into"
+        for found in (found for jaxpr, _ in sub_jaxprs(eqn) for found in sites_in(jaxpr)):
+            if (site := describe(found, layer_name(found))) is not None:
+                self.inside(eqn).record(found, site, reason=reason)
 
     def settle(self, value: Value, eqn: Any) -> Any:
         """Returns a value as the array that an equation reads (None: as an output)."""
         if isinstance(value, Spread):
-            return value.full()
+            return value.full
         if not isinstance(value, Pending):
             return value
-        if not value.activated:
+        for key in () if value.activated else value.sites:
             reader = "the end" if eqn is None else eqn.primitive.name
-            for key in value.sites:
-                if not self.rows[key].reason:
-                    reason = f"no nonlinearity before {reader}"
-                    self.rows[key] = replace(self.rows[key], reason=reason)
-        return value.sampled()
+            reason = self.rows[key].reason or f"no nonlinearity before {reader}"
+            self.rows[key] = replace(self.rows[key], reason=reason)
+        return value.sampled
 
     def key(self, eqn: Any) -> Any:
         """Returns the key of a site: one equation may be reached by several calls."""
@@ -122,55 +99,38 @@ class Interpreter:
         """Returns a name of the layer that an equation belongs to."""
         return layer_name(eqn, [self.names[id(v)][1] for v in inputs[1:] if id(v) in self.names])
 
-    def attempt(
-        self,
-        eqn: Any,
-        site: Site,
-        antialiased: Callable[[], Value],
-        original: Callable[[], list[Value]],
-    ) -> list[Value]:
-        """Returns what replaces a site, or the original where the options or the pool refuse."""
-        least = self.options.min_channels
+    def attempt(self, eqn: Any, site: Site, antialiased: Callable[[], Value]) -> list[Value] | None:
+        """Returns what replaces a site, or None where anything speaks against that."""
+        alone = self.alone.get(id(eqn))
+        against = self.options.reasons_against(site, eqn, self.jaxpr)
         try:
-            if id(eqn) in self.alone:
-                raise Refused(self.alone[id(eqn)].reason)
-            if site.kind == "convolution" and site.channels is not None and site.channels < least:
-                raise Refused(
-                    f"its input has {site.channels} channels, fewer than min_channels={least}"
-                )
-            if self.options.where is not None and not self.options.where(site):
-                raise Refused("where said no")
+            if reason := alone.reason if alone else next(against, None):
+                raise Refused(reason)
             return [antialiased()]
         except Refused as refusal:
             self.record(eqn, site, reason=str(refusal))
-            return original()
+            return None
+
+    def blurred(
+        self, eqn: Any, site: Site, source: Array, dense: Array, roles: str, done: str, extra: float
+    ) -> Array:
+        """Subsamples a dense map at a site, and records that; see `sampler`."""
+        sampler = self.sampler(eqn, site, source, dense.shape, roles)
+        self.record(eqn, site, done=done, extra=extra + sampler.flops(site.output_shape))
+        return on_channels_last(sampler, dense, roles)
 
     def sampler(
-        self,
-        eqn: Any,
-        site: Site,
-        shape: Sequence[int],
-        roles: str,
-        source: Array,
-        sampled: Sequence[int] | None = None,
+        self, eqn: Any, site: Site, source: Array, shape: Sequence[int], roles: str
     ) -> Sampler:
-        """Returns the pool of a site, for maps of `shape` in its own layout.
+        """Returns the pool of a site, for maps of a shape and roles of their axes; see `Pending`.
 
-        Args:
-            source: the site's input; pools that sample maps of one source share one decision.
-            sampled: shape of the results; default: that of the site's output.
-
-        Raises:
-            Refused: the pool cannot, or the values are no real numbers.
+        Pools that sample maps of one `source`, the site's input, share one decision.
         """
-        if not jnp.issubdtype(source.dtype, jnp.floating):
-            raise Refused(f"{source.dtype} values have no mean")
-        sizes = (shape, site.output_shape if sampled is None else sampled)
-        dense, after = (channels_last_shape(s, roles) for s in sizes)
-        sampler = self.options.sampler(site.strides, dense, after, source.dtype)
+        dense, sampled = (channels_last_shape(n, roles) for n in (shape, site.output_shape))
+        sampler = self.options.sampler(site.strides, dense, sampled, source.dtype)
         if sampler.decides:
             # The main branch of a block and its shortcut have to keep the same positions.
-            key = (id(source), tuple(site.strides))
+            key = (id(source), site.strides)
             _, sampler.phase = self.phases.setdefault(key, (source, Phase()))
             sampler.phase.sites.append(self.key(eqn))
             self.deciding.append(sampler.phase)
@@ -179,7 +139,6 @@ class Interpreter:
     def record(
         self, eqn: Any, site: Site, *, done: str = "", reason: str = "", extra: float = 0
     ) -> None:
-        """Adds a row to the report."""
         self.rows[self.key(eqn)] = Row(site, done, reason, round(extra * self.repeats))
 
     def report(self) -> Report:

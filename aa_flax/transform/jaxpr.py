@@ -13,10 +13,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Rules:
-    """Functions by name of primitive, registered by decorator: `@rules("slice", "pad")`.
-
-    A primitive may have several rules; each returns None where it does not apply.
-    """
+    """Functions by name of primitive, registered by decorator: `@rules("slice", "pad")`."""
 
     def __init__(self):
         self._rules: dict[str, list[Callable[..., Any]]] = defaultdict(list)
@@ -41,12 +38,7 @@ def evaluate(
     inputs: Sequence[Any],
     run_equation: Callable[[Any, list[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """Runs a program on values of any kind.
-
-    Args:
-        consts, inputs: values of its constants and of its arguments.
-        run_equation: maps an equation and the values of its operands to the values of its results.
-    """
+    """Runs a program on values of any kind, by a function that runs an equation on its operands."""
     known = dict(zip(jaxpr.constvars, consts, strict=True))
     known.update(zip(jaxpr.invars, inputs, strict=True))
 

@@ -5,6 +5,7 @@ that leave the spatial axes whole.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -13,7 +14,8 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.transform.interpreter import Interpreter, rule
-from aa_flax.transform.values import Pending, Spread, Value, regrouped, spread
+from aa_flax.transform.jaxpr import bind
+from aa_flax.transform.values import Pending, Spread, Value, bare, regrouped, spread, wrapped
 
 
 def _names(text: str) -> frozenset[str]:
@@ -50,10 +52,10 @@ def elementwise(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
         return None
     activated = eqn.primitive.name in _ACTIVATIONS or any(v.activated for v in pending)
     sites = frozenset().union(*(v.sites for v in pending))
-    changes = {"activated": activated, "sites": sites}
+    combined = replace(largest, activated=activated, sites=sites)
     return [
-        largest.with_dense(dense, shape=variable.aval.shape, **changes)
-        for dense, variable in zip(run.bind(eqn, operands), eqn.outvars, strict=True)
+        replace(combined, dense=dense, shape=variable.aval.shape)
+        for dense, variable in zip(bind(eqn, operands), eqn.outvars, strict=True)
     ]
 
 
@@ -74,29 +76,18 @@ def _at_size(value: Value, like: Pending) -> Array | None:
     """Returns the value at the dense map's size, or None if each position has its own."""
     if isinstance(value, Pending):
         return value.dense
+    small = getattr(bare(value), "shape", ())
+    if not small:
+        return value
+    if len(small) != len(like.shape) or any(small[i] > 1 for i in like.strided):
+        return None
     if isinstance(value, Spread):
-        if len(value.shape) != len(like.shape):
-            return None
-        if any(value.value.shape[i] != 1 for i in like.strided):
-            return None
         sizes = [like.dense.shape[i] if i in like.strided else n for i, n in enumerate(value.shape)]
         return value.to(sizes)
-    if getattr(value, "ndim", 0) == 0 or _is_one_for_all_positions(value, like):
-        return value
-    return None
-
-
-def _is_one_for_all_positions(value: Array, like: Pending) -> bool:
-    """Checks whether an array has size 1 along the axes that wait.
-
-    A map of one pixel has it, too, and is no constant: it differs from image to image.
-    """
-    if value.ndim != len(like.shape) or any(value.shape[i] > 1 for i in like.strided):
-        return False
-    one_pixel = any(like.shape[i] == 1 for i in like.strided)
-    return not one_pixel or all(
-        value.shape[i] == 1 for i in range(value.ndim) if like.roles[i] == "n"
-    )
+    # A map of one pixel has size 1 there, too, but is no constant: it differs between images.
+    is_one_pixel = any(like.shape[i] == 1 for i in like.strided)
+    differs = any(n > 1 for n, role in zip(value.shape, like.roles, strict=True) if role == "n")
+    return None if is_one_pixel and differs else value
 
 
 def _on_small(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
@@ -105,23 +96,16 @@ def _on_small(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     others = [v for v in inputs if not isinstance(v, Spread)]
     if len({v.shape for v in small}) != 1 or any(getattr(v, "ndim", 0) > 0 for v in others):
         return None
-    shape = tuple(max(axis) for axis in zip(*(v.value.shape for v in small), strict=True))
-    operands = [
-        lax.broadcast_in_dim(v.value, shape, range(len(shape))) if isinstance(v, Spread) else v
-        for v in inputs
-    ]
-    return [Spread(out, small[0].shape) for out in run.bind(eqn, operands)]
+    shape = [max(axis) for axis in zip(*(v.value.shape for v in small), strict=True)]
+    operands = [v.to(shape) if isinstance(v, Spread) else v for v in inputs]
+    return [Spread(out, small[0].shape) for out in bind(eqn, operands)]
 
 
 @rule("optimization_barrier")
 def barrier(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     """A barrier, which combines nothing: each operand by itself."""
-    operands = [v.dense if isinstance(v, Pending) else run.settle(v, eqn) for v in inputs]
-    outputs = run.bind(eqn, operands)
-    return [
-        v.with_dense(out) if isinstance(v, Pending) else out
-        for v, out in zip(inputs, outputs, strict=True)
-    ]
+    values = [v if isinstance(v, Pending) else run.settle(v, eqn) for v in inputs]
+    return list(map(wrapped, values, bind(eqn, list(map(bare, values)))))
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or")
@@ -130,8 +114,7 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
 
     A reduction over channels runs at each position of the dense map. One over the batch and all
     positions (batch statistics), or over all positions before the nonlinearity (statistics of an
-    instance), runs over the dense map, as in a model that was built antialiased. A sum is scaled to
-    the original's number of positions, since the program divides by that.
+    instance), runs over the dense map, as in a model that was built antialiased.
     """
     (value,) = inputs
     axes = set(eqn.params["axes"])
@@ -139,40 +122,29 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
         return None
     kept = [i for i in range(value.dense.ndim) if i not in axes]
     if not axes & set(value.strided):
-        (dense,) = run.bind(eqn, [value.dense])
+        (dense,) = bind(eqn, [value.dense])
         return [value.with_axes(dense, kept)]
     over_batch = any(value.roles[i] == "n" for i in axes)
     whole = set(value.strided) <= axes
     if run.alike or not whole or (value.activated and not over_batch):
         return None
-    (dense,) = run.bind(eqn, [value.dense])
-    if eqn.primitive.name == "reduce_sum":
+    (dense,) = bind(eqn, [value.dense])
+    if eqn.primitive.name == "reduce_sum":  # which the program divides by its number of positions
         count = [prod(shape[i] for i in axes) for shape in (value.shape, value.dense.shape)]
         dense = dense * jnp.asarray(count[0] / count[1], dense.dtype)
     return [dense]
 
 
-@rule("transpose")
-def transpose(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """Another order of axes."""
-    (value,) = inputs
-    order = eqn.params["permutation"]
+@rule("transpose", "squeeze")
+def rearranged(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """Another order of axes, or fewer of size 1."""
+    (value,), dropped = inputs, eqn.params.get("dimensions", ())
     if isinstance(value, Spread):
-        return [Spread(value.value.transpose(order), eqn.outvars[0].aval.shape)]
-    if not isinstance(value, Pending):
+        return [Spread(bind(eqn, [value.value])[0], eqn.outvars[0].aval.shape)]
+    if not isinstance(value, Pending) or set(dropped) & set(value.strided):
         return None
-    return [value.with_axes(value.dense.transpose(order), order)]
-
-
-@rule("squeeze")
-def squeeze(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """Fewer axes, of those of size 1."""
-    (value,) = inputs
-    if not isinstance(value, Pending) or set(eqn.params["dimensions"]) & set(value.strided):
-        return None
-    kept = [i for i in range(value.dense.ndim) if i not in eqn.params["dimensions"]]
-    dense = value.dense.reshape([value.dense.shape[i] for i in kept])
-    return [value.with_axes(dense, kept)]
+    kept = [i for i in range(value.dense.ndim) if i not in dropped]
+    return [value.with_axes(bind(eqn, [value.dense])[0], eqn.params.get("permutation", kept))]
 
 
 @rule("broadcast_in_dim")
@@ -193,8 +165,7 @@ def broadcast(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
         if value.strides[i] > 1:
             dense_shape[axis] = value.dense.shape[i]
     dense = lax.broadcast_in_dim(value.dense, dense_shape, dims)
-    changes = {"shape": tuple(shape), "strides": tuple(strides), "roles": "".join(roles)}
-    return [value.with_dense(dense, **changes)]
+    return [value.laid_out(dense, shape, strides, roles)]
 
 
 @rule("reshape")
@@ -224,8 +195,7 @@ def reshape(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | No
             return None
         for j in right if kinds == {"n"} else ():
             roles[j] = "n"
-    changes = {"shape": tuple(after), "strides": tuple(strides), "roles": "".join(roles)}
-    return [value.with_dense(value.dense.reshape(sizes), **changes)]
+    return [value.laid_out(value.dense.reshape(sizes), after, strides, roles)]
 
 
 def _with_other_ones(value: Spread, after: Sequence[int]) -> list[Value] | None:

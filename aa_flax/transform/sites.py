@@ -1,8 +1,11 @@
-"""Sites: the operations of a program that subsample, and the report of what was done at each."""
+"""Detects sites, the operations of a program that subsample, and reports what is done at each.
 
-from collections import defaultdict
+`describe` recognises those of one equation, `pooled_by_reshape` those of two; `constants` has those
+that show only in the values of constants.
+"""
+
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -15,14 +18,16 @@ from aa_flax.ops.lowpass import BLUR_SCOPE
 from aa_flax.transform.jaxpr import producers, sub_jaxprs
 from aa_flax.transform.values import regrouped
 
+_Sizes = tuple[int, ...]
 Kind = Literal["convolution", "max pool", "average pool", "slice", "resize", "other pool"]
 
-_WINDOWS: dict[str, Kind] = {
+_KINDS: dict[str, Kind] = {
     "reduce_window_max": "max pool",
     "reduce_window_sum": "average pool",
     "reduce_window": "other pool",
     "reduce_window_min": "other pool",
     "select_and_gather_add": "other pool",
+    "slice": "slice",
 }
 
 # Lines of these libraries say nothing about the user's model.
@@ -34,14 +39,11 @@ class Site:
     """One strided operation of a function, as `where=` and a report see it.
 
     Args:
-        layer: where it is in the model: the names of modules and scopes (Linen, Haiku,
-            `jax.named_scope`), the parameter it reads (`params.conv1.kernel`), or its line of code.
-        kind: `convolution`, `max pool`, `average pool`, `slice`, `resize` or
-            `other pool`.
+        layer: names of modules and scopes (Linen, Haiku, `jax.named_scope`), the parameter that it
+            reads (`params.conv1.kernel`), or its line of code.
         primitive: JAX's name of the operation.
         shape, output_shape: of its input and its output, in the function's own layout.
-        strides: for each spatial axis.
-        window: the kernel's or the window's extent along each spatial axis.
+        strides, window: for each spatial axis; the window is the kernel's or the pool's extent.
         channels: of its input, or None where the operation does not say which axis they are.
     """
 
@@ -60,7 +62,6 @@ class Row:
     """The outcome at one site.
 
     Args:
-        site: the strided operation.
         done: its replacement; empty if it was left alone.
         reason: why it was left alone, or what to know about its replacement.
         extra_flops: additional floating-point operations in one call of the function.
@@ -114,10 +115,8 @@ class Report(Sequence[Row]):
 
 def _cells(row: Row) -> tuple[str, ...]:
     site = row.site
-    shape, output_shape, strides, window = (
-        "x".join(map(str, sizes))
-        for sizes in (site.shape, site.output_shape, site.strides, site.window)
-    )
+    sizes = (site.shape, site.output_shape, site.strides, site.window)
+    shape, output_shape, strides, window = ("x".join(map(str, each)) for each in sizes)
     kind = site.kind if site.kind == "slice" else f"{site.kind} {window}"
     cells = (site.layer, kind, f"{shape} -> {output_shape}", strides, row.done or "left alone")
     return (*cells, row.reason, f"{row.extra_flops / 1e6:+.2f}")
@@ -129,22 +128,15 @@ def describe(eqn: Any, layer: str) -> Site | None:
     if name == "conv_general_dilated":
         strided = max(params["window_strides"], default=1) > 1
         return convolution_site(eqn, layer) if strided and not is_blur(eqn) else None
-    if name in _WINDOWS:
-        kind, strides, window = (
-            _WINDOWS[name],
-            params["window_strides"],
-            params["window_dimensions"],
-        )
-    elif name == "slice":
-        kind, strides = "slice", params["strides"] or ()
-        window = (1,) * len(strides)
-    else:
+    if name not in _KINDS:
         return None
+    strides = params["strides" if name == "slice" else "window_strides"] or ()
     if max(strides, default=1) == 1:
         return None
-    spatial = [pair for pair in zip(strides, window, strict=True) if max(pair) > 1]
+    windows = params.get("window_dimensions", (1,) * len(strides))
+    spatial = [pair for pair in zip(strides, windows, strict=True) if max(pair) > 1]
     strides, window = zip(*spatial, strict=True)
-    return site_of(eqn, layer, kind, strides, window)
+    return site_of(eqn, layer, _KINDS[name], strides, window)
 
 
 def convolution_site(eqn: Any, layer: str) -> Site:
@@ -152,23 +144,17 @@ def convolution_site(eqn: Any, layer: str) -> Site:
     numbers = eqn.params["dimension_numbers"]
     x, kernel = (v.aval.shape for v in eqn.invars)
     window = tuple(kernel[i] for i in numbers.rhs_spec[2:])
-    channels = x[numbers.lhs_spec[1]]
-    return site_of(eqn, layer, "convolution", eqn.params["window_strides"], window, channels)
+    site = site_of(eqn, layer, "convolution", eqn.params["window_strides"], window)
+    return replace(site, channels=x[numbers.lhs_spec[1]])
 
 
 def site_of(
-    eqn: Any,
-    layer: str,
-    kind: Kind,
-    strides: tuple[int, ...],
-    window: tuple[int, ...],
-    channels: int | None = None,
-    source: Any = None,
+    eqn: Any, layer: str, kind: Kind, strides: _Sizes, window: _Sizes, source: Any = None
 ) -> Site:
     """Returns the site of an equation, which reads `source` (default: its first operand)."""
     shape = (eqn.invars[0].aval if source is None else source.aval).shape
     output = eqn.outvars[0].aval.shape
-    return Site(layer, kind, eqn.primitive.name, shape, output, strides, window, channels)
+    return Site(layer, kind, eqn.primitive.name, shape, output, strides, window, None)
 
 
 def is_blur(eqn: Any) -> bool:
@@ -186,9 +172,9 @@ def sites_in(jaxpr: Any) -> Iterator[Any]:
             yield from sites_in(inner)
 
 
-def has_sites(jaxpr: Any) -> bool:
-    """Checks whether a program, or one that it calls, may subsample."""
-    return next(sites_in(jaxpr), None) is not None
+def has_sites(*programs: Any) -> bool:
+    """Checks whether one of the programs, or one that they call, may subsample."""
+    return any(True for jaxpr in programs for _ in sites_in(jaxpr))
 
 
 def layer_name(eqn: Any, parameters: Sequence[str] = ()) -> str:
@@ -221,15 +207,13 @@ def pooled_by_reshape(
     pooled; there must be one to three adjoining ones.
     """
     windows, i = {}, 0
-
-    def is_split(size: int) -> bool:
-        return i + 1 < len(split) and prod(split[i : i + 2]) == size and split[i + 1] > 1
-
     for axis, size in enumerate(shape):
-        if i < len(split) and split[i] == size and not (size == 1 and is_split(size)):
+        pair = split[i : i + 2]
+        is_split = len(pair) == 2 and prod(pair) == size and pair[1] > 1
+        if pair[:1] == (size,) and not (size == 1 and is_split):
             i += 1
-        elif is_split(size) and i + 1 in axes and i not in axes:
-            windows[axis] = split[i + 1]
+        elif is_split and i + 1 in axes and i not in axes:
+            windows[axis] = pair[1]
             i += 2
         else:
             return None
@@ -238,27 +222,15 @@ def pooled_by_reshape(
     return windows if complete and adjoining and len(windows) in (1, 2, 3) else None
 
 
-def phases_sliced(jaxpr: Any) -> dict[Any, set[tuple[int, ...]]]:
-    """Returns the phases that strided slices of a program keep, by variable and strides."""
-    phases = defaultdict(set)
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "slice" and describe(eqn, ""):
-            starts, strides = eqn.params["start_indices"], eqn.params["strides"]
-            phase = tuple(start % stride for start, stride in zip(starts, strides, strict=True))
-            phases[eqn.invars[0], strides].add(phase)
-    return phases
-
-
 def ensemble_size(jaxpr: Any, eqn: Any) -> int:
     """Returns how many members of an ensemble `jax.vmap` has made the groups of a convolution.
 
     It merges the members into the channels of both operands by a reshape just before the
     convolution. A convolution that was grouped from the start has no such reshape, and counts one.
     """
-    numbers = eqn.params["dimension_numbers"]
-    axes = numbers.lhs_spec[1], numbers.rhs_spec[0]
-    producer = producers(jaxpr)
-    merged = {_merged(producer, v, axis) for v, axis in zip(eqn.invars, axes, strict=True)}
+    numbers, producer = eqn.params["dimension_numbers"], producers(jaxpr)
+    pairs = zip(eqn.invars, (numbers.lhs_spec[1], numbers.rhs_spec[0]), strict=True)
+    merged = {_merged(producer, variable, axis) for variable, axis in pairs}
     return merged.pop() if len(merged) == 1 else 1
 
 

@@ -5,7 +5,8 @@ and an array that has not been *spread* to the shape it has in the original yet.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -16,48 +17,35 @@ from jaxtyping import Array
 
 @dataclass
 class Pending:
-    """A map computed densely, whose stride waits for the nonlinearity.
+    """A map computed densely, whose stride waits for the nonlinearity."""
 
-    Args:
-        dense: the map before subsampling.
-        shape: its shape in the original program.
-        strides: for each axis, 1 where nothing waits.
-        roles: for each axis `n` (batch), `s` (spatial) or `c` (channels and all others).
-        sample: the `Sampler` of maps given as `(N, *spatial, C)`.
-        sites: keys of the sites it comes from.
-        activated: whether it has passed a nonlinearity.
-    """
+    dense: Array  # the map before subsampling
+    shape: tuple[int, ...]  # in the original program
+    strides: tuple[int, ...]  # for each axis, 1 where nothing waits
+    roles: str  # of each axis: `n` (batch), `s` (spatial) or `c` (channels and all others)
+    sample: Any  # the `Sampler` of maps given as `(N, *spatial, C)`
+    sites: frozenset[Any]  # keys of those it comes from
+    activated: bool = False  # it has passed a nonlinearity
 
-    dense: Array
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    roles: str
-    sample: Any
-    sites: frozenset[Any]
-    activated: bool = False
-    _sampled: Array | None = field(default=None, repr=False)
-
+    @cached_property
     def sampled(self) -> Array:
-        """Returns the map as the original program has it, antialiased; computed once."""
-        if self._sampled is None:
-            if jnp.issubdtype(self.dense.dtype, jnp.floating):
-                self._sampled = on_channels_last(self.sample, self.dense, self.roles)
-            else:  # a mask has no mean
-                start, stop = (0,) * self.dense.ndim, self.dense.shape
-                self._sampled = lax.slice(self.dense, start, stop, self.strides)
-        return self._sampled
-
-    def with_dense(self, dense: Array, **changes: Any) -> "Pending":
-        return replace(self, dense=dense, _sampled=None, **changes)
+        """The map as the original program has it, antialiased."""
+        if jnp.issubdtype(self.dense.dtype, jnp.floating):
+            return on_channels_last(self.sample, self.dense, self.roles)
+        # A mask has no mean.
+        return lax.slice(self.dense, (0,) * self.dense.ndim, self.dense.shape, self.strides)
 
     def with_axes(self, dense: Array, axes: Sequence[int]) -> "Pending":
         """Returns this map with those of its axes, in that order; `dense` has them already."""
-        return self.with_dense(
-            dense,
-            shape=tuple(self.shape[i] for i in axes),
-            strides=tuple(self.strides[i] for i in axes),
-            roles="".join(self.roles[i] for i in axes),
-        )
+        shape, strides = ([sizes[i] for i in axes] for sizes in (self.shape, self.strides))
+        return self.laid_out(dense, shape, strides, [self.roles[i] for i in axes])
+
+    def laid_out(
+        self, dense: Array, shape: Sequence[int], strides: Sequence[int], roles: Sequence[str]
+    ) -> "Pending":
+        """Returns this map with other axes."""
+        axes = {"shape": tuple(shape), "strides": tuple(strides), "roles": "".join(roles)}
+        return replace(self, dense=dense, **axes)
 
     @property
     def strided(self) -> tuple[int, ...]:
@@ -86,8 +74,7 @@ class Pending:
     def of_phases(self, x: Array) -> "Pending":
         """Returns the inverse of `phases`, for a map that waits as this one does."""
         sizes = [n * stride for n, stride in zip(self.shape, self.strides, strict=True)]
-        dense = lax.slice(x.reshape(sizes), (0,) * len(sizes), self.dense.shape)
-        return self.with_dense(dense)
+        return replace(self, dense=lax.slice(x.reshape(sizes), (0,) * len(sizes), self.dense.shape))
 
 
 @dataclass
@@ -100,12 +87,10 @@ class Spread:
 
     value: Array
     shape: tuple[int, ...]
-    _full: Array | None = field(default=None, repr=False)
 
+    @cached_property
     def full(self) -> Array:
-        if self._full is None:
-            self._full = self.to(self.shape)
-        return self._full
+        return self.to(self.shape)
 
     def to(self, shape: Sequence[int]) -> Array:
         return lax.broadcast_in_dim(self.value, tuple(shape), tuple(range(len(shape))))
@@ -122,7 +107,7 @@ def bare(value: Value) -> Any:
 def wrapped(template: Value, array: Any) -> Value:
     """Returns the value with another array inside."""
     if isinstance(template, Pending):
-        return template.with_dense(array)
+        return replace(template, dense=array)
     return Spread(array, template.shape) if isinstance(template, Spread) else array
 
 
@@ -137,8 +122,8 @@ def spread(operand: Array, shape: Sequence[int], dims: Sequence[int]) -> Spread:
 def on_channels_last(function: Callable[[Array], Array], x: Array, roles: str) -> Array:
     """Applies a function of maps `(N, *spatial, C)` to a map of any layout, which is kept."""
     order = [i for role in "nsc" for i, own in enumerate(roles) if own == role]
-    batch, spatial, rest = ([x.shape[i] for i in order if roles[i] == role] for role in "nsc")
-    y = function(x.transpose(order).reshape(prod(batch), *spatial, prod(rest)))
+    batch, rest = ([x.shape[i] for i in order if roles[i] == role] for role in "nc")
+    y = function(x.transpose(order).reshape(channels_last_shape(x.shape, roles)))
     y = y.reshape(*batch, *y.shape[1:-1], *rest)
     return y.transpose([order.index(i) for i in range(x.ndim)]).astype(x.dtype)
 
@@ -154,7 +139,7 @@ def regrouped(
 ) -> list[tuple[list[int], list[int]]] | None:
     """Returns which axes of a reshape become which, as the finest groups of equal size, or None.
 
-    Axes of size 1 belong to the group before them.
+    Axes of size 1 at the end belong to the last group.
     """
     groups, i, j = [], 0, 0
     while i < len(before) or j < len(after):

@@ -1,10 +1,10 @@
 """Rules for strided pools, in windows or by reshape, and for strided slices."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import reduce
 from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,13 +13,38 @@ from jaxtyping import Array
 
 from aa_flax import ops
 from aa_flax.ops.padding import given_padding
-from aa_flax.transform import pointwise
+from aa_flax.transform.decisions import Refused
 from aa_flax.transform.interpreter import Interpreter, rule
-from aa_flax.transform.options import Options, Refused
+from aa_flax.transform.jaxpr import bind
 from aa_flax.transform.sites import Site, describe, is_reshape_pool, pooled_by_reshape
-from aa_flax.transform.values import Spread, Value, on_channels_last
+from aa_flax.transform.values import Spread, Value
 
-_DENSE_MAX, _BLUR_FOR_MEAN = "dense max, then blur", "blur in its place"  # in reports
+
+def _roles(spatial: Collection[int], rank: int) -> str:
+    """Returns the role of each axis: the first is the batch, unless it is spatial."""
+    return "".join("s" if i in spatial else "n" if i == 0 else "c" for i in range(rank))
+
+
+def _window_roles(eqn: Any) -> str:
+    """Returns the roles of a pool's axes: spatial are those with a window or a stride."""
+    sizes = zip(eqn.params["window_dimensions"], eqn.params["window_strides"], strict=True)
+    spatial = [i for i, pair in enumerate(sizes) if max(pair) > 1]
+    return _roles(spatial, len(eqn.params["window_strides"]))
+
+
+def _blurred_max(
+    run: Interpreter, eqn: Any, site: Site, x: Array, dense: Array, roles: str
+) -> Array:
+    extra = prod(site.window) * (prod(dense.shape) - prod(site.output_shape))
+    return run.blurred(eqn, site, x, dense, roles, done="dense max, then blur", extra=extra)
+
+
+def _blurred_sum(
+    run: Interpreter, eqn: Any, site: Site, x: Array, covered: Array, roles: str, sizes: Any
+) -> Array:
+    extra = -prod(site.window) * prod(site.output_shape)
+    means = run.blurred(eqn, site, x, covered, roles, done="blur in its place", extra=extra)
+    return means * jnp.asarray(sizes, x.dtype)
 
 
 @rule("reduce_window_max", "reduce_window", "reduce_window_min")
@@ -28,47 +53,30 @@ def max_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     site = describe(eqn, run.layer(eqn, inputs))
     x, *others = (run.settle(v, eqn) for v in inputs)
     if site is None:
-        return _window(run, eqn, x, others)
-    ones = (1,) * x.ndim
+        return _window(eqn, x, others)
 
     def antialiased() -> Array:
-        if site.kind != "max pool":
-            raise Refused(f"{site.primitive} is no pool that is known here")
-        if max(eqn.params["base_dilation"]) > 1:
-            raise Refused("its input is dilated")
-        roles = _window_roles(eqn)
-        shape = jax.eval_shape(lambda x: _window(run, eqn, x, others, ones)[0], x).shape
-        sampler = run.sampler(eqn, site, shape, roles, x)
-        extra = prod(site.window) * (prod(shape) - prod(site.output_shape))
-        run.record(eqn, site, done=_DENSE_MAX, extra=extra + sampler.flops(site.output_shape))
-        (y,) = _window(run, eqn, x, others, ones)
-        return on_channels_last(sampler, y, roles)
+        (dense,) = _window(eqn, x, others, (1,) * x.ndim)
+        return _blurred_max(run, eqn, site, x, dense, _window_roles(eqn))
 
-    return run.attempt(eqn, site, antialiased, lambda: _window(run, eqn, x, others))
+    return run.attempt(eqn, site, antialiased) or _window(eqn, x, others)
 
 
 def _window(
-    run: Interpreter,
-    eqn: Any,
-    x: Array,
-    others: Sequence[Array],
-    strides: Sequence[int] | None = None,
+    eqn: Any, x: Array, others: Sequence[Array], strides: tuple[int, ...] = ()
 ) -> list[Array]:
-    """Applies the window operation of an equation, with those strides or its own.
+    """Applies the window operation of an equation, with those strides or else its own.
 
-    A square max pool gets the faster kernel of `aa_flax.ops` again: see `convolutions.convolve`.
+    A square max pool gets the faster kernel of `aa_flax.ops` again, as convolutions do.
     """
     params = eqn.params
-    strides = tuple(params["window_strides"] if strides is None else strides)
-    sizes, dilations = (
-        params["window_dimensions"],
-        (params["base_dilation"], params["window_dilation"]),
-    )
+    sizes, strides = params["window_dimensions"], strides or params["window_strides"]
     inside = {(sizes[i], strides[i]) for i in range(1, x.ndim - 1)}
-    ends = {sizes[0], sizes[-1], strides[0], strides[-1], *dilations[0], *dilations[1]}
+    ends = {sizes[0], sizes[-1], strides[0], strides[-1]}
+    ends |= {*params["base_dilation"], *params["window_dilation"]}
     is_square = x.ndim >= 3 and ends == {1} and len(inside) == 1
     if eqn.primitive.name != "reduce_window_max" or not is_square:
-        return run.bind(eqn, [x, *others], window_strides=strides)
+        return bind(eqn, [x, *others], window_strides=strides)
     low_high = [(low, high, 0) for low, high in params["padding"]]
     with given_padding():
         padded = lax.pad(x, _lowest(x.dtype), low_high)
@@ -78,12 +86,6 @@ def _window(
 def _lowest(dtype: Any) -> np.ndarray:
     least = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
     return np.array(least, dtype)
-
-
-def _window_roles(eqn: Any) -> str:
-    """Returns the role of each axis of a pool: spatial are those with a window or a stride."""
-    sizes = zip(eqn.params["window_dimensions"], eqn.params["window_strides"], strict=True)
-    return "".join("s" if max(pair) > 1 else "n" if i == 0 else "c" for i, pair in enumerate(sizes))
 
 
 @rule("reduce_window_sum")
@@ -96,82 +98,45 @@ def average_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]
     x = run.settle(inputs[0], eqn)
 
     def antialiased() -> Array:
-        _check_average(run.options, site)
-        sizes, region = _window_sizes(run.jaxpr, eqn, site)
-        roles = _window_roles(eqn)
+        sizes = _divisor(run.jaxpr, eqn, site)
+        # Pixels that no window covers must not reach the blur either.
+        axes = zip(site.shape, site.output_shape, eqn.params["window_strides"], strict=True)
+        # `min` of symbolic sizes would be inconclusive.
+        region = [out * s if out * s <= size else size for size, out, s in axes]
         covered = lax.slice(x, (0,) * x.ndim, region)
-        sampler = run.sampler(eqn, site, covered.shape, roles, x)
-        extra = sampler.flops(site.output_shape) - prod(site.window) * prod(site.output_shape)
-        run.record(eqn, site, done=_BLUR_FOR_MEAN, extra=extra)
-        return on_channels_last(sampler, covered, roles) * jnp.asarray(sizes, x.dtype)
+        return _blurred_sum(run, eqn, site, x, covered, _window_roles(eqn), sizes)
 
-    return run.attempt(eqn, site, antialiased, lambda: run.bind(eqn, [x]))
+    return run.attempt(eqn, site, antialiased)
 
 
-def _check_average(options: Options, site: Site) -> None:
-    """Leaves an average pool alone where a blur would not be the better filter.
-
-    Raises:
-        Refused: it is over the whole map, or wider than the blur.
-    """
-    pairs = zip(site.shape, site.output_shape, strict=True)
-    pooled = [out for size, out in pairs if size != out or size == 1]
-    if pooled and all(size == 1 for size in pooled):
-        raise Refused("it is the mean of the whole map: nothing is left to alias")
-    if max(site.strides) > 2 and options.pool is None and min(site.window) >= options.filter_size:
-        raise Refused(
-            f"a mean of {min(site.window)} pixels is a wider filter than filter_size="
-            f"{options.filter_size}"
-        )
-
-
-def _window_sizes(jaxpr: Any, eqn: Any, site: Site) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Returns the divisor of the sums, and the part of the map that the windows cover.
-
-    Raises:
-        Refused: the divisor cannot be determined.
-    """
-    params = eqn.params
-    if max(*params["base_dilation"], *params["window_dilation"]) > 1:
-        raise Refused("it is dilated")
-    covered = zip(site.shape, site.output_shape, params["window_strides"], strict=True)
-    region = tuple(out * s if out * s <= size else size for size, out, s in covered)
-    whole = np.array(prod(site.window))
-    if not any(sum(padding) for padding in params["padding"]):
-        return whole, region
+def _divisor(jaxpr: Any, eqn: Any, site: Site) -> np.ndarray:
+    """Returns what the program divides the sums by: by it, means become sums again."""
+    whole, (total,) = np.array(prod(site.window)), eqn.outvars
+    if not any(sum(padding) for padding in eqn.params["padding"]):
+        return whole
     # With padding there are two conventions: the program divides by one number, padding counted,
     # or by a map of how many pixels each window has.
-    divisor = _divisor(jaxpr, eqn)
-    if divisor is None:
-        raise Refused("it is padded, and the divisor of its sum cannot be determined")
-    is_number = isinstance(divisor, Literal) or divisor.aval.shape == ()
-    return (whole if is_number else _pixel_counts(eqn)), region
-
-
-def _divisor(jaxpr: Any, eqn: Any) -> Any:
-    """Returns the second operand of the division that is the only use of a sum, or None."""
-    (total,) = eqn.outvars
     users = [other for other in jaxpr.eqns if any(v is total for v in other.invars)]
-    if len(users) != 1 or users[0].primitive.name not in ("div", "mul"):
-        return None
-    first, second = users[0].invars
-    if users[0].primitive.name == "div":
-        return second if first is total else None
-    factor = first if second is total else second
-    return factor if isinstance(factor, Literal) or factor.aval.shape == () else None
+    if len(users) == 1 and (name := users[0].primitive.name) in ("div", "mul"):
+        first, second = users[0].invars
+        is_divided, other = name == "div" and first is total, second if first is total else first
+        if (is_divided or name == "mul") and (isinstance(other, Literal) or not other.aval.shape):
+            return whole
+        if is_divided:
+            return _pixel_counts(eqn)
+    raise Refused("it is padded, and the divisor of its sum cannot be determined")
 
 
 def _pixel_counts(eqn: Any) -> np.ndarray:
     """Returns the number of pixels in each window, padding not counted."""
     params, shape = eqn.params, eqn.invars[0].aval.shape
-    counts = np.ones((1,) * len(shape))
+    counts = []
     for axis, size in enumerate(shape):
         low, _ = params["padding"][axis]
         starts = np.arange(eqn.outvars[0].aval.shape[axis]) * params["window_strides"][axis] - low
         stops = np.minimum(starts + params["window_dimensions"][axis], size)
-        along = stops - np.maximum(starts, 0)
-        counts = counts * along.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    return counts
+        counts.append(stops - np.maximum(starts, 0))
+    return reduce(np.multiply, np.ix_(*counts))
 
 
 @rule("reshape")
@@ -179,11 +144,8 @@ def split(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None
     """Remembers a reshape that may begin a pool: `x.reshape(n, h, 2, w, 2, c).mean((2, 4))`."""
     if not is_reshape_pool(eqn) or len(inputs) > 1:
         return None
-    waiting = pointwise.reshape(run, eqn, inputs)
-    if waiting is not None:
-        return waiting
     x = run.settle(inputs[0], eqn)
-    outputs = run.bind(eqn, [x])
+    outputs = bind(eqn, [x])
     run.splits[id(outputs[0])] = (outputs[0], x)
     return outputs
 
@@ -191,7 +153,7 @@ def split(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None
 @rule("reduce_sum", "reduce_max")
 def pool_of_split(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """The second half of such a pool: the reduction of what a reshape has split."""
-    value = inputs[0]
+    (value,) = inputs
     if id(value) not in run.splits:
         return None
     _, x = run.splits[id(value)]
@@ -199,28 +161,19 @@ def pool_of_split(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value
     if windows is None or len(windows) == 1:
         return None
     is_average = eqn.primitive.name == "reduce_sum"
-    strides, shape, output_shape = tuple(windows.values()), x.shape, eqn.outvars[0].aval.shape
-    kind = "average pool" if is_average else "max pool"
-    primitive = f"reshape, {eqn.primitive.name}"
-    layer = run.layer(eqn, inputs)
-    site = Site(layer, kind, primitive, shape, output_shape, strides, strides, None)
-    roles = "".join("s" if i in windows else "n" if i == 0 else "c" for i in range(x.ndim))
+    kind, primitive = "average pool" if is_average else "max pool", f"reshape, {eqn.primitive.name}"
+    strides, output_shape = tuple(windows.values()), eqn.outvars[0].aval.shape
+    layer, roles = run.layer(eqn, inputs), _roles(windows, x.ndim)
+    site = Site(layer, kind, primitive, x.shape, output_shape, strides, strides, None)
 
     def antialiased() -> Array:
         if is_average:
-            _check_average(run.options, site)
-            sampler = run.sampler(eqn, site, shape, roles, x)
-            extra = sampler.flops(output_shape) - prod(shape)
-            run.record(eqn, site, done=_BLUR_FOR_MEAN, extra=extra)
-            return on_channels_last(sampler, x, roles) * jnp.asarray(prod(strides), x.dtype)
+            return _blurred_sum(run, eqn, site, x, x, roles, prod(strides))
         sizes, ones = [windows.get(i, 1) for i in range(x.ndim)], (1,) * x.ndim
-        y = lax.reduce_window(x, _lowest(x.dtype), lax.max, sizes, ones, "VALID")
-        sampler = run.sampler(eqn, site, y.shape, roles, x)
-        extra = sampler.flops(output_shape) + prod(strides) * prod(y.shape) - prod(shape)
-        run.record(eqn, site, done=_DENSE_MAX, extra=extra)
-        return on_channels_last(sampler, y, roles)
+        dense = lax.reduce_window(x, _lowest(x.dtype), lax.max, sizes, ones, "VALID")
+        return _blurred_max(run, eqn, site, x, dense, roles)
 
-    return run.attempt(eqn, site, antialiased, lambda: run.bind(eqn, [value]))
+    return run.attempt(eqn, site, antialiased)
 
 
 @rule("slice")
@@ -232,32 +185,8 @@ def strided_slice(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value
     x, params = run.settle(inputs[0], eqn), eqn.params
 
     def antialiased() -> Array:
-        _check_slice(run, eqn, x)
         covered = lax.slice(x, params["start_indices"], params["limit_indices"])
-        strides = enumerate(params["strides"])
-        roles = "".join("s" if s > 1 else "n" if i == 0 else "c" for i, s in strides)
-        sampler = run.sampler(eqn, site, covered.shape, roles, x)
-        run.record(eqn, site, done="blur", extra=sampler.flops(site.output_shape))
-        return on_channels_last(sampler, covered, roles)
+        spatial = [i for i, stride in enumerate(params["strides"]) if stride > 1]
+        return run.blurred(eqn, site, x, covered, _roles(spatial, x.ndim), done="blur", extra=0)
 
-    return run.attempt(eqn, site, antialiased, lambda: run.bind(eqn, [x]))
-
-
-def _check_slice(run: Interpreter, eqn: Any, x: Array) -> None:
-    """Leaves alone what does not look like a subsampled image.
-
-    Raises:
-        Refused: the axes are not those of an image, or other slices keep what this one drops.
-    """
-    strides = eqn.params["strides"]
-    axes = tuple(i for i, stride in enumerate(strides) if stride > 1)
-    images = {(1, 2), (2, 3), (1, 2, 3), (2, 3, 4), (0, 1)}
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise Refused(f"{x.dtype} values have no mean")
-    if axes not in images or max(axes) >= x.ndim or x.ndim < 3:
-        raise Refused("its axes are not those of images, as far as a slice can tell")
-    if len(run.sliced[eqn.invars[0], strides]) > 1:
-        raise Refused(
-            "other slices of the same array keep what it drops: together they rearrange, pool or "
-            "filter it"
-        )
+    return run.attempt(eqn, site, antialiased)

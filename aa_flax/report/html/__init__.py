@@ -1,12 +1,13 @@
 """A report as one HTML file, with everything in it, that opens from disk without a network.
 
 The page is `page.html` with its parts filled in: `page.css`, `page.js`, plotly.js (the extra
-`html`), tables and images as HTML, and the charts that the browser draws as JSON. Its content
-policy forbids the browser to load anything from elsewhere.
+`html`), sections (those of measures begin with a file, such as `walk.html`), tables and images as
+HTML, and the charts that the browser draws as JSON. Its content policy forbids the browser to load
+anything from elsewhere.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -39,31 +40,21 @@ def write_page(
     *,
     figures: Mapping[str, Sequence[Path]] | None = None,
 ) -> Path:
-    """Writes a report as one HTML file.
+    """Writes a report as one HTML file, and returns its path; see `aa_flax.report.write_report`.
 
     Args:
-        left_out: a line for everything that was found but is not in the rows.
         figures: image files by measure, for measures that the page does not draw itself.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: plotly is not installed.
-        OSError: the file cannot be written.
     """
-    common, measured = conditions(rows), circumstances(rows)
-    about = [f"All models: {common}."] if common else []
-    about += [f"Measured {measured}."] if measured else []
+    about = [f"All models: {common}."] if (common := conditions(rows)) else []
+    about += [f"Measured {measured}."] if (measured := circumstances(rows)) else []
     parts = sections(rows, figures or {})
     data = {name: chart for part in parts for name, chart in part.data.items()}
     page = {
         "conditions": escape(" ".join(about)),
         "table": _results_table(rows),
-        "sections": "\n".join(part.html for part in parts),
-        "published": _published_section(rows),
-        "weights": _weights_section(rows),
-        "left_out": _left_out_section(left_out),
+        "judged": escape(comparisons.judged_by()),
+        "columns": _definitions((escape(k), v) for k, v in explained_columns(rows).items()),
+        "sections": "\n".join(part.html for part in (*parts, *_lists(rows, left_out))),
         # JSON without `<` cannot end the script element that contains it.
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "plotly": plotly_js(),
@@ -76,11 +67,7 @@ def write_page(
 
 
 def plotly_js() -> str:
-    """Returns the JavaScript library that draws in the browser.
-
-    Raises:
-        InputError: plotly is not installed.
-    """
+    """Returns the JavaScript library that draws in the browser, of the extra `html`."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -93,7 +80,7 @@ def _file(name: str) -> str:
 
 
 def _results_table(rows: Sequence[Row]) -> str:
-    """Returns the table of all numbers, sorted by a click on a head, with its explanations."""
+    """Returns the table of all numbers, sorted by a click on a head."""
     columns, notes = shown_columns(rows), explained_columns(rows)
     front, beaten = comparisons.pareto_front(rows), comparisons.dominated_variants(rows)
     heads = ['<th scope="col"><button type="button">model</button></th>']
@@ -109,150 +96,91 @@ def _results_table(rows: Sequence[Row]) -> str:
             text, values = row.text(path, column.unit, column.interval), row.values(path)
             value = f' data-value="{np.mean(values):.9g}"' if values else ""
             cells.append(f"<td{value}>{text}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    table = _table("table of all models", heads, lines, ' id="results"')
-    judged = escape(comparisons.judged_by())
-    legend = (
-        f'<p><span class="front">Bold</span>: no model is better in {judged} without being worse '
-        'in the other. <span class="beaten">Italic</span>: another version of the same '
-        "model is better. ±: standard deviation over training seeds; in brackets: the 95 % "
-        "confidence interval of a single result, or the quartiles of the passes for times.</p>"
-    )
-    return f"{table}\n{legend}\n{_definitions((escape(k), v) for k, v in notes.items())}"
+        lines.append(cells)
+    return _table("table of all models", heads, lines, ' id="results"')
 
 
-def _table(label: str, heads: Iterable[str], lines: Iterable[str], attributes: str = "") -> str:
+def _table(
+    label: str, heads: Iterable[str], lines: Iterable[Iterable[str]], attributes: str = ""
+) -> str:
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{label}">'
         f"<table{attributes}><thead><tr>{''.join(heads)}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def _definitions(terms: Iterable[tuple[str, str]]) -> str:
     """Returns a list of terms, which are HTML already, and their definitions."""
-    items = [f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in terms]
+    items = (f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in terms)
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _published_section(rows: Sequence[Row]) -> str:
-    lines = [
-        f'<tr><th scope="row">{charts.breakable(name)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for name, *cells in comparisons.compared_cells(rows)
-    ]
-    heads = [f'<th scope="col">{head}</th>' for head in comparisons.HEAD]
-    table = _table("measured and published", heads, lines)
-    body = f"<p>{escape(comparisons.EXPLAINED.replace('`', ''))}</p>{table}"
-    return _section("published", "Compared with published numbers", body) if lines else ""
-
-
-def _weights_section(rows: Sequence[Row]) -> str:
-    terms = [(charts.breakable(row.title), text) for row in rows if (text := weights_of(row))]
-    return _section("weights", "Weights", _definitions(terms)) if terms else ""
-
-
-def _left_out_section(left_out: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in left_out)
-    return _section("left-out", "Left out", f"<ul>{items}</ul>") if left_out else ""
-
-
-def _section(name: str, title: str, body: str) -> str:
-    return f'<section id="{name}"><h2>{title}</h2>{body}</section>'
-
-
 class Section(NamedTuple):
-    """A part of the page.
-
-    Attributes:
-        html: a `<section>`.
-        data: what `page.js` draws in it, by name.
-    """
+    """A part of the page, and what `page.js` draws in it, by name."""
 
     html: str
     data: dict[str, Any]
 
 
-def sections(rows: Sequence[Row], figures: Mapping[str, Sequence[Path]]) -> list[Section]:
-    """Returns a section per measure: drawn by the page, or its image files.
-
-    Measures without anything to show have none.
-    """
-    drawn = [draw(rows) for draw in _DRAWN.values()]
-    images = [_images(name, figures.get(name, ())) for name in MEASURES if name not in _DRAWN]
-    return [section for section in (*drawn, *images) if section is not None]
+def _section(name: str, title: str, body: str, **data: Any) -> Section:
+    return Section(f'<section id="{name}"><h2>{title}</h2>{body}</section>', data)
 
 
-def _chart(name: str, about: str) -> str:
-    label = escape(about, quote=True)
-    return f'<div class="chart" data-chart="{name}" role="img" aria-label="{label}"></div>'
-
-
-def _shift(rows: Sequence[Row]) -> Section | None:
-    models = points(rows, ("top1",), ("shift", "consistency"))
-    if not models:
-        return None
-    about = (
-        "<p>Accuracy is the fraction of images that get their true class; consistency the fraction "
-        "of pairs of shifted crops that get the same class. Up and to the right is better. Circles "
-        "are baselines, squares antialiased models with their filter size; arrows lead from each "
-        "baseline to its antialiased models, bars are standard deviations over seeds.</p>"
-    )
-    chart = charts.models_chart(models, "accuracy (%)", "consistency (%)")
-    body = about + _chart("consistency", "accuracy against consistency, a point per model")
-    html = _section("consistency", "Accuracy and consistency", body)
-    return Section(html, {"consistency": chart})
-
-
-def _time(rows: Sequence[Row]) -> Section | None:
-    models = points(rows, ("time", "milliseconds"), ("top1",))
-    if not models:
-        return None
-    about = (
-        "<p>The median time of a compiled forward pass, in milliseconds, against accuracy. Up and "
-        "to the left is better.</p>"
-    )
-    x_label = charts.plotly(time_label(rows)).replace(" on ", "<br>on ")
-    chart = charts.models_chart(models, x_label, "accuracy (%)")
-    body = about + _chart("time", "run time against accuracy, a point per model")
-    return Section(_section("time", "Run time", body), {"time": chart})
-
-
-def _diagonal(rows: Sequence[Row]) -> Section | None:
-    found = charts.walks([row for row in rows if row.first("diagonal")])
-    if not found:
-        return None
-    about = (
-        "<p>The probability that each model gives to the true class as the crop moves over the "
-        "image, one pixel down and right per step (the first seed of each model). A model that is "
-        "invariant to shifts would give a horizontal line. The slider moves the crop and the mark "
-        "in the chart.</p>"
-    )
-    return Section(_section("walk", "Along a shift", about + _file("walk.html")), {"walks": found})
-
-
-def _equivariance(rows: Sequence[Row]) -> Section | None:
-    groups = by_conditions([row for row in rows if row.first("equivariance")])
-    if not groups:
-        return None
-    body = [
-        "<p>How far each block is from moving its features as the image moves, at every shift down "
-        "and right of one period of the model's stride (the first seed of each model). All numbers "
-        "are in percent of the distance between the features of two different images at that "
-        "block: 0 % is equivariant, at 100 % a shift changes the features as much as another image "
-        "would, and more is possible. The last map is that of the logits: their invariance.</p>"
+def _lists(rows: Sequence[Row], left_out: Sequence[str]) -> Iterator[Section]:
+    """Yields the sections at the end: published numbers, weights, what was left out."""
+    lines = [
+        [
+            f'<th scope="row">{charts.breakable(name)}</th>',
+            *(f"<td>{escape(c)}</td>" for c in cells),
+        ]
+        for name, *cells in comparisons.compared_cells(rows)
     ]
-    data = {}
+    if lines:
+        heads = [f'<th scope="col">{head}</th>' for head in comparisons.HEAD]
+        about = escape(comparisons.EXPLAINED.replace("`", ""))
+        body = f"<p>{about}</p>{_table('measured and published', heads, lines)}"
+        yield _section("published", "Compared with published numbers", body)
+    if terms := [(charts.breakable(row.title), text) for row in rows if (text := weights_of(row))]:
+        yield _section("weights", "Weights", _definitions(terms))
+    if left_out:
+        items = "".join(f"<li>{escape(line)}</li>" for line in left_out)
+        yield _section("left-out", "Left out", f"<ul>{items}</ul>")
+
+
+def sections(rows: Sequence[Row], figures: Mapping[str, Sequence[Path]]) -> list[Section]:
+    """Returns the sections of the measures: drawn by the page, or their image files."""
+    images = (_images(name, figures.get(name, ())) for name in MEASURES if name not in _DRAWN)
+    return [*_drawn(rows), *filter(None, images)]
+
+
+_DRAWN = ("shift", "time", "diagonal", "equivariance")
+
+
+def _drawn(rows: Sequence[Row]) -> Iterator[Section]:
+    if models := points(rows, ("top1",), ("shift", "consistency")):
+        chart = charts.models_chart(models, "accuracy (%)", "consistency (%)")
+        body = _file("consistency.html")
+        yield _section("consistency", "Accuracy and consistency", body, consistency=chart)
+    if models := points(rows, ("time", "milliseconds"), ("top1",)):
+        x_label = charts.plotly(time_label(rows)).replace(" on ", "<br>on ")
+        chart = charts.models_chart(models, x_label, "accuracy (%)")
+        yield _section("time", "Run time", _file("time.html"), time=chart)
+    if walks := charts.walks([row for row in rows if row.first("diagonal")]):
+        yield _section("walk", "Along a shift", _file("walk.html"), walks=walks)
+    body, data = _file("equivariance.html"), {}
+    groups = by_conditions([row for row in rows if row.first("equivariance")])
     for i, (title, members) in enumerate(groups.items()):
         maps = {row.title: EquivarianceMaps.load(row.file("equivariance")) for row in members}
         data[f"profile-{i}"] = charts.profile_chart(maps)
-        chart = _chart(f"profile-{i}", f"mean deviation of each block, {title}")
-        body.append(f"<h3>{escape(title)}</h3>{chart}{charts.maps_grid(maps)}")
-    return Section(_section("equivariance", "Equivariance, block by block", "".join(body)), data)
-
-
-_DRAWN = {"shift": _shift, "time": _time, "diagonal": _diagonal, "equivariance": _equivariance}
+        label = escape(f"mean deviation of each block, {title}", quote=True)
+        chart = (
+            f'<div class="chart" data-chart="profile-{i}" role="img" aria-label="{label}"></div>'
+        )
+        body += f"<h3>{escape(title)}</h3>{chart}{charts.maps_grid(maps)}"
+    if groups:
+        yield _section("equivariance", "Equivariance, block by block", body, **data)
 
 
 def _images(name: str, paths: Sequence[Path]) -> Section | None:
@@ -266,4 +194,4 @@ def _images(name: str, paths: Sequence[Path]) -> Section | None:
     if not images:
         return None
     about = f"<p>{escape(MEASURES[name].options[0].help)}</p>"
-    return Section(_section(escape(name), escape(name), about + "".join(images)), {})
+    return _section(escape(name), escape(name), about + "".join(images))

@@ -23,6 +23,7 @@ from aa_flax.report.rows import by_conditions
 Chart = dict[str, Any]
 
 _AXIS = {"zeroline": False, "automargin": True}
+_LINES = {"type": "scatter", "mode": "lines+markers"}
 # The eleven colours of ColorBrewer's RdYlBu, from blue to red.
 COLOURS = (
     *((49, 54, 149), (69, 117, 180), (116, 173, 209), (171, 217, 233), (224, 243, 248)),
@@ -62,10 +63,7 @@ def _pixels_uri(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
 
 
 def _layout(x: str, y: str, **more: Any) -> Chart:
-    """Returns what all charts have in common: axes with titles, and the legend above.
-
-    `page.js` adds the colours of the page, which depend on the reader's light or dark mode.
-    """
+    """Returns the layout of every chart; `page.js` adds colours for the light or the dark mode."""
     return {
         "xaxis": {**_AXIS, "title": {"text": x}},
         "yaxis": {**_AXIS, "title": {"text": y}},
@@ -80,20 +78,18 @@ def _layout(x: str, y: str, **more: Any) -> Chart:
 
 
 def models_chart(models: Sequence[Point], x_label: str, y_label: str) -> Chart:
-    """Returns a chart with a point per model, a colour per family, and arrows from baselines.
-
-    Names and numbers are shown at the pointer.
-    """
+    """Returns a chart with a point per model, a colour per family, and arrows from baselines."""
     data = []
     for i, family in enumerate(dict.fromkeys(model.family for model in models)):
         members = [model for model in models if model.family == family]
-        colour = colour_of(i)
-        data += _arrows(plotly(family), members, colour)
-        data.append(_markers(plotly(family), members, colour, (x_label, y_label)))
+        data += _arrows(plotly(family), members, colour_of(i))
+        data.append(_markers(plotly(family), members, colour_of(i), x_label, y_label))
     return {"data": data, "layout": _layout(x_label, y_label)}
 
 
-def _markers(family: str, members: Sequence[Point], colour: str, labels: tuple[str, str]) -> Chart:
+def _markers(
+    family: str, members: Sequence[Point], colour: str, x_label: str, y_label: str
+) -> Chart:
     trace: Chart = {
         "type": "scatter",
         "mode": "markers+text",
@@ -106,16 +102,12 @@ def _markers(family: str, members: Sequence[Point], colour: str, labels: tuple[s
         "textfont": {"color": colour, "size": 11},
         "cliponaxis": False,
         "customdata": [
-            [
-                plotly(model.name),
-                _number(model.x, model.x_error, labels[0]),
-                _number(model.y, model.y_error, labels[1]),
-            ]
-            for model in members
+            [plotly(m.name), _number(m.x, m.x_error, x_label), _number(m.y, m.y_error, y_label)]
+            for m in members
         ],
         "hovertemplate": (
-            f"<b>%{{customdata[0]}}</b><br>{labels[0]}: %{{customdata[1]}}"
-            f"<br>{labels[1]}: %{{customdata[2]}}<extra></extra>"
+            f"<b>%{{customdata[0]}}</b><br>{x_label}: %{{customdata[1]}}"
+            f"<br>{y_label}: %{{customdata[2]}}<extra></extra>"
         ),
         "marker": {
             "color": colour,
@@ -123,11 +115,11 @@ def _markers(family: str, members: Sequence[Point], colour: str, labels: tuple[s
             "symbol": ["circle" if m.filter_size is None else "square" for m in members],
         },
     }
+    bars = {"type": "data", "color": colour, "thickness": 1, "width": 3}
     for axis in "xy":
         errors = [getattr(model, f"{axis}_error") for model in members]
         if any(errors):
-            bars = {"type": "data", "array": errors, "color": colour, "thickness": 1, "width": 3}
-            trace[f"error_{axis}"] = bars
+            trace[f"error_{axis}"] = {**bars, "array": errors}
     return trace
 
 
@@ -137,19 +129,16 @@ def _number(value: float, error: float, label: str) -> str:
 
 
 def _arrows(family: str, members: Sequence[Point], colour: str) -> list[Chart]:
-    """Returns arrows from the baseline to each other model, if there are any.
-
-    The legend hides and shows them with the family.
-    """
-    baseline = next((model for model in members if model.filter_size is None), None)
+    """Returns arrows from the baseline to each other model, if there are any."""
+    baselines = [model for model in members if model.filter_size is None]
     others = [model for model in members if model.filter_size is not None]
-    if baseline is None or not others:
+    if not baselines or not others:
         return []
+    baseline = baselines[0]
     return [
         {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "legendgroup": family,
+            **_LINES,
+            "legendgroup": family,  # hides and shows them
             "showlegend": False,
             "hoverinfo": "skip",
             "opacity": 0.6,
@@ -171,8 +160,7 @@ def profile_chart(models: Mapping[str, EquivarianceMaps]) -> Chart:
     """Returns a chart of each block's mean deviation from equivariance, a line per model."""
     data = [
         {
-            "type": "scatter",
-            "mode": "lines+markers",
+            **_LINES,
             "name": plotly(name),
             "x": list(map(plotly, maps.blocks)),
             "y": [round(float(100 * fraction.mean()), 3) for fraction in maps.relative],
@@ -190,11 +178,11 @@ def profile_chart(models: Mapping[str, EquivarianceMaps]) -> Chart:
 
 def maps_grid(models: Mapping[str, EquivarianceMaps]) -> str:
     """Returns the maps as HTML, a row per model and a column per block, and their colour bar."""
-    lines = [_maps_row(name, maps) for name, maps in models.items()]
+    lines = "".join(_maps_row(name, maps) for name, maps in models.items())
     ramp = ", ".join(f"rgb{colour}" for colour in COLOURS)
     return (
         '<div class="wide maps" tabindex="0" role="region" aria-label="maps of equivariance">'
-        f"<table>{''.join(lines)}</table></div>"
+        f"<table>{lines}</table></div>"
         f'<p class="bar"><span>0 %</span><span class="ramp" style="background:'
         f'linear-gradient(to right, {ramp})"></span><span>50 % and more</span></p>'
     )
@@ -219,13 +207,12 @@ def colours_of(fractions: Float[np.ndarray, "P P"]) -> UInt8[np.ndarray, "P P 3"
 
 
 def walks(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns, for `page.js`, probabilities along diagonal shifts with the shifted images.
+    """Returns what the walk of `page.js` shows: probabilities along diagonal shifts, with images.
 
-    There is one entry for each baseline with its antialiased models, measured alike. It has
-    `title`; `images`, each with `title`, the `source` of its pixels (None: not stored) and a list
-    of `models`: `name`, `label` for plotly, `colour`, and at each offset the `probability` of the
-    true class and whether it is predicted (`right`); `crop` and `size`, in pixels, of the model's
-    input and of the image that it is cut from; and `layout` of the chart.
+    There is an entry for each baseline with its antialiased models, measured alike. `crop` and
+    `size` are pixels, of the model's input and of the image that it is cut from. An image has the
+    `source` of its pixels (None: not stored), and of each of the `models`, at each offset, the
+    `probability` of the true class and whether it is predicted (`right`).
     """
     return [_walk(title, members) for title, members in by_conditions(rows).items()]
 
@@ -259,13 +246,8 @@ def _walk_image(i: int, arrays: Mapping[str, dict[str, np.ndarray]], offsets: in
     models = []
     for n, (name, found) in enumerate(arrays.items()):
         right = found.get("diag_corrs")  # not in files with curves alone
-        models.append(
-            {
-                "name": name,
-                "label": plotly(name),
-                "colour": colour_of(n),
-                "probability": found["diag_probs"][i, :offsets].astype(float).round(5).tolist(),
-                "right": None if right is None else right[i, :offsets].astype(bool).tolist(),
-            }
-        )
+        probability = found["diag_probs"][i, :offsets].astype(float).round(5).tolist()
+        right = None if right is None else right[i, :offsets].astype(bool).tolist()
+        shown = {"name": name, "label": plotly(name), "colour": colour_of(n)}
+        models.append({**shown, "probability": probability, "right": right})
     return {"title": title, "source": source, "models": models}

@@ -1,0 +1,179 @@
+"""Decides which sites are antialiased, and by which pool.
+
+`Options.reasons_against` lists why a site is left alone. A rule that cannot rewrite one, or a pool
+that cannot sample it, raises `Refused` with its reason.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from operator import mod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.errors import InconclusiveDimensionOperation
+from jaxtyping import Array
+
+from aa_flax.errors import InputError, boolean, first_line, integer
+from aa_flax.nn.blur import BlurPool
+from aa_flax.nn.pool_registry import PoolFactory, decide, make_pool, pool_factory, subsample
+from aa_flax.ops.blur import Padding, check_options
+from aa_flax.transform.sites import Site
+
+_Shape = tuple[int, ...]
+
+
+class Refused(Exception):
+    """A site stays as it is, for the reason given."""
+
+
+@dataclass
+class Phase:
+    """The decision that pools share, if they decide anything (adaptive polyphase sampling)."""
+
+    choice: Any = None
+    sites: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Sampler:
+    """A pool at a site, and the decision it shares with the pools of its block."""
+
+    pool: Any
+    taps: int  # of its filter, over all axes; for an unknown filter, those of a blur
+    phase: Phase = field(default_factory=Phase)
+
+    def __call__(self, x: Array) -> Array:
+        if self.phase.choice is None:
+            self.phase.choice = decide(self.pool, x)
+        return subsample(self.pool, x, self.phase.choice)
+
+    @property
+    def decides(self) -> bool:
+        return hasattr(self.pool, "choose")
+
+    def flops(self, output_shape: Sequence[int]) -> float:
+        """Returns its FLOPs by definition; a multiplication and an addition are two."""
+        return 2.0 * prod(output_shape) * self.taps
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `antialias`, checked."""
+
+    filter_size: int
+    padding: Padding
+    pool: str | PoolFactory | None
+    where: Callable[[Site], bool] | None
+    min_channels: int
+    before: bool
+
+    def __post_init__(self):
+        check_options(self.filter_size, 2, self.padding, 0)
+        integer("filter_size", self.filter_size, least=1)  # and not one for each axis
+        integer("min_channels", self.min_channels, least=0)
+        boolean("before", self.before)
+        if self.where is not None and not callable(self.where):
+            raise InputError(
+                f"where must be a function from a Site to True or False, got {self.where!r}"
+            )
+        if self.before and self.pool is not None:
+            raise InputError(
+                "before=True blurs without subsampling, which only BlurPool does: leave out pool"
+            )
+        if self.pool is not None and self.padding != "reflect":
+            raise InputError(
+                "padding is an option of BlurPool: leave it out, or give a factory that sets it"
+            )
+        pool_factory(None, self.pool)  # refuses an unknown pool
+
+    def reasons_against(self, site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:
+        """Yields why a site should not be antialiased, or cannot; the first reason is reported."""
+        params, dtype = eqn.params, eqn.invars[0].aval.dtype
+        dilated = max(params.get("base_dilation", ()), default=1) > 1
+        if site.channels is not None and site.channels < self.min_channels:
+            yield (
+                f"its input has {site.channels} channels, fewer than "
+                f"min_channels={self.min_channels}"
+            )
+        if self.where is not None and not self.where(site):
+            yield "where said no"
+        if site.kind == "convolution":
+            if max(params["lhs_dilation"]) > 1:
+                yield "its input is dilated: it changes the resolution by a fraction"
+            if params["batch_group_count"] > 1:
+                yield "it has groups of the batch"
+        elif site.kind == "average pool":
+            yield from _reasons_against_average(self, site)
+            if dilated or max(params.get("window_dilation", ()), default=1) > 1:
+                yield "it is dilated"
+        elif site.kind == "other pool":
+            yield f"{site.primitive} is no pool that is known here"
+        elif site.kind == "slice":
+            yield from _reasons_against_slice(site, eqn, jaxpr)
+        elif dilated:
+            yield "its input is dilated"
+        if not jnp.issubdtype(dtype, jnp.floating):
+            yield f"{dtype} values have no mean"
+
+    def sampler(self, strides: _Shape, dense: _Shape, sampled: _Shape, dtype: Any) -> Sampler:
+        """Returns the pool for maps of shape `dense` and results `sampled`, `(N, *spatial, C)`."""
+        factory = pool_factory(None, self.pool)
+        try:
+            if factory is None:
+                pool = BlurPool(self.filter_size, strides, self.padding)
+            elif len(set(strides)) > 1:
+                raise ValueError(f"it takes one stride for all axes, not {strides}")
+            else:
+                pool = make_pool(factory, strides[0], features=dense[-1], rngs=nnx.Rngs(0))
+            maps = jax.ShapeDtypeStruct(dense, dtype)
+            found = tuple(jax.eval_shape(lambda x: subsample(pool, x), maps).shape)
+        except InconclusiveDimensionOperation:  # open sizes: `antialias` explains
+            raise
+        except Exception as error:
+            raise Refused(f"the pool refuses it: {first_line(error)}") from error
+        if isinstance(pool, nnx.Module) and jax.tree.leaves(nnx.state(pool, nnx.Param)):
+            raise InputError(
+                f"the pool {self.pool!r} has weights, and antialias adds no parameters: use one "
+                "without, or build the model with it"
+            )
+        if found != sampled:
+            raise Refused(f"the pool makes {found} of {dense}, not {sampled}")
+        taps = pool.filter_size if isinstance(pool, BlurPool) else self.filter_size
+        return Sampler(pool, taps ** len(strides) if isinstance(taps, int) else prod(taps))
+
+
+def _reasons_against_average(options: Options, site: Site) -> Iterator[str]:
+    """Yields why a blur would not be the better filter."""
+    pairs = zip(site.shape, site.output_shape, strict=True)
+    pooled = [out for size, out in pairs if size != out or size == 1]
+    if pooled and all(size == 1 for size in pooled):
+        yield "it is the mean of the whole map: nothing is left to alias"
+    if max(site.strides) > 2 and options.pool is None and min(site.window) >= options.filter_size:
+        yield (
+            f"a mean of {min(site.window)} pixels is a wider filter than filter_size="
+            f"{options.filter_size}"
+        )
+
+
+def _reasons_against_slice(site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:
+    """Yields why a slice does not look like that of an image that is subsampled."""
+    source, strides = eqn.invars[0], eqn.params["strides"]
+    axes = tuple(i for i, stride in enumerate(strides) if stride > 1)
+    images = {(1, 2), (2, 3), (1, 2, 3), (2, 3, 4), (0, 1)}
+    if axes not in images or len(strides) < 3:
+        yield "its axes are not those of images, as far as a slice can tell"
+    # As in space-to-depth, a wavelet transform, or a mean of shifted slices.
+    phases = {
+        tuple(map(mod, other.params["start_indices"], strides))
+        for other in jaxpr.eqns
+        if other.primitive.name == "slice" and other.invars[0] is source
+        if other.params["strides"] == strides
+    }
+    if len(phases) > 1:
+        yield (
+            "other slices of the same array keep what it drops: together they rearrange, pool or "
+            "filter it"
+        )
