@@ -43,7 +43,17 @@ FOLDED = {"alexnet": 0, "vgg": 0, "vgg_bn": 8, "basic": 12, "bottleneck": 17, "b
 FOLDED |= {"densenet": 4, "mobilenet": 52}
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("alexnet", "vgg")])
+QUICK = ("vgg_bn", "bottleneck", "densenet")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
+        for n in MODELS
+        if n not in ("alexnet", "vgg")
+    ],
+)
 def test_logits_are_the_same(name, rng):
     x = jnp.asarray(rng.standard_normal((1, 96, 96, 3)), jnp.float32)
     net = randomised(MODELS[name]())

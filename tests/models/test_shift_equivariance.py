@@ -36,7 +36,10 @@ def is_rolled(one, other, tolerance) -> bool:
     return min(np.abs(np.roll(one, p, (0, 1)) - other).max() for p in places) < tolerance
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("dense, linf",) else ()) for n in NETS],
+)
 def test_a_rolled_image_gives_the_rolled_features_and_the_same_logits(name, rng):
     net = NETS[name]()
     net.eval()

@@ -38,7 +38,7 @@ def blur_all(x: np.ndarray, padding, implementation) -> dict[tuple[int, int], np
 @pytest.mark.parametrize("padding", REFERENCE_PADDING)
 def test_equals_the_original(size, padding, rng):
     x = rng.standard_normal((2, *size, 3), np.float32)
-    for implementation in ("conv", "gather", None):
+    for implementation in ("conv", None):  # the latter is gather, on CPU
         for (k, stride), y in blur_all(x, padding, implementation).items():
             expected = reference_blur(x, k, stride, padding)
             np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
@@ -58,7 +58,8 @@ def test_pad_offset_equals_the_original(k, rng):
 def test_gather_equals_conv_forward_and_gradient(dtype, size, padding, rng):
     x = jnp.asarray(rng.standard_normal((2, *size, 3)), dtype)
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-7  # bfloat16: the sum rounds differently
-    for k, stride in ((1, 2), (2, 2), (4, 2), (5, 3), (7, 1), (9, 2)):
+    few = ((4, 2), (5, 3))
+    for k, stride in few if dtype == jnp.bfloat16 else (*few, (1, 2), (2, 2), (7, 1), (9, 2)):
         if max(k // 2 + 1, 2) > min(size):
             continue
 
@@ -88,7 +89,9 @@ def test_gather_batches_under_vmap(rng):
 @pytest.mark.parametrize("k", range(1, 12))
 def test_output_length_is_ceil_of_size_over_stride(k):
     for size, stride in itertools.product((12, 13, 17), range(1, 6)):
-        assert blur_pool(jnp.ones((1, size, 1)), k, stride).shape[1] == -(-size // stride)
+        x = jax.ShapeDtypeStruct((1, size, 1), jnp.float32)
+        y = jax.eval_shape(partial(blur_pool, filter_size=k, stride=stride), x)
+        assert y.shape[1] == -(-size // stride)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
