@@ -65,7 +65,7 @@ stage rate "$needs" rate "${nets[0]}" bfloat16
 stage training "$needs" compare --models "${nets[@]}" --modes training --batch "${large[@]}" "${precisions[@]}"
 stage forward "$needs" compare --models "${nets[@]}" --modes forward --batch "${small[@]}" "${large[@]}" "${precisions[@]}"
 stage remedies "$needs" compare --models "${remedies[@]}" --modes forward training --batch "${large[@]}" \
-    "${precisions[@]}" --our_variants default definitions cpu_forms
+    "${precisions[@]}" --our_variants default definitions cpu_kernels
 stage consistency "$needs" compare --models "${nets[@]:0:2}" --modes consistency --batch "${small[@]}"
 
 "$python" benchmarks/models_table.py "$folder/models.csv" > "$folder/models.md"

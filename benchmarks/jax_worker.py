@@ -20,8 +20,7 @@ from aa_flax.evaluation.observe import observe
 from aa_flax.evaluation.predict import predictor_of
 from aa_flax.evaluation.views import ShiftedPairs
 from aa_flax.models.classifier import Classifier
-from aa_flax.ops import definitions
-from aa_flax.ops.cpu import dispatch
+from aa_flax.ops import definitions, dispatch
 from aa_flax.runtime import data_mesh, put_batch
 from aa_flax.training.step import init_state, make_train_step
 
@@ -30,12 +29,12 @@ SHIFT_RANGE = 32  # pixels
 
 
 @contextmanager
-def cpu_forms() -> Iterator[None]:
-    """Traces every operation as the form that CPUs get, whatever the platform."""
+def cpu_kernels() -> Iterator[None]:
+    """Traces every operation as its CPU kernel, whatever the platform."""
     apply = dispatch.apply
 
-    def apply_cpu(definition, cpu, *arrays):
-        return apply(cpu, cpu, *arrays)
+    def apply_cpu(definition, kernels, *arrays):
+        return apply(kernels.get("cpu", definition), {}, *arrays)
 
     dispatch.apply = apply_cpu
     try:
@@ -48,7 +47,7 @@ VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
     "default": nullcontext,
     "remat": nullcontext,
     "definitions": definitions,
-    "cpu_forms": cpu_forms,
+    "cpu_kernels": cpu_kernels,
 }
 
 

@@ -36,7 +36,7 @@ from worker import KEEPS_MEMORY
 HERE = Path(__file__).parent
 SCRIPTS = {OURS: HERE / "jax_worker.py", THEIRS: HERE / "torch_worker.py"}
 VARIANTS = ("eager", "eager_channels_last", "compile", "compile_channels_last")
-OUR_VARIANTS = ("default", "remat", "definitions", "cpu_forms")
+OUR_VARIANTS = ("default", "remat", "definitions", "cpu_kernels")
 TOO_SLOW = 1.3  # times torch's best
 UNFINISHED = 75  # the exit code where settings are left
 # Idle threads of the side that waits sleep; what is compiled was not compiled before; a GPU's

@@ -18,8 +18,8 @@ from jax import lax
 from aa_flax import keep_memory
 from aa_flax.ops.cpu.convolution import with_unfused_transposes
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, Static, apply
 from aa_flax.ops.cpu.winograd import winograd_conv
+from aa_flax.ops.dispatch import Multilinear, Static, apply
 
 SHAPES = (
     "8,224,64,64", "8,112,128,128", "8,56,64,64", "8,56,128,128", "8,56,256,256", "8,28,128,128",
@@ -39,7 +39,7 @@ def passes(form: Multilinear) -> list:
     """Forward, the image's gradient and the kernel's, of an image, a kernel and a cotangent."""
 
     def conv(x, kernel):
-        return apply(Multilinear(DEFINITION), form, x, kernel)
+        return apply(Multilinear(DEFINITION), {"cpu": form}, x, kernel)
 
     return [
         lambda x, kernel, g: conv(x, kernel),

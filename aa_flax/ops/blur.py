@@ -54,10 +54,10 @@ def blur_pool(
         padding: `reflect` (the edge not repeated), `replicate` (the edge repeated), `zero` or
             `circular`.
         pad_offset: pixels of padding added on every side beyond those the filter needs.
-        implementation: `conv` is the definition, a grouped convolution with a fixed filter;
-            `gather` is the same sum by separable, static look-ups (except within
-            `ops.definitions()`). Default: `gather` on CPU, where XLA's grouped convolutions are
-            slow, and `conv` elsewhere.
+        implementation: `conv` is the definition, a grouped convolution with a fixed filter. The
+            same sum is computed along each axis by static look-ups (`gather`) or by a product with
+            a banded matrix (`matmul`). Default: `gather` on CPU and GPU, `matmul` on TPU. Within
+            `ops.definitions()` it is always `conv`.
 
     Returns:
         The same type as `x`; each spatial axis has `ceil((N + 2 * pad_offset) / stride)` values.

@@ -8,10 +8,10 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.errors import InputError
-from aa_flax.ops.cpu import dispatch
+from aa_flax.ops import dispatch
 from aa_flax.ops.cpu.convolution import convolution
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, Static
+from aa_flax.ops.dispatch import Multilinear, Static
 from aa_flax.ops.padding import is_circular, wrapped
 
 
@@ -57,4 +57,4 @@ def conv_general_dilated(
         return definition(x, kernel)
     image, taps = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel))
     cpu = convolution(definition, window, image, taps, output_size)
-    return dispatch.apply(Multilinear(definition), cpu, x, kernel)
+    return dispatch.apply(Multilinear(definition), {"cpu": cpu}, x, kernel)

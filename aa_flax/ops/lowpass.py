@@ -1,10 +1,12 @@
-"""A fixed separable filter with a stride, and its adjoint, each with two implementations.
+"""A fixed separable filter with a stride, and its adjoint, each with three implementations.
 
 `subsampled` pads, filters every channel by the outer product of the axes' taps and keeps every
-`stride`-th value; `spread` is its transpose. The definition is a grouped convolution; on CPU, where
-XLA runs those slowly, the same sum is computed as static look-ups along each axis.
+`stride`-th value; `spread` is its transpose. The definition is a grouped convolution. XLA runs
+those slowly on CPU and reads memory several times on GPU and TPU, so the same sum is computed along
+each axis: by static look-ups on CPU and GPU, by a product with a banded matrix on TPU.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -15,14 +17,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
-from aa_flax.ops.cpu import dispatch
-from aa_flax.ops.cpu.dispatch import Multilinear, Static
+from aa_flax.ops import dispatch
+from aa_flax.ops.dispatch import Multilinear, Static
 
 if TYPE_CHECKING:
     from scipy import sparse
 
 Padding = Literal["reflect", "replicate", "zero", "circular"]
-Implementation = Literal["conv", "gather"]
+Implementation = Literal["conv", "gather", "matmul"]
 
 BLUR_SCOPE = "aa_flax.blur_pool"  # distinguishes a blur from a strided convolution in programs
 PAD_MODE: dict[Padding, Literal["reflect", "edge", "wrap", "constant"]] = {
@@ -72,29 +74,45 @@ def subsampled(
     implementation: Implementation | None = None,
 ) -> Float[Array, "N *out C"]:
     """Filters and subsamples; by default the platform decides on the implementation."""
-    conv, gather = (Static(function, geometry=geometry) for function in (_conv, _gather))
-    gradient = Static(_gather, geometry=geometry, transposed=True)
-    return _apply(Multilinear(conv), Multilinear(gather, (gradient,)), x, implementation)
+    conv = Multilinear(Static(_conv, geometry=geometry))
+    return _apply(conv, _kernels(geometry), x, implementation)
 
 
 def spread(
     y: Float[Array, "N *out C"], geometry: Geometry, implementation: Implementation | None = None
 ) -> Float[Array, "N *spatial C"]:
     """Applies the transpose of `subsampled` with the same geometry."""
-    conv, gather = (Static(function, geometry=geometry) for function in (_conv, _gather))
+    conv = Static(_conv, geometry=geometry)
     transposed_conv = Multilinear(Static(_conv_gradient, geometry=geometry), (conv,))
-    transposed_gather = Multilinear(Static(_gather, geometry=geometry, transposed=True), (gather,))
-    return _apply(transposed_conv, transposed_gather, y, implementation)
+    kernels = {
+        name: Multilinear(*kernel.transposes, (kernel.function,))
+        for name, kernel in _kernels(geometry).items()
+    }
+    return _apply(transposed_conv, kernels, y, implementation)
 
 
-def _apply(conv: Multilinear, gather: Multilinear, x: Array, implementation: object) -> Array:
+def _kernels(geometry: Geometry) -> dict[str, Multilinear]:
+    return {
+        name: Multilinear(
+            Static(function, geometry=geometry),
+            (Static(function, geometry=geometry, transposed=True),),
+        )
+        for name, function in (("gather", _gather), ("matmul", _matmul))
+    }
+
+
+def _apply(
+    conv: Multilinear, kernels: Mapping[str, Multilinear], x: Array, implementation: object
+) -> Array:
     if implementation is None:
-        return dispatch.apply(conv, gather, x)
+        gather, matmul = kernels["gather"], kernels["matmul"]
+        return dispatch.apply(conv, {"cpu": gather, "gpu": gather, "tpu": matmul}, x)
     if implementation not in get_args(Implementation):
-        raise InputError(f"implementation must be conv, gather or None, got {implementation!r}")
+        known = ", ".join(get_args(Implementation))
+        raise InputError(f"implementation must be one of {known} or None, got {implementation!r}")
     if implementation == "conv" or dispatch.definitions_are_forced():
         return conv.function(jnp.asarray(x))
-    return dispatch.apply(gather, gather, x)
+    return dispatch.apply(kernels[str(implementation)], {}, x)
 
 
 def _conv(x: Array, geometry: Geometry) -> Array:
@@ -141,6 +159,26 @@ def _gather(x: Array, geometry: Geometry, transposed: bool = False) -> Array:
     # Without a barrier at a narrower type XLA repeats the look-ups in every consumer. (JAX 0.10
     # drops it before it fuses.)
     return y if y.dtype == x.dtype else lax.optimization_barrier(y.astype(x.dtype))
+
+
+def _matmul(x: Array, geometry: Geometry, transposed: bool = False) -> Array:
+    """Computes the same sum, or its transpose, by B of `_gather` as a dense matrix.
+
+    Nearly all of B is zeros, which costs matrix units nothing for axes of some hundred pixels; in
+    return nothing is padded, spread out or flipped. Narrow types are rounded after each axis.
+    """
+    letters = f"n{'dhw'[-len(geometry) :]}c"
+    for axis, i in zip(geometry, letters[1:], strict=False):
+        weights = matrix(axis).toarray()
+        product = f"o{i},{letters}->{letters.replace(i, 'o')}"
+        with jax.named_scope(BLUR_SCOPE):
+            x = jnp.einsum(
+                product,
+                jnp.asarray(weights.T if transposed else weights, x.dtype),
+                x,
+                precision=lax.Precision.HIGHEST,
+            )
+    return x
 
 
 def _sparse_rows_dot(x: Array, rows: tuple[np.ndarray, np.ndarray], axis: int) -> Array:

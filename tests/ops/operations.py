@@ -10,8 +10,8 @@ from jax import lax
 
 from aa_flax import ops
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, Static, apply
 from aa_flax.ops.cpu.winograd import winograd_conv
+from aa_flax.ops.dispatch import Multilinear, Static, apply
 
 
 def arrays(*shape: int) -> jax.Array:
@@ -33,7 +33,7 @@ def winograd(x, kernel):
         padding=window.padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return apply(Multilinear(definition), winograd_conv(window), x, kernel)
+    return apply(Multilinear(definition), {"cpu": winograd_conv(window)}, x, kernel)
 
 
 IMAGE = (2, 4, 5, 4)
@@ -45,6 +45,7 @@ OPERATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], tuple[int, ...]]] 
     "blur": (ops.blur_pool, IMAGE),
     "blur of an axis": (partial(ops.blur_pool, filter_size=3, padding="zero"), (2, 7, 3)),
     "gather": (partial(ops.blur_pool, filter_size=3, implementation="gather"), IMAGE),
+    "matmul": (partial(ops.blur_pool, filter_size=3, implementation="matmul"), IMAGE),
     "upsample": (partial(ops.blur_upsample, size=(7, 10)), IMAGE),
     "depthwise": (lambda x: conv(x, arrays(*DEPTHWISE), 4, stride=2), IMAGE),
     "depthwise kernel": (lambda kernel: conv(arrays(*IMAGE), kernel, 4), DEPTHWISE),

@@ -55,7 +55,7 @@ def test_pad_offset_equals_the_original(k, rng):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("size", [(9,), (8, 11), (7, 6, 5)])
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_gather_equals_conv_forward_and_gradient(dtype, size, padding, rng):
+def test_gather_and_matmul_equal_conv_forward_and_gradient(dtype, size, padding, rng):
     x = jnp.asarray(rng.standard_normal((2, *size, 3)), dtype)
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-7  # bfloat16: the sum rounds differently
     few = ((4, 2), (5, 3))
@@ -71,9 +71,10 @@ def test_gather_equals_conv_forward_and_gradient(dtype, size, padding, rng):
             y, gradient = jax.vjp(blur, x)
             return y, *gradient(jnp.cos(y))
 
-        for a, b in zip(both("gather"), both("conv"), strict=True):
-            assert a.dtype == b.dtype == dtype
-            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        for implementation in ("gather", "matmul"):
+            for a, b in zip(both(implementation), both("conv"), strict=True):
+                assert a.dtype == b.dtype == dtype
+                np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_gather_batches_under_vmap(rng):
@@ -167,7 +168,7 @@ def test_too_small_an_input_names_its_size_and_the_least(k, least):
         ({"pad_offset": -1}, "pad_offset must be an integer of at least 0"),
         ({"padding": "mirror"}, "reflect, replicate, zero, circular; got 'mirror'"),
         ({"stride": (2, 2, 2)}, "3 entries for 2 spatial axes"),
-        ({"implementation": "fast"}, "conv, gather or None"),
+        ({"implementation": "fast"}, "conv, gather, matmul or None"),
     ],
 )
 def test_a_wrong_option_is_named(arguments, message):

@@ -1,5 +1,7 @@
 """The implementation in a program, and the operations of the definitions."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,16 +76,48 @@ def test_definitions_are_plain_operations_of_jax():
     assert maximum.count("reduce_window_max[") == maximum.count(" = reduce_window") == 1
 
 
-@everyone
-def test_a_program_holds_the_form_of_its_platform_alone(name):
+SMOOTHING = ("blur", "blur of an axis", "upsample")
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*OPERATIONS} - {*SMOOTHING, "gather", "matmul", "max pool"})
+)
+def test_a_convolution_has_a_kernel_on_cpu_alone(name):
     operation, shape = OPERATIONS[name]
-    if name in ("gather", "max pool"):
-        pytest.skip("one form for all platforms")
-    cpu, cuda = (lowered(operation, arrays(*shape), p) for p in ("cpu", "cuda"))
-    assert "stablehlo.case" not in cpu + cuda
-    assert cuda.count("stablehlo.convolution") == 1
+    cpu, *others = (lowered(operation, arrays(*shape), p) for p in ("cpu", "cuda", "tpu"))
+    assert "stablehlo.case" not in cpu
+    assert [other.count("stablehlo.convolution") for other in others] == [1, 1]
     assert ("stablehlo.convolution" in cpu) == name.startswith("grouped")
     assert "feature_group_count = 1 " in cpu or "stablehlo.convolution" not in cpu
+
+
+@pytest.mark.parametrize("name", SMOOTHING)
+@pytest.mark.parametrize(
+    ("platform", "expected"), [("cpu", "gather"), ("cuda", "gather"), ("tpu", "dot_general")]
+)
+def test_a_blur_and_its_gradient_have_the_kernel_of_their_platform(name, platform, expected):
+    operation, shape = OPERATIONS[name]
+    gradient = jax.grad(lambda x: jnp.sin(operation(x)).sum())
+    program = lowered(gradient, arrays(*shape), platform)
+    kinds = {"gather", "dot_general"} & set(re.findall(r"stablehlo\.(\w+)", program))
+    assert kinds == {expected}
+    for other in ("case", "convolution", "concatenate", "scatter"):
+        assert f"stablehlo.{other}" not in program
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_bfloat16_model_computes_in_bfloat16_and_copies_nothing_together(platform, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    model = nnx.eval_shape(lambda: create_model("resnet18_lpf4", dtype="bfloat16"))
+    graph, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.bfloat16)
+    forward = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    program = export.export(forward, platforms=[platform])(state, image).mlir_module()
+    convolutions = re.findall(r"stablehlo\.convolution.* -> tensor<[\dx]*x(\w+)>", program)
+    assert convolutions == ["bf16"] * 20
+    assert "f64" not in program
+    assert "stablehlo.concatenate" not in program
+    assert program.count("stablehlo.reduce_window") == (platform == "tpu")
 
 
 def test_a_jitted_function_is_traced_again_within_definitions_and_circular_padding():

@@ -14,7 +14,7 @@ from aa_flax import ops
 from aa_flax.ops.cpu import winograd
 from aa_flax.ops.cpu.convolution import dense_conv
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, Static, apply
+from aa_flax.ops.dispatch import Multilinear, Static, apply
 
 ONE = ((1, 1), (1, 1))
 # Image and padding: even and odd sizes, and every padding that a gradient turns into another.

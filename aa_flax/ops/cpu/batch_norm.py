@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from aa_flax.ops.cpu import dispatch
+from aa_flax.ops import dispatch
 from aa_flax.ops.cpu.depthwise import sums_over_batch
-from aa_flax.ops.cpu.dispatch import Multilinear, Static
+from aa_flax.ops.dispatch import Multilinear, Static
 
 Normalised = tuple[Array, Array, Array]  # the batch, and its mean and biased variance, `(C,)` each
 
@@ -71,7 +71,7 @@ def _spread(centred: Array, coefficients: Float[Array, "2 C"]) -> Array:
     basis = jnp.stack([jnp.ones_like(centred), centred])
     sums = Static(_sums_over_batch_first, in_one_pass=dispatch.on_one_device())
     cpu = Multilinear(Static(_combination), (Static(_outer), sums))
-    return dispatch.apply(Multilinear(Static(_combination)), cpu, basis, coefficients)
+    return dispatch.apply(Multilinear(Static(_combination)), {"cpu": cpu}, basis, coefficients)
 
 
 def _sums(t: Array, centred: Array) -> Float[Array, "2 C"]:

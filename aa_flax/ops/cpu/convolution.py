@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.ops.cpu.depthwise import Window, depthwise_conv
-from aa_flax.ops.cpu.dispatch import Multilinear, Static, Transpose, Unfused
 from aa_flax.ops.cpu.winograd import gains_by_winograd, winograd_conv
+from aa_flax.ops.dispatch import Multilinear, Static, Transpose, Unfused
 
 Shape = jax.ShapeDtypeStruct
 _CACHE = 2**19  # values of a matrix that stays in a core's cache between two products

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from aa_flax.ops.cpu.dispatch import Multilinear, Static, Unfused
+from aa_flax.ops.dispatch import Multilinear, Static, Unfused
 
 
 class Window(NamedTuple):

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.ops.cpu.depthwise import Window
-from aa_flax.ops.cpu.dispatch import Multilinear, Static, Unfused, on_one_device
+from aa_flax.ops.dispatch import Multilinear, Static, Unfused, on_one_device
 
 Padding = tuple[tuple[int, int], ...]
 _VALUES = 2**19  # of the images of one step: their parts, four times as many, stay in cache

@@ -1,17 +1,17 @@
-"""Dispatch by platform: an operation's definition, or a faster CPU kernel for the same sum.
+"""Dispatch by platform: an operation's definition, or a kernel that is faster there.
 
-An operation with two implementations is one JAX primitive. The implementation is chosen when a
+An operation with several implementations is one JAX primitive. The implementation is chosen when a
 program is lowered, for the platform it is compiled for, and only the chosen one is in the program.
 The operations are linear in each of their arrays (a blur in one, a convolution in image and
 kernel), so every JAX transformation follows: the derivative is the operation itself, once for each
-array, and its transposes have two implementations, too.
+array, and its transposes have an implementation for each platform, too.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.core
@@ -22,6 +22,9 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, get_abstract_mesh
 from jaxtyping import Array
 
+Platform = Literal["cpu", "gpu", "tpu"]
+
+_PLATFORMS: Mapping[str, Platform] = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 _definitions = jax.make_user_context(False)  # part of the key of `jax.jit`'s cache of traces
 
 
@@ -94,19 +97,22 @@ def on_one_device() -> bool:
     return jax.device_count() == 1
 
 
-def apply(definition: Multilinear, cpu: Multilinear, *arrays: Array) -> Array:
-    """Returns `definition.function(*arrays)`, computed by `cpu` on CPU.
+def apply(
+    definition: Multilinear, kernels: Mapping[Platform, Multilinear], *arrays: Array
+) -> Array:
+    """Returns `definition.function(*arrays)`, computed by the kernel of the platform if it has one.
 
     Within `definitions` it is the definition everywhere.
     """
     arrays = tuple(map(jnp.asarray, arrays))
-    # Export may leave sizes open; CPU kernels need numbers in all but the first axis.
+    # Export may leave sizes open; kernels need numbers in all but the first axis.
     sizes_are_open = any(not isinstance(n, int) for x in arrays for n in x.shape[1:])
     if definitions_are_forced() or _types_have_axes(arrays) or sizes_are_open:
         return definition.function(*arrays)
     result = jax.eval_shape(definition.function, *arrays)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays, result))
-    operation = _Operation(definition.by_slot(shapes[:-1]), cpu.by_slot(shapes[:-1]), shapes)
+    by_platform = tuple((name, k.by_slot(shapes[:-1])) for name, k in sorted(kernels.items()))
+    operation = _Operation(definition.by_slot(shapes[:-1]), by_platform, shapes)
     return _kernel_p.bind(*arrays, operation=operation, slot=len(arrays))
 
 
@@ -118,7 +124,7 @@ def materialised(x: Array) -> Array:
     the identity.
     """
     same, written = jnp.asarray, lax.optimization_barrier
-    return apply(Multilinear(same, (same,)), Multilinear(written, (written,)), x)
+    return apply(Multilinear(same, (same,)), {"cpu": Multilinear(written, (written,))}, x)
 
 
 def _types_have_axes(arrays: Sequence[Array]) -> bool:
@@ -135,13 +141,13 @@ def _types_have_axes(arrays: Sequence[Array]) -> bool:
 class _Operation:
     """One multilinear operation by slots: one for each of its arrays, and the last for its result.
 
-    Function i of `definitions` and of `cpu` maps the contents of all slots but i, in order, to the
-    contents of slot i. The last function is the operation, the others are its transposes, so the
-    transpose of any of them is another one of them.
+    Function i of an implementation maps the contents of all slots but i, in order, to the contents
+    of slot i. The last function is the operation, the others are its transposes, so the transpose
+    of any of them is another one of them.
     """
 
     definitions: tuple[Callable[..., Array], ...]
-    cpu: tuple[Callable[..., Array], ...]
+    kernels: tuple[tuple[Platform, tuple[Callable[..., Array], ...]], ...]
     shapes: tuple[jax.ShapeDtypeStruct, ...]
 
 
@@ -182,7 +188,7 @@ _compiled = jax.jit(_kernel_p.bind, static_argnames=("operation", "slot"))
 @_kernel_p.def_impl
 def _run(*arrays: Array, operation: _Operation, slot: int) -> Array:
     if jax.config.values["jax_disable_jit"]:  # nothing is lowered, so nothing chooses
-        return _run_definition(*arrays, operation=operation, slot=slot)
+        return operation.definitions[slot](*arrays)
     return _compiled(*arrays, operation=operation, slot=slot)
 
 
@@ -230,20 +236,21 @@ def _batch(arrays, axes, *, operation: _Operation, slot: int):
         s if axis is None else jax.ShapeDtypeStruct((size, *s.shape), s.dtype)
         for s, axis in zip(operation.shapes, by_slot, strict=True)
     )
-    operation = _Operation(batched(operation.definitions), batched(operation.cpu), shapes)
+    kernels = tuple((platform, batched(functions)) for platform, functions in operation.kernels)
+    operation = _Operation(batched(operation.definitions), kernels, shapes)
     return _kernel_p.bind(*arrays, operation=operation, slot=slot), 0
 
 
-def _run_definition(*arrays: Array, operation: _Operation, slot: int) -> Array:
-    return operation.definitions[slot](*arrays)
+def _lowering(platform: Platform | None) -> Callable:
+    def implementation(*arrays: Array, operation: _Operation, slot: int) -> Array:
+        return dict(operation.kernels).get(platform, operation.definitions)[slot](*arrays)
 
-
-def _run_cpu(*arrays: Array, operation: _Operation, slot: int) -> Array:
-    return operation.cpu[slot](*arrays)
+    return mlir.lower_fun(implementation, multiple_results=False)
 
 
 ad.primitive_jvps[_kernel_p] = _jvp
 ad.primitive_transposes[_kernel_p] = _transpose
 batching.primitive_batchers[_kernel_p] = _batch
-mlir.register_lowering(_kernel_p, mlir.lower_fun(_run_definition, multiple_results=False))
-mlir.register_lowering(_kernel_p, mlir.lower_fun(_run_cpu, multiple_results=False), platform="cpu")
+mlir.register_lowering(_kernel_p, _lowering(None))
+for _name, _platform in _PLATFORMS.items():
+    mlir.register_lowering(_kernel_p, _lowering(_platform), platform=_name)
