@@ -70,7 +70,7 @@ def parameters(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def boolean(name: str, value: object) -> bool:
-    """Returns a boolean of Python or NumPy as a bool; `"False"` is none, though true in Python."""
+    """Returns a boolean of Python or NumPy as a bool; anything else is refused, also `"False"`."""
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} must be True or False, got {value!r}")
     return bool(value)
