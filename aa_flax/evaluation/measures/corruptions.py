@@ -138,7 +138,7 @@ def corruption_summary(
 ) -> dict[str, Any]:
     """Summarises the fifteen corruptions of the benchmark, if all are complete, and others.
 
-    Without all fifteen, `mean_top1` is over all there are, and `mce` is None.
+    Without all fifteen, `mean_top1` is over those there are, without `mce` (None).
 
     Args:
         per_severity: results with `top1` in percent by corruption and severity.
