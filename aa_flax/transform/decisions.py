@@ -129,12 +129,15 @@ class Options:
             else:
                 pool = make_pool(factory, strides[0], features=dense[-1], rngs=nnx.Rngs(0))
             maps = jax.ShapeDtypeStruct(dense, dtype)
-            found = tuple(jax.eval_shape(lambda x: subsample(pool, x), maps).shape)
+            has_weights = isinstance(pool, nnx.Module) and jax.tree.leaves(
+                nnx.state(pool, nnx.Param)
+            )
+            found = has_weights or jax.eval_shape(lambda x: subsample(pool, x), maps).shape
         except InconclusiveDimensionOperation:  # open sizes: `antialias` explains
             raise
         except Exception as error:
             raise Refused(f"the pool refuses it: {first_line(error)}") from error
-        if isinstance(pool, nnx.Module) and jax.tree.leaves(nnx.state(pool, nnx.Param)):
+        if has_weights:
             raise InputError(
                 f"the pool {self.pool!r} has weights, and antialias adds no parameters: use one "
                 "without, or build the model with it"
