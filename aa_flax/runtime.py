@@ -70,6 +70,9 @@ def start_distributed(
 
     Without arguments the peers are those of the cluster's manager (SLURM, Open MPI, Kubernetes,
     Cloud TPU); elsewhere `coordinator` is `host:port` of the first process, reachable from all.
+
+    Raises:
+        InputError: no cluster was found, or the processes do not find each other.
     """
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)

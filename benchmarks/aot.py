@@ -22,7 +22,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TF_CPP_MIN_LOG_LEVEL": "3"}
 # Autotuning would run kernels on the device.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
@@ -96,7 +100,7 @@ def devices_of(name: str, count: int | None) -> list[Any]:
 
 def gpu_description(name: str) -> str:
     """Returns XLA's description of a GPU, out of JAX's CUDA plugin."""
-    import jax_plugins
+    import jax_plugins  # pyright: ignore[reportMissingImports]
 
     pattern = rb'gpu_device_info \{[^\x00]{300,9000}?device_description_str: "([^"]+)"'
     found = {
@@ -149,12 +153,12 @@ def training(name: str, batch: int, size: int, dtype: str, devices: list[Any]) -
     mesh = data_mesh(devices)
     model = nnx.eval_shape(lambda: create_model(name, dtype=dtype))
     optimizer = make_optimizer(OptimizerConfig(), lambda step: 0.1)
-    step = make_train_step(
+    step: Any = make_train_step(
         model, optimizer, lambda b: normalise(b["image"]), schedule=lambda step: 0.1, mesh=mesh
     )
     _, params, batch_stats, random_state = split_model(model)
     opt_state = jax.eval_shape(optimizer.init, params)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(count, params, batch_stats, random_state, opt_state)
     split = NamedSharding(mesh, PartitionSpec("data"))
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8, sharding=split)
@@ -174,7 +178,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="devices (default: a TPU's all, one GPU)")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--models", nargs="*", default=MODELS, help="baselines")
-    parser.add_argument("--batch", type=int, default=256, help="over all devices, of a training step")
+    parser.add_argument(
+        "--batch", type=int, default=256, help="over all devices, of a training step"
+    )
     parser.add_argument("--inference_batch", type=int, default=48, help="on one device")
     parser.add_argument("--size", type=int, default=224)
     args = parser.parse_args()
@@ -194,7 +200,10 @@ def main() -> None:
             print(f"| {name} | 64x{'x'.join(map(str, shape))} | {values} |", flush=True)
         print("\n| model | pass | batch | baseline, GB | lpf4, GB | more | temporary, GB ", end="")
         print("| between devices, lpf4 |\n|---|---|---|---|---|---|---|---|")
-        passes = (("inference", inference, args.inference_batch), ("training", training, args.batch))
+        passes = (
+            ("inference", inference, args.inference_batch),
+            ("training", training, args.batch),
+        )
         for name, (title, compiled, batch) in ((n, p) for n in args.models for p in passes):
             base, lpf4 = (
                 read(compiled(model, batch, args.size, args.dtype, devices))

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from functools import partial
 from itertools import count
 from multiprocessing import parent_process, resource_tracker
@@ -30,7 +31,7 @@ from aa_flax.data.pixels import (
     random_resized_crop,
 )
 from aa_flax.data.sources import Source
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, unknown
 
 # A batch: `image` uint8 (N, H, W, 3) and `label` int32 (N,).
 # For evaluation also `index` int (N,), the image's index in the source; `center` int32 (N, 2), the
@@ -44,7 +45,11 @@ _REPLACEMENTS = 20  # unreadable images in a row, after which something else is 
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Returns the full batches in an epoch; the remaining images rotate from epoch to epoch."""
+    """Returns the full batches in an epoch; the remaining images rotate from epoch to epoch.
+
+    Raises:
+        InputError: there are fewer images than in one batch.
+    """
     steps = len(source) // batch_size
     if steps == 0:
         raise InputError(
@@ -165,7 +170,12 @@ def evaluation_example(source: Source, data: DataConfig, crop: int, index: int) 
 
 
 def read_example(source: Source, index: int) -> tuple[Image.Image, int]:
-    """Reads an image in mode RGB and its label, and checks them: sources may be custom."""
+    """Reads an image in mode RGB and its label, and checks them: sources may be custom.
+
+    Raises:
+        ImageError: the image cannot be read.
+        InputError: the source gives no image, or no label of its classes.
+    """
     example = source[index]
     try:
         image, label = example["image"], operator.index(example["label"])
@@ -211,6 +221,10 @@ def _batches(
     start_step: int = 0,
 ) -> Iterator[Batch]:
     """Reads batches in threads or processes, which end with the iterator or with Python."""
+    for field in fields(DataConfig):  # `check_config` has checked a config, but not arguments
+        known = field.metadata.get("known")
+        if known and (value := getattr(data, field.name)) not in known:
+            raise InputError(unknown(f"config.data.{field.name}", value, list(known)))
     if batch_size % jax.device_count():
         raise InputError(
             f"batch_size {batch_size} does not divide among {jax.device_count()} devices"

@@ -40,6 +40,10 @@ def classes_in_order(class_order: str, found: Sequence[str], where: str) -> list
             text file, one class a line. Classes without images keep their logit.
         found: names, sorted.
         where: the data, for the errors.
+
+    Raises:
+        InputError: the order lacks a class; or, with "", the classes are a thousand, or named by
+            WordNet ids, but not ImageNet's.
     """
     if class_order == "":
         _check_imagenet(found, where)
@@ -116,6 +120,9 @@ def numbered_classes(count: int, class_order: str, where: str) -> list[str]:
     """Names the classes of data with labels `0 .. count - 1`: numbers, or lines of `class_order`.
 
     More than a million classes are an InputError, and so is a class order with too few lines.
+
+    Raises:
+        InputError: the class order lists fewer; or there are more than a million.
     """
     if count > _MOST:
         raise InputError(f"{where} has a label {count - 1}; number its classes from 0 on")
@@ -131,7 +138,11 @@ def numbered_classes(count: int, class_order: str, where: str) -> list[str]:
 
 
 def check_labels(labels: np.ndarray, num_classes: int, name: Callable[[int], str]) -> None:
-    """Checks that labels are in `0 .. num_classes - 1`; `name(i)` names an image, for the error."""
+    """Checks that labels are in `0 .. num_classes - 1`; `name(i)` names an image, for the error.
+
+    Raises:
+        InputError: names the first image with another label.
+    """
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         first = int(wrong[0])
@@ -153,6 +164,9 @@ def check_classes_agree(
     Args:
         classes: names by number, by where they are from.
         advice: for the error.
+
+    Raises:
+        InputError: other classes, or the same in another order.
     """
     (where, expected), *others = ((key, list(map(str, names))) for key, names in classes.items())
     for other, found in others:
@@ -179,7 +193,11 @@ def first_repeated(names: Sequence[object]) -> tuple[str, int, int] | None:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Reads a text file of classes, one a line, all different; see `read_names`."""
+    """Reads a text file of classes, one a line, all different; see `read_names`.
+
+    Raises:
+        InputError: a line is empty or repeats another; or see `read_names`.
+    """
     names = read_names(path)
     if "" in names:
         raise InputError(f"{path}: line {names.index('') + 1} is empty; name a class in each line")
@@ -197,6 +215,9 @@ def read_names(path: Path) -> list[str]:
 
     Line ends may be those of Unix, Windows or old Macs. Empty lines at the end and spaces around a
     name are dropped.
+
+    Raises:
+        InputError: the file has another encoding or cannot be read.
     """
     try:
         encoded = path.read_bytes()

@@ -22,6 +22,9 @@ class Digits:
     Args:
         split: `train` or `val`.
         image_size: side of the canvas in pixels, at least 32.
+
+    Raises:
+        InputError: a smaller canvas.
     """
 
     num_classes = 10

@@ -35,6 +35,10 @@ class ImageFolder:
             `class_order` is a file or `imagenet`.
         split: `train` or `val`.
         class_order: see `classes_in_order`.
+
+    Raises:
+        InputError: a folder is missing, empty or unreadable, or the classes differ between
+            `train` and `val` (unless `class_order` is a file or `imagenet`).
     """
 
     def __init__(self, path: str, split: str, class_order: str = ""):

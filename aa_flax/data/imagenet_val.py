@@ -30,6 +30,9 @@ def sort_validation(val: Path, devkit: Path, out: Path) -> None:
     """Makes `out` from the images in `val` and their classes in the devkit.
 
     It appears whole or not at all. A call that was interrupted resumes when it is repeated.
+
+    Raises:
+        InputError: there is no devkit; images are missing or too many; `out` is something else.
     """
     targets = _targets(devkit)
     if out.exists():

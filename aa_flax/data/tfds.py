@@ -29,6 +29,11 @@ class TFDS:
         split: `train`; or `val`, TFDS's `validation` or, where there is none, `test`.
         class_order: see `declared_classes`.
 
+
+    Raises:
+        InputError: TFDS is not installed; the set is unknown, not prepared, prepared in another
+            format, or lacks that split, or images and class labels; later on, a label is not a
+            class.
     """
 
     def __init__(self, name: str, data_dir: str, split: str, class_order: str = ""):

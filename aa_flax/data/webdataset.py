@@ -44,6 +44,9 @@ class WebDataset:
         path: the folder it is relative to; "": the current one.
         split: `train` or `val`.
         class_order: see `declared_classes`, or, without class names, `numbered_classes`.
+
+    Raises:
+        InputError: there are no shards, or they cannot be read; a label is not a class.
     """
 
     def __init__(self, pattern: str, path: str, split: str, class_order: str = ""):

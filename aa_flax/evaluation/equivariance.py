@@ -77,6 +77,9 @@ def equivariance_maps(
         batch: of `evaluation_batches`, at least two images; masked images do not count.
         crop_size: side of the centre crop, a multiple of the largest stride.
         progress: a bar, advanced by one each offset; its total is set.
+
+    Raises:
+        InputError: a crop size that is not a multiple of the largest stride.
     """
     period, strides = check_crop(model, crop_size), block_strides(model)
     model.eval()
@@ -87,13 +90,14 @@ def equivariance_maps(
     features = _features(graphdef, state, images)
     blocks = (*(name for name, _ in model.named_blocks()), "logits")
     maps = np.zeros((len(features), period, period))
-    progress = tqdm(disable=True) if progress is None else progress
-    progress.reset(period**2)
+    if progress is not None:
+        progress.reset(period**2)
     for offset in np.ndindex(period, period):
         maps[:, *offset] = _distances(
             graphdef, state, images, features, mask, jnp.array(offset), strides, mesh
         )
-        progress.update()
+        if progress is not None:
+            progress.update()
     scale = np.asarray(_distances_between_images(features, mask, mesh), np.float64)
     if not (np.isfinite(maps).all() and np.isfinite(scale).all()):
         raise InputError(
@@ -103,7 +107,11 @@ def equivariance_maps(
 
 
 def check_crop(model: Classifier, crop_size: int) -> int:
-    """Returns the period of a model's strides in pixels; the crop has to be a multiple of it."""
+    """Returns the period of a model's strides in pixels; the crop has to be a multiple of it.
+
+    Raises:
+        InputError: it is not; the message names the nearest crops that are.
+    """
     period = math.lcm(*block_strides(model))
     if crop_size % period == 0:
         return period
@@ -130,6 +138,9 @@ def block_strides(model: Classifier) -> tuple[int, ...]:
     """Infers the stride of each block's map from shapes; nothing is computed.
 
     A block without a stride, whose map has one size for images of any size, is an InputError.
+
+    Raises:
+        InputError: a block without a stride, whose map has one size for images of any size.
     """
     graphdef, state = nnx.split(model)
 

@@ -35,7 +35,11 @@ class Option:
     written: bool = False  # a file that the measure writes, a separate one for each model
 
     def value(self, given: Any) -> Any:
-        """Converts a value for the measure: a `Path` with `~` expanded, a tuple of integers."""
+        """Converts a value for the measure: a `Path` with `~` expanded, a tuple of integers.
+
+        Raises:
+            InputError: it is of another kind.
+        """
         if isinstance(given, np.generic):
             given = given.item()
         if given is None or given == self.default:

@@ -120,7 +120,11 @@ class Classifier(nnx.Module):
         return last_blocks(self)
 
     def torch_layers(self) -> Layers:
-        """Yields the layers (see `models/torch_layout.py`) by torch's names, in torch's order."""
+        """Yields the layers (see `models/torch_layout.py`) by torch's names, in torch's order.
+
+        Raises:
+            InputError: the family does not define it.
+        """
         raise InputError(
             f"no torch layout is known for {type(self).__name__}: it defines no torch_layers"
         )
@@ -158,7 +162,11 @@ class Classifier(nnx.Module):
     def forward_head(
         self, features: Float[Array, "N h w c"], pre_logits: bool = False
     ) -> Float[Array, "N classes"]:
-        """Returns the logits of a last map, or its pooled embedding `(N, features)`."""
+        """Returns the logits of a last map, or its pooled embedding `(N, features)`.
+
+        Raises:
+            InputError: the family defines `__call__` and not its head.
+        """
         family = type(self)
         overridden = family.__call__ is not Classifier.__call__
         if overridden and family.forward_head is Classifier.forward_head:
@@ -178,7 +186,11 @@ class Classifier(nnx.Module):
         return self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int, rngs: nnx.Rngs | None = None) -> None:
-        """Replaces the last layer by a random one (default `nnx.Rngs(0)`), or by none for 0."""
+        """Replaces the last layer by a random one (default `nnx.Rngs(0)`), or by none for 0.
+
+        Raises:
+            InputError: an invalid number, or a family whose last layer has another name.
+        """
         num_classes = integer("num_classes", num_classes, least=0)
         if not hasattr(self, self.last_layer):
             raise InputError(

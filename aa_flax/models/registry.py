@@ -63,6 +63,9 @@ def register_model(
         config: the images it expects; default: ImageNet's at 224 pixels.
         hub: repository on the Hugging Face hub for `pretrained=True`, OWNER/NAME.
 
+    Raises:
+        InputError: a name that is taken or invalid, or a constructor that is not callable.
+
     Examples:
         >>> from functools import partial
         >>> import aa_flax

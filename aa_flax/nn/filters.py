@@ -112,6 +112,9 @@ class LearnedPool(nnx.Module):
     The pools `learned<k>`. The weights are the softmax of `logits`, `(k, k, 1, C)`, over the taps,
     and start as BlurPool's; `features` is the number of channels C.
 
+    Raises:
+        InputError: an invalid option, or a map of another rank or too small.
+
     Source: Zou et al., Delving Deeper into Anti-aliasing in ConvNets, BMVC 2020, Sec. 3: filters
     normalised by a softmax; theirs are predicted from the image, these are one for each channel.
     """
@@ -135,6 +138,7 @@ class LearnedPool(nnx.Module):
         return jax.nn.softmax(self.logits[...], axis=(0, 1))
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+        """Filters and subsamples; raises an InputError for maps that are too small."""
         if x.ndim != 4:
             raise InputError(f"a learned filter takes maps (N, H, W, C), got shape {x.shape}")
         widths = padding_widths(self.filter_size)

@@ -56,6 +56,9 @@ class AdaptivePool(PhasePool):
             sum of squares, and further ties by the first phase.
         filter_size, padding: of the filter before, as in `blur_pool`; 1: no filter.
 
+    Raises:
+        InputError: an invalid option.
+
     Source: Chaman and Dokmanic, Truly shift-invariant convolutional neural networks, CVPR 2021:
     Sec. 3, and 4.2 (with a filter, and shortcuts that follow the main branch).
     """
@@ -115,6 +118,9 @@ class LearnedPhasePool(PhasePool):
             network.
         rngs: random keys of the network's weights, and of the noise (stream `dropout`).
 
+    Raises:
+        InputError: an invalid option, or a choice requested from a pool that follows another.
+
     Source: Rojas-Gomez et al., Learnable Polyphase Sampling for Shift Invariant and Equivariant
     Convolutional Networks, NeurIPS 2022, Sec. 4; the gradient of a drawn phase: Jang et al.,
     Categorical Reparameterization with Gumbel-Softmax, ICLR 2017, Sec. 2.2.
@@ -144,7 +150,11 @@ class LearnedPhasePool(PhasePool):
         self.deterministic = False  # `train()` and `eval()` set it
 
     def choose(self, x: Float[Array, "N H W C"]) -> Choice:
-        """Returns the phase of each image in evaluation, and weights of the phases in training."""
+        """Returns the phase of each image in evaluation, and weights of the phases in training.
+
+        Raises:
+            InputError: the pool follows the choice of another one.
+        """
         if self.score is None:
             raise InputError("this pool follows the choice of another, and was given none")
         phases = polyphase(x.astype(np.promote_types(x.dtype, jnp.float32)), self.stride)

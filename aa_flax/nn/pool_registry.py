@@ -45,6 +45,9 @@ def register_pool(
             another pool's choice is always given) are passed to it, so a pool may have weights.
         widths: numbers k that `list_pools` lists for a name in `<k>`; all others work, too.
 
+    Raises:
+        InputError: the name is taken or empty, or the factory is not callable.
+
     Examples:
         >>> import aa_flax
         >>> def every_other(stride):
@@ -97,7 +100,11 @@ def _family_member(name: str) -> tuple[str, PoolFactory] | None:
 def pool_factory(
     filter_size: int | None, pool: str | PoolFactory | None = None
 ) -> PoolFactory | None:
-    """Returns the factory for a model's `filter_size` or `pool`; None for the baseline."""
+    """Returns the factory for a model's `filter_size` or `pool`; None for the baseline.
+
+    Raises:
+        InputError: both are given, an unknown name, or a value of another kind.
+    """
     if filter_size is None and pool is None:
         return None
     if pool is None:
@@ -124,7 +131,11 @@ def make_pool(
     rngs: nnx.Rngs,
     follows: bool = False,
 ) -> Any:
-    """Makes the pool that applies a layer's stride; None if the layer applies it, or has none."""
+    """Makes the pool that applies a layer's stride; None if the layer applies it, or has none.
+
+    Raises:
+        InputError: the factory returned something that is not callable.
+    """
     if factory is None or stride == 1:
         return None
     offered = {"features": features, "rngs": rngs, "follows": follows}

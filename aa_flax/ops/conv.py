@@ -31,6 +31,9 @@ def conv_general_dilated(
     XLA:CPU runs grouped convolutions, and above all their gradients, one to three orders of
     magnitude slower than dense ones, and convolutions whose output is narrower than their kernel in
     a scalar loop. `ops/cpu/convolution.py` replaces these, and the gradients of all.
+
+    Raises:
+        InputError: the image, padding included, is smaller than the kernel.
     """
     padding = tuple((before, after) for before, after in padding)
     if is_circular():

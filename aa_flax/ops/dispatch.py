@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.core
@@ -22,9 +22,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, get_abstract_mesh
 from jaxtyping import Array
 
-Platform = Literal["cpu", "gpu", "tpu"]
-
-_PLATFORMS: Mapping[str, Platform] = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
+_PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}  # JAX's name: ours
 _definitions = jax.make_user_context(False)  # part of the key of `jax.jit`'s cache of traces
 
 
@@ -97,9 +95,7 @@ def on_one_device() -> bool:
     return jax.device_count() == 1
 
 
-def apply(
-    definition: Multilinear, kernels: Mapping[Platform, Multilinear], *arrays: Array
-) -> Array:
+def apply(definition: Multilinear, kernels: Mapping[str, Multilinear], *arrays: Array) -> Array:
     """Returns `definition.function(*arrays)`, computed by the kernel of the platform if it has one.
 
     Within `definitions` it is the definition everywhere.
@@ -147,7 +143,7 @@ class _Operation:
     """
 
     definitions: tuple[Callable[..., Array], ...]
-    kernels: tuple[tuple[Platform, tuple[Callable[..., Array], ...]], ...]
+    kernels: tuple[tuple[str, tuple[Callable[..., Array], ...]], ...]
     shapes: tuple[jax.ShapeDtypeStruct, ...]
 
 
@@ -241,7 +237,7 @@ def _batch(arrays, axes, *, operation: _Operation, slot: int):
     return _kernel_p.bind(*arrays, operation=operation, slot=slot), 0
 
 
-def _lowering(platform: Platform | None) -> Callable:
+def _lowering(platform: str) -> Callable:
     def implementation(*arrays: Array, operation: _Operation, slot: int) -> Array:
         return dict(operation.kernels).get(platform, operation.definitions)[slot](*arrays)
 
@@ -251,6 +247,6 @@ def _lowering(platform: Platform | None) -> Callable:
 ad.primitive_jvps[_kernel_p] = _jvp
 ad.primitive_transposes[_kernel_p] = _transpose
 batching.primitive_batchers[_kernel_p] = _batch
-mlir.register_lowering(_kernel_p, _lowering(None))
+mlir.register_lowering(_kernel_p, _lowering(""))
 for _name, _platform in _PLATFORMS.items():
     mlir.register_lowering(_kernel_p, _lowering(_platform), platform=_name)

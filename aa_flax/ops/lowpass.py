@@ -85,7 +85,7 @@ def spread(
     conv = Static(_conv, geometry=geometry)
     transposed_conv = Multilinear(Static(_conv_gradient, geometry=geometry), (conv,))
     kernels = {
-        name: Multilinear(*kernel.transposes, (kernel.function,))
+        name: Multilinear(kernel.transposes[0], (kernel.function,))
         for name, kernel in _kernels(geometry).items()
     }
     return _apply(transposed_conv, kernels, y, implementation)

@@ -20,6 +20,9 @@ def max_pool(
     the whole gradient, as in torch; NaN propagates. Within `ops.definitions()`, and where the
     process computes on TPU, it is `lax.reduce_window`; otherwise a running maximum along each axis,
     last axis first: several times faster on CPU, and without a scatter in its gradient on GPU.
+
+    Raises:
+        InputError: the map, padding included, is smaller than the window.
     """
     dims = x.ndim - 2
     if is_circular():
@@ -48,7 +51,11 @@ def max_pool(
 
 
 def avg_pool(x: Float[Array, "N H W C"], window: int) -> Float[Array, "N h w C"]:
-    """Returns the means of adjacent `window` x `window` squares, dropping the rest."""
+    """Returns the means of adjacent `window` x `window` squares, dropping the rest.
+
+    Raises:
+        InputError: an axis is shorter than the window.
+    """
     batch, height, width, channels = x.shape
     h, w = height // window, width // window
     if h == 0 or w == 0:
@@ -65,6 +72,9 @@ def adaptive_avg_pool(x: Float[Array, "N H W C"], size: int) -> Float[Array, "N 
 
     Of n pixels bin i covers floor(i * n / size) to ceil((i + 1) * n / size). Along an axis that is
     a small matrix times the signal, and so is its gradient.
+
+    Raises:
+        InputError: an empty image, or one whose size export leaves open.
     """
     y = x.astype(np.promote_types(x.dtype, jnp.float32))
     for axis, product in ((1, "oh,nhwc->nowc"), (2, "ow,nhwc->nhoc")):

@@ -78,7 +78,11 @@ def convert_file(
 
 
 def check_output(output: str | Path, *, to_torch: bool, source: str | Path | None = None) -> Path:
-    """Checks a file to write, its suffix too, and that it is not `source`; returns its path."""
+    """Checks a file to write, its suffix too, and that it is not `source`; returns its path.
+
+    Raises:
+        InputError: it cannot be written, has the wrong suffix, or is `source` itself.
+    """
     path = local_path(output, "the output")
     check_writable(path)
     if source is not None and path.exists() and path.samefile(weights_path(source)[0]):
@@ -103,6 +107,10 @@ def whole_model(weights: Weights, **options: Any) -> Classifier:
     """Builds the model with these weights, all else abstract; without a last layer if they lack it.
 
     A trunk alone is an InputError if the model has more layers before the last one, as VGG does.
+
+    Raises:
+        InputError: the weights are a trunk, and the model has other layers before the last one, as
+            VGG does.
     """
     build = partial(registry.build, weights.model, **{**(weights.options or {}), **options})
     model = filled(weights, build, weights.num_classes or 0, trunk_only=True)
@@ -121,7 +129,11 @@ def num_parameters(model: nnx.Module) -> int:
 
 
 def name_of(weights: Weights, model: str | None, source: str | Path) -> str:
-    """Returns a model's name as given, or as a file's name, metadata or checkpoint say it."""
+    """Returns a model's name as given, or as a file's name, metadata or checkpoint say it.
+
+    Raises:
+        InputError: none of them says it.
+    """
     if model is not None:
         return model
     filename = Path(source).name
@@ -167,6 +179,9 @@ def convert_folder(folder: str | Path, output: str | Path) -> tuple[str, int]:
 
     Returns:
         A table of the files, and the number that failed, which does not stop the others.
+
+    Raises:
+        InputError: no such folder, or no released file in it.
     """
     folder, output = local_path(folder, "the folder"), local_path(output, "the output")
     if not folder.is_dir():

@@ -49,6 +49,10 @@ def hub_file(name: HubName) -> HubFile:
 
     safetensors is preferred to torch's file. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and
     `HF_HUB_OFFLINE` have the meaning that huggingface_hub gives them.
+
+    Raises:
+        InputError: huggingface_hub is not installed, no such repository, revision or file, or no
+            connection.
     """
     errors: list[Exception] = []
     for filename in _FILES:
@@ -105,6 +109,9 @@ def image_config(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the images that a `pretrained_cfg` describes, as fields of `ModelConfig`, checked.
 
     Sizes are those of the test, where there are any; fields that it does not have are left out.
+
+    Raises:
+        InputError: a size or crop that images cannot have.
     """
     found = {key: facts[key] for key in ("mean", "std") if facts.get(key) is not None}
     if facts.get("interpolation") in ("bilinear", "bicubic"):

@@ -290,6 +290,7 @@ class Published(WeightsSource):
         return {"class_names": tuple(imagenet_class_names()), **super().config_changes()}
 
     def load(self, options: Mapping[str, Any]) -> Weights:
+        """Loads the weights; raises an InputError if the file was converted from another."""
         weights = read_weights(published_file(self.released))
         origin = weights.metadata.get("sha256", "")
         if origin and not origin.startswith(self.released.sha256_prefix):

@@ -39,6 +39,9 @@ def choose(name: str, training: str | None = None) -> ReleasedWeights:
         training: `finetuned` or `scratch`; None chooses as the original does: fine-tuned weights
             where there are any (every model at `_lpf4`), else those trained from scratch, and
             torchvision's for a baseline.
+
+    Raises:
+        InputError: nothing of that kind was released; the message lists what was.
     """
     base, filter_size = registry.parse_name(name)
     model = base if filter_size is None else f"{base}_lpf{filter_size}"
@@ -138,6 +141,10 @@ def download(released: ReleasedWeights, path: Path) -> None:
     """Downloads a released file, complete and with the right hash or not at all.
 
     The InputError of a failure has the address, and the folder to put the file in.
+
+    Raises:
+        InputError: no connection, one that broke off, or another file; the message has the address
+            and the folder to put the file in.
     """
     address = address_of(released)
     try:

@@ -48,7 +48,12 @@ class Weights(NamedTuple):
 
 
 def weights_path(source: str | Path) -> tuple[Path, bool]:
-    """Returns the path of a weights file, and whether `FILE#ema` requests its averaged weights."""
+    """Returns the path of a weights file, and whether `FILE#ema` requests its averaged weights.
+
+    Raises:
+        InputError: an address, no such file (the message suggests the nearest of `WORDS`), or a
+            directory.
+    """
     path = local_path(source, "weights file")
     ema = path.name.endswith(EMA) and not path.exists()
     if ema:
@@ -102,6 +107,9 @@ def weights_in(
     """Returns the state dict in the content of a torch file or in a mapping; see `find_state_dict`.
 
     Its tensors may not exceed `file_size` bytes, where that is given.
+
+    Raises:
+        InputError: no state dict, several, or tensors larger than the file.
     """
     tensors, averaged = find_state_dict(checkpoint, label, ema=ema)
     if file_size is not None:
@@ -188,7 +196,11 @@ _DTYPES = {
 
 
 def read_metadata(source: str | Path) -> dict[str, str]:
-    """Returns the metadata of a safetensors file, read without its arrays; {} for a torch file."""
+    """Returns the metadata of a safetensors file, read without its arrays; {} for a torch file.
+
+    Raises:
+        InputError: the file cannot be read, or is neither.
+    """
     path, _ = weights_path(source)
     try:
         with path.open("rb") as file:
@@ -249,7 +261,11 @@ def checked_images(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_in(metadata: Mapping[str, str], key: str, label: object) -> dict[str, Any]:
-    """Returns a mapping that is stored in metadata as JSON; {} where it is absent."""
+    """Returns a mapping that is stored in metadata as JSON; {} where it is absent.
+
+    Raises:
+        InputError: it is not JSON, or not a mapping.
+    """
     text = metadata.get(key, "{}")
     try:
         found = parse_json(text)
@@ -283,6 +299,10 @@ def parse_torch_file(data: bytes, path: str | Path) -> Any:
 
     Tensors and plain values are read, and what trainers store next to them: NumPy's numbers and
     arrays, paths, and the arguments of a command (`argparse.Namespace`).
+
+    Raises:
+        InputError: not a torch file or a damaged one, one that contains code or is compressed, or
+            torch is not installed.
     """
     torch = import_torch(f"reading {path}")
     try:
@@ -344,7 +364,11 @@ def _reason(error: Exception) -> str:
 
 
 def import_torch(purpose: str) -> Any:
-    """Imports torch, an extra; an InputError says how to install it."""
+    """Imports torch, an extra; an InputError says how to install it.
+
+    Raises:
+        InputError: it is not installed; the message explains how to.
+    """
     try:
         import torch
     except ImportError as error:

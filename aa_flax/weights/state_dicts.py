@@ -40,6 +40,9 @@ def find_state_dict(
 
     Returns:
         Tensors by name, as spelled there; and the names of averaged copies that were not chosen.
+
+    Raises:
+        InputError: there is none, or more than one; the message says what was found.
     """
     plain: dict[str, Mapping[str, Any]] = {}
     averaged: dict[str, Mapping[str, Any]] = {}
@@ -121,7 +124,11 @@ def _summary(content: Any) -> str:
 
 
 def as_float32(tensors: Mapping[str, Any], label: object) -> dict[str, np.ndarray]:
-    """Converts tensors of torch, NumPy or JAX, on any device, to arrays; any float to float32."""
+    """Converts tensors of torch, NumPy or JAX, on any device, to arrays; any float to float32.
+
+    Raises:
+        InputError: a tensor without values, or with values that are not real numbers.
+    """
     arrays = {}
     for name, tensor in tensors.items():
         try:
@@ -148,6 +155,9 @@ def match_names(given: Mapping[str, T], expected: Collection[str], label: object
 
     `module.` and `_orig_mod.` are removed anywhere, old DenseNet names become today's, and a prefix
     of all names is removed if they fit better without it. Unexpected names stay as spelled.
+
+    Raises:
+        InputError: one name in two spellings.
     """
     own: dict[str, str] = {todays_name(name): name for name in expected}
     spellings = defaultdict(list)

@@ -27,7 +27,9 @@ NAMED = {entry.removeprefix("aa_flax.") for entry in ENTRIES}  # those of `aa_fl
 # Modules that serve others of this package alone, and may change without notice.
 INTERNAL = {
     "data": "cache clips unlabelled",
-    "evaluation": "by_config engine intervals own_images predict results schema settings text",
+    "evaluation": (
+        "by_config engine intervals own_images predict results schema settings stored text"
+    ),
     "report": "__main__ comparisons",
     "training": "run_folder",
     "weights": "building fit train_state",

@@ -84,6 +84,9 @@ def flicker(
 
     Smoothing is a centred moving average of the probabilities over the odd number of frames whose
     duration is nearest to `window_seconds`; at the ends, over the frames that exist.
+
+    Raises:
+        InputError: fewer than two frames, or outputs that are not finite.
     """
     if len(logits) < 2:
         raise InputError(f"{len(logits)} frames; flips need two or more")

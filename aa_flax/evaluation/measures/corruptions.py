@@ -50,6 +50,9 @@ def corruption_folders(root: Path) -> dict[str, dict[str, Path]]:
 
     Corruptions may be one level deeper, as in the published archives (`noise/gaussian_noise/1/`).
     A folder named 1 to 5 without subfolders is a class, not a severity.
+
+    Raises:
+        InputError: no such folder, or none in it.
     """
     if not root.is_dir():
         raise InputError(

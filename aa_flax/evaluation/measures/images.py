@@ -35,6 +35,9 @@ def stability(pairs: Observations, around: Observations) -> Result:
     Args:
         pairs: views 0 and 1, 2 and 3, ... are pairs of crops.
         around: view 0 is unshifted, the others are shifted.
+
+    Raises:
+        InputError: outputs that are not finite, or that differ for the same image.
     """
     around.check_finite()
     changed = around.log_other[:, 0] - around.log_probability[:, 0] > _TIE

@@ -120,7 +120,11 @@ def translation_psnr(
 
 
 def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> Result:
-    """Computes `mask_consistency` of batches, in percent; each host passes its own."""
+    """Computes `mask_consistency` of batches, in percent; each host passes its own.
+
+    Raises:
+        InputError: maps of one channel.
+    """
     confusion, per_image = _over_pairs(predictor, batches, pairs, _confusion)
     if len(confusion) < 2:
         raise InputError(
@@ -143,7 +147,11 @@ def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> Result:
 def psnr_of(
     predictor: Predictor, batches: Batches, pairs: Pairs, dynamic_range: float | None = None
 ) -> Result:
-    """Computes `translation_psnr` of batches; each host passes its own."""
+    """Computes `translation_psnr` of batches; each host passes its own.
+
+    Raises:
+        InputError: constant maps, or a `dynamic_range` of 0 or less.
+    """
     if dynamic_range is not None:
         dynamic_range = real("dynamic_range", dynamic_range, least=0)
     sums, extremes = _over_pairs(predictor, batches, pairs, _squared_error)

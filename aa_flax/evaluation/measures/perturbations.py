@@ -46,6 +46,9 @@ def flip_rate(predicted: Int[np.ndarray, " n"], clips: list[str], *, noise: bool
         clips: the clip of each frame.
         noise: compare each frame with the clip's first (frames of noise have no order) instead of
             with the one before.
+
+    Raises:
+        InputError: a clip of fewer than two frames.
     """
     starts = np.sort(np.unique(clips, return_index=True)[1])
     rates = []
@@ -60,7 +63,11 @@ def flip_rate(predicted: Int[np.ndarray, " n"], clips: list[str], *, noise: bool
 def perturbation_summary(
     rates: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Returns flip rates and the mFR: their mean in percent of the reference's (AlexNet's)."""
+    """Returns flip rates and the mFR: their mean in percent of the reference's (AlexNet's).
+
+    Raises:
+        InputError: a perturbation that the reference does not list.
+    """
     mean = float(np.mean([*rates.values()]))
     result: dict[str, Any] = {"flip_rates": dict(rates), "mean_flip_rate": mean}
     if reference is not None:
@@ -71,7 +78,11 @@ def perturbation_summary(
 
 
 def read_flip_rates(path: Path) -> dict[str, float]:
-    """Reads a reference model's flip rates from lines `perturbation<tab>percent`."""
+    """Reads a reference model's flip rates from lines `perturbation<tab>percent`.
+
+    Raises:
+        InputError: no such file, or another line.
+    """
     if not path.is_file():
         raise InputError(f"no file {path}; give lines of perturbation<tab>flip rate in percent")
     rates: dict[str, float] = {}
@@ -89,7 +100,11 @@ def read_flip_rates(path: Path) -> dict[str, float]:
 
 
 def perturbation_folders(root: Path) -> list[Path]:
-    """Finds the folders `<perturbation>` of `<perturbation>/<class>/<clip>/<frame>`."""
+    """Finds the folders `<perturbation>` of `<perturbation>/<class>/<clip>/<frame>`.
+
+    Raises:
+        InputError: no such folder, none in it, or videos instead of folders of frames.
+    """
     if not root.is_dir():
         raise InputError(
             f"no folder {root}; it has to contain <perturbation>/<class>/<clip>/<frame>"

@@ -27,7 +27,11 @@ _SETTINGS = {"pdf.fonttype": 42, "svg.hashsalt": "aa_flax"}
 
 
 def pyplot() -> Any:
-    """Returns matplotlib's pyplot, for drawing to files; an InputError says how to install it."""
+    """Returns matplotlib's pyplot, for drawing to files; an InputError says how to install it.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:

@@ -67,7 +67,11 @@ def write_page(
 
 
 def plotly_js() -> str:
-    """Returns the JavaScript library that draws in the browser, of the extra `html`."""
+    """Returns the JavaScript library that draws in the browser, of the extra `html`.
+
+    Raises:
+        InputError: plotly is not installed.
+    """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
