@@ -213,29 +213,6 @@ def test_float32_batch_statistics_follow_the_originals(name):
             assert relative_difference(found[key], buffer.numpy()) <= 1e-5, key
 
 
-@pytest.mark.slow  # tests/training has the like with our own step and optimizer
-def test_twenty_steps_of_sgd_follow_the_originals_loss():
-    reference, model = trainable_pair("resnet18_lpf4")
-    x, labels = images(16, 64), np.arange(16) % 10
-    sgd = torch.optim.SGD(reference.parameters(), lr=0.002, momentum=0.9, weight_decay=1e-4)
-    params, rest, step = loss_and_gradients(model)
-    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.002, momentum=0.9))
-    state = optimizer.init(params)
-    curves = []
-    for _ in range(20):
-        loss = torch.nn.functional.cross_entropy(reference(to_torch(x)), torch.tensor(labels))
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
-        (value, rest), gradients = step(params, rest, x, labels)
-        updates, state = optimizer.update(gradients, state, params)
-        params = jax.tree.map(jnp.add, params, updates)
-        curves.append((float(value), loss.item()))
-    ours, torchs = np.array(curves).T
-    np.testing.assert_allclose(ours, torchs, rtol=1e-3)
-    assert torchs[-1] < 0.5 * torchs[0]  # it does learn
-
-
 @pytest.mark.parametrize(
     "base",
     [
