@@ -16,7 +16,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -183,6 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--inference_batch", type=int, default=48, help="on one device")
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--definitions", action="store_true", help="without kernels, to compare")
     args = parser.parse_args()
     devices = devices_of(args.device, args.count)
     platform = "tpu" if re.match(r"v\d", args.device) else "gpu"
@@ -193,7 +194,7 @@ def main() -> None:
         for name in ("conv", "gather", "matmul")
     }
     layers["max pool 3/2"] = partial(ops.max_pool, window=3, stride=2, padding=1)
-    with traced_for(platform):
+    with traced_for(platform), ops.definitions() if args.definitions else nullcontext():
         for (name, function), shape in ((n, s) for n in layers.items() for s in MAPS):
             cells = layer(function, (64, *shape), args.dtype, devices[0])
             values = " | ".join(f"{value:.2f}" for value in cells)
