@@ -115,7 +115,7 @@ def functions_of(found):
         for name, member in vars(found).items():
             called = name in ("__init__", "__call__")
             written = inspect.isfunction(member) and member.__code__.co_filename.startswith(
-                str(ROOT)
+                str(ROOT / "aa_flax")
             )
             if written and (called or not name.startswith("_")):
                 told = found.__doc__ if called else ""

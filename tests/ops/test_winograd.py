@@ -49,7 +49,8 @@ def operands(image, outputs: int = 3):
 def both(function, padding):
     """`function` of the fast convolution, and of the definition."""
     conv = definition(padding)
-    fast = partial(apply, Multilinear(conv), winograd.winograd_conv(window(padding)))
+    kernels = {"cpu": winograd.winograd_conv(window(padding))}
+    fast = partial(apply, Multilinear(conv), kernels)
     return jax.jit(partial(function, fast)), jax.jit(partial(function, conv))
 
 
