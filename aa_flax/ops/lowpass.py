@@ -168,7 +168,7 @@ def _matmul(x: Array, geometry: Geometry, transposed: bool = False) -> Array:
     return nothing is padded, spread out or flipped. Narrow types are rounded after each axis.
     """
     letters = f"n{'dhw'[-len(geometry) :]}c"
-    for axis, i in zip(geometry, letters[1:], strict=False):
+    for axis, i in zip(geometry, letters[1:-1], strict=True):
         weights = matrix(axis).toarray()
         product = f"o{i},{letters}->{letters.replace(i, 'o')}"
         with jax.named_scope(BLUR_SCOPE):

@@ -91,7 +91,15 @@ def test_without_a_runtime_nothing_is_compared(tmp_path, monkeypatch):
     [
         ("basic", "stablehlo"),
         ("densenet_baseline", "onnx"),
-        pytest.param("mobilenet", "onnx", marks=pytest.mark.slow),
+        *(
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in (
+                ("basic", "onnx"),
+                ("densenet_baseline", "stablehlo"),
+                ("mobilenet", "onnx"),
+                ("mobilenet", "stablehlo"),
+            )
+        ),
     ],
 )
 def test_the_advised_size_can_be_exported(name, suffix, tmp_path):

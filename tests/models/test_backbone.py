@@ -163,9 +163,14 @@ def test_a_new_classifier_is_initialised_as_its_family_does_it():
         net.reset_classifier(-1)
 
 
+QUICK = ("alexnet", "densenet")  # without and with batch norms
+
+
 @pytest.mark.parametrize("features_only", [False, True])
-@pytest.mark.parametrize("family", ["alexnet", "densenet"])  # without and with batch norms
-def test_a_model_is_tabulated(family, features_only):
+@pytest.mark.parametrize(
+    "family", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TINY]
+)
+def test_every_model_is_tabulated(family, features_only):
     model = TINY[family](num_classes=2)
     model.eval()
     if features_only:

@@ -58,8 +58,7 @@ def test_pad_offset_equals_the_original(k, rng):
 def test_gather_and_matmul_equal_conv_forward_and_gradient(dtype, size, padding, rng):
     x = jnp.asarray(rng.standard_normal((2, *size, 3)), dtype)
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-7  # bfloat16: the sum rounds differently
-    few = ((4, 2), (5, 3))
-    for k, stride in few if dtype == jnp.bfloat16 else (*few, (1, 2), (2, 2), (7, 1), (9, 2)):
+    for k, stride in ((1, 2), (2, 2), (4, 2), (5, 3), (7, 1), (9, 2)):
         if max(k // 2 + 1, 2) > min(size):
             continue
 
