@@ -23,7 +23,12 @@ from ml_collections import config_flags
 from aa_flax.config import Config, check_config, config_fields, unknown_field
 from aa_flax.errors import InputError, first_line, unknown
 from aa_flax.files import local_path
-from aa_flax.runtime import keep_compiled_programs, keep_memory, start_distributed
+from aa_flax.runtime import (
+    avoid_wrong_fusions,
+    keep_compiled_programs,
+    keep_memory,
+    start_distributed,
+)
 
 QUICKSTART = "digits_resnet18_lpf4"
 INTERRUPTED = 130  # a shell's exit code for a command that Ctrl-C ended
@@ -178,6 +183,7 @@ def run(main: Callable[[], None], text: str, *, interrupted: str = "stopped") ->
         if len(argv) > 1:
             raise InputError(f"unknown argument {argv[1]!r}; options begin with --, see --help")
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
+        avoid_wrong_fusions()
         keep_compiled_programs()
         with suppress(InputError):  # a process that has computed cannot keep it any more
             keep_memory()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from math import inf, nan
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -22,6 +22,18 @@ class InputError(ValueError):
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def cause(error: Exception | str) -> str:
+    """Returns the words of the operating system for an error, or its message if it has none."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def choice(name: str, value: T, literal: Any) -> T:
+    """Returns a value that a `Literal` has; raises an InputError for anything else."""
+    if value not in (accepted := get_args(literal)):
+        raise InputError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
+    return value
 
 
 def integer(name: str, value: object, *, least: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import platformdirs
 
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, cause
 
 # A missing file, or an impossible name, is damage. Any other error of the operating system
 # (permission, descriptors, memory, the device) says nothing about the content.
@@ -76,8 +76,7 @@ def local_path(path: str | Path, what: str) -> Path:
     except RuntimeError as error:
         raise InputError(f"{what} {text}: {error}; give the path without ~") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{what} {text!r:.99}: {reason}; give another path") from error
+        raise InputError(f"{what} {text!r:.99}: {cause(error)}; give another path") from error
     return path
 
 
@@ -158,8 +157,7 @@ def not_written(
     path: Path, error: Exception, advice: str = "make room there or give another path"
 ) -> InputError:
     """Returns the error of a file that could not be written, with its cause."""
-    cause = getattr(error, "strerror", None) or error
-    return InputError(f"{path} cannot be written: {cause}; {advice}")
+    return InputError(f"{path} cannot be written: {cause(error)}; {advice}")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -24,6 +24,8 @@ from aa_flax.files import cache_folder
 
 # Parameters of glibc's mallopt (3).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
+_WRONG_FUSIONS = ("0.10.2", "0.11.0")
 _LONG = 0.5  # seconds of a compilation after which much memory may be free
 # Errors of the operating system are not damage: the file may be readable later.
 _UNREADABLE = r"Error reading persistent compilation cache entry for '(.+?)': (?!.*\[Errno )"
@@ -156,6 +158,18 @@ def _has_devices() -> bool:
         return True
     jax.config.update("jax_num_cpu_devices", number)
     return False
+
+
+def avoid_wrong_fusions() -> None:
+    """Switches off fusions of XLA:CPU in versions where they read wrong rows of large arrays.
+
+    A product and a sum fused by YNNPACK are wrong in jaxlib 0.10.2, the last for Python 3.11
+    (jax#39103), and crash in 0.11.0 as well (jax#39257). Acts before the first computation, and
+    leaves the option alone where the user has set it in `XLA_FLAGS`.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.lib.__version__ in _WRONG_FUSIONS and _FUSIONS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_FUSIONS}="
 
 
 def keep_compiled_programs() -> None:

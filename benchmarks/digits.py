@@ -1,6 +1,7 @@
 """README's tables: baseline against antialiased ResNet-18 on the digits, several seeds.
 
-    python benchmarks/digits.py [--seeds 10] [--first_seed 0] [--random_shift] [--output FILE.csv]
+    python benchmarks/digits.py [--seeds 10] [--first_seed 0] [--random_shift]
+        [--dtype bfloat16] [--output FILE.csv]
 
 Each run is `train.py` with `--config.seed=S`, by the Python that runs this; finished runs are read,
 not repeated. The CSV file has a row per run; a row of the same setting, model and seed is replaced.
@@ -21,22 +22,23 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 MODELS = ("resnet18", "resnet18_lpf4")
 COLUMNS = {"top1": "centred", "top1_shifted": "shifted", "consistency": "consistency"}
-RUN = ("augmentation", "jax", "model", "seed")
+RUN = ("augmentation", "dtype", "jax", "model", "seed")
 Row = dict[str, str]
 
 
-def run(model: str, seed: int, augmentation: str, folder: Path) -> Row:
+def run(model: str, seed: int, augmentation: str, dtype: str, folder: Path) -> Row:
     """Trains one model, unless that was done, and returns its row."""
-    workdir = folder / f"{model}_{augmentation}_seed{seed}"
+    workdir = folder / f"{model}_{augmentation}_{dtype}_seed{seed}"
     if not (workdir / "results.json").exists():
         command = [sys.executable, "train.py", f"--config=configs/digits_{model}.py"]
         command += [f"--config.seed={seed}", f"--config.data.augmentation={augmentation}"]
+        command.append(f"--config.dtype={dtype}")
         subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, check=True)
     results = json.loads((workdir / "results.json").read_text())
     versions = json.loads((workdir / "versions.json").read_text())
     numbers = {**results, **results["shift"]}
-    facts = {"augmentation": augmentation, "jax": versions["jax"], "model": model, "seed": seed}
-    return {**{k: str(v) for k, v in facts.items()}, **{k: f"{numbers[k]:.2f}" for k in COLUMNS}}
+    facts = dict(zip(RUN, (augmentation, dtype, versions["jax"], model, str(seed)), strict=True))
+    return {**facts, **{k: f"{numbers[k]:.2f}" for k in COLUMNS}}
 
 
 def read(path: Path) -> list[Row]:
@@ -53,21 +55,20 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(runs[key] for key in sorted(runs, key=lambda run: (*run[:3], int(run[3]))))
+        writer.writerows(
+            runs[key] for key in sorted(runs, key=lambda run: (*run[:-1], int(run[-1])))
+        )
 
 
-def table(rows: Sequence[Row], augmentation: str, version: str) -> str:
+def table(rows: Sequence[Row], augmentation: str, version: str, dtype: str = "float32") -> str:
     """Returns means ± standard deviations over the seeds and the range, of one setting."""
     lines = [
         f"| model | seeds | {' | '.join(COLUMNS.values())} |",
         "|---" * (len(COLUMNS) + 2) + "|",
     ]
     for model in MODELS:
-        runs = [
-            r
-            for r in rows
-            if (r["augmentation"], r["jax"], r["model"]) == (augmentation, version, model)
-        ]
+        wanted = (augmentation, dtype, version, model)
+        runs = [row for row in rows if tuple(row[key] for key in RUN[:-1]) == wanted]
         cells = [_cell([float(run[key]) for run in runs]) for key in COLUMNS]
         lines.append(f"| `{model}` | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -87,13 +88,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first_seed", type=int, default=0, help="leave out those before")
     parser.add_argument("--random_shift", action="store_true", help="train on shifted crops, too")
+    parser.add_argument("--dtype", default="float32", help="of the computation: config.dtype")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/digits_table")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/measured/digits.csv")
     args = parser.parse_args()
     augmentation = "random_shift" if args.random_shift else "center_crop"
     seeds = range(args.first_seed, args.seeds)
-    write(args.output, [run(m, s, augmentation, args.folder) for m in MODELS for s in seeds])
-    print(table(read(args.output), augmentation, jax.__version__))
+    write(
+        args.output,
+        [run(m, s, augmentation, args.dtype, args.folder) for m in MODELS for s in seeds],
+    )
+    print(table(read(args.output), augmentation, jax.__version__, args.dtype))
 
 
 if __name__ == "__main__":

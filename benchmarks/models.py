@@ -5,10 +5,10 @@
 
 The passes: `forward`; `training`, a whole update; `consistency`, the evaluation's pairs of crops,
 of two batches of images. Names with `_lpf<k>` are compared with the package antialiased-cnns 0.3,
-others with torchvision's models. Ours and every variant of torch run in processes of their own,
-compiled and warm, and have their turns one after the other, several rounds of them; only one
-computes at a time. Variants of torch that are 1.3 times slower than its best after two rounds are
-left out of the others. Where two do not fit on a device together, each has its rounds by itself.
+others with torchvision's models. In each round, ours and every variant of torch run one after the
+other, each in a new process with none beside it, compiled and warm; every other round in reverse.
+Variants of torch that are 1.3 times slower than its best after two rounds are left out of the
+others.
 
 A setting's rows are added to the CSV file as soon as it is measured. Run again, the command goes on
 with what is not there yet (for these versions, on this device), and at the end prints the tables
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,7 @@ VARIANTS = ("eager", "eager_channels_last", "compile", "compile_channels_last")
 OUR_VARIANTS = ("default", "remat", "definitions", "cpu_kernels")
 TOO_SLOW = 1.3  # times torch's best
 UNFINISHED = 75  # the exit code where settings are left
-# Idle threads of the side that waits sleep; what is compiled was not compiled before; a GPU's
-# memory is taken as needed, so that both sides find room.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # or the peak of memory is all there is
 # What `aa_flax.keep_memory` does, said to glibc from outside; and to `jax_worker.py`, to call it.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", KEEPS_MEMORY: "1"}
 
@@ -102,18 +101,6 @@ class Worker:
         return f"ended with code {code}: {lines[-1][:150] if lines else 'no message'}"
 
 
-def measure_together(workers: Sequence[Worker], setting: Setting, rounds: int, turn: float) -> None:
-    """All are there, warm, and have their turns in rounds; every other round in reverse."""
-    for worker in workers:
-        worker.prepare(setting)
-    for number in range(rounds):
-        alive = [worker for worker in workers if not worker.error]
-        if number >= 2:
-            alive = [worker for worker in alive if not is_too_slow(worker, alive)]
-        for worker in alive if number % 2 == 0 else alive[::-1]:
-            worker.turn(turn)
-
-
 def take_turns(workers: Sequence[Worker], rounds: int, turn: float) -> None:
     """Each computes once a round, every other round in reverse; ends at the first error."""
     for number in range(rounds):
@@ -123,45 +110,58 @@ def take_turns(workers: Sequence[Worker], rounds: int, turn: float) -> None:
                 return
 
 
-def is_too_slow(worker: Worker, others: Iterable[Worker]) -> bool:
-    """Whether a variant of torch cannot be its best."""
-    if worker.framework == OURS:
-        return False
-    best = min(min(other.times) for other in others if other.framework == THEIRS)
-    return min(worker.times) > TOO_SLOW * best
+@dataclass
+class Side:
+    """A variant and what was measured of it, each round in a new process with none beside it."""
+
+    framework: str
+    variant: str
+    times: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+    def measure(self, setting: Setting, python: str, keeps_memory: bool, seconds: float) -> None:
+        worker = Worker(self.framework, self.variant, python, keeps_memory)
+        worker.prepare(setting)
+        if not worker.error:
+            worker.turn(seconds)
+        worker.close()
+        self.times += worker.times
+        self.facts = worker.facts | self.facts  # of the first round, the time to compile
+        self.error = worker.error
+
+    def is_too_slow(self, others: Iterable["Side"]) -> bool:
+        """Checks whether a variant of torch cannot be its best."""
+        if self.framework == OURS:
+            return False
+        best = min(min(other.times) for other in others if other.framework == THEIRS)
+        return min(self.times) > TOO_SLOW * best
 
 
 def measure(setting: Setting, args: argparse.Namespace, pythons: dict[str, str]) -> list[dict]:
-    """The rows of a setting, one a variant."""
-    wanted = [(OURS, v) for v in our_variants(args, setting)]
-    wanted += [(THEIRS, v) for v in their_variants(args, setting)]
-    started, together = time.strftime("%Y-%m-%dT%H:%M:%S"), True
-    kept = kept_by(args)
-    workers = [
-        Worker(framework, v, pythons[framework], framework in kept) for framework, v in wanted
-    ]
-    measure_together(workers, setting, args.rounds, args.turn)
-    for worker in workers:
-        worker.close()
-    if any("out of memory" in w.error.lower() or "EXHAUSTED" in w.error for w in workers):
-        together, workers = False, []
-        for framework, variant in wanted:
-            workers.append(Worker(framework, variant, pythons[framework], framework in kept))
-            measure_together(workers[-1:], setting, args.rounds, args.turn)
-            workers[-1].close()
+    """Returns the rows of a setting, one a variant."""
+    sides = [Side(OURS, v) for v in our_variants(args, setting)]
+    sides += [Side(THEIRS, v) for v in their_variants(args, setting)]
+    started, kept = time.strftime("%Y-%m-%dT%H:%M:%S"), kept_by(args)
+    for number in range(args.rounds):
+        alive = [side for side in sides if not side.error]
+        if number >= 2:
+            alive = [side for side in alive if not side.is_too_slow(alive)]
+        for side in alive if number % 2 == 0 else alive[::-1]:
+            side.measure(setting, pythons[side.framework], side.framework in kept, args.turn)
     return [
         {
             "started": started,
             **setting._asdict(),
-            "framework": worker.framework,
-            "variant": worker.variant,
-            "rounds_ms": ";".join(f"{ms:.4g}" for ms in worker.times),
-            "compile_s": f"{worker.facts.get('compile_s', 0):.2f}",
-            "peak_mib": f"{worker.facts.get('peak_mib', 0):.0f}",
-            "alternating": "yes" if together else "no",
-            "error": worker.error,
+            "framework": side.framework,
+            "variant": side.variant,
+            "rounds_ms": ";".join(f"{ms:.4g}" for ms in side.times),
+            "compile_s": f"{side.facts.get('compile_s', 0):.2f}",
+            "peak_mib": f"{side.facts.get('peak_mib', 0):.0f}",
+            "alternating": "no",
+            "error": side.error,
         }
-        for worker in workers
+        for side in sides
     ]
 
 
@@ -255,7 +255,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--our_variants", nargs="+", choices=OUR_VARIANTS, default=["default"])
     parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
+    parser.add_argument("--turn", type=float, default=2, help="seconds at least, of each round")
     parser.add_argument(
         "--keep_memory", nargs="?", const="both", choices=("both", "ours"), help="from pass to pass"
     )

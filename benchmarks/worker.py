@@ -42,18 +42,17 @@ class Work:
         return (time.perf_counter() - began) / passes
 
     def turn(self, seconds: float) -> float:
-        """Seconds a pass: of the passes that fit into that time, one at least.
+        """Returns the seconds of a pass: of the passes that fit into that time.
 
-        On CPU each is waited for, and the median counts, without the first of several: it finds the
-        caches full of what ran before. Elsewhere they are queued, as in training and evaluation,
-        where the host runs ahead of the device.
+        On CPU each is waited for, and the median of five or more counts. Elsewhere they are queued,
+        as in training and evaluation, where the host runs ahead of the device.
         """
         if self.device_memory is not None:
             return self.seconds(max(1, math.ceil(seconds / self.seconds())))
         times: list[float] = []
-        while sum(times) < seconds:
+        while sum(times) < seconds or len(times) < 5:
             times.append(self.seconds())
-        return statistics.median(times[1:] if len(times) > 3 else times)
+        return statistics.median(times)
 
     def peak_mib(self) -> float:
         if self.device_memory is not None:

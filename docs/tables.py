@@ -7,7 +7,8 @@ A page has a line `<!-- table: SOURCE [PART] -->`, the table, and `<!-- end -->`
 - a text file in `docs/`: the output of a benchmark, inserted unchanged;
 - a CSV file of `benchmarks/models.py` in `docs/`: PART is one of the tables of models_table.py;
 - `comparisons`: the summaries of all comparisons with torch in one table;
-- `measured/digits.csv`: PART is the augmentation and the version of jax;
+- `measured/digits.csv`: PART is the augmentation, the version of jax, and the type if
+  it is not float32;
 - `config`: PART is a class of `aa_flax/config.py`.
 
 A test compares every page with these sources. To change a number, run the command above its

@@ -64,6 +64,13 @@ for seconds in 0.1, 1.0:
     jax.monitoring.record_event_duration_secs(compiled, seconds)
     print(resident() - before)
 """
+PRODUCT_AND_SUM = """
+import jax, jax.numpy as jnp
+from aa_flax.runtime import avoid_wrong_fusions
+avoid_wrong_fusions()
+x = jnp.stack([jnp.arange(32769.0), *jnp.zeros((2, 32769))], 1)
+print(float(jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(x)[-1]))
+"""
 DRAW = """
 from aa_flax.runtime import progress_bar
 with progress_bar(3, "indexing") as bar:
@@ -93,6 +100,10 @@ def test_what_a_long_compilation_has_left_is_given_back():
     assert kept > 200
     assert after_a_short_one > 200
     assert after_a_long_one < 50
+
+
+def test_a_fused_product_and_sum_reads_the_right_rows():
+    assert float(run(PRODUCT_AND_SUM)) == 32768**2
 
 
 def test_several_devices_compute_as_before():

@@ -13,7 +13,7 @@ from aa_flax.data.cache import digest, file_digest
 from aa_flax.data.folder import EXTENSIONS
 from aa_flax.data.pixels import ImageError
 from aa_flax.data.unlabelled import Given, Pictures
-from aa_flax.errors import InputError, real
+from aa_flax.errors import InputError, cause, real
 from aa_flax.runtime import log_line
 
 DEFAULT_FPS = 25.0  # of frames without times
@@ -231,7 +231,7 @@ def _open(path: Path) -> tuple[Any, Any]:
     try:
         container = av.open(str(path))
     except (FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a video that PyAV reads: {_reason(error)}") from error
+        raise InputError(f"{path} is not a video that PyAV reads: {cause(error)}") from error
     if not container.streams.video:
         container.close()
         raise InputError(f"{path} contains no video, only {len(container.streams)} other streams")
@@ -254,8 +254,4 @@ def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
             yield frame
             count += 1
     except FFmpegError as error:
-        raise broken(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+        raise broken(cause(error)) from error

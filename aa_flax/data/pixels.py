@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from aa_flax.config import DataConfig
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, cause
 from aa_flax.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 
 # One labelled image: `image`, a PIL image in mode RGB or uint8 `(H, W, 3)`; `label`, a class index.
@@ -36,7 +36,7 @@ class ImageError(InputError):
 
     @classmethod
     def of(cls, name: str, reason: Exception | str) -> "ImageError":
-        return cls(f"cannot read image {name}: {getattr(reason, 'strerror', None) or reason}")
+        return cls(f"cannot read image {name}: {cause(reason)}")
 
     def skippable(self) -> "ImageError":
         """Returns the error with advice for callers that have `on_error`."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, cause
 from aa_flax.evaluation.schema import why_no_results
 from aa_flax.files import parse_json, replacing, writing
 from aa_flax.runtime import log_line
@@ -195,7 +195,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        _report_no_lock(folder, str(getattr(error, "strerror", None) or error))
+        _report_no_lock(folder, cause(error))
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from aa_flax.errors import InputError
 from aa_flax.models.backbone import Backbone, Path, part_at, replace_part
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.shapes import functional, images_like
-from aa_flax.nn.layers import BatchNorm, Folded
+from aa_flax.nn.layers import BatchNorm, Conv, Folded
 from aa_flax.transform.jaxpr import programs, sub_jaxprs
 
 Net = TypeVar("Net", Classifier, Backbone)
@@ -87,7 +87,7 @@ def _fold(conv: nnx.Conv, norm: BatchNorm) -> None:
 # that is visible in the program.
 
 
-class _MarkedConv(nnx.Conv):
+class _MarkedConv(Conv):
     number: int
 
     def __call__(self, *args, **kwargs) -> Array:
@@ -102,7 +102,7 @@ class _MarkedNorm(BatchNorm):
         return super().__call__(checkpoint_name(x, f"aa_flax.fuse norm {self.number}"))
 
 
-_MARKED = {nnx.Conv: _MarkedConv, BatchNorm: _MarkedNorm}
+_MARKED = {nnx.Conv: _MarkedConv, Conv: _MarkedConv, BatchNorm: _MarkedNorm}
 
 
 def _foldable(model: Classifier | Backbone, image_size: int) -> list[tuple[Path, Path]]:

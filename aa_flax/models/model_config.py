@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
-from aa_flax.errors import InputError, integer, real
+from aa_flax.errors import InputError, choice, integer, real
 
 # Statistics of the channels of ImageNet's training images, of values in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -52,9 +52,7 @@ class ModelConfig:
             side = integer(name, getattr(self, name), least=least)
             real(name, side, least=least, most=_LARGEST)
             object.__setattr__(self, name, side)
-        if self.interpolation not in get_args(Interpolation):
-            known = " or ".join(get_args(Interpolation))
-            raise InputError(f"interpolation must be {known}, got {self.interpolation!r}")
+        choice("interpolation", self.interpolation, Interpolation)
         for name, least in (("mean", -_FARTHEST), ("std", 1 / _FARTHEST)):
             values = getattr(self, name)
             if not isinstance(values, Sequence) or len(values) != 3:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -96,6 +97,31 @@ def refuse_folded(model: nnx.Module, *, to: str) -> None:
         )
 
 
+def promote_but_bias(arrays: tuple[Array, ...], *, dtype: DTypeLike | None, **_: Any):
+    """Promotes as Flax does, with the bias left in its type: its gradient is summed in that.
+
+    Broadcast in bfloat16, a bias would have a gradient that is summed over batch and image in it.
+    """
+    *operands, bias = arrays
+    return (*promote_dtype(tuple(operands), dtype=dtype), bias)
+
+
+class Conv(nnx.Conv):
+    """Flax's convolution, with a bias that is added in its own type."""
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w O"]:
+        y = super().__call__(x)
+        return y if self.dtype is None else y.astype(self.dtype)
+
+
+class Linear(nnx.Linear):
+    """Flax's linear layer, with a bias that is added in its own type."""
+
+    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        y = super().__call__(x)
+        return y if self.dtype is None else y.astype(self.dtype)
+
+
 def conv2d(
     in_features: int,
     out_features: int,
@@ -110,9 +136,9 @@ def conv2d(
     bias_init: nnx.Initializer = zeros,
     rngs: nnx.Rngs,
     **options: Any,
-) -> nnx.Conv:
-    """Returns an `nnx.Conv` by torch's arguments: a square, `padding` pixels on every side."""
-    return nnx.Conv(
+) -> Conv:
+    """Returns a `Conv` by torch's arguments: a square, `padding` pixels on every side."""
+    return Conv(
         in_features,
         out_features,
         (kernel_size, kernel_size),
@@ -124,16 +150,17 @@ def conv2d(
         kernel_init=kernel_init,
         bias_init=bias_init,
         conv_general_dilated=conv_general_dilated,
+        promote_dtype=promote_but_bias,
         rngs=rngs,
         **options,
     )
 
 
-def linear(in_features: int, out_features: int, **options: Any) -> nnx.Linear:
-    """Returns Flax's linear layer with its options, by default initialised as in torch."""
+def linear(in_features: int, out_features: int, **options: Any) -> Linear:
+    """Returns a `Linear` with Flax's options, by default initialised as in torch."""
     init = torch_uniform(in_features)
     options = {"kernel_init": init, "bias_init": init, **options}
-    return nnx.Linear(in_features, out_features, **options)
+    return Linear(in_features, out_features, promote_dtype=promote_but_bias, **options)
 
 
 @dataclass(frozen=True)
@@ -145,14 +172,14 @@ class LayerFactory:
     pool_factory: PoolFactory | None = None  # None for a baseline
     conv_init: nnx.Initializer = kaiming_normal_fan_out
 
-    def conv(self, in_features: int, out_features: int, size: int, **options: Any) -> nnx.Conv:
+    def conv(self, in_features: int, out_features: int, size: int, **options: Any) -> Conv:
         options = {"kernel_init": self.conv_init, "dtype": self.dtype, **options}
         return conv2d(in_features, out_features, size, rngs=self.rngs, **options)
 
     def batch_norm(self, features: int, **options: Any) -> BatchNorm:
         return BatchNorm(features, rngs=self.rngs, **options)
 
-    def linear(self, in_features: int, out_features: int, **options: Any) -> nnx.Linear:
+    def linear(self, in_features: int, out_features: int, **options: Any) -> Linear:
         return linear(in_features, out_features, dtype=self.dtype, rngs=self.rngs, **options)
 
     def pool(self, stride: int, features: int, *, follows: bool = False) -> Any:

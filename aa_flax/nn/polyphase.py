@@ -1,7 +1,7 @@
 """Pools that choose a phase of each image: adaptive (APS) and learned (LPS) polyphase sampling."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from aa_flax.errors import InputError, real
+from aa_flax.errors import InputError, choice, real
 from aa_flax.nn.layers import conv2d
 from aa_flax.ops import blur_pool, circular_padding
 from aa_flax.ops.blur import check_options
@@ -70,11 +70,9 @@ class AdaptivePool(PhasePool):
         filter_size: int | Sequence[int] = 1,
         padding: Padding = "reflect",
     ):
-        if norm not in get_args(Norm):
-            raise InputError(f"norm must be one of {', '.join(get_args(Norm))}; got {norm!r}")
         options = check_options(filter_size, stride, padding, 0)
         self.filter_size, self.stride, self.padding, _ = options
-        self.norm: Norm = norm
+        self.norm: Norm = choice("norm", norm, Norm)
 
     def choose(self, x: Float[Array, "N *spatial C"]) -> Int[Array, " N"]:
         """Returns the number of the phase of the largest norm for each image."""
@@ -136,9 +134,7 @@ class LearnedPhasePool(PhasePool):
         follows: bool = False,
         rngs: nnx.Rngs,
     ):
-        if training not in get_args(Training):
-            known = ", ".join(get_args(Training))
-            raise InputError(f"training must be one of {known}; got {training!r}")
+        choice("training", training, Training)
         self.stride = check_options(1, stride, "circular", 0).stride
         self.temperature = real("temperature", temperature)
         if self.temperature <= 0:

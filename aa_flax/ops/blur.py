@@ -10,13 +10,13 @@ from contextlib import suppress
 from functools import lru_cache
 from math import comb
 from operator import index
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aa_flax.errors import InputError, integer
+from aa_flax.errors import InputError, choice, integer
 from aa_flax.ops.lowpass import Axis, Geometry, Implementation, Padding, check_sizes, subsampled
 from aa_flax.ops.padding import is_circular
 
@@ -88,8 +88,7 @@ class Options(NamedTuple):
 
 def check_options(filter_size, stride, padding, pad_offset) -> Options:
     """Checks the options of `blur_pool` and converts integers of any kind to Python's."""
-    if padding not in get_args(Padding):
-        raise InputError(f"padding must be one of {', '.join(get_args(Padding))}; got {padding!r}")
+    choice("padding", padding, Padding)
     return Options(
         _integers("filter_size", filter_size, least=1),
         _integers("stride", stride, least=1),

@@ -8,7 +8,7 @@ each axis: by static look-ups on CPU and GPU, by a product with a banded matrix 
 
 from collections.abc import Mapping
 from functools import lru_cache, reduce
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from aa_flax.errors import InputError
+from aa_flax.errors import InputError, choice
 from aa_flax.ops import dispatch
 from aa_flax.ops.dispatch import Multilinear, Static
 
@@ -107,9 +107,7 @@ def _apply(
     if implementation is None:
         gather, matmul = kernels["gather"], kernels["matmul"]
         return dispatch.apply(conv, {"cpu": gather, "gpu": gather, "tpu": matmul}, x)
-    if implementation not in get_args(Implementation):
-        known = ", ".join(get_args(Implementation))
-        raise InputError(f"implementation must be one of {known} or None, got {implementation!r}")
+    choice("implementation", implementation, Implementation)
     if implementation == "conv" or dispatch.definitions_are_forced():
         return conv.function(jnp.asarray(x))
     return dispatch.apply(kernels[str(implementation)], {}, x)

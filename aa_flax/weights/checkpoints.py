@@ -275,10 +275,10 @@ class Checkpoints:
             except Exception as error:  # of many types, from Orbax, tensorstore and json
                 problem, in_reach = root_cause(error), not is_out_of_reach(error)
                 time.sleep(0.5)  # until pending reads have ended
-            finally:
                 gc.collect()
+                return None, problem, in_reach
+            finally:
                 sys.unraisablehook = hook
-        return None, problem, in_reach
 
     def _set_aside(self, problems: dict[int, str]) -> None:
         """Renames damaged checkpoints, by step, to names that are not in use."""

@@ -221,12 +221,12 @@ class Slot(NamedTuple):
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        order = self.to_torch if self.view is None else _KERNEL_ORDER[nnx.Linear]
+        order = self.to_torch if self.view is None else _KERNEL_ORDER[2]
         return tuple(self.variable.shape[i] for i in order)
 
 
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-_KERNEL_ORDER = {nnx.Conv: (3, 2, 0, 1), nnx.Linear: (1, 0)}  # HWIO -> OIHW, IO -> OI
+_KERNEL_ORDER = {4: (3, 2, 0, 1), 2: (1, 0)}  # by axes: HWIO -> OIHW, IO -> OI
 COUNTER = "num_batches_tracked"  # of batch norms in torch's files; unused here
 
 
@@ -243,7 +243,7 @@ def torch_slots(model: Classifier) -> dict[str, Slot]:
             if isinstance(layer, Flattened):
                 layer, height, width = layer
                 view = (height, width, layer.in_features // (height * width), layer.out_features)
-            order = _KERNEL_ORDER[nnx.Conv if view else type(layer)]
+            order = _KERNEL_ORDER[len(view or layer.kernel.shape)]
             slots[f"{name}.weight"] = Slot(layer.kernel, order, view)
             if layer.bias is not None:
                 slots[f"{name}.bias"] = Slot(layer.bias, (0,))

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from PIL import Image
 
 import aa_flax
@@ -16,14 +15,20 @@ from aa_flax.data.pixels import normalise, preprocess_batch
 from aa_flax.data.sources import make_source
 from aa_flax.evaluation.settings import Settings
 from benchmarks.photos import write_photos
-from benchmarks.reference import compiled, reference_net, relative_difference, torchvision
+from benchmarks.reference import (
+    abstract_model,
+    compiled,
+    reference_net,
+    relative_difference,
+    torchvision,
+)
 
 transforms = torchvision.transforms
 
 
 @pytest.fixture(scope="module")
 def model():
-    return nnx.eval_shape(lambda: create_model("mobilenet_v2_lpf4"))
+    return abstract_model("mobilenet_v2_lpf4")
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def test_pixels_of_an_evaluation_are_torchvisions(pixels, interpolation):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_models_own_config_is_used(pixels, interpolation):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-    model = nnx.eval_shape(lambda: create_model("mobilenet_v2"))
+    model = abstract_model("mobilenet_v2")
     model.config = ModelConfig(75, 90, interpolation, mean, std)
     resize = transforms.Resize(90, transforms.InterpolationMode(interpolation))
     steps = (resize, transforms.CenterCrop(75), transforms.ToTensor())

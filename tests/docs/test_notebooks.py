@@ -9,6 +9,7 @@ import pytest
 from tests.docs.markdown import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SLOW = ("antialias_your_own",)  # trains two models
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # Of a file on somebody's machine: "/home/...", "C:\\...", but not "and/or" or "https://...".
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:\w[\w.-]*/)+\w|\b[A-Z]:\\\\")
@@ -37,7 +38,13 @@ def test_no_path_of_a_machine_is_in_it(path):
     assert ABSOLUTE.findall(json.dumps(notebook)) == []
 
 
-@by_name
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
+        for path in NOTEBOOKS
+    ],
+)
 def test_it_runs(path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

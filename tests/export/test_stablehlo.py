@@ -47,7 +47,8 @@ def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
-@pytest.mark.parametrize("pool", [pytest.param("aps_l2", marks=pytest.mark.slow), "lps"])
+@pytest.mark.slow  # tests/export/test_onnx.py exports every pool
+@pytest.mark.parametrize("pool", ["aps_l2", "lps"])
 def test_adaptive_pools_are_exported(pool, rng, tmp_path):
     net = randomised(resnet(filter_size=None, pool=pool))
     path = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE).path

@@ -14,7 +14,7 @@ from flax import nnx
 from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.models.registry import base_names, has_reference
 from aa_flax.weights.state_dicts import torch_slots
-from benchmarks.reference import reference_net, relative_difference
+from benchmarks.reference import abstract_model, reference_net, relative_difference
 
 FAMILIES = (
     "alexnet_lpf4",
@@ -77,7 +77,7 @@ def blocks(model):
         yield f"features.{len(model.blocks) + 1}", model.head
 
 
-@families("vgg11_bn_lpf4", "resnet18_lpf4", "mobilenet_v2_lpf4")
+@families("resnet18_lpf4", "mobilenet_v2_lpf4")
 def test_every_block_equals_the_originals(name):
     """Within 1e-5 of float64's values, or not much further than the original's own float32 is."""
     reference = reference_net(name)
@@ -158,7 +158,7 @@ def torch_training_step(reference, x, labels, dtype):
     return loss.item(), net
 
 
-@families("alexnet_lpf4", "resnet18_lpf4", "mobilenet_v2_lpf4")
+@families("resnet18_lpf4")
 def test_a_training_step_has_the_originals_gradients_and_statistics(name):
     """In float64, where both compute the same function or do not.
 
@@ -221,7 +221,7 @@ def test_float32_batch_statistics_follow_the_originals(name):
     ],
 )
 def test_weights_survive_the_way_to_torch_and_back_bit_for_bit(base):
-    model = nnx.eval_shape(lambda: create_model(f"{base}_lpf4", num_classes=10))
+    model = abstract_model(f"{base}_lpf4", num_classes=10)
     rng = np.random.default_rng(0)
     for slot in torch_slots(model).values():
         slot.variable.set_value(rng.random(slot.variable.shape, np.float32))

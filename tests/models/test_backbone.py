@@ -21,8 +21,9 @@ from aa_flax.models.mobilenet import MobileNetV2
 from aa_flax.models.registry import base_names, has_reference
 from aa_flax.models.resnet import BasicBlock, ResNet
 from aa_flax.models.vgg import VGG
+from aa_flax.nn.initializers import initialised
 from aa_flax.nn.layers import conv2d, linear
-from benchmarks.reference import reference_net, relative_difference
+from benchmarks.reference import abstract_model, reference_net, relative_difference
 from tests.extending.model_family import Stack
 
 # Channels of every level; they are timm's, where it has the model. The last level is 1/32.
@@ -49,12 +50,16 @@ TORCHVISIONS = {
 
 TINY = {
     "alexnet": lambda **o: create_model("alexnet_lpf2", **o),
-    "vgg": lambda **o: VGG((1, 1, 1, 1, 1), filter_size=2, rngs=nnx.Rngs(0), **o),
+    "vgg": lambda **o: initialised(
+        lambda rngs: VGG((1, 1, 1, 1, 1), filter_size=2, rngs=rngs, **o), nnx.Rngs(0)
+    ),
     "resnet": lambda **o: ResNet(BasicBlock, (1, 1, 1, 1), filter_size=2, rngs=nnx.Rngs(0), **o),
     "densenet": lambda **o: DenseNet(
         (1, 1), growth_rate=4, num_init_features=8, filter_size=2, rngs=nnx.Rngs(0), **o
     ),
-    "mobilenet": lambda **o: MobileNetV2(width_mult=0.25, filter_size=2, rngs=nnx.Rngs(0), **o),
+    "mobilenet": lambda **o: initialised(
+        lambda rngs: MobileNetV2(width_mult=0.25, filter_size=2, rngs=rngs, **o), nnx.Rngs(0)
+    ),
     "own": lambda **o: Stack(2, filter_size=3, rngs=nnx.Rngs(0), **o),
 }
 everyone = pytest.mark.parametrize("family", TINY)
@@ -80,7 +85,7 @@ def traced(model, size: int):
 )
 @pytest.mark.parametrize("ending", [pytest.param("", marks=pytest.mark.slow), "_lpf4"])
 def test_every_model_has_its_levels(base, ending):
-    model = nnx.eval_shape(lambda: create_model(base + ending, features_only=True))
+    model = abstract_model(base + ending, features_only=True)
     channels = CHANNELS.get(base.removesuffix("_bn"), BOTTLENECKS)
     reductions = [32 // 2**i for i in reversed(range(len(channels)))]
     assert [level.channels for level in model.feature_info] == list(channels)
@@ -208,7 +213,7 @@ def test_levels_come_in_the_order_they_are_asked_for():
     [({"output_stride": 8}, [2, 4, 8, 8, 8]), ({"stem": "small"}, [1, 1, 2, 4, 8])],
 )
 def test_levels_of_a_resnet_are_its_stages_whatever_their_strides(options, reductions):
-    model = nnx.eval_shape(lambda: create_model("resnet18_lpf4", features_only=True, **options))
+    model = abstract_model("resnet18_lpf4", features_only=True, **options)
     assert [level.reduction for level in model.feature_info] == reductions
 
 
@@ -240,11 +245,11 @@ def test_weights_of_a_whole_model_are_those_of_its_backbone(tmp_path):
 )
 def test_what_a_backbone_cannot_be_is_said(options, message):
     with pytest.raises(InputError, match=message):
-        nnx.eval_shape(lambda: create_model("resnet18", **options))
+        abstract_model("resnet18", **options)
 
 
 def test_a_backbone_refuses_images_that_are_too_small_or_none():
-    model = nnx.eval_shape(lambda: create_model("resnet18_lpf4", features_only=True))
+    model = abstract_model("resnet18_lpf4", features_only=True)
     with pytest.raises(InputError, match="32x32 pixels are too small for resnet18_lpf4, which"):
         traced(model, 32)
     with pytest.raises(InputError, match="one image needs a batch axis"):

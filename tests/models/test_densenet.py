@@ -10,7 +10,6 @@ from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,
     assert_same_net,
-    logits_shape,
     randomised,
     state_shapes,
     torchvision,
@@ -100,14 +99,3 @@ def test_initial_weights_are_those_of_torch():
     kernel = model.blocks[0][0].conv2.kernel[...]
     np.testing.assert_allclose(kernel.std(), (2 / (128 * 9)) ** 0.5, rtol=0.02)
     assert not model.classifier.bias[...].any()
-
-
-@pytest.mark.parametrize(
-    ("name", "smallest"),
-    [pytest.param("densenet121", 29, marks=pytest.mark.slow), ("densenet121_lpf4", 33)],
-)
-def test_an_image_too_small_is_refused(name, smallest):
-    model = abstract_model(name)
-    assert logits_shape(model, smallest) == (1, 1000)
-    with pytest.raises(ValueError, match="needs at least"):
-        logits_shape(model, smallest - 1)

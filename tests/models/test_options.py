@@ -11,11 +11,12 @@ from aa_flax.models.mobilenet import MobileNetV2
 from aa_flax.models.registry import build
 from aa_flax.models.resnet import Bottleneck, ResNet
 from aa_flax.models.vgg import VGG
+from aa_flax.nn import initializers
 from benchmarks.reference import logits_shape, state_shapes
 
 
 def abstract(name, **options):
-    model = nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options))
+    model = initializers.abstract(lambda rngs: build(name, rngs=rngs, **options))
     model.eval()
     return model
 

@@ -11,7 +11,6 @@ from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,
     assert_same_net,
-    logits_shape,
     randomised,
     reference_net,
     state_shapes,
@@ -103,13 +102,6 @@ def test_features_are_what_the_classifier_averages(rng):
     features = model.forward_features(x)
     assert features.shape == (1, 2, 2, 512)
     np.testing.assert_allclose(model.fc(features.mean((1, 2))), model(x), rtol=1e-6)
-
-
-def test_the_smallest_image_is_35_pixels():
-    model = abstract_model("resnet18_lpf4")
-    assert logits_shape(model, 35) == (1, 1000)
-    with pytest.raises(ValueError, match="too small"):
-        logits_shape(model, 32)
 
 
 @pytest.mark.parametrize(

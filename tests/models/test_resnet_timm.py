@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 from aa_flax import InputError, create_model, preprocess
@@ -68,7 +67,7 @@ def test_maps_of_odd_sides_do_not_fit_average_pools():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_they_are_backbones_without_a_pool_of_choice(name):
-    model = nnx.eval_shape(lambda: create_model(name, features_only=True))
+    model = abstract_model(name, features_only=True)
     assert [level.reduction for level in model.feature_info] == [2, 4, 8, 16, 32]
     with pytest.raises(InputError, match=f"unknown option of {name} 'pool'"):
         abstract_model(name, pool="binomial3")

@@ -17,15 +17,23 @@ SMALLEST = {
     "alexnet_lpf4": 95,
     "vgg11_lpf4": 64,
     "resnet18_lpf4": 35,
+    "densenet121": 29,
     "densenet121_lpf4": 33,
     "mobilenet_v2_lpf4": 33,
     "alexnet": 63,
     "vgg11": 32,
+    "mobilenet_v2": 1,
     "resnet18": 1,
 }
 
 
-@pytest.mark.parametrize(("name", "size"), SMALLEST.items())
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(*item, marks=pytest.mark.slow if "densenet" in item[0] else ())
+        for item in SMALLEST.items()
+    ],
+)
 def test_the_smallest_image_is_found_and_a_smaller_one_names_model_block_and_size(name, size):
     model = abstract_model(name)
     assert smallest_size(model) == size

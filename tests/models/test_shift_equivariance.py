@@ -29,6 +29,7 @@ NETS = {
     "dense, linf": lambda: dense("aps_linf"),
     "dense, behind filters": lambda: dense("aps_lpf3"),
 }
+QUICK = ("basic blocks, l2", "dense, behind filters")
 
 
 def is_rolled(one, other, tolerance) -> bool:
@@ -38,7 +39,12 @@ def is_rolled(one, other, tolerance) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in ("dense, linf",) else ()) for n in NETS],
+    [
+        pytest.param(
+            n, marks=pytest.mark.slow if n in ("dense, linf", "bottlenecks, learned") else ()
+        )
+        for n in NETS
+    ],
 )
 def test_a_rolled_image_gives_the_rolled_features_and_the_same_logits(name, rng):
     net = NETS[name]()

@@ -5,11 +5,11 @@ from flax import nnx
 
 from aa_flax import create_model
 from aa_flax.models.vgg import VGG
+from aa_flax.nn.initializers import initialised
 from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,
     compiled,
-    logits_shape,
     state_shapes,
 )
 
@@ -17,7 +17,7 @@ NAMES = [f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn
 SIZES = ((224, 224), (101, 75))
 
 
-@pytest.mark.slow  # the golden logits of vgg11_bn_lpf4 are not
+@pytest.mark.slow  # the golden logits of vgg11_bn are not
 def test_logits_equal_torch():
     assert_same_as_reference("vgg11_bn_lpf4", *SIZES)
 
@@ -51,17 +51,9 @@ def test_baseline_and_antialiased_have_the_same_state(name):
 
 
 def test_initial_weights_are_those_of_torch():
-    model = VGG((1, 1, 1, 1, 1), num_classes=10, rngs=nnx.Rngs(0))
+    model = initialised(lambda rngs: VGG((1,) * 5, num_classes=10, rngs=rngs), nnx.Rngs(0))
     block = model.stages[0][0]
     np.testing.assert_allclose(block.conv.kernel[...].std(), (2 / (64 * 9)) ** 0.5, rtol=0.05)
     np.testing.assert_allclose(model.fc1.kernel[...].std(), 0.01, rtol=0.01)
     assert not block.conv.bias[...].any()
     assert not model.fc1.bias[...].any()
-
-
-@pytest.mark.parametrize(("name", "smallest"), [("vgg11", 32), ("vgg11_lpf4", 64)])
-def test_an_image_too_small_is_refused(name, smallest):
-    model = abstract_model(name)
-    assert logits_shape(model, smallest) == (1, 1000)
-    with pytest.raises(ValueError, match="needs at least"):
-        logits_shape(model, smallest - 1)

@@ -80,7 +80,7 @@ def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])
-@pytest.mark.parametrize(("numbers", "rows"), [(7, 1), (13, 2)])
+@pytest.mark.parametrize(("numbers", "rows"), [(7, 1), pytest.param(13, 2, marks=pytest.mark.slow)])
 def test_large_images_are_taken_in_strips(monkeypatch, numbers, rows, before):
     monkeypatch.setattr(winograd, "_VALUES", numbers)
     x, kernel = operands((2, 6, 5, 5))

@@ -1,5 +1,6 @@
 """One update: gradients, statistics and metrics of a step, schedules and the optimizer."""
 
+import collections
 import importlib
 
 import jax
@@ -15,7 +16,9 @@ from aa_flax.cli import recipe_names
 from aa_flax.configs import digits_resnet18, imagenet
 from aa_flax.runtime import data_mesh, put_batch
 from aa_flax.training.step import init_state, make_optimizer, make_schedule, make_train_step
+from aa_flax.transform.jaxpr import programs
 from aa_flax.weights.train_state import split_model
+from benchmarks.reference import abstract_model
 from tests.training.tiny import TinyNet
 
 LR = 0.1
@@ -137,6 +140,28 @@ def test_bfloat16_computes_in_half_precision_and_keeps_float32_state(rng):
         assert_close(half.params, full.params, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet18_lpf4", "vgg11_lpf4"])
+def test_in_bfloat16_sums_statistics_and_losses_are_float32(name):
+    model = create_model(name, num_classes=10, dtype=jnp.bfloat16)
+    mesh, optimizer = data_mesh(jax.devices()[:1]), optax.sgd(LR)
+    schedule = optax.constant_schedule(LR)
+    step = make_train_step(
+        model, optimizer, lambda batch: batch["image"], schedule=schedule, mesh=mesh
+    )
+    data = {
+        "image": jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((4,), jnp.int32),
+    }
+    program = jax.make_jaxpr(step)(init_state(model, optimizer, mesh), data)
+    types = collections.defaultdict(set)
+    for part in programs(program.jaxpr):
+        for eqn in part.eqns:
+            types[eqn.primitive.name].add(eqn.outvars[0].aval.dtype.name)
+    assert "bfloat16" in types["aa_flax_kernel"]  # convolutions, blurs
+    for primitive in ("reduce_sum", "exp", "log"):
+        assert types[primitive] - {"int32"} == {"float32"}, primitive
+
+
 def residual_bytes(model, size):
     """What the forward pass of training keeps for the backward pass, counted in the trace."""
     model.train()
@@ -159,7 +184,7 @@ def residual_bytes(model, size):
     ["resnet18_lpf4", "vgg11_bn_lpf4", pytest.param("mobilenet_v2_lpf4", marks=pytest.mark.slow)],
 )
 def test_a_rematerialised_model_keeps_less_than_half_for_the_backward_pass(name):
-    model = nnx.eval_shape(lambda: create_model(name, num_classes=10))
+    model = abstract_model(name, num_classes=10)
     parameters = sum(x.size * 4 for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     whole = residual_bytes(model, 64) - parameters
     model.remat = True

@@ -63,7 +63,7 @@ def relative_difference(a, b):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.slow if n in ("bottleneck", "mobilenet") else ())
+        pytest.param(n, marks=pytest.mark.slow if n in ("bottleneck", "mobilenet", "vgg") else ())
         for n in MODELS
     ],
 )

@@ -23,6 +23,8 @@ from aa_flax.weights.read import read_metadata, read_weights
 from benchmarks.reference import assert_same_net, reference_net, torchvision
 from tests.weights.conftest import NAME, TINY
 
+LARGE = ("resnet101", "resnet152", "densenet161", "densenet169", "densenet201")
+
 
 @pytest.fixture
 def convert():
@@ -176,7 +178,13 @@ def test_folders_without_released_files_are_named(convert, tmp_path):
         convert("--all", tmp_path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("released", registry.released_weights()[:23], ids=lambda r: r.model)
+@pytest.mark.parametrize(
+    "released",
+    [
+        pytest.param(r, id=r.model, marks=pytest.mark.slow if r.model in LARGE else ())
+        for r in registry.released_weights()[:23]
+    ],
+)
 def test_every_model_has_the_published_number_of_parameters(released):
     assert num_parameters(abstract_model(released.model, 1000)) == released.parameters
     assert num_parameters(abstract_model(f"{released.model}_lpf4", 1000)) == released.parameters
