@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxlib import version as jaxlib_version
 from tqdm import tqdm
 
 from aa_flax.errors import InputError, first_line
@@ -161,14 +162,14 @@ def _has_devices() -> bool:
 
 
 def avoid_wrong_fusions() -> None:
-    """Switches off fusions of XLA:CPU in versions where they read wrong rows of large arrays.
+    """Disables fusions of XLA:CPU in versions where they read wrong rows of large arrays.
 
     A product and a sum fused by YNNPACK are wrong in jaxlib 0.10.2, the last for Python 3.11
     (jax#39103), and crash in 0.11.0 as well (jax#39257). Acts before the first computation, and
     leaves the option alone where the user has set it in `XLA_FLAGS`.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if jax.lib.__version__ in _WRONG_FUSIONS and _FUSIONS not in flags:
+    if jaxlib_version.__version__ in _WRONG_FUSIONS and _FUSIONS not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_FUSIONS}="
 
 

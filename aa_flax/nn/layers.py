@@ -97,28 +97,28 @@ def refuse_folded(model: nnx.Module, *, to: str) -> None:
         )
 
 
-def promote_but_bias(arrays: tuple[Array, ...], *, dtype: DTypeLike | None, **_: Any):
+def promote_but_bias(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
     """Promotes as Flax does, with the bias left in its type: its gradient is summed in that.
 
     Broadcast in bfloat16, a bias would have a gradient that is summed over batch and image in it.
     """
     *operands, bias = arrays
-    return (*promote_dtype(tuple(operands), dtype=dtype), bias)
+    return (*promote_dtype(tuple(operands), dtype=dtype, inexact=inexact), bias)
 
 
 class Conv(nnx.Conv):
     """Flax's convolution, with a bias that is added in its own type."""
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w O"]:
-        y = super().__call__(x)
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        y = super().__call__(*args, **kwargs)
         return y if self.dtype is None else y.astype(self.dtype)
 
 
 class Linear(nnx.Linear):
     """Flax's linear layer, with a bias that is added in its own type."""
 
-    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
-        y = super().__call__(x)
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        y = super().__call__(*args, **kwargs)
         return y if self.dtype is None else y.astype(self.dtype)
 
 
