@@ -98,10 +98,7 @@ def refuse_folded(model: nnx.Module, *, to: str) -> None:
 
 
 def promote_but_bias(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
-    """Promotes as Flax does, with the bias left in its type: its gradient is summed in that.
-
-    Broadcast in bfloat16, a bias would have a gradient that is summed over batch and image in it.
-    """
+    """Promotes arrays as Flax does, but for the bias, whose gradient is summed in its own type."""
     *operands, bias = arrays
     return (*promote_dtype(tuple(operands), dtype=dtype, inexact=inexact), bias)
 

@@ -271,14 +271,15 @@ class Checkpoints:
             warnings.simplefilter("ignore", RuntimeWarning)
             hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
             try:
-                return self._checkpointer.load_checkpointables(step, abstract), "", True
-            except Exception as error:  # of many types, from Orbax, tensorstore and json
-                problem, in_reach = root_cause(error), not is_out_of_reach(error)
-                time.sleep(0.5)  # until pending reads have ended
-                gc.collect()
-                return None, problem, in_reach
+                try:
+                    return self._checkpointer.load_checkpointables(step, abstract), "", True
+                except Exception as error:  # of many types, from Orbax, tensorstore and json
+                    problem, in_reach = root_cause(error), not is_out_of_reach(error)
+                    time.sleep(0.5)  # until pending reads have ended
+                gc.collect()  # the error, which refers to the coroutines, is gone
             finally:
                 sys.unraisablehook = hook
+        return None, problem, in_reach
 
     def _set_aside(self, problems: dict[int, str]) -> None:
         """Renames damaged checkpoints, by step, to names that are not in use."""

@@ -43,7 +43,7 @@ FOLDED = {"alexnet": 0, "vgg": 0, "vgg_bn": 8, "basic": 12, "bottleneck": 17, "b
 FOLDED |= {"densenet": 4, "mobilenet": 52}
 
 
-QUICK = ("bottleneck", "densenet")
+QUICK = ("vgg_bn", "bottleneck", "densenet")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_the_smallest_image_is_found_and_a_smaller_one_names_model_block_and_siz
     assert logits_shape(model, size) == (1, 1000)
     if size > 1:
         message = f"{size - 1}x{size - 1} pixels are too small for {name}, .* {size}x{size} or more"
-        with pytest.raises(InputError, match=f"{message}; in its block .*: "):
+        with pytest.raises(InputError, match=f"{message}; in its block .*: .*needs at least"):
             logits_shape(model, size - 1)
 
 

@@ -39,12 +39,7 @@ def is_rolled(one, other, tolerance) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(
-            n, marks=pytest.mark.slow if n in ("dense, linf", "bottlenecks, learned") else ()
-        )
-        for n in NETS
-    ],
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NETS],
 )
 def test_a_rolled_image_gives_the_rolled_features_and_the_same_logits(name, rng):
     net = NETS[name]()

@@ -20,12 +20,12 @@ from benchmarks.photos import originals
 from benchmarks.reference import reference_net
 from tests.training.tiny import tiny_config
 
-STEPS, STEPS_PER_EPOCH, SIZE = 12, 3, 40
+STEPS, STEPS_PER_EPOCH, SIZE = 20, 5, 40
 
 
 @pytest.fixture(scope="module")
 def config():
-    """The recipe of ResNet-18, in short: a step of the rate after half of the updates."""
+    """The recipe of ResNet-18, in short: a step of the rate after half of the twenty updates."""
     config = resnet18_lpf4.get_config()
     config.num_epochs = STEPS // STEPS_PER_EPOCH
     config.data.crop_size = SIZE
@@ -118,7 +118,7 @@ def our_losses(config, photos):
     return losses
 
 
-def test_training_follows_the_originals_loss(torchs_run, our_losses):
+def test_twenty_steps_follow_the_originals_loss(torchs_run, our_losses):
     expected, before, _ = torchs_run
     model = load_torch_state_dict(create_model("resnet18_lpf4", num_classes=16), before)
     np.testing.assert_allclose(our_losses(model), expected, rtol=1e-3)
