@@ -74,9 +74,9 @@ def train_epochs(
         done, within = divmod(int(state.step), steps)
         where = f"step {within} after epoch {done}" if within else f"epoch {done}"
         log_line(f"continuing after {where} of {num_epochs}")
-    log = RunLog(folder.path, folder.config, int(state.step))
     folder.claim()  # not earlier: a run that cannot be restored must not change the folder
     batches = batches_from(int(state.step))
+    log = RunLog(folder.path, folder.config, int(state.step))
     with stop.interruptible(False), log:
         for epoch in range(first_epoch, num_epochs + 1):
             began, first_step = time.perf_counter(), int(state.step)

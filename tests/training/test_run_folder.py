@@ -30,8 +30,6 @@ from aa_flax.weights import save_load as weights_files
 from aa_flax.weights.checkpoints import Record
 from tests.training.tiny import fake_wandb, short_config, tiny_config
 
-# Orbax leaves writes pending when one of them fails.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 quick = pytest.mark.usefixtures("no_final_evaluation")
 
 
