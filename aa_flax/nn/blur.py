@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
 from aa_flax.ops import blur_pool, blur_upsample, max_pool
-from aa_flax.ops.blur import check_options
+from aa_flax.ops.blur import FilterSize, check_options
 from aa_flax.ops.lowpass import Padding
 from aa_flax.ops.upsample import Gain, check_gain
 
@@ -33,11 +33,12 @@ class BlurPool(nnx.Module):
         (2, 28, 28, 64)
     """
 
+    filter_size: FilterSize
     padding: Padding
 
     def __init__(
         self,
-        filter_size: int | Sequence[int] = 4,
+        filter_size: FilterSize = 4,
         stride: int | Sequence[int] = 2,
         padding: Padding = "reflect",
         pad_offset: int = 0,
@@ -45,7 +46,7 @@ class BlurPool(nnx.Module):
     ):
         options = check_options(filter_size, stride, padding, pad_offset)
         self.filter_size, self.stride, self.padding, self.pad_offset = options
-        if others or np.max(self.filter_size) > _MOST_TAPS:
+        if others or (self.filter_size != "auto" and np.max(self.filter_size) > _MOST_TAPS):
             given = ", ".join(others) or f"filter_size={self.filter_size}"
             raise InputError(
                 f"BlurPool takes (filter_size, stride, padding, pad_offset), a filter_size of at "
@@ -70,11 +71,12 @@ class BlurUpsample(nnx.Module):
         (1, 9, 7, 3)
     """
 
+    filter_size: FilterSize
     padding: Padding
 
     def __init__(
         self,
-        filter_size: int | Sequence[int] = 4,
+        filter_size: FilterSize = 4,
         stride: int | Sequence[int] = 2,
         padding: Padding = "reflect",
         pad_offset: int = 0,
@@ -110,7 +112,7 @@ class MaxBlurPool(nnx.Module):
     def __init__(
         self,
         window: int = 2,
-        filter_size: int = 4,
+        filter_size: FilterSize = 4,
         stride: int = 2,
         padding: Padding = "reflect",
         window_padding: int = 0,

@@ -10,7 +10,13 @@ from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
 from aa_flax.ops import conv_general_dilated
-from aa_flax.ops.blur import binomial_taps, check_options, one_for_each_axis, padding_widths
+from aa_flax.ops.blur import (
+    binomial_taps,
+    check_options,
+    one_for_each_axis,
+    one_or_several,
+    padding_widths,
+)
 from aa_flax.ops.filters import Taps, filter_pool, gaussian_taps, ideal_pool, kaiser_taps
 from aa_flax.ops.lowpass import PAD_MODE, Padding
 from aa_flax.ops.padding import given_padding, is_circular
@@ -124,7 +130,8 @@ class LearnedPool(nnx.Module):
     def __init__(
         self, filter_size: int = 3, stride: int = 2, padding: Padding = "reflect", *, features: int
     ):
-        size, step, self.padding, _ = check_options(filter_size, stride, padding, 0)
+        size = one_or_several("filter_size", filter_size)
+        _, step, self.padding, _ = check_options(1, stride, padding, 0)
         if not (isinstance(size, int) and isinstance(step, int)):
             raise InputError("a learned filter is square: give one filter_size and one stride")
         self.filter_size, self.stride = size, step

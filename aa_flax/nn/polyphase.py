@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from aa_flax.errors import InputError, choice, real
 from aa_flax.nn.layers import conv2d
 from aa_flax.ops import blur_pool, circular_padding
-from aa_flax.ops.blur import check_options
+from aa_flax.ops.blur import check_options, one_or_several
 from aa_flax.ops.lowpass import Padding
 from aa_flax.ops.polyphase import Choice, mix_phases, polyphase, take_phase, upsample_phase
 
@@ -70,8 +70,8 @@ class AdaptivePool(PhasePool):
         filter_size: int | Sequence[int] = 1,
         padding: Padding = "reflect",
     ):
-        options = check_options(filter_size, stride, padding, 0)
-        self.filter_size, self.stride, self.padding, _ = options
+        self.filter_size = one_or_several("filter_size", filter_size)
+        _, self.stride, self.padding, _ = check_options(1, stride, padding, 0)
         self.norm: Norm = choice("norm", norm, Norm)
 
     def choose(self, x: Float[Array, "N *spatial C"]) -> Int[Array, " N"]:

@@ -3,29 +3,70 @@
 A strided layer keeps every `stride`-th value of a signal without limiting its frequencies first, so
 its output changes when the input moves by one pixel. BlurPool convolves with a binomial filter (a
 normalised row of Pascal's triangle) and subsamples in one step.
+
+The binomial filter of k taps has the gain cos(pi / 2s)^(k - 1) at the Nyquist frequency of a signal
+subsampled by s: 0.35 for 4 taps at stride 2, but 0.79 at stride 4 and 0.99 at stride 16. The filter
+`auto` grows with the stride: three means of s pixels one after the other, which is [1, 3, 3, 1] / 8
+at stride 2. Its 3s - 2 taps have the gain (s sin(pi / 2s))^-3, from 0.35 down to (2 / pi)^3 = 0.26,
+and no gain at the multiples of the new sampling rate, which would alias to constants.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from math import comb
 from operator import index
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, choice, integer
-from aa_flax.ops.lowpass import Axis, Geometry, Implementation, Padding, check_sizes, subsampled
+from aa_flax.ops.lowpass import (
+    Axis,
+    Geometry,
+    Implementation,
+    Padding,
+    check_sizes,
+    nyquist_gain,
+    subsampled,
+)
 from aa_flax.ops.padding import is_circular
 
 Taps = tuple[float, ...]
+FilterSize = int | Sequence[int] | Literal["auto"]
+
+_WEAK = 0.5  # a gain above, at the new Nyquist frequency
 
 
 def binomial_taps(filter_size: int) -> np.ndarray:
     """Returns the binomial filter, a row of Pascal's triangle over its sum: `[1, 3, 3, 1] / 8`."""
     return np.array([comb(filter_size - 1, i) / 2 ** (filter_size - 1) for i in range(filter_size)])
+
+
+@lru_cache(maxsize=256)
+def filter_taps(filter_size: int | Literal["auto"], stride: int) -> Taps:
+    """Returns the filter of a blur along one axis: the binomial one, or the one that fits a stride.
+
+    That is three means of `stride` pixels one after the other: 3 * stride - 2 taps.
+    """
+    if filter_size != "auto":
+        return tuple(binomial_taps(filter_size).tolist())
+    mean = np.full(stride, 1 / stride)
+    return tuple(np.convolve(np.convolve(mean, mean), mean).tolist())
+
+
+def weakness(taps: Taps, stride: int) -> str:
+    """Returns what is left to alias, if a filter passes more than half of it; else nothing."""
+    gain = float(nyquist_gain(np.array(taps), stride))
+    if stride == 1 or gain <= _WEAK:
+        return ""
+    return (
+        f"filter_size={len(taps)} passes {gain:.0%} of the Nyquist frequency of stride {stride}; "
+        "'auto' fits the stride"
+    )
 
 
 def padding_widths(filter_size: int, pad_offset: int = 0) -> tuple[int, int]:
@@ -35,7 +76,7 @@ def padding_widths(filter_size: int, pad_offset: int = 0) -> tuple[int, int]:
 
 def blur_pool(
     x: Float[Array, "N *spatial C"],
-    filter_size: int | Sequence[int] = 4,
+    filter_size: FilterSize = 4,
     stride: int | Sequence[int] = 2,
     padding: Padding = "reflect",
     pad_offset: int = 0,
@@ -49,7 +90,9 @@ def blur_pool(
 
     Args:
         x: `(N, L, C)`, `(N, H, W, C)` or `(N, D, H, W, C)`, channels last, floating point.
-        filter_size: taps of the binomial filter, 1 or more; one number, or one for each axis.
+        filter_size: taps of the binomial filter, 1 or more; one number, or one for each axis. Or
+            `auto`, a filter of 3 * stride - 2 taps along each axis: 4 at stride 2, the same as the
+            binomial one, 10 at stride 4; none along an axis of stride 1.
         stride: subsampling factor, 1 or more; one number, or one for each axis.
         padding: `reflect` (the edge not repeated), `replicate` (the edge repeated), `zero` or
             `circular`.
@@ -61,6 +104,8 @@ def blur_pool(
 
     Returns:
         The same type as `x`; each spatial axis has `ceil((N + 2 * pad_offset) / stride)` values.
+
+    Warns of a filter that passes more than half of the Nyquist frequency of a stride above 2.
 
     Source: Zhang, ICML 2019, Sec. 3.1.
 
@@ -74,13 +119,18 @@ def blur_pool(
     """
     options = check_options(filter_size, stride, padding, pad_offset)
     check_map(x)
-    return subsampled(x, geometry_of(x.shape[1:-1], options), implementation)
+    geometry = geometry_of(x.shape[1:-1], options)
+    for axis in geometry:
+        if axis.stride > 2 and (weak := weakness(axis.taps, axis.stride)):
+            warnings.warn(f"blur_pool hardly filters: {weak}", stacklevel=2)
+            break
+    return subsampled(x, geometry, implementation)
 
 
 class Options(NamedTuple):
     """Checked options of `blur_pool`; numbers are Python's, one or one for each axis."""
 
-    filter_size: int | tuple[int, ...]
+    filter_size: int | tuple[int, ...] | Literal["auto"]
     stride: int | tuple[int, ...]
     padding: Padding
     pad_offset: int
@@ -89,15 +139,17 @@ class Options(NamedTuple):
 def check_options(filter_size, stride, padding, pad_offset) -> Options:
     """Checks the options of `blur_pool` and converts integers of any kind to Python's."""
     choice("padding", padding, Padding)
+    is_auto = isinstance(filter_size, str) and filter_size == "auto"
     return Options(
-        _integers("filter_size", filter_size, least=1),
-        _integers("stride", stride, least=1),
+        "auto" if is_auto else one_or_several("filter_size", filter_size),
+        one_or_several("stride", stride),
         padding,
         _integer("pad_offset", pad_offset, least=0),
     )
 
 
-def _integers(name: str, value, *, least: int) -> int | tuple[int, ...]:
+def one_or_several(name: str, value, *, least: int = 1) -> int | tuple[int, ...]:
+    """Returns one integer, or one for each axis, from those of any kind."""
     several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
     if several and getattr(value, "ndim", 1):
         return tuple(_integer(name, number, least=least) for number in value)
@@ -113,7 +165,7 @@ def _integer(name: str, value, *, least: int) -> int:
 
 def one_for_each_axis(name: str, value, dims: int) -> tuple[int, ...]:
     """Returns one integer of at least 1 for each of `dims` axes, from one or as many."""
-    values = _integers(name, value, least=1)
+    values = one_or_several(name, value)
     values = (values,) * dims if isinstance(values, int) else values
     if len(values) != dims:
         raise InputError(f"{name} {values} has {len(values)} entries for {dims} spatial axes")
@@ -122,9 +174,12 @@ def one_for_each_axis(name: str, value, dims: int) -> tuple[int, ...]:
 
 def geometry_of(sizes: Sequence[int], options: Options) -> Geometry:
     """Returns the filter of each axis for `blur_pool` on maps of those sizes."""
-    taps = one_for_each_axis("filter_size", options.filter_size, len(sizes))
-    widths = [padding_widths(k, options.pad_offset) for k in taps]
-    return filter_geometry(sizes, map(_taps, taps), options.stride, options.padding, widths)
+    size, dims = options.filter_size, len(sizes)
+    strides = one_for_each_axis("stride", options.stride, dims)
+    each = (size,) * dims if size == "auto" else one_for_each_axis("filter_size", size, dims)
+    taps = [filter_taps(k, s) for k, s in zip(each, strides, strict=True)]
+    widths = [padding_widths(len(filter), options.pad_offset) for filter in taps]
+    return filter_geometry(sizes, taps, strides, options.padding, widths)
 
 
 def filter_geometry(
@@ -139,11 +194,6 @@ def filter_geometry(
     )
     check_sizes(geometry)
     return geometry
-
-
-@lru_cache(maxsize=64)
-def _taps(filter_size: int) -> Taps:
-    return tuple(binomial_taps(filter_size).tolist())
 
 
 def check_map(x) -> None:

@@ -53,6 +53,15 @@ class Axis(NamedTuple):
 Geometry = tuple[Axis, ...]
 
 
+def nyquist_gain(taps: np.ndarray, stride: float) -> np.ndarray:
+    """Returns the gain of filters (columns) at the lowest frequency that a stride aliases.
+
+    That is pi / stride radians per pixel, the Nyquist frequency of the subsampled signal.
+    """
+    wave = np.exp(1j * np.pi / stride * np.arange(len(taps)))
+    return np.abs(wave @ taps) / np.maximum(np.abs(np.sum(taps, 0)), 1e-12)
+
+
 def check_sizes(geometry: Geometry) -> None:
     """Raises an InputError if an axis is too short for its padding."""
     for axis in geometry:

@@ -98,7 +98,10 @@ def upsample_phase(
     """
     strides = one_for_each_axis("stride", stride, y.ndim - 2)
     x = put_phase(y, choice, strides, upsampled_size(y.shape[1:-1], size, strides))
-    return x if filter_size == 1 else prod(strides) * blur_pool(x, filter_size, 1, padding)
+    if filter_size == 1:
+        return x
+    sizes = one_for_each_axis("filter_size", filter_size, len(strides))
+    return prod(strides) * blur_pool(x, sizes, 1, padding)
 
 
 def _split(x: Array, stride: Stride) -> tuple[Array, tuple[int, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, real
-from aa_flax.ops.blur import check_map, check_options, geometry_of, one_for_each_axis
+from aa_flax.ops.blur import FilterSize, check_map, check_options, geometry_of, one_for_each_axis
 from aa_flax.ops.lowpass import Geometry, Implementation, Padding, matrix, spread
 
 Gain = Literal["stride", "constant"] | float
@@ -22,7 +22,7 @@ Gain = Literal["stride", "constant"] | float
 
 def blur_upsample(
     x: Float[Array, "N *spatial C"],
-    filter_size: int | Sequence[int] = 4,
+    filter_size: FilterSize = 4,
     stride: int | Sequence[int] = 2,
     padding: Padding = "reflect",
     pad_offset: int = 0,

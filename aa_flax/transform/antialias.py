@@ -2,6 +2,7 @@
 
 max pool, stride s           ->  max pool, stride 1  -  blur, stride s
 convolution, stride s        ->  convolution, stride 1  -  ...  -  nonlinearity  -  blur, stride s
+                             or  blur, stride 1  -  convolution, stride s, before no nonlinearity
 1x1 convolution, stride s    ->  blur, stride s  -  1x1 convolution
 average pool, stride s       ->  blur, stride s
 slice, stride s              ->  blur, stride s
@@ -20,7 +21,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from functools import update_wrapper
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ from aa_flax.ops.blur import Padding
 # Their rules. `pointwise` is before `windows`: a reshape that a waiting stride passes is no pool.
 from aa_flax.transform import calls, convolutions, pointwise, windows  # noqa: F401
 from aa_flax.transform.constants import left_alone
-from aa_flax.transform.decisions import Options
+from aa_flax.transform.decisions import Options, Place, Stem
 from aa_flax.transform.interpreter import Interpreter
 from aa_flax.transform.jaxpr import opened, programs
 from aa_flax.transform.sites import Report, Site
@@ -62,13 +63,14 @@ class Antialias:
     def __call__(
         self,
         f: Callable[_P, _R],
-        filter_size: int = 4,
+        filter_size: int | Literal["auto"] = "auto",
         *,
         padding: Padding = "reflect",
         pool: str | PoolFactory | None = None,
-        where: Callable[[Site], bool] | None = None,
+        where: Callable[[Site], bool | Place] | None = None,
         min_channels: int = 4,
-        before: bool = False,
+        stem: Stem = "leave",
+        before: bool | None = None,
     ) -> "Antialiased[_P, _R]":
         """Returns a function that computes what `f` does, with every subsampling antialiased.
 
@@ -76,8 +78,9 @@ class Antialias:
         model of Flax (NNX or Linen), Equinox or Haiku, or a plain function. Where `f` subsamples,
         the new function low-pass filters first, as the paper's models do: a strided max pool
         becomes a dense maximum and a blur; a strided convolution runs densely and its stride waits
-        until after the nonlinearity, where it blurs; a strided 1x1 convolution, an average pool or
-        a strided slice becomes or follows a blur. Parameters are the same, so trained weights can
+        until after the nonlinearity, where it blurs, or reads a blurred map where no nonlinearity
+        follows; a strided 1x1 convolution, an average pool or a strided slice becomes or follows a
+        blur. Parameters are the same, so trained weights can
         be used.
 
         It can be differentiated, jitted, vectorized, called within `lax.scan` and so on, but
@@ -87,15 +90,24 @@ class Antialias:
         Args:
             f: any function of arrays (in any pytrees), which JAX can trace. Arguments that are not
                 arrays (a flag `train=True`) are passed on unchanged.
-            filter_size: taps of every BlurPool.
+            filter_size: taps of every blur. `auto`, the default, is 4 at stride 2 and grows with
+                the stride, as in `aa_flax.blur_pool`.
             padding: how the blur continues maps at the border, as in `aa_flax.blur_pool`.
             pool: what subsamples instead of BlurPool: a name of `aa_flax.list_pools()` or a
                 function `stride -> module`, without weights.
-            where: a function from a `Site` to whether it is antialiased; default: all are.
-            min_channels: convolutions of fewer input channels keep their stride. By default those
-                of images (grey or RGB), since a dense stem costs four times as much; 0: none.
-            before: blur before strided convolutions, which keep their stride, instead of after the
-                nonlinearity: cheaper, and less than the paper does.
+            where: a function from a `Site` to whether it is antialiased; default: all are. For a
+                convolution it may return `before` or `after`: the place of the blur, as in
+                `before`, also for a stem.
+            min_channels: convolutions of fewer input channels are stems. By default those of images
+                (grey or RGB), patch embeddings among them; 0: none.
+            stem: what happens to stems. `leave`: they keep their stride, as in the paper's models;
+                `blur`: they read a blurred image, which costs little; `dense`: as other
+                convolutions, which costs the stem stride**2 times as much.
+            before: where strided convolutions are blurred. True: before them, and they keep their
+                stride, which is cheap; False: after the nonlinearity, as in the paper. Default:
+                after, but before where no nonlinearity follows until something combines positions
+                (another convolution, the sum of a residual block): there both orders are the same
+                but for the border. 1x1 convolutions are blurred before.
 
         Returns:
             The new function. It is traced at every call, so jit it.
@@ -107,7 +119,8 @@ class Antialias:
         """
         if not callable(f):
             raise InputError(f"antialias takes a function, got a {type(f).__name__}")
-        return Antialiased(f, Options(filter_size, padding, pool, where, min_channels, before))
+        options = Options(filter_size, padding, pool, where, min_channels, stem, before)
+        return Antialiased(f, options)
 
     def report(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
         """Reports what `antialias` does to `f` at these arguments: every site that subsamples.
@@ -131,8 +144,12 @@ class Antialiased(Generic[_P, _R]):
         update_wrapper(self, f, updated=())
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        traced, run = _Traced(self.function, args, kwargs), Interpreter(self.options)
+        traced = _Traced(self.function, args, kwargs)
+        run = traced.interpreter(self.options)
         outputs, report = traced.run(run, traced.arrays), run.report()
+        weak = [row for row in report.antialiased if "hardly filters" in row.reason]
+        if weak:
+            warnings.warn(f"antialias at {weak[0].site.layer}: {weak[0].reason}", stacklevel=2)
         if not report.antialiased:
             name = getattr(self.function, "__name__", type(self.function).__name__)
             found = "no strided convolution, pool or slice in it"
@@ -145,7 +162,8 @@ class Antialiased(Generic[_P, _R]):
 
     def report(self, *args: _P.args, **kwargs: _P.kwargs) -> Report:
         """Reports what is done at each site: see `antialias.report`."""
-        traced, run = _Traced(self.function, args, kwargs), Interpreter(self.options)
+        traced = _Traced(self.function, args, kwargs)
+        run = traced.interpreter(self.options)
         jax.eval_shape(lambda arrays: traced.run(run, arrays), traced.arrays)
         return run.report()
 
@@ -171,6 +189,13 @@ class _Traced:
         with definitions():
             self._program = jax.make_jaxpr(flat)(*self.arrays)
         _check_no_gradients(self._program.jaxpr)
+
+    def interpreter(self, options: Options) -> Interpreter:
+        """Returns the interpreter of a run, which knows the sites that no nonlinearity follows."""
+        first = Interpreter(options)
+        if options.before is None and options.pool is None:
+            jax.eval_shape(lambda arrays: self.run(first, arrays), self.arrays)
+        return Interpreter(options, linear=frozenset(first.unactivated - first.activated))
 
     def run(self, run: Interpreter, arrays: list[Any]) -> list[Any]:
         named = zip(arrays, self._names, strict=True)

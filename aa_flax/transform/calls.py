@@ -158,7 +158,7 @@ def _pointwise_outputs(
     if not any(isinstance(v, Pending) for v in inputs):
         return None
     found: list[Value] = []
-    trial = replace(inner, rows=dict(inner.rows), alike=True)  # whose rows are dropped
+    trial = replace(inner, rows=dict(inner.rows), unactivated=set(), activated=set(), alike=True)
 
     def run(arrays: list[Any]) -> None:
         found[:] = trial.run(jaxpr, consts, list(map(wrapped, inputs, arrays)))

@@ -15,6 +15,7 @@ from jax.errors import InconclusiveDimensionOperation
 from jax.extend.core import Literal
 
 from aa_flax.errors import InputError
+from aa_flax.ops.lowpass import nyquist_gain
 from aa_flax.transform.jaxpr import Rules, bind, producers, sub_jaxprs
 from aa_flax.transform.sites import (
     Row,
@@ -26,6 +27,7 @@ from aa_flax.transform.sites import (
     pooled_by_reshape,
     site_of,
 )
+from aa_flax.transform.values import regrouped
 
 # Gains at the lowest frequency that aliases; that of two equal taps with stride 2 is 0.71.
 _MOST_OF_FILTERS = 0.8  # BlurPool of 4 taps with stride 4 has 0.79
@@ -95,13 +97,6 @@ class _Program:
         return self.values.get(variable)
 
 
-def _gain(taps: np.ndarray, stride: float) -> np.ndarray:
-    """Returns the gain of filters (columns) at the lowest frequency that a stride aliases."""
-    # Half the new sampling rate, pi / stride in radians per pixel.
-    wave = np.exp(1j * np.pi / stride * np.arange(len(taps)))
-    return np.abs(wave @ taps) / np.maximum(np.abs(taps.sum(0)), 1e-12)
-
-
 def _filters(program: _Program, eqn: Any, strides: Sequence[int]) -> bool:
     """Checks whether a convolution low-pass filters every channel alike for those strides."""
     if is_blur(eqn):
@@ -116,7 +111,7 @@ def _filters(program: _Program, eqn: Any, strides: Sequence[int]) -> bool:
     # The filter's response along one axis, at frequency 0 along all others.
     taps = (filters[0].sum(tuple(j for j in axes if j != i)) for i in axes)
     pairs = zip(taps, strides, strict=True)
-    return all(s == 1 or _gain(t, s) <= _MOST_OF_FILTERS for t, s in pairs)
+    return all(s == 1 or nyquist_gain(t, s) <= _MOST_OF_FILTERS for t, s in pairs)
 
 
 @_rule("conv_general_dilated")
@@ -196,11 +191,36 @@ def _resize(program: _Program, eqn: Any) -> tuple[Site, str] | None:
     # Weights at the border are normalized over fewer pixels, so the gain is that of the middle.
     inside = matrix[:, after // 4 : after - after // 4]
     reason = "an interpolation that aliases is left as it is: resize with antialias=True"
-    if _gain(inside, before / after).max() <= _MOST_OF_RESIZES:
+    if nyquist_gain(inside, before / after).max() <= _MOST_OF_RESIZES:
         reason = "it filters what it resizes: antialiased already"
     taps = int((np.abs(inside) > 1e-6).sum(0).max())
     layer, strides = program.layer(eqn), (round(before / after),)
     return site_of(eqn, layer, "resize", strides, (taps,), source=source), reason
+
+
+@_rule("reshape")
+def _space_to_depth(program: _Program, eqn: Any) -> tuple[Site, str] | None:
+    """Pixels that become channels by reshape, transpose and reshape: patches, patch merging."""
+    moved = program.producers.get(eqn.invars[0])
+    if moved is None or moved.primitive.name != "transpose":
+        return None
+    split = program.producers.get(moved.invars[0])
+    if split is None or split.primitive.name != "reshape":
+        return None
+    source, order = split.invars[0], moved.params["permutation"]
+    shapes = [v.aval.shape for v in (source, split.outvars[0], moved.outvars[0], eqn.outvars[0])]
+    if not all(isinstance(n, int) for shape in shapes for n in shape):
+        return None
+    pairs = [right for left, right in regrouped(*shapes[:2]) or () if len(left) < len(right) == 2]
+    outer, inner = ({order.index(pair[i]) for pair in pairs} for i in (0, 1))
+    merged = [set(left) for left, right in regrouped(*shapes[2:]) or () if len(right) == 1]
+    if len(pairs) < 2 or not any(inner < axes and not outer & axes for axes in merged):
+        return None
+    strides = tuple(shapes[1][inner] for _, inner in pairs)
+    reason = "it drops nothing, but the layer that reads it aliases: blur the map before, stride 1"
+    return site_of(
+        eqn, program.layer(eqn), "space to depth", strides, strides, source=source
+    ), reason
 
 
 @_rule("reduce_sum", "reduce_max")

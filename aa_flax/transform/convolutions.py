@@ -1,7 +1,8 @@
 """Rules for strided convolutions.
 
-A convolution runs densely and its stride waits until after the nonlinearity (a `Pending` map). A
-1x1 convolution commutes with a blur, so the cheaper order is blur first.
+A convolution runs densely and its stride waits until after the nonlinearity (a `Pending` map).
+Convolution and blur commute, but for the border, so where no nonlinearity follows the cheaper order
+is blur first: a 1x1 convolution then reads the subsampled map, any other keeps its stride.
 """
 
 from dataclasses import replace
@@ -30,11 +31,11 @@ def convolution(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
         return [_convolve(eqn, x, kernel)]
     site = replace(site, channels=(site.channels or 0) // ensemble_size(run.jaxpr, eqn))
     by_axis = zip(site.strides, site.window, eqn.params["padding"], strict=True)
+    pointwise = all(size == 1 and pads == (0, 0) for stride, size, pads in by_axis if stride > 1)
+    place = run.options.place(site, pointwise=pointwise, linear=run.key(eqn) in run.linear)
     rewrite = _blurred_after
-    if run.options.before:
-        rewrite = _blurred_before
-    elif all(size == 1 and padding == (0, 0) for stride, size, padding in by_axis if stride > 1):
-        rewrite = _blurred_first
+    if place == "before":
+        rewrite = _blurred_first if pointwise else _blurred_before
     rewritten = run.attempt(eqn, site, lambda: rewrite(run, eqn, site, x, kernel))
     return rewritten or [_convolve(eqn, x, kernel)]
 
@@ -73,10 +74,9 @@ def _blurred_first(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Arr
 
 
 def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Array:
-    """The strided convolution of a blurred map: cheap, and not where the paper puts the blur."""
+    """The strided convolution of a blurred map."""
     roles = _roles(eqn.params["dimension_numbers"].lhs_spec)
-    dense = replace(site, strides=(1,) * len(site.strides), output_shape=x.shape)
-    sampler = run.sampler(eqn, dense, x, x.shape, roles)
+    sampler = run.sampler(eqn, site, x, x.shape, roles, keeps=True)
     run.record(eqn, site, done="blur with stride 1, then as it was", extra=sampler.flops(x.shape))
     return _convolve(eqn, on_channels_last(sampler, x, roles), kernel)
 

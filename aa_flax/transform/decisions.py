@@ -1,4 +1,4 @@
-"""Decides which sites are antialiased, and by which pool.
+"""Decides which sites are antialiased, where, and by which pool.
 
 `Options.reasons_against` lists why a site is left alone. A rule that cannot rewrite one, or a pool
 that cannot sample it, raises `Refused` with its reason.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from operator import mod
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,19 @@ from flax import nnx
 from jax.errors import InconclusiveDimensionOperation
 from jaxtyping import Array
 
-from aa_flax.errors import InputError, boolean, first_line, integer
+from aa_flax.errors import InputError, boolean, choice, first_line, integer
 from aa_flax.nn.blur import BlurPool
+from aa_flax.nn.filters import FilterPool
 from aa_flax.nn.pool_registry import PoolFactory, decide, make_pool, pool_factory, subsample
-from aa_flax.ops.blur import Padding, check_options
+from aa_flax.ops.blur import Padding, Taps, check_options, filter_taps, weakness
 from aa_flax.transform.sites import Site
 
 _Shape = tuple[int, ...]
+
+Place = Literal["before", "after"]  # of the blur: the convolution, or the nonlinearity
+Stem = Literal["leave", "blur", "dense"]
+
+_ONLY_BLURS = "only BlurPool filters without subsampling; leave out pool"
 
 
 class Refused(Exception):
@@ -63,42 +69,80 @@ class Sampler:
 class Options:
     """The options of `antialias`, checked."""
 
-    filter_size: int
+    filter_size: int | Literal["auto"]
     padding: Padding
     pool: str | PoolFactory | None
-    where: Callable[[Site], bool] | None
+    where: Callable[[Site], bool | Place] | None
     min_channels: int
-    before: bool
+    stem: Stem
+    before: bool | None
 
     def __post_init__(self):
         check_options(self.filter_size, 2, self.padding, 0)
-        integer("filter_size", self.filter_size, least=1)  # and not one for each axis
+        if self.filter_size != "auto":
+            integer("filter_size", self.filter_size, least=1)  # and not one for each axis
         integer("min_channels", self.min_channels, least=0)
-        boolean("before", self.before)
+        choice("stem", self.stem, Stem)
+        if self.before is not None:
+            boolean("before", self.before)
         if self.where is not None and not callable(self.where):
             raise InputError(
                 f"where must be a function from a Site to True or False, got {self.where!r}"
             )
-        if self.before and self.pool is not None:
-            raise InputError(
-                "before=True blurs without subsampling, which only BlurPool does: leave out pool"
-            )
+        if (self.before or self.stem == "blur") and self.pool is not None:
+            asked = "before=True" if self.before else "stem='blur'"
+            raise InputError(f"{asked}: {_ONLY_BLURS}")
         if self.pool is not None and self.padding != "reflect":
             raise InputError(
                 "padding is an option of BlurPool: leave it out, or give a factory that sets it"
             )
         pool_factory(None, self.pool)  # refuses an unknown pool
 
+    def place(self, site: Site, *, pointwise: bool, linear: bool) -> Place:
+        """Returns where the blur of a convolution goes.
+
+        Args:
+            pointwise: its window is one pixel.
+            linear: no nonlinearity follows before something that combines positions.
+        """
+        asked = self._asked(site)
+        if isinstance(asked, str):
+            return asked
+        if self._is_stem(site) and not pointwise:
+            return "before" if self.stem == "blur" else "after"
+        fits = linear and self.pool is None
+        return "before" if pointwise or (fits if self.before is None else self.before) else "after"
+
+    def _asked(self, site: Site) -> bool | Place:
+        asked = True if self.where is None else self.where(site)
+        if isinstance(asked, str) and asked not in get_args(Place):
+            raise InputError(f"where must return True, False, 'before' or 'after', got {asked!r}")
+        if asked == "before" and self.pool is not None:
+            raise InputError(f"where returned 'before': {_ONLY_BLURS}")
+        return asked
+
+    def _is_stem(self, site: Site) -> bool:
+        return site.channels is not None and site.channels < self.min_channels
+
+    def taps(self, strides: _Shape) -> list[Taps]:
+        """Returns the blur's filter of each axis at those strides."""
+        return [filter_taps(self.filter_size, stride) for stride in strides]
+
+    def weakness(self, strides: _Shape) -> str:
+        """Returns what the blur leaves to alias at those strides, if that is more than half."""
+        found = (weakness(*pair) for pair in zip(self.taps(strides), strides, strict=True))
+        return next(filter(None, found), "") if self.pool is None else ""
+
     def reasons_against(self, site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:
         """Yields why a site should not be antialiased, or cannot; the first reason is reported."""
-        params, dtype = eqn.params, eqn.invars[0].aval.dtype
+        params, dtype, asked = eqn.params, eqn.invars[0].aval.dtype, self._asked(site)
         dilated = max(params.get("base_dilation", ()), default=1) > 1
-        if site.channels is not None and site.channels < self.min_channels:
+        if self._is_stem(site) and self.stem == "leave" and not isinstance(asked, str):
             yield (
                 f"its input has {site.channels} channels, fewer than "
-                f"min_channels={self.min_channels}"
+                f"min_channels={self.min_channels}; stem='blur' or 'dense' antialiases it"
             )
-        if self.where is not None and not self.where(site):
+        if not asked:
             yield "where said no"
         if site.kind == "convolution":
             if max(params["lhs_dilation"]) > 1:
@@ -118,12 +162,17 @@ class Options:
         if not jnp.issubdtype(dtype, jnp.floating):
             yield f"{dtype} values have no mean"
 
-    def sampler(self, strides: _Shape, dense: _Shape, sampled: _Shape, dtype: Any) -> Sampler:
-        """Returns the pool for maps of shape `dense` and results `sampled`, `(N, *spatial, C)`."""
-        factory = pool_factory(None, self.pool)
+    def sampler(
+        self, strides: _Shape, dense: _Shape, sampled: _Shape, dtype: Any, *, keeps: bool = False
+    ) -> Sampler:
+        """Returns the pool for maps of shape `dense` and results `sampled`, `(N, *spatial, C)`.
+
+        One that `keeps` all pixels only filters them, for those strides.
+        """
+        factory, filters = pool_factory(None, self.pool), self.taps(strides)
         try:
             if factory is None:
-                pool = BlurPool(self.filter_size, strides, self.padding)
+                pool = FilterPool(filters, 1 if keeps else strides, self.padding)
             elif len(set(strides)) > 1:
                 raise ValueError(f"it takes one stride for all axes, not {strides}")
             else:
@@ -144,8 +193,9 @@ class Options:
             )
         if found != sampled:
             raise Refused(f"the pool makes {found} of {dense}, not {sampled}")
-        taps = pool.filter_size if isinstance(pool, BlurPool) else self.filter_size
-        return Sampler(pool, taps ** len(strides) if isinstance(taps, int) else prod(taps))
+        if isinstance(pool, BlurPool):
+            filters = [filter_taps(pool.filter_size, stride) for stride in strides]
+        return Sampler(pool, prod(map(len, filters)))
 
 
 def _reasons_against_average(options: Options, site: Site) -> Iterator[str]:
@@ -154,11 +204,9 @@ def _reasons_against_average(options: Options, site: Site) -> Iterator[str]:
     pooled = [out for size, out in pairs if size != out or size == 1]
     if pooled and all(size == 1 for size in pooled):
         yield "it is the mean of the whole map: nothing is left to alias"
-    if max(site.strides) > 2 and options.pool is None and min(site.window) >= options.filter_size:
-        yield (
-            f"a mean of {min(site.window)} pixels is a wider filter than filter_size="
-            f"{options.filter_size}"
-        )
+    widest = max(map(len, options.taps(site.strides)))
+    if max(site.strides) > 2 and options.pool is None and min(site.window) >= widest:
+        yield f"a mean of {min(site.window)} pixels is a wider filter than one of {widest} taps"
 
 
 def _reasons_against_slice(site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:

@@ -38,6 +38,10 @@ class Interpreter:
     kept: list[Any] = field(default_factory=list)  # programs whose equations are keys, likewise
     deciding: list[Phase] = field(default_factory=list)  # of pools that decide something
     alone: dict[int, Row] = field(default_factory=dict)  # left alone because of their constants
+    linear: frozenset[Any] = frozenset()  # keys of sites that no nonlinearity follows
+    # Keys of sites whose maps were read before, or after, a nonlinearity.
+    unactivated: set[Any] = field(default_factory=set)
+    activated: set[Any] = field(default_factory=set)
     alike: bool = False  # a pending map passes only what needs one position at a time
     jaxpr: Any = None  # the program that runs
 
@@ -85,6 +89,7 @@ class Interpreter:
             return value.full
         if not isinstance(value, Pending):
             return value
+        (self.activated if value.activated else self.unactivated).update(value.sites)
         for key in () if value.activated else value.sites:
             reader = "the end" if eqn is None else eqn.primitive.name
             reason = self.rows[key].reason or f"no nonlinearity before {reader}"
@@ -120,14 +125,23 @@ class Interpreter:
         return on_channels_last(sampler, dense, roles)
 
     def sampler(
-        self, eqn: Any, site: Site, source: Array, shape: Sequence[int], roles: str
+        self,
+        eqn: Any,
+        site: Site,
+        source: Array,
+        shape: Sequence[int],
+        roles: str,
+        *,
+        keeps: bool = False,
     ) -> Sampler:
         """Returns the pool of a site, for maps of a shape and roles of their axes; see `Pending`.
 
-        Pools that sample maps of one `source`, the site's input, share one decision.
+        Pools that sample maps of one `source`, the site's input, share one decision. One that
+        `keeps` all pixels only filters.
         """
-        dense, sampled = (channels_last_shape(n, roles) for n in (shape, site.output_shape))
-        sampler = self.options.sampler(site.strides, dense, sampled, source.dtype)
+        output_shape = shape if keeps else site.output_shape
+        dense, sampled = (channels_last_shape(n, roles) for n in (shape, output_shape))
+        sampler = self.options.sampler(site.strides, dense, sampled, source.dtype, keeps=keeps)
         if sampler.decides:
             # The main branch of a block and its shortcut have to keep the same positions.
             key = (id(source), site.strides)
@@ -147,8 +161,13 @@ class Interpreter:
         unseen = (row for key, row in self.alone.items() if key not in seen)
         by_themselves = {p.sites[0] for p in self.deciding if len(set(p.sites)) == 1}
         reason = "its pool decides by itself: no other site has the same input"
-        rows = (
-            replace(row, reason=reason) if key in by_themselves and not row.reason else row
+        notes = dict.fromkeys(by_themselves, reason)
+        notes |= {
+            key: f"it hardly filters: {weak}"
             for key, row in self.rows.items()
+            if row.done and (weak := self.options.weakness(row.site.strides))
+        }
+        rows = (
+            replace(row, reason=row.reason or notes.get(key, "")) for key, row in self.rows.items()
         )
         return Report((*rows, *unseen))

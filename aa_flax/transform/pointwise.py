@@ -50,9 +50,11 @@ def elementwise(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
     operands = [_at_size(v, largest) for v in inputs]
     if any(operand is None for operand in operands):
         return None
-    activated = eqn.primitive.name in _ACTIVATIONS or any(v.activated for v in pending)
+    reduced = all(v.reduced for v in pending)  # the maximum of a variance and 0 activates nothing
+    activates = eqn.primitive.name in _ACTIVATIONS and not reduced
+    activated = activates or any(v.activated for v in pending)
     sites = frozenset().union(*(v.sites for v in pending))
-    combined = replace(largest, activated=activated, sites=sites)
+    combined = replace(largest, activated=activated, reduced=reduced, sites=sites)
     return [
         replace(combined, dense=dense, shape=variable.aval.shape)
         for dense, variable in zip(bind(eqn, operands), eqn.outvars, strict=True)
@@ -123,6 +125,8 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     kept = [i for i in range(value.dense.ndim) if i not in axes]
     if not axes & set(value.strided):
         (dense,) = bind(eqn, [value.dense])
+        is_sum = eqn.primitive.name == "reduce_sum"
+        value = replace(value, reduced=is_sum, activated=value.activated or not is_sum)
         return [value.with_axes(dense, kept)]
     over_batch = any(value.roles[i] == "n" for i in axes)
     whole = set(value.strided) <= axes

@@ -19,7 +19,15 @@ from aa_flax.transform.jaxpr import producers, sub_jaxprs
 from aa_flax.transform.values import regrouped
 
 _Sizes = tuple[int, ...]
-Kind = Literal["convolution", "max pool", "average pool", "slice", "resize", "other pool"]
+Kind = Literal[
+    "convolution",
+    "max pool",
+    "average pool",
+    "slice",
+    "resize",
+    "space to depth",
+    "other pool",
+]
 
 _KINDS: dict[str, Kind] = {
     "reduce_window_max": "max pool",

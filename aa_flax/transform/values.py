@@ -26,6 +26,7 @@ class Pending:
     sample: Any  # the `Sampler` of maps given as `(N, *spatial, C)`
     sites: frozenset[Any]  # keys of those it comes from
     activated: bool = False  # it has passed a nonlinearity
+    reduced: bool = False  # it is a statistic over the channels of each position
 
     @cached_property
     def sampled(self) -> Array:

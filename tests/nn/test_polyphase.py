@@ -140,6 +140,7 @@ def test_a_pool_that_follows_has_no_weights_and_takes_any_choice(rng):
         (lambda: AdaptivePool(2, "l3"), "norm must be one of l2, l1, linf; got 'l3'"),
         (lambda: AdaptivePool(0), "stride must be an integer of at least 1"),
         (lambda: AdaptivePool(2, filter_size=0), "filter_size must be an integer of at least 1"),
+        (lambda: AdaptivePool(2, filter_size="auto"), "filter_size must be an integer of at least"),
         (lambda: learned("hard"), "training must be one of gumbel, softmax; got 'hard'"),
         (
             lambda: LearnedPhasePool(2, temperature=0, features=3, rngs=nnx.Rngs(0)),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from flax import nnx
 
-from aa_flax import BlurPool, InputError, MaxBlurPool, blur_pool
-from aa_flax.ops.blur import binomial_taps
+from aa_flax import BlurPool, InputError, MaxBlurPool, blur_pool, blur_upsample
+from aa_flax.ops.blur import binomial_taps, filter_taps
 
 REFERENCE_PADDING = {"reflect": "reflect", "replicate": "repl", "zero": "zero"}
 PADDINGS = ("reflect", "replicate", "zero", "circular")
@@ -109,6 +109,35 @@ def test_constant_map_is_preserved_up_to_the_border(padding):
     y = blur_pool(jnp.full((1, 16, 16, 2), 3.0), 5, 2, padding)
     inner = y if padding != "zero" else y[:, 1:-1, 1:-1]
     np.testing.assert_allclose(inner, 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stride", range(1, 20))
+def test_the_filter_that_fits_a_stride_is_three_means_of_its_length(stride):
+    taps = np.array(filter_taps("auto", stride))
+    box = np.ones(stride) / stride
+    np.testing.assert_allclose(taps, np.convolve(box, np.convolve(box, box)), atol=1e-15)
+    np.testing.assert_allclose(taps.sum(), 1)
+    x = np.exp(1j * np.pi * np.arange(40 * stride) / stride)  # the new Nyquist frequency
+    kept = np.convolve(x, taps, "valid")
+    gain = (stride * np.sin(np.pi / (2 * stride))) ** -3
+    np.testing.assert_allclose(np.abs(kept).max(), gain, atol=1e-12)
+    assert stride == 1 or gain < 0.36
+
+
+def test_auto_is_the_papers_filter_at_stride_2_and_none_at_stride_1(rng):
+    x = jnp.asarray(rng.standard_normal((2, 12, 16, 3)), jnp.float32)
+    np.testing.assert_array_equal(blur_pool(x, "auto", (1, 2)), blur_pool(x, (1, 4), (1, 2)))
+    np.testing.assert_array_equal(BlurPool("auto")(x), BlurPool(4)(x))
+    assert BlurPool("auto", 16)(jnp.ones((1, 64, 64, 1))).shape == (1, 4, 4, 1)
+    y = blur_upsample(blur_pool(x, "auto", 4), "auto", 4)
+    assert y.shape == x.shape
+
+
+@pytest.mark.parametrize(("k", "stride", "gain"), [(4, 3, 65), (4, 4, 79), (1, 3, 100)])
+def test_a_filter_that_passes_most_of_what_aliases_is_warned_of(k, stride, gain):
+    message = rf"filter_size={k} passes {gain}% of the Nyquist .* stride {stride}.*'auto' fits"
+    with pytest.warns(UserWarning, match=message):
+        blur_pool(jnp.ones((1, 16, 16, 1)), k, stride)
 
 
 @pytest.mark.parametrize("k", range(1, 9))

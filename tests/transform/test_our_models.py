@@ -1,5 +1,6 @@
 """Plain models, transformed, are the antialiased models with the same weights."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -106,10 +107,11 @@ def test_training_uses_the_antialiased_models_statistics(name):
 @pytest.mark.parametrize("filter_size", [1, 3, 7])
 def test_every_filter_size_matches_the_antialiased_model(filter_size):
     plain, blurred = (functional(net) for net in pair("densenet", filter_size))
-    found, expected = (
-        jax.jit(f)(plain.state, images()) for f in (antialias(plain, filter_size), blurred)
-    )
-    assert relative_difference(found[0], expected[0]) < 1e-5
+    expected, _ = jax.jit(blurred)(plain.state, images())
+    weak = pytest.warns(UserWarning, match="filter_size=1 passes 100%")
+    with weak if filter_size == 1 else nullcontext():
+        found, _ = jax.jit(antialias(plain, filter_size))(plain.state, images())
+    assert relative_difference(found, expected) < 1e-5
 
 
 def test_half_precision_is_kept():

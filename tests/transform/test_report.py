@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 
 from aa_flax import InputError, antialias, blur_pool
+from aa_flax.nn.filters import FilterPool
 from tests.nn.toys import LargestPhase, WeightedBox, box
 
 
@@ -36,6 +37,7 @@ PARAMS = {
     "shortcut": normal(1, 1, 8, 8),
 }
 X = normal(2, 32, 32, 3)
+_WIDE = tuple(np.array([1, 3, 6, 10, 12, 12, 10, 6, 3, 1]) / 64)  # three means of 4 pixels
 
 
 def test_every_site_has_a_row():
@@ -106,13 +108,75 @@ def test_groups_of_one_model_are_not_an_ensemble():
     x = normal(2, 16, 16, 4)
     for f, kernel in ((depthwise, (3, 3, 1, 4)), (jax.vmap(depthwise, (0, None)), (2, 3, 3, 1, 4))):
         (row,) = antialias.report(f, normal(*kernel), x)
-        assert (row.site.channels, row.done) == (4, "dense, then blur")
+        assert row.site.channels == 4
+        assert row.done
 
 
 def test_before_blurs_first_and_keeps_the_stride():
     f = antialias(lambda x: jax.nn.relu(conv(x, PARAMS["stem"], 2)), before=True, min_channels=0)
     expected = jax.nn.relu(conv(blur_pool(X, 4, 1), PARAMS["stem"], 2))
     np.testing.assert_allclose(jax.jit(f)(X), expected, atol=1e-4)
+
+
+def test_a_stem_is_left_or_reads_a_blurred_image_or_is_dense():
+    def stem(x):
+        return jax.nn.relu(conv(x, PARAMS["stem"], 4))
+
+    (row,) = antialias.report(stem, X)
+    assert "3 channels, fewer than min_channels=4; stem='blur' or 'dense'" in row.reason
+    expected = {
+        "blur": jax.nn.relu(conv(FilterPool([_WIDE], 1)(X), PARAMS["stem"], 4)),
+        "dense": FilterPool([_WIDE], 4)(jax.nn.relu(conv(X, PARAMS["stem"], 1))),
+    }
+    for choice, y in expected.items():
+        np.testing.assert_allclose(jax.jit(antialias(stem, stem=choice))(X), y, atol=1e-4)
+    # `where` decides for a stem as well.
+    found = jax.jit(antialias(stem, where=lambda site: "before"))(X)
+    np.testing.assert_allclose(found, expected["blur"], atol=1e-4)
+
+
+def test_where_returns_the_place_of_the_blur():
+    def linear(x):
+        return conv(x, PARAMS["block"]["kernel"], 2)
+
+    def curved(x):
+        return jnp.tanh(linear(x))
+
+    x, kernel = normal(2, 12, 12, 8), PARAMS["block"]["kernel"]
+    before, after = conv(blur_pool(x, 4, 1), kernel, 2), blur_pool(conv(x, kernel, 1))
+    for place, expected in (("before", before), ("after", after)):
+        f = antialias(linear, where=lambda site, place=place: place)
+        np.testing.assert_allclose(jax.jit(f)(x), expected, atol=1e-4)
+    f = antialias(curved, where=lambda site: "before")
+    np.testing.assert_allclose(jax.jit(f)(x), jnp.tanh(before), atol=1e-4)
+    np.testing.assert_allclose(jax.jit(antialias(linear))(x), before, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(antialias(linear, before=False))(x), after, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "message"),
+    [
+        ("behind", {}, "where must return True, False, 'before' or 'after', got 'behind'"),
+        ("before", {"pool": "binomial3"}, "where returned 'before': only BlurPool filters"),
+    ],
+)
+def test_a_place_that_where_may_not_return_is_named(place, options, message):
+    f = antialias(net, where=lambda site: place, **options)
+    with pytest.raises(InputError, match=message):
+        f(PARAMS, X)
+
+
+def test_a_filter_that_passes_most_of_what_aliases_is_reported_and_warned_of():
+    def f(x):
+        return x[:, ::4, ::4]
+
+    (row,) = antialias.report(antialias(f, 4), X)
+    assert "filter_size=4 passes 79% of the Nyquist frequency of stride 4" in row.reason
+    with pytest.warns(UserWarning, match=r"antialias at .*: it hardly filters: .*'auto' fits"):
+        antialias(f, 4)(X)
+    (row,) = antialias.report(f, X)
+    assert not row.reason
+    np.testing.assert_allclose(antialias(f)(X), blur_pool(X, "auto", 4), atol=1e-6)
 
 
 @pytest.mark.parametrize("pool", ["binomial3", box])
@@ -165,7 +229,10 @@ def test_a_function_without_strides_gets_a_warning():
         ({"pool": 3}, "a pool is a registered name"),
         ({"where": "conv"}, "where must be a function"),
         ({"min_channels": -1}, "min_channels must be an integer"),
+        ({"filter_size": "wide"}, "filter_size must be an integer"),
         ({"before": 1}, "before must be True or False"),
+        ({"stem": "drop"}, "stem must be one of leave, blur, dense; got 'drop'"),
+        ({"stem": "blur", "pool": "binomial3"}, "stem='blur': only BlurPool filters without"),
         ({"before": True, "pool": "binomial3"}, "leave out pool"),
         ({"padding": "zero", "pool": "binomial3"}, "padding is an option of BlurPool"),
     ],

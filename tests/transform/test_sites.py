@@ -41,6 +41,7 @@ def split(x):
 
 
 K3, K1, K5 = arrays(3, 3, 4, 6), arrays(1, 1, 4, 6), arrays(5, 5, 1, 4)
+K6, K4, K16 = arrays(3, 3, 6, 6), arrays(4, 4), arrays(16, 16)
 EVEN = arrays(2, 8, 12, 4)
 PADS = ((1, 1), (1, 1))
 SCALE = arrays(4)[:, None, None]
@@ -74,12 +75,12 @@ SITES = {
     ),
     "one axis": (
         lambda x: jax.nn.gelu(conv(x, K3, (1, 2), PADS)),
-        lambda x: blur_pool(jax.nn.gelu(conv(x, K3, (1, 1), PADS)), stride=(1, 2)),
+        lambda x: blur_pool(jax.nn.gelu(conv(x, K3, (1, 1), PADS)), (1, 4), (1, 2)),
         X,
     ),
     "stride 3": (
         lambda x: jax.nn.elu(conv(x, K3, (3, 3), PADS)),
-        lambda x: blur_pool(jax.nn.elu(conv(x, K3, (1, 1), PADS)), stride=3),
+        lambda x: blur_pool(jax.nn.elu(conv(x, K3, (1, 1), PADS)), "auto", 3),
         X,
     ),
     **{
@@ -104,7 +105,19 @@ SITES = {
     ),
     "no nonlinearity": (
         lambda x: conv(x, K3, (2, 2), PADS).reshape(2, -1),
-        lambda x: blur_pool(conv(x, K3, (1, 1), PADS)).reshape(2, -1),
+        lambda x: conv(blur_pool(x, stride=1), K3, (2, 2), PADS).reshape(2, -1),
+        X,
+    ),
+    "normalised, then convolved": (
+        lambda x: conv(jax.nn.standardize(conv(x, K3, (4, 4), PADS)), K6, (1, 1)),
+        lambda x: conv(jax.nn.standardize(conv(smooth(x, 4), K3, (4, 4), PADS)), K6, (1, 1)),
+        X,
+    ),
+    "activated on one path": (
+        lambda x: (lambda y: conv(jax.nn.relu(y), K6, (1, 1)) + y)(conv(x, K3, (2, 2), PADS)),
+        lambda x: (lambda y: conv(blur_pool(jax.nn.relu(y)), K6, (1, 1)) + blur_pool(y))(
+            conv(x, K3, (1, 1), PADS)
+        ),
         X,
     ),
     "several operations": (
@@ -179,7 +192,7 @@ SITES = {
     "sum with the shortcut": (
         lambda x: jax.nn.relu(conv(x, K3, (2, 2), PADS) + conv(x, K1, (2, 2))),
         lambda x: jax.nn.relu(
-            blur_pool(conv(x, K3, (1, 1), PADS)) + conv(blur_pool(x), K1, (1, 1))
+            conv(blur_pool(x, stride=1), K3, (2, 2), PADS) + conv(blur_pool(x), K1, (1, 1))
         ),
         X,
     ),
@@ -193,6 +206,20 @@ SITES = {
         X,
     ),
 }
+
+
+def smooth(x, stride):
+    """The filter that fits a stride, without that stride."""
+    box = np.ones(stride) / stride
+    taps = np.convolve(np.convolve(box, box), box)
+    widths = ((len(taps) - 1) // 2, len(taps) // 2)
+    for axis in (1, 2):
+        padded = jnp.pad(x, [widths if i == axis else (0, 0) for i in range(x.ndim)], "reflect")
+        sections = (
+            lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(len(taps))
+        )
+        x = sum(tap * section for tap, section in zip(taps, sections, strict=True))
+    return x
 
 
 def filtered(x, stride):
@@ -246,7 +273,13 @@ ALONE = {
     "features": (lambda x: x[..., ::2], "not those of images"),
     "integers": (lambda x: x.astype(int)[:, ::2, ::2], "no mean"),
     "whole map": (lambda x: sum_window(x, 8, 8) / 64, "mean of the whole map"),
-    "wide average": (lambda x: sum_window(x, 4, 4) / 16, "a wider filter"),
+    "wide average": (lambda x: sum_window(jnp.tile(x, (1, 2, 2, 1)), 7, 3) / 49, "a wider"),
+    "patch merging": (lambda x: split(x).transpose(0, 1, 3, 4, 2, 5).reshape(2, 4, 4, 16), "drops"),
+    "patches": (lambda x: split(x).transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 16) @ K16, "drops"),
+    "pixel unshuffle": (
+        lambda x: split(x).transpose(0, 5, 2, 4, 1, 3).reshape(2, 16, 4, 4),
+        "drops",
+    ),
     "minimum": (
         lambda x: lax.reduce_window(x, jnp.inf, lax.min, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
         "no pool that is known",
@@ -271,6 +304,10 @@ NOT_SITES = {
     "larger": lambda x: jax.image.resize(x, (2, 16, 16, 4), "linear"),
     "larger, nearest": lambda x: jax.image.resize(x, (2, 16, 16, 4), "nearest"),
     "projection": lambda x: x @ np.eye(4, 2),
+    "windows": lambda x: split(x).transpose(0, 1, 3, 2, 4, 5).reshape(32, 4, 4) @ K4,
+    "depth to space": lambda x: (
+        x.reshape(2, 8, 8, 2, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 16, 1)
+    ),
 }
 
 
@@ -285,7 +322,7 @@ def test_a_constant_kernel_that_passes_high_frequencies_is_antialiased(taps):
         jnp.outer(jnp.array(taps, "float32"), jnp.ones(3))[..., None, None], (1, 1, 1, 4)
     )
     (row,) = antialias.report(lambda x: conv(x, kernel, (2, 2), PADS, feature_group_count=4), X)
-    assert row.done == "dense, then blur"
+    assert row.done == "blur with stride 1, then as it was"
 
 
 @pytest.mark.parametrize("name", ALONE)
