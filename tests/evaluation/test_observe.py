@@ -14,6 +14,7 @@ from aa_flax.evaluation.measures.accuracy import accuracy, accuracy_per_class, s
 from aa_flax.evaluation.observe import observe
 from aa_flax.runtime import data_mesh
 from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise, batches, look, slow_logits
+from tests.sweeps import slow_but
 
 CENTER = views.Center(CROP)
 ALL_VIEWS = {
@@ -54,7 +55,7 @@ def test_each_image_keeps_its_probabilities_and_classes():
     np.testing.assert_array_equal(seen.top[:, 0], np.argsort(-logits, axis=1)[:, :5])
 
 
-@pytest.mark.parametrize("name", ALL_VIEWS)
+@pytest.mark.parametrize("name", slow_but(("center", "shift", "subpixel", "grid"), ALL_VIEWS))
 def test_batch_size_devices_and_order_change_nothing(name):
     chosen = ALL_VIEWS[name]
     expected = look(chosen, batch_size=22)

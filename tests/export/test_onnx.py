@@ -20,6 +20,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from aa_flax.export.onnx_file import run as run_onnx  # noqa: E402
+from tests.sweeps import slow_but  # noqa: E402
 
 CLEAN = {"Transpose", "Conv", "Relu", "Clip", "MaxPool", "Pad", "Add", "Concat", "AveragePool"}
 CLEAN |= {"BatchNormalization", "GlobalAveragePool", "Flatten", "Gemm"}
@@ -135,7 +136,10 @@ def test_a_pool_into_fixed_bins_takes_no_open_size_even_where_sizes_share_a_map(
         aa_flax.export(net, tmp_path / "net.onnx", size=95, dynamic_size=True)
 
 
-@pytest.mark.parametrize("pool", ["average", "gaussian3", "ideal", "learned3", "aps_l2", "lps"])
+POOLS = ("average", "gaussian3", "ideal", "learned3", "aps_l2", "lps")
+
+
+@pytest.mark.parametrize("pool", slow_but(("gaussian3", "ideal", "lps"), POOLS))
 def test_every_pool_is_exported_or_refused(pool, rng, tmp_path):
     net = randomised(resnet(filter_size=None, pool=pool))
     path = tmp_path / "net.onnx"

@@ -15,6 +15,7 @@ from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.models.registry import base_names, has_reference
 from aa_flax.weights.state_dicts import torch_slots
 from benchmarks.reference import abstract_model, reference_net, relative_difference
+from tests.sweeps import slow_but
 
 FAMILIES = (
     "alexnet_lpf4",
@@ -29,9 +30,7 @@ QUICK_BASES = ("alexnet", "resnet18", "resnext50_32x4d", "densenet121", "mobilen
 
 def families(*quick, names=FAMILIES):
     """One model of each family; those that are not named take long enough to be marked slow."""
-    return pytest.mark.parametrize(
-        "name", [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
-    )
+    return pytest.mark.parametrize("name", slow_but(quick, names))
 
 
 def images(count, size):

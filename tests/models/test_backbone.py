@@ -25,6 +25,7 @@ from aa_flax.nn.initializers import initialised
 from aa_flax.nn.layers import conv2d, linear
 from benchmarks.reference import abstract_model, reference_net, relative_difference
 from tests.extending.model_family import Stack
+from tests.sweeps import slow_but
 
 # Channels of every level; they are timm's, where it has the model. The last level is 1/32.
 CHANNELS = {
@@ -121,7 +122,7 @@ def test_maps_are_torchvisions_intermediate_activations(name):
         assert relative_difference(found, map_.permute(0, 2, 3, 1).numpy()) <= 1e-5, node
 
 
-@everyone
+@pytest.mark.parametrize("family", slow_but(("resnet", "densenet", "own"), TINY))
 def test_the_last_map_classified_is_what_the_model_gives(family):
     model = TINY[family](num_classes=5)
     model.eval()

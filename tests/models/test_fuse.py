@@ -13,6 +13,7 @@ from aa_flax.models.resnet import BasicBlock, Bottleneck, ResNet
 from aa_flax.nn.layers import BatchNorm, Folded, conv2d
 from tests.compiled import run as logits
 from tests.randomised import randomised
+from tests.sweeps import slow_but
 
 
 def folded(net: aa_flax.Classifier) -> int:
@@ -43,16 +44,12 @@ FOLDED = {"alexnet": 0, "vgg": 0, "vgg_bn": 8, "basic": 12, "bottleneck": 17, "b
 FOLDED |= {"densenet": 4, "mobilenet": 52}
 
 
-QUICK = ("vgg_bn", "bottleneck", "densenet")
+QUICK = ("vgg_bn", "bottleneck")
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
-        for n in MODELS
-        if n not in ("alexnet", "vgg")
-    ],
+    slow_but(QUICK, [n for n in MODELS if n not in ("alexnet", "vgg")]),
 )
 def test_logits_are_the_same(name, rng):
     x = jnp.asarray(rng.standard_normal((1, 96, 96, 3)), jnp.float32)

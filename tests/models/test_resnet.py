@@ -16,8 +16,9 @@ from benchmarks.reference import (
     state_shapes,
 )
 from tests.compiled import run
+from tests.sweeps import slow_but
 
-QUICK = ("resnet18", "resnet18_lpf4", "resnet50_lpf3")
+QUICK = ("resnet18", "resnet50_lpf3")
 FAMILY = [
     name
     for name in filter(has_reference, list_models("*resne[tx]*"))
@@ -28,10 +29,7 @@ OTHER_SIZES = [f"resnet18_lpf{k}" for k in (1, 6, 7)]
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in FAMILY + OTHER_SIZES
-    ],
+    slow_but(QUICK, FAMILY + OTHER_SIZES),
 )
 def test_the_model_is_the_references(name):
     assert_same_as_reference(name, (224, 224), (101, 75))

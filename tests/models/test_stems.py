@@ -7,13 +7,16 @@ from flax import nnx
 
 from aa_flax.models.shapes import smallest_size
 from benchmarks.reference import abstract_model, logits_shape, state_shapes
+from tests.sweeps import slow_but
 
 # How many times smaller than the images the last map is.
 REDUCTIONS = {"resnet18": 8, "resnet50": 8, "densenet121": 8, "mobilenet_v2": 16}
 
 
 @pytest.mark.parametrize("base", REDUCTIONS)
-@pytest.mark.parametrize("ending", ["", *(f"_lpf{k}" for k in range(1, 8))])
+@pytest.mark.parametrize(
+    "ending", slow_but(("", "_lpf4", "_lpf7"), ("", *(f"_lpf{k}" for k in range(1, 8))))
+)
 def test_small_stems_take_32_pixels_with_every_filter_size(base, ending):
     if base == "densenet121" and ending not in ("", "_lpf4", "_lpf7"):
         pytest.skip("as with 7 taps, the most; it takes seconds to trace")

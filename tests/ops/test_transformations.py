@@ -11,8 +11,11 @@ from jax.test_util import check_grads
 
 from aa_flax import ops
 from tests.ops.operations import DEPTHWISE, GROUPED, IMAGE, OPERATIONS, arrays, conv
+from tests.sweeps import slow_but
 
 everyone = pytest.mark.parametrize("name", OPERATIONS)
+QUICK = ("blur", "upsample", "depthwise", "grouped kernel", "narrow", "winograd", "max pool")
+few = pytest.mark.parametrize("name", slow_but(QUICK, OPERATIONS))  # one of each derivative rule
 
 
 def both_forms(function, *operands):
@@ -28,7 +31,7 @@ def assert_equal(pair, tolerance=1e-5):
         np.testing.assert_allclose(fast, definition, rtol=0, atol=tolerance * scale)
 
 
-@everyone
+@few
 def test_without_jit_values_and_derivatives_are_the_same(name):
     operation, shape = OPERATIONS[name]
     derivatives = jax.value_and_grad(smooth(operation))
@@ -65,7 +68,7 @@ def test_derivatives_are_finite_differences(name):
     check_grads(jax.jit(operation), (arrays(*shape),), order=1, eps=1e-2, atol=2e-2, rtol=2e-2)
 
 
-@everyone
+@few
 def test_jacobian_and_hessian_are_the_definitions(name):
     operation, shape = OPERATIONS[name]
 

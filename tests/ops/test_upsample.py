@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 
 from aa_flax import BlurUpsample, InputError, blur_pool, blur_upsample, ops
 from aa_flax.ops.blur import binomial_taps
+from tests.sweeps import slow_but
 
 PADDINGS = ("reflect", "replicate", "zero", "circular")
 
@@ -20,7 +21,7 @@ def normal(rng, *shape):
 
 @pytest.mark.parametrize("implementation", ["conv", "matmul", None])  # None: gather, on CPU
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("size", [(9,), (13, 8), pytest.param((7, 6, 5), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", slow_but([(13, 8)], [(9,), (13, 8), (7, 6, 5)]))
 def test_it_is_the_adjoint_of_blur_pool_times_the_stride_of_each_axis(
     size, padding, implementation, rng
 ):

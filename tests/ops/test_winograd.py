@@ -15,6 +15,7 @@ from aa_flax.ops.cpu import winograd
 from aa_flax.ops.cpu.convolution import dense_conv
 from aa_flax.ops.cpu.depthwise import Window
 from aa_flax.ops.dispatch import Multilinear, Static, apply
+from tests.sweeps import slow_but
 
 ONE = ((1, 1), (1, 1))
 # Image and padding: even and odd sizes, and every padding that a gradient turns into another.
@@ -64,14 +65,14 @@ def assert_agree(results, expected, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(("odd", "uneven padding"), CASES))
 def test_values_and_derivatives_are_the_definitions(name):
     image, padding = CASES[name]
     fast, slow = both(derivatives, padding)
     assert_agree(fast(*operands(image)), slow(*operands(image)))
 
 
-@pytest.mark.parametrize("numbers", [1, 4 * 6 * 5, 3 * 4 * 6 * 5])
+@pytest.mark.parametrize("numbers", slow_but([360], [1, 120, 360]))
 def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
     monkeypatch.setattr(winograd, "_VALUES", numbers)  # of five images one, one and three
     fast, slow = both(derivatives, ONE)
@@ -79,7 +80,7 @@ def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
     assert_agree(fast(*arrays), slow(*arrays))
 
 
-@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("before", slow_but([1], [0, 1, 2]))
 @pytest.mark.parametrize(("numbers", "rows"), [(7, 1), pytest.param(13, 2, marks=pytest.mark.slow)])
 def test_large_images_are_taken_in_strips(monkeypatch, numbers, rows, before):
     monkeypatch.setattr(winograd, "_VALUES", numbers)

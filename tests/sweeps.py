@@ -1,0 +1,11 @@
+"""Sweeps of which the quick run takes a part."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_but(quick: Collection[Any], values: Iterable[Any]) -> list[Any]:
+    """Returns values for `parametrize`, of which all but the quick ones are marked slow."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
