@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads would spin
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test compiled, no other does again
     compiled = tempfile.TemporaryDirectory(prefix="aa_flax_compiled_")  # gone at the end

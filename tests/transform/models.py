@@ -1,6 +1,39 @@
-"""Models as functions of their state."""
+"""Models as functions of their state, and a count of what subsamples in them."""
 
+from typing import Any
+
+import jax
 from flax import nnx
+from jax.extend.core import Literal
+
+from aa_flax import ops
+
+
+def strided_operations(f, *arguments) -> int:
+    """Counts operations with a stride in a function's program, and in programs inside it.
+
+    Sums over windows of a constant, which count the pixels of each window, are none.
+    """
+    with ops.definitions():
+        return _strided(jax.make_jaxpr(f)(*arguments).jaxpr)
+
+
+def _strided(jaxpr: Any) -> int:
+    count, constants = 0, set(jaxpr.constvars)
+    for eqn in jaxpr.eqns:
+        if all(isinstance(v, Literal) or v in constants for v in eqn.invars):
+            constants.update(eqn.outvars)
+            continue
+        strides = eqn.params.get("window_strides", eqn.params.get("strides")) or (1,)
+        count += max(strides) > 1
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_program):
+            inner = getattr(inner, "jaxpr", inner)
+            count += _strided(inner) if hasattr(inner, "eqns") else 0
+    return count
+
+
+def _program(x: Any) -> bool:
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
 
 
 class functional:

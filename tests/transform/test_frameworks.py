@@ -1,4 +1,4 @@
-"""Models of other packages: Linen (jax-resnet), Haiku and Equinox (equimo)."""
+"""Models of other packages: Linen (jax-resnet), Haiku, Equinox (equimo), Keras and JaxNN."""
 
 import warnings
 
@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from aa_flax import antialias
+from benchmarks.works_with import MODELS
+from tests.sweeps import slow_but
+from tests.transform.models import strided_operations
 
 
 def images(*shape):
@@ -59,6 +62,19 @@ def test_equinox():
         return jax.vmap(lambda x: run(x, key=jax.random.key(0), inference=True))(x)
 
     check(f, (arrays, images(2, 3, 96, 96)), 4 * ["convolution"])
+
+
+@pytest.mark.parametrize("name", slow_but(("Keras, MobileNetV2", "Keras, ConvNeXtTiny"), MODELS))
+def test_a_report_has_every_strided_operation_of_the_models_that_the_page_shows(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            f, arguments = MODELS[name]()
+        except ImportError as error:
+            pytest.skip(f"{error}")
+    report = antialias.report(f, *arguments)
+    assert len(report) == strided_operations(f, *arguments)
+    assert report.left_alone[0].site.channels == 3
 
 
 @pytest.mark.parametrize("closed_over", [True, False])
