@@ -54,7 +54,7 @@ def linen(name: str) -> Call:
 
 def nnx(name: str) -> Call:
     from flax import nnx
-    from jaxnn import create_model
+    from jaxnn import create_model  # pyright: ignore[reportMissingImports]
 
     graphdef, state = nnx.split(create_model(name))
     return lambda state, x: nnx.merge(graphdef, state)(x), (state, images(1, 224, 224, 3))

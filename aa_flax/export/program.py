@@ -94,7 +94,8 @@ def program_of(model: Any, size: int | None, *, open_size: bool, preprocessing: 
     if not isinstance(model, Classifier):
         raise InputError(
             f"export takes a model of aa_flax.create_model, got a {type(model).__name__}; of a "
-            "backbone the whole model, created without features_only"
+            "backbone the whole model, created without features_only; a function needs "
+            "example_inputs"
         )
     layers = [m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.Conv | nnx.Linear)]
     kinds = {jnp.dtype(layer.dtype).name for layer in layers if layer.dtype is not None}

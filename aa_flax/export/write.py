@@ -1,6 +1,7 @@
-"""`export`: writes a model as a file of ONNX or StableHLO, and compares both before it is kept."""
+"""`export`: writes a model or a function as a file, and compares both before it is kept."""
 
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -9,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aa_flax.errors import InputError, boolean, fraction, integer
-from aa_flax.export import onnx_file, stablehlo
+from aa_flax.export import functions, onnx_file, stablehlo
 from aa_flax.export.int8 import LEAST_AGREEMENT, pictures_for_int8, quantise
 from aa_flax.export.program import Program, program_of
-from aa_flax.files import check_writable, local_path, replacing
+from aa_flax.files import check_writable, local_path, replacing, writing
 from aa_flax.models.classifier import Classifier
 
 TOLERANCE = 1e-5  # of the largest value
@@ -42,8 +43,9 @@ class Exported(NamedTuple):
 
 
 def export(
-    model: Classifier,
+    model: Classifier | Callable[..., Any],
     path: str | Path,
+    example_inputs: Any = None,
     *,
     size: int | None = None,
     dynamic_size: bool = False,
@@ -51,7 +53,7 @@ def export(
     int8: Any = None,
     int8_min_agreement: float = LEAST_AGREEMENT,
 ) -> Exported:
-    """Writes a model as ONNX or StableHLO, for inference without this package.
+    """Writes a model as ONNX or StableHLO, or a function as StableHLO, to run without this package.
 
     Batch norms are folded (`aa_flax.fuse`), and every operation is its definition, a blur one pad
     and one grouped convolution. The file takes batches of any number of images `(N, H, W, 3)`.
@@ -59,8 +61,13 @@ def export(
     installed, or read back by `jax.export`.
 
     Args:
-        model: a model in evaluation mode, computing in float32.
+        model: a model in evaluation mode, computing in float32; or, with `example_inputs`, any
+            function that JAX can trace, e.g. a result of `aa_flax.antialias`.
         path: the file, `.onnx` or `.stablehlo`, written atomically.
+        example_inputs: of a function: its argument, or a tuple of several; arrays or
+            `jax.ShapeDtypeStruct`s of them in any pytrees, whose first axis is the batch, left open
+            in the file. Parameters are bound to the function: `lambda x: f(params, x)`. All options
+            below are those of a model.
         size: side of the images, in pixels; default: that of `model.config`.
         dynamic_size: height and width are left open, too. Not those of AlexNet and VGG, whose
             classifiers pool into a fixed number of bins.
@@ -86,6 +93,13 @@ def export(
         >>> exported.path.name, exported.difference < 1e-5
         ('mine.stablehlo', True)
     """
+    if example_inputs is not None:
+        if size or dynamic_size or preprocessing or int8 is not None:
+            raise InputError(
+                "size, dynamic_size, preprocessing and int8 are options of a model; leave them out "
+                "with example_inputs"
+            )
+        return _export_function(model, path, example_inputs)
     path, file_format = check_output(path)
     program = program_of(
         model,
@@ -108,9 +122,35 @@ def export(
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from error
     if path.suffix == ".stablehlo":
-        with replacing(path.with_name(f"{path.name}.json")) as temporary:
-            temporary.write_text(json.dumps(metadata, indent=2) + "\n")
+        _write_metadata(path, metadata)
     return Exported(path, difference, metadata, agreement)
+
+
+def _export_function(f: Any, path: str | Path, example_inputs: Any) -> Exported:
+    path, file_format = check_output(path)
+    if file_format is not stablehlo:
+        raise InputError(
+            f"{path.name}: ONNX is written of models of aa_flax.create_model; give a function's "
+            "file the suffix .stablehlo"
+        )
+    if not callable(f):
+        raise InputError(f"export takes a model or a function, got a {type(f).__name__}")
+    arguments = example_inputs if type(example_inputs) is tuple else (example_inputs,)
+    with writing(path), replacing(path) as temporary:
+        metadata = functions.write(f, arguments, temporary)
+        found = functions.difference(f, arguments, temporary)
+        if not found <= TOLERANCE:
+            raise InputError(
+                f"the file differs from the function by {found:.1e} of its largest value, more "
+                f"than {TOLERANCE}, and was not kept"
+            )
+    _write_metadata(path, metadata)
+    return Exported(path, found, metadata)
+
+
+def _write_metadata(path: Path, metadata: dict[str, Any]) -> None:
+    with replacing(path.with_name(f"{path.name}.json")) as temporary:
+        temporary.write_text(json.dumps(metadata, indent=2) + "\n")
 
 
 def check_output(path: str | Path) -> tuple[Path, ModuleType]:
