@@ -1,5 +1,6 @@
 """Models as functions of their state, and a count of what subsamples in them."""
 
+from collections import Counter
 from typing import Any
 
 import jax
@@ -9,8 +10,8 @@ from jax.extend.core import Literal
 from aa_flax import ops
 
 
-def strided_operations(f, *arguments) -> int:
-    """Counts operations with a stride in a function's program, and in programs inside it.
+def strided_operations(f, *arguments) -> Counter[str]:
+    """Counts operations with a stride, by name, in a function's program and in those inside it.
 
     Sums over windows of a constant, which count the pixels of each window, are none.
     """
@@ -18,17 +19,19 @@ def strided_operations(f, *arguments) -> int:
         return _strided(jax.make_jaxpr(f)(*arguments).jaxpr)
 
 
-def _strided(jaxpr: Any) -> int:
-    count, constants = 0, set(jaxpr.constvars)
+def _strided(jaxpr: Any) -> Counter[str]:
+    count, constants = Counter(), set(jaxpr.constvars)
     for eqn in jaxpr.eqns:
         if all(isinstance(v, Literal) or v in constants for v in eqn.invars):
             constants.update(eqn.outvars)
             continue
         strides = eqn.params.get("window_strides", eqn.params.get("strides")) or (1,)
-        count += max(strides) > 1
+        if max(strides) > 1:
+            count[eqn.primitive.name] += 1
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_program):
             inner = getattr(inner, "jaxpr", inner)
-            count += _strided(inner) if hasattr(inner, "eqns") else 0
+            if hasattr(inner, "eqns"):
+                count += _strided(inner)
     return count
 
 

@@ -1,6 +1,7 @@
 """Models of other packages: Linen (jax-resnet), Haiku, Equinox (equimo), Keras and JaxNN."""
 
 import warnings
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def test_equinox():
     check(f, (arrays, images(2, 3, 96, 96)), 4 * ["convolution"])
 
 
-@pytest.mark.parametrize("name", slow_but(("Keras, MobileNetV2", "Keras, ConvNeXtTiny"), MODELS))
+@pytest.mark.parametrize("name", slow_but(("Keras, ConvNeXtTiny",), MODELS))
 def test_a_report_has_every_strided_operation_of_the_models_that_the_page_shows(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,7 +74,8 @@ def test_a_report_has_every_strided_operation_of_the_models_that_the_page_shows(
         except ImportError as error:
             pytest.skip(f"{error}")
     report = antialias.report(f, *arguments)
-    assert len(report) == strided_operations(f, *arguments)
+    sites = Counter(row.site.primitive for row in report)
+    assert sites == strided_operations(f, *arguments)
     assert report.left_alone[0].site.channels == 3
 
 
