@@ -15,7 +15,7 @@ import numpy as np
 from jax.errors import JAXIndexError, JAXTypeError
 
 from aa_flax.errors import InputError, first_line
-from aa_flax.weights.read import import_torch
+from aa_flax.runtime import import_torch
 
 
 def from_torch(model: Any, example: Any) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
