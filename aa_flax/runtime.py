@@ -1,4 +1,4 @@
-"""Devices, processes, memory on CPU, compiled programs kept, log lines, progress, and torch."""
+"""Devices and processes, memory on CPU, the cache of compiled programs, log lines and progress."""
 
 import ctypes
 import os
@@ -221,15 +221,3 @@ def _processor() -> str:
         features = {line for line in lines if re.match("model name|flags|Features|CPU part", line)}
         return sha256("".join(sorted(features)).encode()).hexdigest()[:16]
     return platform.machine() or "unknown"
-
-
-def import_torch(purpose: str) -> Any:
-    """Imports torch, an extra; raises an InputError that says how to install it."""
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{purpose} needs torch; its CPU build is enough: pip install torch --index-url "
-            "https://download.pytorch.org/whl/cpu (without --index-url, CUDA's 3 GB come with it)"
-        ) from error
-    return torch

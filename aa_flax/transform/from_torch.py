@@ -15,7 +15,8 @@ import numpy as np
 from jax.errors import JAXIndexError, JAXTypeError
 
 from aa_flax.errors import InputError, first_line
-from aa_flax.runtime import import_torch
+
+_INSTALL = "pip install 'aa_flax[from_torch]'"
 
 
 def from_torch(model: Any, example: Any) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
@@ -57,10 +58,10 @@ def from_torch(model: Any, example: Any) -> tuple[Callable[..., Any], dict[str, 
         >>> antialias(function)(params, images).shape
         (1, 8, 7, 7)
     """
-    torch = import_torch("from_torch")
+    torch, torchax = _packages()
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"from_torch takes a torch.nn.Module, got a {type(model).__name__}")
-    name, env, lock = type(model).__name__, _torchax(torch).tensor.Environment(), RLock()
+    name, env, lock = type(model).__name__, torchax.tensor.Environment(), RLock()
     run = torch.func.functional_call
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     try:
@@ -101,25 +102,29 @@ def from_torch(model: Any, example: Any) -> tuple[Callable[..., Any], dict[str, 
     return function, params
 
 
-def _torchax(torch: Any) -> Any:
-    """Imports torchax without what it changes in torch and in the environment."""
+def _packages() -> tuple[Any, Any]:
+    """Imports torch and torchax, without what torchax changes in torch and in the environment."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"from_torch needs torch and torchax: {_INSTALL}") from error
     attention, telemetry = torch.backends.mha, "ENABLE_RUNTIME_UPTIME_TELEMETRY"
     fused, was_set = attention.get_fastpath_enabled(), telemetry in os.environ
-    loaded = hasattr(torch, "jax")  # by the user, who may need the device
+    loaded = hasattr(torch, "jax")  # by the user, who may need that device
     try:
-        import torchax
+        import torchax.device_module
     except Exception as error:  # no ImportError where it does not fit
         raise InputError(
-            f"from_torch needs a torchax that fits torch {torch.__version__}, but importing it "
-            f"failed: {first_line(error)}; pip install 'aa_flax[from_torch]'"
+            f"from_torch needs the torchax that fits torch {torch.__version__}, but importing it "
+            f"failed: {first_line(error)}; {_INSTALL}"
         ) from error
     finally:
         attention.set_fastpath_enabled(fused)
         if not was_set:
             os.environ.pop(telemetry, None)
     if not loaded:  # else torch.compile and DataParallel would choose it as accelerator
-        torch.jax.is_available = lambda: False
-    return torchax
+        torchax.device_module.is_available = lambda: False
+    return torch, torchax
 
 
 @contextmanager

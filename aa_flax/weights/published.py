@@ -18,8 +18,9 @@ from aa_flax.errors import InputError
 from aa_flax.files import cache_folder, local_path, replacing
 from aa_flax.models import registry
 from aa_flax.models.registry import ReleasedWeights
-from aa_flax.runtime import import_torch, progress_bar
+from aa_flax.runtime import progress_bar
 from aa_flax.weights.convert_files import check_hash, convert_file
+from aa_flax.weights.read import import_torch
 
 # Of the original's files, and torchvision's.
 ADDRESSES = {

@@ -23,7 +23,6 @@ import safetensors
 from aa_flax.errors import InputError
 from aa_flax.files import local_path, parse_json
 from aa_flax.models.model_config import IMAGE_FIELDS, ModelConfig
-from aa_flax.runtime import import_torch
 from aa_flax.weights.state_dicts import as_float32, find_state_dict
 
 # Names of published weights; `aa_flax.weights.locate` explains them.
@@ -362,3 +361,19 @@ def _reason(error: Exception) -> str:
     if "Unsupported global" in reason:
         reason += "; where it is a whole model, save its state_dict() alone"
     return reason
+
+
+def import_torch(purpose: str) -> Any:
+    """Imports torch, an extra; an InputError says how to install it.
+
+    Raises:
+        InputError: it is not installed; the message explains how to.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{purpose} needs torch; its CPU build is enough: pip install torch --index-url "
+            "https://download.pytorch.org/whl/cpu (without --index-url, CUDA's 3 GB come with it)"
+        ) from error
+    return torch

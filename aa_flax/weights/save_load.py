@@ -16,9 +16,8 @@ from aa_flax.files import local_path, not_written, parse_json, replacing
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import IMAGE_FIELDS
 from aa_flax.nn.layers import refuse_folded
-from aa_flax.runtime import import_torch
 from aa_flax.weights.fit import fit, named_weights, options_of, set_weights
-from aa_flax.weights.read import read_weights, weights_in
+from aa_flax.weights.read import import_torch, read_weights, weights_in
 
 Model = TypeVar("Model", bound=Classifier)
 

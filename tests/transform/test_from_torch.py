@@ -65,7 +65,7 @@ def largest_difference(found, expected):
 
 
 class UNet(nn.Module):
-    """A U-Net of two levels: pooled, upsampled by a transposed convolution, joined."""
+    """A UNet of two levels: pooled, upsampled by a transposed convolution, joined."""
 
     def __init__(self):
         super().__init__()
@@ -179,7 +179,9 @@ ORIGINALS = {
 }
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("vgg", marks=pytest.mark.slow), "mobilenet", "densenet"]
+)
 def test_antialiased_is_the_originals_model_with_the_same_weights(name):
     plain, original = (build() for build in ORIGINALS[name])
     randomised(plain)
@@ -387,3 +389,9 @@ def test_a_missing_or_wrong_torchax_is_explained(error, monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Fails(), *sys.meta_path])
     with pytest.raises(InputError, match=rf"{error}; pip install 'aa_flax\[from_torch\]'"):
         from_torch(nn.Linear(2, 2), np.ones((1, 2), np.float32))
+
+
+def test_a_missing_torch_is_explained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match="from_torch needs torch and torchax: pip install"):
+        from_torch(object(), images())
