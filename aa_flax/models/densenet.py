@@ -21,7 +21,7 @@ from aa_flax.errors import boolean, fraction, integer, integers
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
 from aa_flax.models.remat import rematerialised
-from aa_flax.models.stems import stem_convolution
+from aa_flax.models.stems import DeepStem, stem_convolution
 from aa_flax.models.torch_layout import Layers, pool_layers
 from aa_flax.nn.initializers import kaiming_normal_fan_in, zeros
 from aa_flax.nn.layers import LayerFactory, relu_after, strided_max_pool
@@ -73,7 +73,8 @@ class DenseNet(Classifier):
         pool_only: antialias the stem's max pool, not its convolution (as all published weights);
             False runs the stem's convolution at stride 1 too, at four times its cost.
         stem: "small" is for images such as CIFAR's 32x32: a 3x3 convolution of stride 1 and no max
-            pool, so that the last map is an eighth of the image, not a thirty-second.
+            pool, so that the last map is an eighth of the image, not a thirty-second. "deep" has
+            three 3x3 convolutions in place of the 7x7 one (He et al. 2019).
         drop_rate: fraction of each dense layer's output values that are dropped.
 
     With `remat` (see `Classifier`) a dense block also recomputes its layers one by one, so that
@@ -94,7 +95,7 @@ class DenseNet(Classifier):
         filter_size: int | None = None,
         pool: str | PoolFactory | None = None,
         pool_only: bool = True,
-        stem: Literal["imagenet", "small"] = "imagenet",
+        stem: Literal["imagenet", "small", "deep"] = "imagenet",
         drop_rate: float = 0.0,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
@@ -109,8 +110,7 @@ class DenseNet(Classifier):
         make = LayerFactory(rngs, dtype, pool_factory(filter_size, pool), kaiming_normal_fan_in)
         first = stem_convolution(stem, pool_only=self.pool_only, is_antialiased=self.is_antialiased)
         self.is_small = first.is_small
-        padding = first.size // 2
-        self.conv0 = make.conv(3, features, first.size, stride=first.stride, padding=padding)
+        self.conv0 = first.layer(make, features)
         self.norm0 = make.batch_norm(features)
         self.conv_pool = make.pool(first.pool_stride, features)
         self.pool = make.pool(1 if self.is_small else 2, features)
@@ -159,8 +159,11 @@ class DenseNet(Classifier):
         yield "norm5", partial(relu_after, self.norm5)
 
     def torch_layers(self) -> Layers:
-        yield "features.conv0", self.conv0
-        yield "features.norm0", self.norm0
+        first = self.conv0
+        convolutions = first.sequential() if isinstance(first, DeepStem) else [first]
+        layers = [layer for layer in convolutions if layer is not None]
+        for i, layer in enumerate([*layers, self.norm0]):
+            yield f"features.{'norm' if i % 2 else 'conv'}{i // 2}", layer
         yield from pool_layers("features.ds0", self.conv_pool, self.conv0.out_features)
         yield from pool_layers("features.pool0", self.pool, self.conv0.out_features)
         for i, block in enumerate(self.blocks, 1):

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 from aa_flax.errors import InputError, boolean, integer, integers
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.registry import register_model
-from aa_flax.models.stems import stem_convolution
-from aa_flax.models.torch_layout import Layers, pool_layers
+from aa_flax.models.stems import DeepStem, stem_convolution
+from aa_flax.models.torch_layout import Layers, pool_layers, sequential
 from aa_flax.nn.initializers import Initializer, ones, zeros
 from aa_flax.nn.layers import LayerFactory
 from aa_flax.nn.pool_registry import PoolFactory, decide, pool_factory, subsample
@@ -49,6 +49,7 @@ class BasicBlock(nnx.Module):
         groups: int,
         base_width: int,
         last_scale: Initializer,
+        squeeze_excitation: bool = False,
     ):
         if groups != 1 or base_width != 64:
             raise InputError(f"BasicBlock has one group of width 64, got {groups} of {base_width}")
@@ -59,6 +60,7 @@ class BasicBlock(nnx.Module):
         self.bn1 = make.batch_norm(features)
         self.conv2 = make.conv(features, features, 3, **second)
         self.bn2 = make.batch_norm(features, scale_init=last_scale)
+        self.se = SqueezeExcitation(make, features) if squeeze_excitation else None
         self.downsample = _downsample(make, in_features, features, stride)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
@@ -66,6 +68,7 @@ class BasicBlock(nnx.Module):
         choice = decide(self.pool, y)
         y = subsample(self.pool, y, choice)  # BlurPool, where torchvision's conv1 has the stride
         y = self.bn2(self.conv2(y))
+        y = y if self.se is None else self.se(y)
         shortcut = x if self.downsample is None else self.downsample(x, choice)
         return materialised(jax.nn.relu(y + shortcut))
 
@@ -87,6 +90,7 @@ class Bottleneck(nnx.Module):
         groups: int,
         base_width: int,
         last_scale: Initializer,
+        squeeze_excitation: bool = False,
     ):
         dilation, _ = dilations  # there is one 3x3 convolution, dilated as the layers before
         width = features * base_width // 64 * groups
@@ -100,6 +104,7 @@ class Bottleneck(nnx.Module):
         self.bn2 = make.batch_norm(width)
         self.conv3 = make.conv(width, out_features, 1)
         self.bn3 = make.batch_norm(out_features, scale_init=last_scale)
+        self.se = SqueezeExcitation(make, out_features) if squeeze_excitation else None
         self.downsample = _downsample(make, in_features, out_features, stride)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
@@ -108,8 +113,25 @@ class Bottleneck(nnx.Module):
         choice = decide(self.pool, y)
         y = subsample(self.pool, y, choice)  # BlurPool, where torchvision's conv2 has the stride
         y = self.bn3(self.conv3(y))
+        y = y if self.se is None else self.se(y)
         shortcut = x if self.downsample is None else self.downsample(x, choice)
         return materialised(jax.nn.relu(y + shortcut))
+
+
+class SqueezeExcitation(nnx.Module):
+    """Scales each channel by a gate, 0 to 1, that depends on the means of all channels.
+
+    The gate is sigmoid(W2 relu(W1 m + b1) + b2) of the means m, through a sixteenth of the features
+    (Hu et al., CVPR 2018, Sec. 3).
+    """
+
+    def __init__(self, make: LayerFactory, features: int):
+        self.fc1 = make.conv(features, features // 16, 1, use_bias=True)  # convolutions, as in timm
+        self.fc2 = make.conv(features // 16, features, 1, use_bias=True)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        means = x.mean((1, 2), keepdims=True)
+        return x * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(means))))
 
 
 class Downsample(nnx.Module):
@@ -147,7 +169,8 @@ class ResNet(Classifier):
             dilated convolutions instead of the last stride or the last two, and without their
             pools. With `stem="small"` it is a quarter of that.
         stem: "small" is for images such as CIFAR's 32x32: a 3x3 convolution of stride 1 and no max
-            pool.
+            pool. "deep" has three 3x3 convolutions in place of the 7x7 one (He et al. 2019).
+        squeeze_excitation: scale the channels of each residual branch (Hu et al. 2018).
         zero_init_residual: start each residual branch at zero (Goyal et al. 2017).
     """
 
@@ -163,7 +186,8 @@ class ResNet(Classifier):
         width_per_group: int = 64,
         pool_only: bool = True,
         output_stride: int = 32,
-        stem: Literal["imagenet", "small"] = "imagenet",
+        stem: Literal["imagenet", "small", "deep"] = "imagenet",
+        squeeze_excitation: bool = False,
         zero_init_residual: bool = False,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
@@ -181,10 +205,11 @@ class ResNet(Classifier):
             groups=integer("groups", groups, least=1),
             base_width=integer("width_per_group", width_per_group, least=1),
             last_scale=zeros if boolean("zero_init_residual", zero_init_residual) else ones,
+            squeeze_excitation=boolean("squeeze_excitation", squeeze_excitation),
         )
         first = stem_convolution(stem, pool_only=self.pool_only, is_antialiased=self.is_antialiased)
         self.is_small = first.is_small
-        self.conv1 = make.conv(3, 64, first.size, stride=first.stride, padding=first.size // 2)
+        self.conv1 = first.layer(make, 64)
         self.bn1 = make.batch_norm(64)
         self.conv_pool = make.pool(first.pool_stride, 64)
         self.pool = make.pool(1 if self.is_small else 2, 64)
@@ -237,7 +262,10 @@ class ResNet(Classifier):
                 yield f"{name}.{i}", block
 
     def torch_layers(self) -> Layers:
-        yield "conv1", self.conv1
+        if isinstance(self.conv1, DeepStem):
+            yield from sequential("conv1", self.conv1.sequential())
+        else:
+            yield "conv1", self.conv1
         yield "bn1", self.bn1
         yield from pool_layers("maxpool.0", self.conv_pool, 64)
         yield from pool_layers(f"maxpool.{1 if self.pool_only else 2}", self.pool, 64)
@@ -261,6 +289,9 @@ def _block_layers(block: BasicBlock | Bottleneck) -> Layers:
             name = f"{name}.1"
         yield name, conv
         yield f"bn{i}", getattr(block, f"bn{i}")
+    if block.se is not None:
+        yield "se.fc1", block.se.fc1
+        yield "se.fc2", block.se.fc2
     if block.downsample is not None:
         shortcut = block.downsample
         yield from pool_layers("downsample.0", shortcut.pool, shortcut.conv.in_features)

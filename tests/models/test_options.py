@@ -84,6 +84,8 @@ REFUSED = [
         "unknown option .*; models that have it: .*, densenet121, ",
     ),
     ("mobilenet_v2", {"stem": "tiny"}, "stem must be 'imagenet' or 'small', got 'tiny'"),
+    ("resnet18", {"stem": "tiny"}, "stem must be 'imagenet', 'small' or 'deep', got 'tiny'"),
+    ("resnet18", {"squeeze_excitation": 1}, "squeeze_excitation must be True or False, got 1"),
     ("resnet18_lpf4", {"stem": "small", "pool_only": False}, "stem='small' has none"),
     ("resnet18_lpf4", {"pool_only": "False"}, "pool_only must be True or False, got 'False'"),
     ("alexnet", {"dropout": 1.5}, "dropout must be a number from 0 to 1, got 1.5"),
