@@ -20,7 +20,16 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from aa_flax.errors import InputError, Table, UnknownName, boolean, integers, parameters, unknown
+from aa_flax.errors import (
+    InputError,
+    Table,
+    UnknownName,
+    boolean,
+    choice,
+    integers,
+    parameters,
+    unknown,
+)
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.model_config import ModelConfig
 
@@ -35,6 +44,7 @@ class Entry:
     filter_sizes: tuple[int, ...]
     config: ModelConfig
     hub: str
+    licence: str
 
 
 _MODELS: Table[Entry] = Table("model")
@@ -48,6 +58,7 @@ def register_model(
     filter_sizes: Sequence[int] | None = None,
     config: ModelConfig | None = None,
     hub: str = "",
+    licence: str = "",
     replace: bool = False,
 ) -> None:
     """Registers a model under a name for `create_model`, `list_models` and the commands.
@@ -62,6 +73,8 @@ def register_model(
             has a parameter `filter_size`, else none.
         config: the images it expects; default: ImageNet's at 224 pixels.
         hub: repository on the Hugging Face hub for `pretrained=True`, OWNER/NAME.
+        licence: licence of the weights there, as an SPDX identifier; default: unknown.
+        replace: replace a model of this name.
 
     Raises:
         InputError: a name that is taken or invalid, or a constructor that is not callable.
@@ -87,7 +100,7 @@ def register_model(
     if filter_sizes is None:
         filter_sizes = range(1, 8) if "filter_size" in parameters(build) else ()
     sizes = integers("filter_sizes", filter_sizes) if len(filter_sizes) else ()
-    entry = Entry(name, build, published, sizes, config or ModelConfig(), hub)
+    entry = Entry(name, build, published, sizes, config or ModelConfig(), hub, licence)
     _MODELS.register(name, entry, replace=replace)
 
 
@@ -137,20 +150,38 @@ class PublishedResult(NamedTuple):
     source: str
 
 
-def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+Licence = Literal["open"]
+_OPEN = ("apache-2.0", "bsd-2-clause", "bsd-3-clause", "mit")  # SPDX identifiers, in lower case
+
+
+def list_models(
+    pattern: str = "*", *, pretrained: bool = False, licence: Licence | None = None
+) -> list[str]:
     """Returns the names that `create_model` accepts, or those of models with published weights.
 
-    The pattern is one of a shell, such as `resnet*_lpf4`.
+    Args:
+        pattern: one of a shell, such as `resnet*_lpf4`.
+        pretrained: only models with weights that the original or torchvision released.
+        licence: `"open"`: only models whose published weights may be used commercially, which are
+            those registered with a permissive licence; torchvision states none for its weights.
+
+    Raises:
+        InputError: another `licence`.
 
     Examples:
         >>> import aa_flax
         >>> aa_flax.list_models("vgg1?_lpf4")
         ['vgg11_lpf4', 'vgg13_lpf4', 'vgg16_lpf4', 'vgg19_lpf4']
+        >>> aa_flax.list_models("resnet*", licence="open")
+        ['resnetblur50', 'resnetaa50', 'resnetaa50d', 'resnetaa101d']
     """
     names = []
     for entry in _MODELS.values():
         names += [entry.name, *(f"{entry.name}_lpf{k}" for k in entry.filter_sizes)]
-    if pretrained:
+    if licence is not None:
+        choice("licence", licence, Licence)
+        names = [e.name for e in _MODELS.values() if e.hub and e.licence.lower() in _OPEN]
+    elif pretrained:
         released = {weights.model for weights in released_weights()}
         names = [name for name in names if name in released]
     return [name for name in names if fnmatch(name, pattern)]

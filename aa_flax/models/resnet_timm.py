@@ -1,17 +1,24 @@
-"""timm's antialiased ResNet-50s, whose weights are under the Apache licence 2.0.
+"""timm's antialiased ResNets, whose weights are under the Apache licence 2.0.
 
 They differ from `resnet50_lpf3`: the stem's max pool has a window of 3, or is an average pool; and
-the shortcuts have a stride and no pool:
+the shortcuts of the first two have a stride and no pool:
 
                           resnetblur50                          resnetaa50
     max pool, stride 2    max pool, stride 1 - BlurPool, k = 3  average pool, 2x2
     conv 3x3, stride 2    conv, stride 1 - ReLU - BlurPool      conv, stride 1 - ReLU - average pool
     1x1 conv, stride 2    unchanged                             unchanged
 
-Source: timm's `resnetblur50` and `resnetaa50`, by their behaviour; the tests compare with them.
+Those with a `d` in their names (ResNet-D; He et al., CVPR 2019, Sec. 4.1) have the pools of
+`resnetaa50`, three 3x3 convolutions in the stem, and in the shortcuts
+
+    1x1 conv, stride 2    average pool - 1x1 conv
+
+`seresnextaa101d_32x8d` is also a ResNeXt and scales the channels of each residual branch.
+
+Source: timm's models of these names, by their behaviour; the tests compare with them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -62,18 +69,24 @@ class StridedShortcutBlock(Bottleneck):
 
 
 class TimmResNet(ResNet):
-    """A ResNet-50 antialiased as in timm.
+    """A ResNet antialiased as in timm.
 
     Args:
+        block: `StridedShortcutBlock`, or `Bottleneck`, whose shortcuts have the pool.
+        layers: number of blocks in each of the four stages.
         pool: factory of the pools in the blocks and in the stem.
         stem_window: window of the stem's dense maximum, before the pool; None: no maximum.
+        architecture: further arguments of `ResNet`.
         num_classes, zero_init_residual, dtype: see `ResNet`.
     """
 
     def __init__(
         self,
+        block: type[Bottleneck],
+        layers: Sequence[int],
         pool: Callable[[int], nnx.Module],
         stem_window: int | None,
+        architecture: Mapping[str, Any],
         *,
         num_classes: int = 1000,
         zero_init_residual: bool = False,
@@ -83,7 +96,7 @@ class TimmResNet(ResNet):
         self.stem_window = stem_window
         options = {"num_classes": num_classes, "zero_init_residual": zero_init_residual}
         options |= {"pool": pool, "dtype": dtype, "rngs": rngs}
-        super().__init__(StridedShortcutBlock, (3, 4, 6, 3), **options)
+        super().__init__(block, layers, **architecture, **options)
 
     def _stem_pool(self, x: Float[Array, "N H W 64"]) -> Float[Array, "N h w 64"]:
         if self.stem_window is not None:
@@ -92,20 +105,53 @@ class TimmResNet(ResNet):
 
     def torch_layers(self) -> Layers:
         """Yields the layers of a plain ResNet: timm's pools have no entry in a torch file."""
+        # In timm's ResNet-D, index 0 of a shortcut is its pool, even for stride 1.
+        is_d = not isinstance(self.layer1[0], StridedShortcutBlock)
+        renamed = {f"layer1.0.downsample.{i}": f"layer1.0.downsample.{i + 1}" for i in range(2)}
         for name, layer in super().torch_layers():
             if not isinstance(layer, Filter):
+                name = renamed.get(name, name) if is_d else name
                 yield name.replace("conv3.1", "conv3"), layer
 
 
-register_model(
-    "resnetblur50",
-    partial(TimmResNet, partial(BlurPool, 3), 3),
-    config=ModelConfig(input_size=288, resize_size=303, interpolation="bicubic"),
-    hub="timm/resnetblur50.bt_in1k",
-)
-register_model(
-    "resnetaa50",
-    partial(TimmResNet, AveragePool, None),
-    config=ModelConfig(input_size=288, resize_size=288, interpolation="bicubic"),
-    hub="timm/resnetaa50.a1h_in1k",
-)
+_D = {"stem": "deep"}
+_SE_NEXT = {"groups": 32, "width_per_group": 8, "squeeze_excitation": True}
+for _name, _arguments, _tag, _sizes in (
+    (
+        "resnetblur50",
+        (StridedShortcutBlock, (3, 4, 6, 3), partial(BlurPool, 3), 3, {}),
+        "bt_in1k",
+        (288, 303),
+    ),
+    (
+        "resnetaa50",
+        (StridedShortcutBlock, (3, 4, 6, 3), AveragePool, None, {}),
+        "a1h_in1k",
+        (288, 288),
+    ),
+    (
+        "resnetaa50d",
+        (Bottleneck, (3, 4, 6, 3), AveragePool, None, _D),
+        "sw_in12k_ft_in1k",
+        (288, 288),
+    ),
+    (
+        "resnetaa101d",
+        (Bottleneck, (3, 4, 23, 3), AveragePool, None, _D),
+        "sw_in12k_ft_in1k",
+        (288, 288),
+    ),
+    (
+        "seresnextaa101d_32x8d",
+        (Bottleneck, (3, 4, 23, 3), AveragePool, None, _D | _SE_NEXT),
+        "sw_in12k_ft_in1k_288",
+        (320, 320),
+    ),
+):
+    register_model(
+        _name,
+        partial(TimmResNet, *_arguments),
+        config=ModelConfig(*_sizes, interpolation="bicubic"),
+        hub=f"timm/{_name}.{_tag}",
+        licence="apache-2.0",
+    )
