@@ -158,11 +158,12 @@ def test_images_are_resized_as_the_weights_need_and_numbers_of_both_are_separate
     assert found["vgg11.json"]["loss"] != found["vgg11_2.json"]["loss"]
 
 
-def test_a_model_of_timm_is_evaluated_on_bicubic_images_unless_its_weights_were_trained_here():
+@pytest.mark.parametrize("name", list_models(licence="open"))
+def test_a_model_of_timm_is_evaluated_on_bicubic_images_unless_its_weights_were_trained_here(name):
     config = check_config(noise_config())
-    config.model = "resnetaa50"
-    assert by_config._as_trained(config, Weights("resnetaa50")).data.interpolation == "bicubic"
-    of_run = Weights("resnetaa50")
+    config.model = name
+    assert by_config._as_trained(config, Weights(name)).data.interpolation == "bicubic"
+    of_run = Weights(name)
     of_run.images = images_of_config(config.to_dict())
     assert by_config._as_trained(config, of_run).data.interpolation == "bilinear"
 
