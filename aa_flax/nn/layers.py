@@ -107,7 +107,8 @@ class Conv(nnx.Conv):
     """Flax's convolution, with a bias that is added in its own type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        y = super().__call__(*args, **kwargs)
+        with jax.numpy_dtype_promotion("standard"):  # of the sum with the bias
+            y = super().__call__(*args, **kwargs)
         return y if self.dtype is None else y.astype(self.dtype)
 
 
@@ -115,7 +116,8 @@ class Linear(nnx.Linear):
     """Flax's linear layer, with a bias that is added in its own type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        y = super().__call__(*args, **kwargs)
+        with jax.numpy_dtype_promotion("standard"):  # of the sum with the bias
+            y = super().__call__(*args, **kwargs)
         return y if self.dtype is None else y.astype(self.dtype)
 
 
