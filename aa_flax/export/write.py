@@ -94,10 +94,11 @@ def export(
         ('mine.stablehlo', True)
     """
     if example_inputs is not None:
-        if size or dynamic_size or preprocessing or int8 is not None:
+        others = (size, dynamic_size, preprocessing, int8_min_agreement)
+        if int8 is not None or others != (None, False, False, LEAST_AGREEMENT):
             raise InputError(
-                "size, dynamic_size, preprocessing and int8 are options of a model; leave them out "
-                "with example_inputs"
+                "size, dynamic_size, preprocessing, int8 and int8_min_agreement are options of a "
+                "model; leave them out with example_inputs"
             )
         return _export_function(model, path, example_inputs)
     path, file_format = check_output(path)

@@ -147,9 +147,11 @@ class Antialiased(Generic[_P, _R]):
         traced = _Traced(self.function, args, kwargs)
         run = traced.interpreter(self.options)
         outputs, report = traced.run(run, traced.arrays), run.report()
-        weak = [row for row in report.antialiased if "hardly filters" in row.reason]
-        if weak:
-            warnings.warn(f"antialias at {weak[0].site.layer}: {weak[0].reason}", stacklevel=2)
+        for row in report.antialiased:
+            if weak := self.options.weakness(row.site.strides):
+                text = f"antialias at {row.site.layer}: it hardly filters: {weak}"
+                warnings.warn(text, stacklevel=2)
+                break
         if not report.antialiased:
             name = getattr(self.function, "__name__", type(self.function).__name__)
             found = "no strided convolution, pool or slice in it"

@@ -168,6 +168,7 @@ class Interpreter:
             if row.done and (weak := self.options.weakness(row.site.strides))
         }
         rows = (
-            replace(row, reason=row.reason or notes.get(key, "")) for key, row in self.rows.items()
+            replace(row, reason="; ".join(filter(None, (row.reason, notes.get(key)))))
+            for key, row in self.rows.items()
         )
         return Report((*rows, *unseen))

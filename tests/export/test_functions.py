@@ -57,7 +57,8 @@ def test_pytrees_of_inputs_and_outputs_keep_their_names(tmp_path):
         (lambda a, b: a, (images(), images(3)), {}, r"got 0 \(2, 16, .*, 1 \(3, 16, .*bind param"),
         (lambda x: x, jnp.ones(()), {}, "same number of examples"),
         (lambda x: x[: x.shape[0] // 2 * 3 - 2], images(), {}, "for any number of examples"),
-        (net, images(), {"size": 32}, "are options of a model; leave them out"),
+        (net, images(), {"size": 0}, "are options of a model; leave them out"),
+        (net, images(), {"int8_min_agreement": 0.5}, "are options of a model; leave them out"),
         (3, images(), {}, "export takes a model or a function, got a int"),
     ],
 )

@@ -178,6 +178,16 @@ def test_a_filter_that_passes_most_of_what_aliases_is_reported_and_warned_of():
     assert not row.reason
     np.testing.assert_allclose(antialias(f)(X), blur_pool(X, "auto", 4), atol=1e-6)
 
+    def linear(x):
+        return conv(x, PARAMS["block"]["kernel"], 4)
+
+    x, after = normal(2, 16, 16, 8), antialias(linear, 4, before=False)
+    (row,) = antialias.report(after, x)
+    assert "no nonlinearity before" in row.reason
+    assert "filter_size=4 passes 79%" in row.reason
+    with pytest.warns(UserWarning, match="filter_size=4 passes 79%"):
+        after(x)
+
 
 @pytest.mark.parametrize("pool", ["binomial3", box])
 def test_another_pool_replaces_the_blur(pool):
