@@ -15,17 +15,21 @@ decisions                    decide which of them are antialiased, and by which 
 convolutions, windows        rewrite them
 values, pointwise            carry a stride that waits to the nonlinearity
 calls                        enter programs inside: jit, loops, branches, checkpoint
+aliasing                     measures the maps that sites subsample
 """
 
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import update_wrapper
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.errors import InconclusiveDimensionOperation
+from jax.extend.core import jaxpr_as_fun
 
 from aa_flax.errors import InputError
 from aa_flax.nn.pool_registry import PoolFactory
@@ -34,6 +38,8 @@ from aa_flax.ops.blur import Padding
 
 # Their rules. `pointwise` is before `windows`: a reshape that a waiting stride passes is no pool.
 from aa_flax.transform import calls, convolutions, pointwise, windows  # noqa: F401
+from aa_flax.transform.aliasing import Aliasing, Profile
+from aa_flax.transform.budget import within_budget
 from aa_flax.transform.constants import left_alone
 from aa_flax.transform.decisions import Options, Place, Stem
 from aa_flax.transform.interpreter import Interpreter
@@ -71,6 +77,7 @@ class Antialias:
         min_channels: int = 4,
         stem: Stem = "leave",
         before: bool | None = None,
+        budget: float | None = None,
     ) -> "Antialiased[_P, _R]":
         """Returns a function that computes what `f` does, with every subsampling antialiased.
 
@@ -108,6 +115,10 @@ class Antialias:
                 after, but before where no nonlinearity follows until something combines positions
                 (another convolution, the sum of a residual block): there both orders are the same
                 but for the border. 1x1 convolutions are blurred before.
+            budget: filters only where they remove most, for at most this fraction of additional
+                FLOPs (0.05: 5 %). The sites are chosen once, by `profile` on the arguments of the
+                first call, which has to be with numbers, outside of `jax.jit`: those where a filter
+                reduces the damage most for its FLOPs. Default: all sites, whatever they cost.
 
         Returns:
             The new function. It is traced at every call, so jit it.
@@ -119,7 +130,7 @@ class Antialias:
         """
         if not callable(f):
             raise InputError(f"antialias takes a function, got a {type(f).__name__}")
-        options = Options(filter_size, padding, pool, where, min_channels, stem, before)
+        options = Options(filter_size, padding, pool, where, min_channels, stem, before, budget)
         return Antialiased(f, options)
 
     def report(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
@@ -130,6 +141,46 @@ class Antialias:
             args, kwargs: arguments of `f`; arrays, or `jax.ShapeDtypeStruct`s of them.
         """
         return (f if isinstance(f, Antialiased) else self(f)).report(*args, **kwargs)
+
+    def profile(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Profile:
+        """Measures the aliasing at every site of `f` on these arguments, which it is run on.
+
+        A row has `aliasing_energy`, the fraction of a map's variation that the coarser grid cannot
+        represent, and `damage`, how far that moves what the site keeps, relative to an ideal
+        filter; `aa_flax.transform.aliasing` has the equations. Its other fields are those of the
+        report. A profile says where filters would be useful; `budget` chooses by it.
+
+        Args:
+            f: a plain function, to measure it as it is (`done`, `reason` and `extra_flops` are
+                then those of `antialias(f)`), or a result of `antialias`, to measure what its
+                filters leave.
+            args, kwargs: arguments of `f`, arrays of numbers.
+
+        Returns:
+            A sequence of `aa_flax.transform.ProfileRow`, which prints as a table. Values are NaN at
+            sites that are not measured: look-ups, resizes, space to depth, maps of integers.
+
+        Raises:
+            InputError: shapes or traced arrays instead of numbers; a map that is not finite.
+
+        Examples:
+            >>> import jax.numpy as jnp
+            >>> from aa_flax import antialias
+            >>> def every_other(x):
+            ...     return x[:, ::2, ::2]
+            >>> wave = jnp.cos(2 * jnp.pi * 5 * jnp.arange(16) / 16)  # too fast for 8 pixels
+            >>> x = 1 + wave[None, :, None, None] * jnp.ones((1, 16, 16, 3))
+            >>> (row,) = antialias.profile(every_other, x)
+            >>> round(row.aliasing_energy, 4), round(row.damage, 4)
+            (1.0, 0.5)
+            >>> (row,) = antialias.profile(antialias(every_other, pool="ideal"), x)
+            >>> round(row.damage, 4)
+            0.0
+        """
+        given = f if isinstance(f, Antialiased) else self(f)
+        traced = _Traced(given.function, args, kwargs)
+        traced.check_numbers("antialias.profile")
+        return traced.profile(given.chosen(traced), as_it_is=given is not f)
 
 
 antialias = Antialias()
@@ -143,9 +194,18 @@ class Antialiased(Generic[_P, _R]):
         self.options = options
         update_wrapper(self, f, updated=())
 
+    def chosen(self, traced: "_Traced") -> Options:
+        """Returns the options, at the first call with the sites that the budget pays for."""
+        if self.options.budget is not None:
+            traced.check_numbers("antialias(f, budget=...), at its first call,")
+            every = replace(self.options, budget=None)
+            profiles = (traced.profile(every, as_it_is=plain) for plain in (True, False))
+            self.options = within_budget(self.options, *profiles, traced.flops())
+        return self.options
+
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         traced = _Traced(self.function, args, kwargs)
-        run = traced.interpreter(self.options)
+        run = traced.interpreter(self.chosen(traced))
         outputs, report = traced.run(run, traced.arrays), run.report()
         for row in report.antialiased:
             if weak := self.options.weakness(row.site.strides):
@@ -165,7 +225,7 @@ class Antialiased(Generic[_P, _R]):
     def report(self, *args: _P.args, **kwargs: _P.kwargs) -> Report:
         """Reports what is done at each site: see `antialias.report`."""
         traced = _Traced(self.function, args, kwargs)
-        run = traced.interpreter(self.options)
+        run = traced.interpreter(self.chosen(traced))
         jax.eval_shape(lambda arrays: traced.run(run, arrays), traced.arrays)
         return run.report()
 
@@ -211,6 +271,34 @@ class _Traced:
                 f"antialias cannot leave these sizes open: {str(error).splitlines()[0]} Give them "
                 "numbers, or constraints that decide it (h >= 8)"
             ) from error
+
+    def check_numbers(self, caller: str) -> None:
+        """Raises an InputError if the arguments are shapes, or traced arrays."""
+        for array in self.arrays:
+            if isinstance(array, Tracer | jax.ShapeDtypeStruct):
+                raise InputError(
+                    f"{caller} runs the function on numbers, got only the shape {array.shape}: "
+                    "give arrays, outside of jax.jit and other transformations"
+                )
+
+    def profile(self, options: Options, *, as_it_is: bool) -> Profile:
+        """Measures the function, antialiased with those options or as it is."""
+        run = self.interpreter(options)
+        measured = replace(run, rows={}, names={}, aliasing=Aliasing())
+        if as_it_is:
+            jax.eval_shape(lambda arrays: self.run(run, arrays), self.arrays)
+            measured.options = replace(options, where=lambda site: False)
+        else:
+            measured.rows = run.rows
+        jax.block_until_ready(jax.jit(lambda x: self.run(measured, x))(self.arrays))
+        jax.effects_barrier()
+        assert measured.aliasing is not None
+        return measured.aliasing.profile(run.rows, run.report())
+
+    def flops(self) -> float:
+        """Returns the FLOPs of the function's program."""
+        program = jax.jit(jaxpr_as_fun(self._program)).lower(*self.arrays)
+        return dict(program.cost_analysis() or {}).get("flops", 0.0)
 
     def result(self, arrays: list[Any]) -> Any:
         """Returns the function's result, with those arrays in it."""

@@ -5,7 +5,9 @@ Convolution and blur commute, but for the border, so where no nonlinearity follo
 is blur first: a 1x1 convolution then reads the subsampled map, any other keeps its stride.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -27,7 +29,10 @@ def convolution(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     """A convolution, antialiased where it has a stride."""
     site = describe(eqn, run.layer(eqn, inputs))
     x, kernel = (run.settle(v, eqn) for v in inputs)
+    dense, roles = partial(_convolve, eqn, x, kernel, stride=1), _output_roles(eqn)
     if site is None:
+        if id(eqn) in run.alone:  # a blur
+            run.measure([run.key(eqn)], dense, roles, eqn.params["window_strides"])
         return [_convolve(eqn, x, kernel)]
     site = replace(site, channels=(site.channels or 0) // ensemble_size(run.jaxpr, eqn))
     by_axis = zip(site.strides, site.window, eqn.params["padding"], strict=True)
@@ -36,14 +41,14 @@ def convolution(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     rewrite = _blurred_after
     if place == "before":
         rewrite = _blurred_first if pointwise else _blurred_before
-    rewritten = run.attempt(eqn, site, lambda: rewrite(run, eqn, site, x, kernel))
+    rewritten = run.attempt(eqn, site, lambda: rewrite(run, eqn, site, x, kernel), dense, roles)
     return rewritten or [_convolve(eqn, x, kernel)]
 
 
 def _blurred_after(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Pending:
     """The dense convolution, whose map is blurred where the nonlinearity has been applied."""
     spec = eqn.params["dimension_numbers"].out_spec
-    dense, roles = _convolve(eqn, x, kernel, stride=1), _roles(spec)
+    dense, roles = _convolve(eqn, x, kernel, stride=1), _output_roles(eqn)
     sampler = run.sampler(eqn, site, x, dense.shape, roles)
     extra = _flops(eqn, dense.shape) - _flops(eqn, site.output_shape)
     extra += sampler.flops(site.output_shape)
@@ -70,6 +75,7 @@ def _blurred_first(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Arr
     roles, shorter = _roles(numbers.lhs_spec), replace(site, output_shape=tuple(sampled))
     sampler = run.sampler(eqn, shorter, x, x.shape, roles)
     run.record(eqn, site, done="blur, then dense", extra=sampler.flops(sampled))
+    _measure_of_blurred(run, eqn, lambda: on_channels_last(sampler.filtered, x, roles), kernel)
     return _convolve(eqn, on_channels_last(sampler, x, roles), kernel, stride=1)
 
 
@@ -78,7 +84,17 @@ def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Ar
     roles = _roles(eqn.params["dimension_numbers"].lhs_spec)
     sampler = run.sampler(eqn, site, x, x.shape, roles, keeps=True)
     run.record(eqn, site, done="blur with stride 1, then as it was", extra=sampler.flops(x.shape))
-    return _convolve(eqn, on_channels_last(sampler, x, roles), kernel)
+    blurred = on_channels_last(sampler, x, roles)
+    _measure_of_blurred(run, eqn, lambda: blurred, kernel)
+    return _convolve(eqn, blurred, kernel)
+
+
+def _measure_of_blurred(
+    run: Interpreter, eqn: Any, blurred: Callable[[], Array], kernel: Array
+) -> None:
+    strides = eqn.params["window_strides"]
+    dense = lambda: _convolve(eqn, blurred(), kernel, stride=1)  # noqa: E731
+    run.measure([run.key(eqn)], dense, _output_roles(eqn), strides)
 
 
 def _convolve(eqn: Any, x: Array, kernel: Array, stride: int | None = None) -> Array:
@@ -104,6 +120,10 @@ def _convolve(eqn: Any, x: Array, kernel: Array, stride: int | None = None) -> A
 def _flops(eqn: Any, output_shape: tuple[int, ...]) -> float:
     kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
     return 2.0 * prod(output_shape) * prod(kernel[i] for i in spec[2:]) * kernel[spec[1]]
+
+
+def _output_roles(eqn: Any) -> str:
+    return _roles(eqn.params["dimension_numbers"].out_spec)
 
 
 def _roles(spec: tuple[int, ...]) -> str:

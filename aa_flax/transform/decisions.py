@@ -12,11 +12,13 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import lax
 from jax.errors import InconclusiveDimensionOperation
 from jaxtyping import Array
 
-from aa_flax.errors import InputError, boolean, choice, first_line, integer
+from aa_flax.errors import InputError, boolean, choice, first_line, integer, real
 from aa_flax.nn.blur import BlurPool
 from aa_flax.nn.filters import FilterPool
 from aa_flax.nn.pool_registry import PoolFactory, decide, make_pool, pool_factory, subsample
@@ -49,12 +51,29 @@ class Sampler:
 
     pool: Any
     taps: int  # of its filter, over all axes; for an unknown filter, those of a blur
+    strides: _Shape
     phase: Phase = field(default_factory=Phase)
 
     def __call__(self, x: Array) -> Array:
         if self.phase.choice is None:
             self.phase.choice = decide(self.pool, x)
         return subsample(self.pool, x, self.phase.choice)
+
+    def filtered(self, x: Array) -> Array:
+        """Returns the map of which the pool keeps every `strides`-th position."""
+        if isinstance(self.pool, FilterPool):
+            return FilterPool(self.pool.taps, 1, self.pool.padding)(x)
+        # The outputs for a map moved by one position are the positions between.
+        choice, axes = decide(self.pool, x), tuple(range(1, x.ndim - 1))
+        moved = (jnp.roll(x, np.negative(p), axes) for p in np.ndindex(*self.strides))
+        phases = jnp.stack([subsample(self.pool, y, choice) for y in moved])
+        shape = phases.shape[1:]
+        phases = phases.reshape(*self.strides, *shape)
+        n = len(axes)
+        order = [n, *(i for axis in range(n) for i in (n + 1 + axis, axis)), 2 * n + 1]
+        sizes = [size * s for size, s in zip(shape[1:-1], self.strides, strict=True)]
+        filtered = phases.transpose(order).reshape(shape[0], *sizes, shape[-1])
+        return lax.slice(filtered, (0,) * x.ndim, x.shape)
 
     @property
     def decides(self) -> bool:
@@ -76,6 +95,7 @@ class Options:
     min_channels: int
     stem: Stem
     before: bool | None
+    budget: float | None = None  # FLOPs, relative to the function's; None once sites are chosen
 
     def __post_init__(self):
         check_options(self.filter_size, 2, self.padding, 0)
@@ -85,6 +105,8 @@ class Options:
         choice("stem", self.stem, Stem)
         if self.before is not None:
             boolean("before", self.before)
+        if self.budget is not None:
+            real("budget", self.budget, least=0)
         if self.where is not None and not callable(self.where):
             raise InputError(
                 f"where must be a function from a Site to True or False, got {self.where!r}"
@@ -195,7 +217,7 @@ class Options:
             raise Refused(f"the pool makes {found} of {dense}, not {sampled}")
         if isinstance(pool, BlurPool):
             filters = [filter_taps(pool.filter_size, stride) for stride in strides]
-        return Sampler(pool, prod(map(len, filters)))
+        return Sampler(pool, prod(map(len, filters)), strides)
 
 
 def _reasons_against_average(options: Options, site: Site) -> Iterator[str]:

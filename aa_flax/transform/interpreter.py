@@ -5,14 +5,16 @@ those of `pointwise` carry maps whose stride waits, those of `calls` enter progr
 operation without a rule runs as it is, on maps that are subsampled before it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 from jaxtyping import Array
 
+from aa_flax.transform.aliasing import Aliasing
 from aa_flax.transform.decisions import Options, Phase, Refused, Sampler
 from aa_flax.transform.jaxpr import Rules, bind, evaluate, sub_jaxprs
 from aa_flax.transform.sites import Report, Row, Site, describe, layer_name, sites_in
@@ -43,6 +45,7 @@ class Interpreter:
     unactivated: set[Any] = field(default_factory=set)
     activated: set[Any] = field(default_factory=set)
     alike: bool = False  # a pending map passes only what needs one position at a time
+    aliasing: Aliasing | None = None  # where maps are measured before they are subsampled
     jaxpr: Any = None  # the program that runs
 
     def inside(self, eqn: Any, repeats: int = 1, *, same_scope: bool = False) -> "Interpreter":
@@ -94,6 +97,9 @@ class Interpreter:
             reader = "the end" if eqn is None else eqn.primitive.name
             reason = self.rows[key].reason or f"no nonlinearity before {reader}"
             self.rows[key] = replace(self.rows[key], reason=reason)
+        if "sampled" not in vars(value):  # measured once, however many read it
+            filtered = partial(on_channels_last, value.sample.filtered, value.dense, value.roles)
+            self.measure(value.sites, filtered, value.roles, value.sample.strides)
         return value.sampled
 
     def key(self, eqn: Any) -> Any:
@@ -104,8 +110,18 @@ class Interpreter:
         """Returns a name of the layer that an equation belongs to."""
         return layer_name(eqn, [self.names[id(v)][1] for v in inputs[1:] if id(v) in self.names])
 
-    def attempt(self, eqn: Any, site: Site, antialiased: Callable[[], Value]) -> list[Value] | None:
-        """Returns what replaces a site, or None where anything speaks against that."""
+    def attempt(
+        self,
+        eqn: Any,
+        site: Site,
+        antialiased: Callable[[], Value],
+        dense: Callable[[], Array],
+        roles: str,
+    ) -> list[Value] | None:
+        """Returns what replaces a site, or None where anything speaks against that.
+
+        `dense` computes the map of which the original program keeps some positions.
+        """
         alone = self.alone.get(id(eqn))
         against = self.options.reasons_against(site, eqn, self.jaxpr)
         try:
@@ -114,6 +130,7 @@ class Interpreter:
             return [antialiased()]
         except Refused as refusal:
             self.record(eqn, site, reason=str(refusal))
+            self.measure([self.key(eqn)], dense, roles, site.strides)
             return None
 
     def blurred(
@@ -122,7 +139,17 @@ class Interpreter:
         """Subsamples a dense map at a site, and records that; see `sampler`."""
         sampler = self.sampler(eqn, site, source, dense.shape, roles)
         self.record(eqn, site, done=done, extra=extra + sampler.flops(site.output_shape))
+        filtered = partial(on_channels_last, sampler.filtered, dense, roles)
+        self.measure([self.key(eqn)], filtered, roles, site.strides)
         return on_channels_last(sampler, dense, roles)
+
+    def measure(
+        self, keys: Iterable[Any], dense: Callable[[], Array], roles: str, strides: Sequence[int]
+    ) -> None:
+        """Measures the aliasing of a map that is subsampled, if this run measures any."""
+        if self.aliasing is not None:
+            axes = [axis for axis, role in enumerate(roles) if role == "s"]
+            self.aliasing.add(keys, dense(), dict(zip(axes, strides, strict=True)))
 
     def sampler(
         self,

@@ -110,24 +110,27 @@ class Report(Sequence[Row]):
 
     def __str__(self) -> str:
         head = ("layer", "site", "shape", "stride", "done", "why", "extra MFLOP")
-        lines = [head, *map(_cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        lines.insert(1, tuple("-" * width for width in widths))
-        padded = (map(str.ljust, line, widths) for line in lines)
-        table = "\n".join("  ".join(cells).rstrip() for cells in padded)
-        return (
-            f"{table}\n{len(self.antialiased)} antialiased, {len(self.left_alone)} left alone, "
-            f"{self.extra_flops / 1e6:+.1f} MFLOP"
-        )
+        counts = f"{len(self.antialiased)} antialiased, {len(self.left_alone)} left alone"
+        lines = table([head, *map(cells, self.rows)])
+        return f"{lines}\n{counts}, {self.extra_flops / 1e6:+.1f} MFLOP"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def table(lines: list[tuple[str, ...]]) -> str:
+    """Returns lines of cells, of which the first is the head, as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, tuple("-" * width for width in widths))
+    padded = (map(str.ljust, line, widths) for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Returns a row of the report's table."""
     site = row.site
     sizes = (site.shape, site.output_shape, site.strides, site.window)
     shape, output_shape, strides, window = ("x".join(map(str, each)) for each in sizes)
     kind = site.kind if site.kind == "slice" else f"{site.kind} {window}"
-    cells = (site.layer, kind, f"{shape} -> {output_shape}", strides, row.done or "left alone")
-    return (*cells, row.reason, f"{row.extra_flops / 1e6:+.2f}")
+    first = (site.layer, kind, f"{shape} -> {output_shape}", strides, row.done or "left alone")
+    return (*first, row.reason, f"{row.extra_flops / 1e6:+.2f}")
 
 
 def describe(eqn: Any, layer: str) -> Site | None:

@@ -55,11 +55,14 @@ def max_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     if site is None:
         return _window(eqn, x, others)
 
-    def antialiased() -> Array:
-        (dense,) = _window(eqn, x, others, (1,) * x.ndim)
-        return _blurred_max(run, eqn, site, x, dense, _window_roles(eqn))
+    def dense() -> Array:
+        return _window(eqn, x, others, (1,) * x.ndim)[0]
 
-    return run.attempt(eqn, site, antialiased) or _window(eqn, x, others)
+    def antialiased() -> Array:
+        return _blurred_max(run, eqn, site, x, dense(), roles)
+
+    roles = _window_roles(eqn)
+    return run.attempt(eqn, site, antialiased, dense, roles) or _window(eqn, x, others)
 
 
 def _window(
@@ -104,9 +107,11 @@ def average_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]
         # `min` of symbolic sizes would be inconclusive.
         region = [out * s if out * s <= size else size for size, out, s in axes]
         covered = lax.slice(x, (0,) * x.ndim, region)
-        return _blurred_sum(run, eqn, site, x, covered, _window_roles(eqn), sizes)
+        return _blurred_sum(run, eqn, site, x, covered, roles, sizes)
 
-    return run.attempt(eqn, site, antialiased)
+    roles, ones = _window_roles(eqn), (1,) * x.ndim
+    dense = lambda: bind(eqn, [x], window_strides=ones)[0]  # noqa: E731
+    return run.attempt(eqn, site, antialiased, dense, roles)
 
 
 def _divisor(jaxpr: Any, eqn: Any, site: Site) -> np.ndarray:
@@ -166,14 +171,19 @@ def pool_of_split(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value
     layer, roles = run.layer(eqn, inputs), _roles(windows, x.ndim)
     site = Site(layer, kind, primitive, x.shape, output_shape, strides, strides, None)
 
+    def dense() -> Array:
+        sizes, ones = [windows.get(i, 1) for i in range(x.ndim)], (1,) * x.ndim
+        start, combine = (
+            (np.zeros((), x.dtype), lax.add) if is_average else (_lowest(x.dtype), lax.max)
+        )
+        return lax.reduce_window(x, start, combine, sizes, ones, "VALID")
+
     def antialiased() -> Array:
         if is_average:
             return _blurred_sum(run, eqn, site, x, x, roles, prod(strides))
-        sizes, ones = [windows.get(i, 1) for i in range(x.ndim)], (1,) * x.ndim
-        dense = lax.reduce_window(x, _lowest(x.dtype), lax.max, sizes, ones, "VALID")
-        return _blurred_max(run, eqn, site, x, dense, roles)
+        return _blurred_max(run, eqn, site, x, dense(), roles)
 
-    return run.attempt(eqn, site, antialiased)
+    return run.attempt(eqn, site, antialiased, dense, roles)
 
 
 @rule("slice")
@@ -183,10 +193,12 @@ def strided_slice(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value
     if site is None:
         return None
     x, params = run.settle(inputs[0], eqn), eqn.params
+    roles = _roles([i for i, stride in enumerate(params["strides"]) if stride > 1], x.ndim)
+
+    def covered() -> Array:
+        return lax.slice(x, params["start_indices"], params["limit_indices"])
 
     def antialiased() -> Array:
-        covered = lax.slice(x, params["start_indices"], params["limit_indices"])
-        spatial = [i for i, stride in enumerate(params["strides"]) if stride > 1]
-        return run.blurred(eqn, site, x, covered, _roles(spatial, x.ndim), done="blur", extra=0)
+        return run.blurred(eqn, site, x, covered(), roles, done="blur", extra=0)
 
-    return run.attempt(eqn, site, antialiased)
+    return run.attempt(eqn, site, antialiased, covered, roles)

@@ -1,0 +1,44 @@
+"""Chooses the sites that are worth a filter: most damage removed for the FLOPs that it costs."""
+
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import replace
+
+from aa_flax.transform.aliasing import Profile
+from aa_flax.transform.decisions import Options, Place
+from aa_flax.transform.sites import Site
+
+
+def within_budget(options: Options, plain: Profile, filtered: Profile, flops: float) -> Options:
+    """Returns options that antialias the chosen sites alone.
+
+    Sites are taken in the order of the damage that their filter removes for a FLOP, and skipped
+    where they no longer fit. A filter that costs nothing, and removes something, is always taken.
+
+    Args:
+        options: with a budget, the additional FLOPs relative to `flops`.
+        plain, filtered: the function's profile as it is, and with every site antialiased.
+        flops: of the function.
+    """
+    removed: dict[Hashable, float] = defaultdict(float)
+    costs: dict[Hashable, float] = defaultdict(float)
+    for before, after in zip(plain, filtered, strict=True):
+        if after.done and before.damage > after.damage:  # False where one was not measured
+            removed[_identity(before.site)] += before.damage - min(after.damage, before.damage)
+            costs[_identity(before.site)] += max(after.extra_flops, 0)
+    chosen, left = set(), (options.budget or 0) * flops
+    for site in sorted(removed, key=lambda site: costs[site] / removed[site]):
+        if costs[site] <= left:
+            chosen.add(site)
+            left -= costs[site]
+
+    def where(site: Site) -> bool | Place:
+        asked = True if options.where is None else options.where(site)
+        return asked if _identity(site) in chosen else False
+
+    return replace(options, where=where, budget=None)
+
+
+def _identity(site: Site) -> Hashable:
+    """Returns what sites of different batches, or images of different sizes, have in common."""
+    return site.layer, site.primitive, site.strides, site.window, site.channels
