@@ -48,6 +48,12 @@ class Profile(Sequence[ProfileRow]):
 
     rows: tuple[ProfileRow, ...]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns an array of each of `layer`, `aliasing_energy` and `damage`, for plots."""
+        names = "aliasing_energy", "damage"
+        found = {name: np.array([getattr(row, name) for row in self.rows]) for name in names}
+        return {"layer": np.array([row.site.layer for row in self.rows], str), **found}
+
     def __getitem__(self, index):
         return self.rows[index]
 

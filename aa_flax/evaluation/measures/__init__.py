@@ -2,6 +2,7 @@
 
 from aa_flax.evaluation.measure import MEASURES, Column, Measure, Option, register_measure
 from aa_flax.evaluation.measures.accuracy import Accuracy, PerClass, Predictions
+from aa_flax.evaluation.measures.aliasing import Aliasing
 from aa_flax.evaluation.measures.clip import Clip
 from aa_flax.evaluation.measures.consistency import Circular, Jitter, Shift, Subpixel, WorstCase
 from aa_flax.evaluation.measures.corruptions import Corruptions
@@ -17,7 +18,15 @@ __all__ = ["MEASURES", "Column", "Measure", "Option", "register_measure"]
 
 for _kind in (
     *(Accuracy, PerClass, Predictions, Shift, WorstCase, Circular, Subpixel, Jitter),
-    *(Diagonal, Equivariance, Corruptions, Perturbations, MaskConsistency, TranslationPSNR),
+    *(
+        Diagonal,
+        Equivariance,
+        Aliasing,
+        Corruptions,
+        Perturbations,
+        MaskConsistency,
+        TranslationPSNR,
+    ),
     *(Images, Clip, Tiles, Time),
 ):
     register_measure(_kind())

@@ -223,6 +223,32 @@ def plot_diagonal(
     save_figure(figure, path, formats)
 
 
+# Of each model `layer`, `aliasing_energy` and `damage`, arrays of a value for each site.
+AliasingCurves = dict[str, dict[str, np.ndarray]]
+
+
+def plot_aliasing(path: Path, models: AliasingCurves, formats: Sequence[str] = (".png",)) -> None:
+    """Plots the aliasing at each subsampling site of models, in the order in which they run.
+
+    The labels are the layers of the first model. Sites that were not measured are left out.
+    """
+    layers = next(iter(models.values()))["layer"]
+    figure, panels = new_figure(1, 2, (max(7.0, 0.7 * len(layers) + 3), 4.0))
+    labels = {"aliasing_energy": "aliasing energy (%)", "damage": "damage (%)"}
+    for panel, (name, label) in zip(panels.flat, labels.items(), strict=True):
+        for i, (title, arrays) in enumerate(models.items()):
+            measured = np.flatnonzero(np.isfinite(arrays[name]))
+            percent, mark = 100 * arrays[name][measured], _MARKS[i % len(_MARKS)]
+            panel.plot(measured, percent, mark + "-", color=colour_of(i), label=title)
+        panel.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)
+        panel.set(ylabel=label)
+        panel.grid(alpha=0.3)
+    panels.flat[0].set_ylim(0, 100)
+    panels.flat[1].set_yscale("symlog", linthresh=1)
+    panels.flat[0].legend(fontsize=8)
+    save_figure(figure, path, formats)
+
+
 def plot_equivariance(
     path: Path, models: Mapping[str, EquivarianceMaps], formats: Sequence[str] = (".png",)
 ) -> None:

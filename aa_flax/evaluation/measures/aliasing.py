@@ -1,0 +1,87 @@
+"""The aliasing at every subsampling site of a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from aa_flax.data.pixels import normalise
+from aa_flax.errors import InputError
+from aa_flax.evaluation import plots
+from aa_flax.evaluation.measure import Column, Option, Result, Subject
+from aa_flax.evaluation.measures.equivariance import IMAGES, Subset
+from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.own_images import check_one_process
+from aa_flax.evaluation.row import Row
+from aa_flax.evaluation.stored import StoredMeasure
+from aa_flax.transform import antialias
+
+
+class Aliasing(StoredMeasure):
+    """Energy that aliases at each site, and its damage, before and after `antialias`."""
+
+    options = (Option("aliasing", "the aliasing at each layer that subsamples: .npz and figure"),)
+    columns = (
+        Column(
+            "aliasing energy",
+            ("mean_energy",),
+            note="energy above the Nyquist frequency of the subsampled map, mean over the layers",
+        ),
+    )
+
+    def settings(self, subject: Subject) -> Result:
+        return {"num_images": min(IMAGES, len(subject.source))}
+
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        check_one_process("aliasing")
+        predictor, crop = subject.predictor, subject.settings.crop_size
+        if predictor.on_host:
+            raise InputError(
+                f"the measure aliasing traces a function of JAX, and {predictor.name} is none; "
+                "aa_flax.from_torch makes one of a model of PyTorch"
+            )
+        images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
+        if not antialias.report(predictor.function, predictor.state, images):
+            raise InputError(
+                f"the measure aliasing needs layers that subsample, and {subject.name} has none"
+            )
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        f, images = subject.predictor.function, _images(subject)
+        found, arrays = {}, {}
+        for which, run in (("", f), ("antialiased_", antialias(f))):
+            profile = antialias.profile(run, subject.predictor.state, images).arrays()
+            arrays |= {which + name: values for name, values in profile.items()}
+            found[f"{which}mean_energy"] = 100 * float(np.nanmean(profile["aliasing_energy"]))
+        shown = _curves(subject.name, arrays)
+        return found | self.store(subject, arrays, lambda path: plots.plot_aliasing(path, shown))
+
+    def line(self, result: Result) -> str:
+        plain, antialiased = (result[f"{which}mean_energy"] for which in ("", "antialiased_"))
+        return (
+            f"{'aliasing':12} {plain:.1f} % of the energy (mean over the layers that subsample), "
+            f"{antialiased:.1f} % with antialias   ({result['num_images']} images)"
+        )
+
+    def draw(self, path: Path, rows: Sequence[Row]) -> None:
+        curves: plots.AliasingCurves = {}
+        for row in rows:
+            curves |= _curves(row.title, row.arrays(self.name))
+        plots.plot_aliasing(path, curves, plots.ALL_FORMATS)
+
+
+def _images(subject: Subject) -> Float[Array, "N S S 3"]:
+    some, crop = Subset(subject.source, IMAGES), subject.settings.crop_size
+    batch = next(replace(subject.settings, batch_size=IMAGES).batches(some, crop))
+    return normalise(jnp.asarray(batch["image"][batch["mask"]]))
+
+
+def _curves(name: str, arrays: Mapping[str, np.ndarray]) -> plots.AliasingCurves:
+    names = {"": name, "antialiased_": f"antialias({name})"}
+    fields = ("layer", "aliasing_energy", "damage")
+    return {title: {n: arrays[which + n] for n in fields} for which, title in names.items()}
