@@ -12,7 +12,7 @@ twenty. What the results hold already is not measured again.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,13 @@ def compiled(model: nnx.Module) -> Callable[[Images], np.ndarray]:
     return answers
 
 
-def answers_to_shifts(predict: Callable[[Images], np.ndarray], images: Images) -> Answers:
+def answers_to_shifts(
+    predict: Callable[[Images], np.ndarray], images: Images, shifts: Sequence[int] = SHIFTS
+) -> Answers:
     """What a model says to every base, and to it moved by every shift, down and right."""
     bases = np.random.default_rng(0).integers(0, REACH + 1, (BASES, len(images), 2))
     found = {}
-    for d in (0, *SHIFTS):
+    for d in (0, *shifts):
         moves = np.array([(d, 0), (0, d)] if d else [(0, 0)])
         views = [[predict(cut(images, base + move)) for move in moves] for base in bases]
         found[d] = np.array(views).transpose(2, 0, 1, 3)
@@ -108,12 +110,14 @@ def measure_features(name: str, images: Images) -> dict[str, float]:
     """How far the pooled features move, in percent of the distance between two photographs."""
     found = answers_to_shifts(compiled(Pooled(our_trunk(name))), images)
     still = found[0][:, :, 0]
-    others = [_distance(still, np.roll(still, i, 0)).mean() for i in range(1, len(still))]
+    others = [feature_distance(still, np.roll(still, i, 0)).mean() for i in range(1, len(still))]
     scale = np.mean(others)
-    return {str(d): float(100 * _distance(found[0], found[d]).mean() / scale) for d in SHIFTS}
+    return {
+        str(d): float(100 * feature_distance(found[0], found[d]).mean() / scale) for d in SHIFTS
+    }
 
 
-def _distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def feature_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """1 - cos of the angle between vectors, as in maps of equivariance."""
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
     return 1 - (x * y).sum(-1) / norms
