@@ -145,9 +145,8 @@ def our_batches(folder, resize, crop):
     return ((batch, normalised(batch)) for batch in batches)
 
 
-@pytest.mark.parametrize(
-    ("resize", "crop"), [(128, 112), pytest.param(256, 224, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("resize", "crop"), [(128, 112), (256, 224)])
 def test_every_photograph_has_the_originals_pixels_logits_and_class(photos, resize, crop):
     net = reference_net("resnet18_lpf4")
     model = create_model("resnet18_lpf4")

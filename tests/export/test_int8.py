@@ -58,6 +58,7 @@ def test_an_int8_file_is_small_and_nearly_the_same(net, images, tmp_path):
     assert exported.difference <= 1e-5  # before
 
 
+@pytest.mark.slow
 def test_images_of_a_folder_are_preprocessed_by_the_models_config(net, images, tmp_path, capsys):
     """Larger ones, which are cropped; inputs are uint8, outputs probabilities."""
     framed = np.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0)))

@@ -31,6 +31,7 @@ np.savez(sys.argv[3], all=program.call(images), first=program.call(images[:1, :3
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
     net = small("basic")
     path = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE, dynamic_size=True).path

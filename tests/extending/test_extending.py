@@ -171,6 +171,7 @@ def test_a_measure_has_a_flag_a_line_and_a_column(tmp_path):
     assert "100.0" in report.stdout
 
 
+@pytest.mark.slow
 def test_a_data_source_is_trained_on_and_evaluated(tmp_path):
     run = tmp_path / "run"
     config = (

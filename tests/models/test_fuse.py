@@ -44,7 +44,7 @@ FOLDED = {"alexnet": 0, "vgg": 0, "vgg_bn": 8, "basic": 12, "bottleneck": 17, "b
 FOLDED |= {"densenet": 4, "mobilenet": 52}
 
 
-QUICK = ("vgg_bn", "bottleneck")
+QUICK = ("bottleneck",)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ def our_losses(config, photos):
     return losses
 
 
+@pytest.mark.slow
 def test_twenty_steps_follow_the_originals_loss(torchs_run, our_losses):
     expected, before, _ = torchs_run
     model = load_torch_state_dict(create_model("resnet18_lpf4", num_classes=16), before)
@@ -125,6 +126,7 @@ def test_twenty_steps_follow_the_originals_loss(torchs_run, our_losses):
     assert expected[-1] < 0.5 * expected[0]  # it does learn
 
 
+@pytest.mark.slow
 def test_the_originals_training_checkpoint_resumes_here(torchs_run, our_losses, config, tmp_path):
     expected, _, checkpoint = torchs_run
     torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
