@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aa_flax.evaluation.evaluate import evaluate
     from aa_flax.evaluation.measures import Column, Measure, Option, register_measure
     from aa_flax.export import export
+    from aa_flax.report.pretrained import from_pretrained, push_to_hub, save_pretrained
 
 __all__ = [
     "Backbone",
@@ -49,6 +50,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "export",
+    "from_pretrained",
     "from_torch",
     "fuse",
     "imagenet_class_names",
@@ -58,11 +60,13 @@ __all__ = [
     "load_torch_state_dict",
     "load_weights",
     "preprocess",
+    "push_to_hub",
     "recalibrate_batch_norm",
     "register_measure",
     "register_model",
     "register_pool",
     "register_source",
+    "save_pretrained",
     "save_weights",
     "to_torch_state_dict",
 ]
@@ -76,6 +80,9 @@ _LAZY = {
     "export": "aa_flax.export",
     "imagenet_class_names": "aa_flax.data.classes",
     "preprocess": "aa_flax.data.preprocessing",
+    **dict.fromkeys(
+        ("from_pretrained", "push_to_hub", "save_pretrained"), "aa_flax.report.pretrained"
+    ),
     **dict.fromkeys(
         ("Column", "Measure", "Option", "register_measure"), "aa_flax.evaluation.measures"
     ),

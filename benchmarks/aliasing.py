@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array
 from true_parity import our_trunk
 from true_weights import COMPARED, CROP, REACH, answers_to_shifts, feature_distance, opened, table
@@ -33,7 +34,7 @@ TRUNKS = ("alexnet", "vgg16", "mobilenet_v2")
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RANDOM = 24  # choices, where there are too many to measure all
 MOVES = (1, 2, 4, 8)  # pixels
-F = Callable[[Array], Array]
+Stateful = Callable[[Any, Array], Array]  # of a model's state and images
 
 
 class Choice(NamedTuple):
@@ -44,10 +45,14 @@ class Choice(NamedTuple):
     value: float  # of the steadiness, percent
 
 
-def pooled(model: Any) -> F:
-    """Returns the mean of a trunk's last map, of normalised images."""
+def pooled(model: nnx.Module) -> tuple[Stateful, Any]:
+    """Returns the mean of a trunk's last map as a function of its state and images, and the state.
+
+    As an argument, the state gives the layers their names.
+    """
     model.eval()
-    return lambda images: model(images)[-1].mean((1, 2))
+    graphdef, state = nnx.split(model)
+    return lambda state, images: nnx.merge(graphdef, state)(images)[-1].mean((1, 2)), state
 
 
 def photographs() -> np.ndarray:
@@ -59,8 +64,8 @@ def profiles(figure: Path | None) -> None:
     middle = photographs()[:, REACH : REACH + CROP, REACH : REACH + CROP]
     images, lines, curves = normalise(jnp.asarray(middle)), [], {}
     for name in TRUNKS:
-        f = pooled(our_trunk(name))
-        before, after = (antialias.profile(run, images) for run in (f, antialias(f)))
+        f, state = pooled(our_trunk(name))
+        before, after = (antialias.profile(run, state, images) for run in (f, antialias(f)))
         curves |= {name: before.arrays(), f"antialias({name})": after.arrays()}
         for plain, filtered in zip(before, after, strict=True):
             numbers = [(row.aliasing_energy, row.damage) for row in (plain, filtered)]
@@ -74,17 +79,17 @@ def profiles(figure: Path | None) -> None:
         plot_aliasing(figure, curves)
 
 
-def with_filters(f: F, layers: frozenset[str]) -> F:
+def with_filters(f: Stateful, layers: frozenset[str]) -> Stateful:
     return antialias(f, where=lambda site: site.layer in layers) if layers else f
 
 
 def measured(
-    f: F, example: Array, value: Callable[[F], float], count: int | None
+    f: Stateful, example: tuple[Any, Array], value: Callable[[Stateful], float], count: int | None
 ) -> tuple[list[Choice], dict[float, Choice]]:
     """Measures choices of layers, all or `count` at random, and those of the budgets."""
-    rows = antialias.report(f, example).antialiased
+    rows = antialias.report(f, *example).antialiased
     extra = {row.site.layer: row.extra_flops for row in rows}
-    flops = dict(jax.jit(f).lower(example).cost_analysis() or {})["flops"]
+    flops = dict(jax.jit(f).lower(*example).cost_analysis() or {})["flops"]
     known: dict[frozenset[str], Choice] = {}
 
     def choice(layers: frozenset[str]) -> Choice:
@@ -97,7 +102,7 @@ def measured(
     others = [choice(layers) for layers in subsets(list(extra), count)]
     chosen = {}
     for budget in BUDGETS:
-        paid = antialias(f, budget=budget).report(example).antialiased
+        paid = antialias(f, budget=budget).report(*example).antialiased
         chosen[budget] = choice(frozenset(row.site.layer for row in paid))
     return others, chosen
 
@@ -130,9 +135,9 @@ def mobilenet() -> tuple[str, list[Choice], dict[float, Choice]]:
     images = photographs()
     middle = jnp.asarray(images[:, REACH : REACH + CROP, REACH : REACH + CROP])
 
-    def distance(f: F) -> float:
-        predict = jax.jit(lambda x: f(normalise(x)))
-        found = answers_to_shifts(lambda x: np.asarray(predict(x)), images, MOVES)
+    def distance(f: Stateful) -> float:
+        predict = jax.jit(lambda state, x: f(state, normalise(x)))
+        found = answers_to_shifts(lambda x: np.asarray(predict(state, x)), images, MOVES)
         still = found[0][:, :, 0]
         scale = np.mean(
             [feature_distance(still, np.roll(still, i, 0)) for i in range(1, len(still))]
@@ -140,8 +145,8 @@ def mobilenet() -> tuple[str, list[Choice], dict[float, Choice]]:
         moved = np.mean([feature_distance(found[0], found[d]) for d in MOVES])
         return float(100 * moved / scale)
 
-    f = pooled(our_trunk("mobilenet_v2"))
-    return "features moved (%)", *measured(f, normalise(middle), distance, None)
+    f, state = pooled(our_trunk("mobilenet_v2"))
+    return "features moved (%)", *measured(f, (state, normalise(middle)), distance, None)
 
 
 def digits(run: Path) -> tuple[str, list[Choice], dict[float, Choice]]:
@@ -153,11 +158,17 @@ def digits(run: Path) -> tuple[str, list[Choice], dict[float, Choice]]:
     options: Any = {"image_size": config.data.image_size, "crop_size": size}
     options |= {"shift_range": config.eval.shift_range, "passes": 5}
 
-    def consistency(f: F) -> float:
-        return evaluate(f, source, ["shift"], **options)["shift"]["consistency"]
+    graphdef, state = nnx.split(model)
 
-    example = normalise(jnp.asarray(crops))
-    return "consistency (%)", *measured(model, example, consistency, RANDOM)
+    def consistency(f: Stateful) -> float:
+        predict = lambda images: f(state, images)  # noqa: E731
+        return evaluate(predict, source, ["shift"], **options)["shift"]["consistency"]
+
+    def logits(state: Any, images: Array) -> Array:
+        return nnx.merge(graphdef, state)(images)
+
+    example = state, normalise(jnp.asarray(crops))
+    return "consistency (%)", *measured(logits, example, consistency, RANDOM)
 
 
 def budgets(run: Path | None, figure: Path | None) -> None:

@@ -23,3 +23,11 @@ jax.config.update("jax_num_cpu_devices", 2)
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def hub_files(tmp_path, monkeypatch):
+    """The files of `me/net` on a local server that answers as the Hugging Face Hub does."""
+    from tests.hub_server import serve
+
+    yield from serve(tmp_path, monkeypatch)

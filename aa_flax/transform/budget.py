@@ -40,5 +40,10 @@ def within_budget(options: Options, plain: Profile, filtered: Profile, flops: fl
 
 
 def _identity(site: Site) -> Hashable:
-    """Returns what sites of different batches, or images of different sizes, have in common."""
-    return site.layer, site.primitive, site.strides, site.window, site.channels
+    """Returns what a site has in common with itself for another batch, or images of another size.
+
+    Sites in which all of it is equal are chosen together.
+    """
+    pairs = list(zip(site.shape, site.output_shape, strict=False))[1:]
+    channels = tuple(size for size, out in pairs if size == out)
+    return site.layer, site.primitive, site.strides, site.window, site.channels, channels

@@ -58,7 +58,7 @@ def hub_file(name: HubName) -> HubFile:
     for filename in _FILES:
         try:
             path = _download(name, filename)
-        except _hub().errors.EntryNotFoundError as error:
+        except hub_module().errors.EntryNotFoundError as error:
             errors.append(error)
             continue
         # The hub's cache has `snapshots/COMMIT/file`.
@@ -73,7 +73,7 @@ def hub_file(name: HubName) -> HubFile:
 
 def _download(name: HubName, filename: str) -> Path:
     """Raises the hub's EntryNotFoundError for an absent file, an InputError for all else."""
-    hub = _hub()
+    hub = hub_module()
     try:
         return Path(hub.hf_hub_download(name.repository, filename, revision=name.revision))
     except Exception as error:  # of the hub, of HTTP and of the file system
@@ -93,7 +93,7 @@ def _facts(name: HubName) -> tuple[dict[str, Any], str | None]:
     label, file = f"{PREFIX}{name.repository}", "config.json"
     try:
         text = _download(name, file).read_text(errors="replace")
-    except _hub().errors.EntryNotFoundError:
+    except hub_module().errors.EntryNotFoundError:
         return {}, None
     facts = json_in({file: text}, file, label).get("pretrained_cfg") or {}
     with prefixed(f"{label}: {file}: pretrained_cfg"):
@@ -127,7 +127,26 @@ def image_config(facts: Mapping[str, Any]) -> dict[str, Any]:
     return checked_images(found)
 
 
-def _hub() -> Any:
+def hub_json(name: HubName, filename: str) -> dict[str, Any]:
+    """Returns a JSON file of a repository, a mapping.
+
+    Raises:
+        InputError: no such repository or file, no mapping, or no connection.
+    """
+    label = f"{PREFIX}{name.repository}"
+    try:
+        text = _download(name, filename).read_text(errors="replace")
+    except hub_module().errors.EntryNotFoundError:
+        raise InputError(f"{label} has no {filename}") from None
+    return json_in({filename: text}, filename, label)
+
+
+def hub_module() -> Any:
+    """Returns huggingface_hub; an InputError says how to install it.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import huggingface_hub
         import huggingface_hub.errors

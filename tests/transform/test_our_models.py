@@ -64,7 +64,9 @@ def relative_difference(a, b):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.slow if n in ("bottleneck", "densenet", "mobilenet", "vgg") else ())
+        pytest.param(
+            n, marks=pytest.mark.slow if n in ("bottleneck", "densenet", "mobilenet", "vgg") else ()
+        )
         for n in MODELS
     ],
 )

@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -13,10 +10,10 @@ from aa_flax import InputError, create_model, save_weights
 from aa_flax.models.model_config import ModelConfig
 from aa_flax.weights import hub
 from aa_flax.weights.locate import describe, locate
+from tests.hub_server import COMMIT
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NET = "mobilenet_v2_lpf2"
 CONFIG = {
     "architecture": "resnetblur50",
@@ -33,53 +30,6 @@ CONFIG = {
 }
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers `/OWNER/NAME/resolve/REVISION/FILE` for one repository."""
-
-    files: dict[str, bytes] = {}  # noqa: RUF012 (of the one server of a test)
-
-    def do_HEAD(self):
-        owner, name, _, revision, file = self.path.strip("/").split("/")
-        data = self.files.get(file)
-        known = (owner, name) == ("me", "net") and revision in ("main", "v1", COMMIT)
-        if not known or data is None:
-            self.send_response(404)
-            code = "EntryNotFound" if known else "RepoNotFound"
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return None
-        self.send_response(200)
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        return data
-
-    def do_GET(self):
-        if (data := self.do_HEAD()) is not None:
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch) -> Iterator[dict[str, bytes]]:
-    """What the hub holds in `me/net`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(Hub, "files", {})
-    yield Hub.files
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.fixture(scope="module")
 def small():
     """A net, and the file of its weights."""
@@ -87,11 +37,11 @@ def small():
 
 
 @pytest.fixture
-def stored(small, files, tmp_path) -> bytes:
+def stored(small, hub_files, tmp_path) -> bytes:
     save_weights(small, tmp_path / "w.safetensors")
-    files["model.safetensors"] = (tmp_path / "w.safetensors").read_bytes()
-    files["config.json"] = json.dumps(CONFIG).encode()
-    return files["model.safetensors"]
+    hub_files["model.safetensors"] = (tmp_path / "w.safetensors").read_bytes()
+    hub_files["config.json"] = json.dumps(CONFIG).encode()
+    return hub_files["model.safetensors"]
 
 
 def test_a_name_with_revision_and_hash_loads_the_weights_and_their_config(small, stored):
@@ -113,8 +63,8 @@ def test_a_file_with_another_hash_is_refused(stored):
         locate("hf-hub:me/net#sha256=00000000", model=NET).load({})
 
 
-def test_torchs_file_is_used_where_there_is_no_other(files):
-    files["pytorch_model.bin"] = b"weights"
+def test_torchs_file_is_used_where_there_is_no_other(hub_files):
+    hub_files["pytorch_model.bin"] = b"weights"
     found = hub.hub_file(hub.parse_hub_name(f"hf-hub:me/net@{COMMIT}"))
     assert found.path.read_bytes() == b"weights"
     assert (found.revision, found.images, found.licence) == (COMMIT, {}, None)
@@ -134,12 +84,12 @@ def test_torchs_file_is_used_where_there_is_no_other(files):
         ("hf-hub:me/net#sha256=12", r"8 to 64 digits\) if .*; got hf-hub:me/net#sha256=12"),
     ],
 )
-def test_a_name_that_the_hub_does_not_have_is_one_error(files, name, message):
+def test_a_name_that_the_hub_does_not_have_is_one_error(hub_files, name, message):
     with pytest.raises(InputError, match=message):
         locate(name, model=NET).description()
 
 
-def test_a_missing_connection_is_one_error(files, monkeypatch):
+def test_a_missing_connection_is_one_error(hub_files, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="could not be downloaded"):
         locate("hf-hub:me/net", model=NET).description()
@@ -162,9 +112,9 @@ def test_published_weights_of_timms_models_are_those_of_the_hub():
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused_by_file_field_and_value(
-    config, message, stored, files
+    config, message, stored, hub_files
 ):
-    files["config.json"] = config
+    hub_files["config.json"] = config
     with pytest.raises(InputError, match=rf"^hf-hub:me/net: config\.json: .*{message}"):
         locate("hf-hub:me/net", model=NET).description()
 
