@@ -36,7 +36,8 @@ def within_budget(options: Options, plain: Profile, filtered: Profile, flops: fl
         asked = True if options.where is None else options.where(site)
         return asked if _identity(site) in chosen else False
 
-    return replace(options, where=where, budget=None)
+    reason = f"the budget of {100 * (options.budget or 0):g} % does not pay for it"
+    return replace(options, where=where, budget=None, refusal=reason)
 
 
 def _identity(site: Site) -> Hashable:

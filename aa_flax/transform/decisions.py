@@ -96,6 +96,7 @@ class Options:
     stem: Stem
     before: bool | None
     budget: float | None = None  # FLOPs, relative to the function's; None once sites are chosen
+    refusal: str = "where said no"
 
     def __post_init__(self):
         check_options(self.filter_size, 2, self.padding, 0)
@@ -165,7 +166,7 @@ class Options:
                 f"min_channels={self.min_channels}; stem='blur' or 'dense' antialiases it"
             )
         if not asked:
-            yield "where said no"
+            yield self.refusal
         if site.kind == "convolution":
             if max(params["lhs_dilation"]) > 1:
                 yield "its input is dilated: it changes the resolution by a fraction"

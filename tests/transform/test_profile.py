@@ -197,6 +197,7 @@ def test_a_budget_pays_for_the_filters_that_fit(budget, count):
     assert len(report.antialiased) == count
     flops = jax.jit(two_layers).lower(MAPS).cost_analysis()["flops"]
     assert report.extra_flops <= budget * flops
+    assert all("does not pay for it" in row.reason for row in report.left_alone)
 
 
 def test_the_sites_of_a_budget_are_chosen_once():
