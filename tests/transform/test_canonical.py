@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from aa_flax import InputError, antialias, canonical
+from aa_flax import InputError, antialias, canonical, evaluate
 from aa_flax.transform import scores
+from tests.evaluation.tiny import CROP, SIZE, Noise
 
 H, W = 8, 6
 RNG = np.random.default_rng(0)
@@ -119,7 +120,7 @@ def test_maps_of_any_function_move_by_the_shift_over_their_stride():
             np.testing.assert_array_equal(moved["map"], expected)
 
 
-@pytest.mark.parametrize("stride", [None, 4])
+@pytest.mark.parametrize("stride", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_every_roll_moves_maps_of_a_strided_network_by_the_nearest_below_or_above(stride):
     image = RNG.normal(size=(H, 8, 3)).astype(np.float32)
     found = jax.jit(canonical(strided, stride))(rolls(image))
@@ -204,6 +205,14 @@ def test_it_is_vectorised_and_antialiased():
     np.testing.assert_array_equal(found(images), found(np.roll(images, (3, 5), (1, 2))))
     each = jax.jit(jax.vmap(canonical(f)))(images[:, None])[:, 0]
     np.testing.assert_array_equal(each, jax.jit(canonical(f))(images))
+
+
+def test_an_evaluation_of_rolled_images_finds_no_change():
+    weights = RNG.normal(size=(CROP * CROP * 3, Noise.num_classes)).astype(np.float32)
+    sizes = {"crop_size": CROP, "image_size": SIZE, "resize_size": 0, "shift_range": 5, "passes": 2}
+    f = canonical(lambda x: x.reshape(len(x), -1) @ weights)
+    found = evaluate(f, Noise(), "circular", **sizes)["circular"]
+    assert (found["consistency"], found["probability_change"]) == (100, 0)
 
 
 def test_options_that_are_invalid_are_refused():
