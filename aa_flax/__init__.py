@@ -19,6 +19,7 @@ from aa_flax.perceptual import PerceptualDistance
 from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
 from aa_flax.runtime import keep_memory
 from aa_flax.transform import antialias
+from aa_flax.transform.canonical import canonical, canonical_crop
 from aa_flax.transform.from_torch import from_torch
 from aa_flax.weights.save_load import load_torch_state_dict, load_weights, save_weights
 from aa_flax.weights.state_dicts import to_torch_state_dict
@@ -47,6 +48,8 @@ __all__ = [
     "antialias",
     "blur_pool",
     "blur_upsample",
+    "canonical",
+    "canonical_crop",
     "create_model",
     "evaluate",
     "export",

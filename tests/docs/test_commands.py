@@ -49,6 +49,9 @@ NOT_TRIED = {
 # What a block that is not Python begins with, where it is no command that is tried, and why.
 NOT_COMMANDS = {
     "(f + z²": "a formula",
+    "p(T_d x) =": "a formula",
+    "g(x) =": "a formula",
+    "r = min(": "a formula",
     "@inproceedings": "BibTeX",
     "#": "a comment, or a batch script's head, above commands that are tried",
     "FLOWERS/": "how a folder looks",
