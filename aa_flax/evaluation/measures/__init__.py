@@ -6,6 +6,7 @@ from aa_flax.evaluation.measures.clip import Clip
 from aa_flax.evaluation.measures.consistency import Circular, Jitter, Shift, Subpixel, WorstCase
 from aa_flax.evaluation.measures.corruptions import Corruptions
 from aa_flax.evaluation.measures.diagonal import Diagonal
+from aa_flax.evaluation.measures.drift import Drift
 from aa_flax.evaluation.measures.equivariance import Equivariance
 from aa_flax.evaluation.measures.images import Images
 from aa_flax.evaluation.measures.maps import MaskConsistency, TranslationPSNR
@@ -22,6 +23,6 @@ for _kind in (
     *(Accuracy, PerClass, Predictions, Shift, WorstCase, Circular, Subpixel, Jitter),
     *(WorstWithin, WorstCircular, Stability, Realistic, WorstRealistic),
     *(Diagonal, Equivariance, Corruptions, Perturbations, MaskConsistency, TranslationPSNR),
-    *(Images, Clip, Tiles, Time),
+    *(Images, Drift, Clip, Tiles, Time),
 ):
     register_measure(_kind())
