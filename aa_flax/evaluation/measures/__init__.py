@@ -11,6 +11,7 @@ from aa_flax.evaluation.measures.equivariance import Equivariance
 from aa_flax.evaluation.measures.images import Images
 from aa_flax.evaluation.measures.maps import MaskConsistency, TranslationPSNR
 from aa_flax.evaluation.measures.perturbations import Perturbations
+from aa_flax.evaluation.measures.points import PointJitter
 from aa_flax.evaluation.measures.realistic import Realistic, WorstRealistic
 from aa_flax.evaluation.measures.stability import Stability
 from aa_flax.evaluation.measures.tiles import Tiles
@@ -22,7 +23,8 @@ __all__ = ["MEASURES", "Column", "Measure", "Option", "register_measure"]
 for _kind in (
     *(Accuracy, PerClass, Predictions, Shift, WorstCase, Circular, Subpixel, Jitter),
     *(WorstWithin, WorstCircular, Stability, Realistic, WorstRealistic),
-    *(Diagonal, Equivariance, Corruptions, Perturbations, MaskConsistency, TranslationPSNR),
+    *(Diagonal, Equivariance, Corruptions, Perturbations),
+    *(MaskConsistency, TranslationPSNR, PointJitter),
     *(Images, Drift, Clip, Tiles, Time),
 ):
     register_measure(_kind())

@@ -47,12 +47,16 @@ class Shifts(Protocol):
         ...
 
     def shifts(self, side: int, index: int) -> Sequence[tuple[int, int]]:
-        """Returns pixels (down, right) for each view of the image with that index."""
+        """Returns pixels (down, right) for each view of the image with that index.
+
+        Raises:
+            InputError: the window is too small.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class RandomShifts:
+class RandomShifts(Shifts):
     """Pairs of the window in the middle, and the same moved uniformly on each axis."""
 
     reach: float  # the largest shift, as a fraction of the side
@@ -76,7 +80,7 @@ class RandomShifts:
 
 
 @dataclass(frozen=True)
-class AllShifts:
+class AllShifts(Shifts):
     """The window in the middle, then the same at every shift within some pixels."""
 
     within: int
@@ -98,7 +102,10 @@ class AllShifts:
 
 
 class Windows:
-    """The windows of a source's images, one after another, as a source of crops for the model."""
+    """The windows of a source's images, one after another, as a source of crops for the model.
+
+    Reading one raises an InputError for an image that is too small for the shifts.
+    """
 
     def __init__(self, source: Source, settings: Settings, shifts: Shifts):
         self._source, self._settings, self._shifts = source, settings, shifts
@@ -147,6 +154,13 @@ def observe_windows(subject: Subject, shifts: Shifts, title: str) -> Observation
     return replace(seen, index=seen.index[::count] // count, label=seen.label[::count], **folded)
 
 
+def _reach(subject: Subject) -> float:
+    reach = real("--realistic", subject.options["realistic"], least=0, most=_MOST)
+    if not reach:
+        raise InputError(f"--realistic is more than 0, and at most {_MOST} of the side")
+    return reach
+
+
 def _check_resized(subject: Subject, option: str) -> None:
     if not subject.settings.resize_size:
         raise InputError(
@@ -170,10 +184,7 @@ class Realistic(PairMeasure):
     )
 
     def settings(self, subject: Subject) -> Result:
-        reach = real(f"--{self.name}", subject.options[self.name], least=0, most=_MOST)
-        if not reach:
-            raise InputError(f"--realistic is more than 0, and at most {_MOST} of the side")
-        return dict(vars(subject.settings.to(RandomShifts, reach=reach)))
+        return dict(vars(subject.settings.to(RandomShifts, reach=_reach(subject))))
 
     def check(self, subject: Subject) -> None:
         _check_resized(subject, self.name)

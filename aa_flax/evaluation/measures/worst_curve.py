@@ -76,7 +76,7 @@ class WorstWithin(CurveMeasure):
 
 
 class WorstCircular(WorstWithin):
-    """The same, with the centre crop rolled."""
+    """Accuracy at the worst roll of the centre crop by up to m pixels, m = 0..M."""
 
     title = "worst rolled"
     options = (
