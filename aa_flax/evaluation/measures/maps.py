@@ -185,7 +185,11 @@ def _check_shape(
 
 
 def image_batches(images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of images in memory, the last one padded with masked copies."""
+    """Yields batches of images in memory, the last one padded with masked copies.
+
+    Raises:
+        InputError: not an array `(N, H, W, 3)` of one or more images.
+    """
     images, batch_size = np.asarray(images), integer("batch_size", batch_size, least=1)
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise InputError(f"images must be an array (N, H, W, 3), got one of shape {images.shape}")

@@ -82,6 +82,9 @@ def jitter_of(predictor: Predictor, batches: Batches, pairs: MovedPairs) -> Resu
     Returns:
         The mean distance in pixels and its largest value, and the percentage of points that are not
         found in one of the two views, which do not count otherwise.
+
+    Raises:
+        InputError: another number of points for other images, or none found in both views.
     """
     found = []
     for batch in batches:
