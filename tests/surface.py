@@ -28,8 +28,9 @@ RECORD = Path(__file__).with_suffix(".json")
 COMMANDS = ("train", "eval", "convert", "export", "report", "data.imagenet_val")
 MEASURES = (
     *("accuracy", "shift", "worst_case", "circular", "subpixel", "jitter", "diagonal"),
-    *("equivariance", "per_class", "time"),
+    *("equivariance", "per_class", "time", "worst_within", "worst_circular", "stability"),
 )
+WITHIN = dict.fromkeys(("worst_within", "worst_circular", "stability"), 1)
 
 
 def signatures() -> dict[str, str]:
@@ -82,7 +83,8 @@ def result_keys() -> list[str]:
     sizes = {"crop_size": CROP, "image_size": SIZE, "resize_size": 0, "shift_range": 5, "passes": 2}
     with TemporaryDirectory() as folder:
         output = Path(folder) / "results.json"
-        return sorted(_keys(aa_flax.evaluate(Small(), Noise(), MEASURES, output=output, **sizes)))
+        options = sizes | WITHIN
+        return sorted(_keys(aa_flax.evaluate(Small(), Noise(), MEASURES, output=output, **options)))
 
 
 def _keys(results: dict, prefix: str = "") -> list[str]:

@@ -54,11 +54,12 @@ def evaluate(
             mean and standard deviation) to logits `(N, classes)`. A function of JAX is compiled;
             any other (torch, onnxruntime) gets NumPy arrays of one batch and returns an array that
             NumPy can read.
-        source: labelled images, e.g. of `make_source`. For `images`, `clip` and `tiles`, which need
-            no labels: a path, an image, or a list of images (paths, PIL, or uint8 `(H, W, 3)`); or
-            None, if they are given as the measure's option.
+        source: labelled images, e.g. of `make_source`. For `images`, `drift`, `clip` and `tiles`,
+            which need no labels: a path, an image, or a list of images (paths, PIL, or uint8 `(H,
+            W, 3)`); or None, if they are given as the measure's option.
         measures: names of measures, e.g. `("accuracy", "shift")`; `docs/evaluation.md` lists them.
-            `tiles` also takes functions to maps `(N, h, w, C)` and labels `(N, h, w)`.
+            `tiles` also takes functions to maps `(N, h, w, C)` and labels `(N, h, w)`, `drift`
+            functions to vectors `(N, d)`.
         crop_size: side in pixels of the model's input.
         image_size: side of the centre that shifted crops are cut from; default:
             `crop_size + shift_range`.
@@ -161,6 +162,6 @@ def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
         if not measure.brings_images:
             raise InputError(
                 f"the measure {measure.name} needs labelled images, a source such as of "
-                "make_source(...); images without labels are for images, clip and tiles"
+                "make_source(...); images without labels are for images, drift, clip and tiles"
             )
     return NoSource()

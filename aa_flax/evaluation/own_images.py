@@ -70,7 +70,10 @@ class PicturesMeasure(StoredMeasure):
         type(self).plot(path, arrays, plots.ALL_FORMATS)
 
 
-CLASS_NAMES = Option(  # one option, which the measures have in common
+WITHIN = Option(  # one option, which the measures have in common
+    "within", "--images, --drift: largest shift in pixels on each axis", 3, int
+)
+CLASS_NAMES = Option(  # as well
     "class_names",
     "names of classes in figures and texts: imagenet, or a file with one a line",
     None,

@@ -148,6 +148,13 @@ def trunk_of(model: Classifier) -> Predictor:
     return _of_module(model, "forward_features", model.name or type(model).__name__)
 
 
+def embedding_of(model: Classifier) -> Predictor:
+    """Returns the predictor of what a model's last layer gets: vectors `(N, features)`."""
+    model.eval()
+    graphdef, state = nnx.split(model)
+    return Predictor(_Embedding(graphdef), state, name=model.name or type(model).__name__)
+
+
 def _of_module(model: nnx.Module, method: str, name: str) -> Predictor:
     model.eval()
     graphdef, state = nnx.split(model)
@@ -173,6 +180,17 @@ class _Method:
 
     def __call__(self, state: nnx.State, images: Array) -> Array:
         return getattr(nnx.merge(self.graphdef, state, copy=True), self.name)(images)
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """A model's pooled features without its state; see `_Method`."""
+
+    graphdef: nnx.GraphDef
+
+    def __call__(self, state: nnx.State, images: Array) -> Array:
+        model = nnx.merge(self.graphdef, state, copy=True)
+        return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def head_of(model: Classifier) -> Callable[[np.ndarray], np.ndarray]:

@@ -41,6 +41,7 @@ _MEASURED = {
     "shift": dict.fromkeys(("shift_range", "passes", "images_per_draw"), int),
     "diagonal": {"images": [int]},
     "images": {"digest": str, "within": int, "least_stable": [_LEAST_STABLE]},
+    "drift": {"digest": str, "within": int},
     "clip": {"digest": str, "fps": float},
     "tiles": {"digest": str, "tile_size": int, "tile_overlap": int},
 }

@@ -97,15 +97,21 @@ def grid(crop_size: int, shift_range: int, points: int) -> Crops:
 
 @dataclass(frozen=True)
 class Around:
-    """The centre crop, then its shifts by every integer number of pixels up to `within` an axis."""
+    """The centre crop, then its shifts by every multiple of 1 / `steps` pixels up to `within`.
+
+    Fractions of a pixel are band-limited shifts of the image, before it is cropped; values are then
+    floats and may slightly exceed 0..255 at edges.
+    """
 
     crop_size: int
-    within: int
+    within: int  # pixels on each axis
+    steps: int = 1  # per pixel
 
     @property
     def shifts(self) -> tuple[tuple[int, int], ...]:
-        """Pixels by which each crop is moved (down, right); the first is (0, 0)."""
-        axis = range(-self.within, self.within + 1)
+        """Steps by which each crop is moved (down, right); the first is (0, 0)."""
+        reach = self.within * self.steps
+        axis = range(-reach, reach + 1)
         moved = [(down, right) for down in axis for right in axis if down or right]
         return ((0, 0), *moved)
 
@@ -118,8 +124,27 @@ class Around:
         return self.crop_size + 2 * self.within + 1  # the centre may be half a pixel off
 
     def __call__(self, images, batch, call):
-        shift = jnp.asarray(self.shifts)[call]
-        return crop_at(images, batch["center"] + shift, self.crop_size)[:, None]
+        whole, part = jnp.divmod(jnp.asarray(self.shifts)[call], self.steps)
+        if self.steps > 1:  # the crop moves by a fraction, so the image moves back by it
+            back = jnp.broadcast_to(-part / self.steps, (len(images), 2))
+            images = shift_band_limited(images.astype(jnp.float32), back)
+        return crop_at(images, batch["center"] + whole, self.crop_size)[:, None]
+
+
+@dataclass(frozen=True)
+class RolledAround(Around):
+    """The centre crop, then the same rolled by every shift of `Around`, so that nothing enters."""
+
+    @property
+    def needed_size(self) -> int:
+        return self.crop_size
+
+    def __call__(self, images, batch, call):
+        crops = Center(self.crop_size)(images, batch, call)[:, 0]
+        shifts = jnp.broadcast_to(jnp.asarray(self.shifts)[call], (len(images), 2))
+        if self.steps == 1:
+            return rolled(crops, shifts)[:, None]
+        return shift_band_limited(crops.astype(jnp.float32), shifts / self.steps)[:, None]
 
 
 class _PairsOfViews:

@@ -28,7 +28,7 @@ NAMED = {entry.removeprefix("aa_flax.") for entry in ENTRIES}  # those of `aa_fl
 INTERNAL = {
     "data": "cache clips unlabelled",
     "evaluation": (
-        "by_config engine intervals own_images predict results schema settings stored text"
+        "by_config curves engine intervals own_images predict results schema settings stored text"
     ),
     "report": "__main__ comparisons",
     "training": "run_folder",

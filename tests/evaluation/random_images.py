@@ -16,6 +16,7 @@ SIZES = {
     "batch_size": 4,
     "passes": 3,
 }
+SMOOTH_SIDE = 19  # of the images of `Smooth`
 KERNEL = np.random.default_rng(5).standard_normal((CROP * CROP * 3, CLASSES)).astype(np.float32)
 
 
@@ -52,3 +53,29 @@ def strided(images):
     places = jnp.asarray(images).reshape(n, height // 4, 4, width // 4, 4, 3).mean((2, 4))
     below = jnp.pad(places, ((0, 0), (0, 1), (0, 0), (0, 0)))[:, 1:]
     return places + 0.5 * below
+
+
+class Smooth:
+    """Smooth images; every other label is the class that `flat` gives to the centre crop."""
+
+    num_classes = CLASSES
+    class_names = tuple("abcdef")
+
+    def __init__(self, count: int = 16, size: tuple[int, int] = (SMOOTH_SIDE, SMOOTH_SIDE)):
+        rng = np.random.default_rng(4)
+        small = rng.integers(0, 256, (count, 2, 2, 3), np.uint8)
+        resized = [Image.fromarray(x).resize(size, Image.Resampling.BICUBIC) for x in small]
+        self.images = np.stack([np.asarray(image) for image in resized])
+        top, left = (round((n - CROP) / 2) for n in size[::-1])
+        crops = self.images[:, top : top + CROP, left : left + CROP]
+        own = np.array([probabilities(crop).argmax() for crop in crops])
+        self.labels = np.where(np.arange(count) % 2, own, rng.integers(0, CLASSES, count))
+
+    def name(self, index: int) -> str:
+        return f"smooth {index}"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        return {"image": self.images[index], "label": int(self.labels[index])}

@@ -64,7 +64,7 @@ class PairMeasure(Measure):
                 Column(cls.title, ("consistency",), note=cls.note, interval="consistency_interval"),
             )
 
-    def views(self, subject: Subject) -> Views:
+    def views(self, subject: Subject) -> Views | None:
         return subject.settings.to(self.kind)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
@@ -124,8 +124,20 @@ class Circular(PairMeasure):
     """Content that leaves the crop on one side re-enters on the other, so none is new."""
 
     title, kind = "rolled", RolledPairs
-    note = "consistency of crops rolled by two random shifts: no new content enters"
     options = (Option("circular", "consistency of rolled images"),)
+    columns = (
+        Column(
+            "rolled",
+            ("consistency",),
+            interval="consistency_interval",
+            note="consistency of crops rolled by two random shifts: no new content enters",
+        ),
+        Column(
+            "rolled and correct",
+            ("consistent_and_correct",),
+            note="fraction of those pairs that get the true class both times",
+        ),
+    )
 
 
 class Subpixel(PairMeasure):

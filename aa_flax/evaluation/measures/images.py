@@ -16,6 +16,7 @@ from aa_flax.evaluation.measures.consistency import consistency
 from aa_flax.evaluation.observe import Observations, observe_source
 from aa_flax.evaluation.own_images import (
     CLASS_NAMES,
+    WITHIN,
     PicturesMeasure,
     PicturesOption,
     check_room,
@@ -74,7 +75,7 @@ class Images(PicturesMeasure):
 
     options = (
         PicturesOption("images", "stability of the predictions on a folder of unlabelled images"),
-        Option("within", "--images: largest shift in pixels on each axis", 3, int),
+        WITHIN,
         Option("least_stable", "--images: number of least stable images to show", 4, int),
         CLASS_NAMES,
     )

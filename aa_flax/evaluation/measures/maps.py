@@ -68,7 +68,7 @@ def mask_consistency(
     passes = integer("passes", passes, least=1)
     pairs = RandomPairs(crop_size, shift_range, rolled, passes, seed)
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
-    return masks_of(predictor, _batches(images, batch_size), pairs)
+    return masks_of(predictor, image_batches(images, batch_size), pairs)
 
 
 def translation_psnr(
@@ -116,7 +116,7 @@ def translation_psnr(
     reach = crop_size // 8 if max_shift is None else integer("max_shift", max_shift, least=0)
     pairs = MovedPairs(crop_size, reach, fractional, rolled, passes, seed)
     predictor = predictor_of(predict, jit=jit, crop_size=crop_size)
-    return psnr_of(predictor, _batches(images, batch_size), pairs, dynamic_range)
+    return psnr_of(predictor, image_batches(images, batch_size), pairs, dynamic_range)
 
 
 def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> Result:
@@ -184,7 +184,12 @@ def _check_shape(
         )
 
 
-def _batches(images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def image_batches(images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches of images in memory, the last one padded with masked copies.
+
+    Raises:
+        InputError: not an array `(N, H, W, 3)` of one or more images.
+    """
     images, batch_size = np.asarray(images), integer("batch_size", batch_size, least=1)
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise InputError(f"images must be an array (N, H, W, 3), got one of shape {images.shape}")
@@ -205,7 +210,7 @@ def _over_pairs(
         check_size(pairs, *images.shape[1:3])
         of_batch = np.float64(0)
         for call in range(pairs.passes):
-            first, second, shifts = _views(pairs, images, index, call)
+            first, second, shifts = pair_of_views(pairs, images, index, call)
             maps = (_maps(predictor, view) for view in (first, second))
             part, numbers = compare(*maps, shifts, mask, pairs)
             total = total + np.asarray(part, np.float64)
@@ -219,7 +224,7 @@ def _over_pairs(
 
 
 # Compiled once for all equal pairs.
-_views = partial(jax.jit, static_argnums=0)(lambda pairs, *of_batch: pairs(*of_batch))
+pair_of_views = partial(jax.jit, static_argnums=0)(lambda pairs, *of_batch: pairs(*of_batch))
 
 
 def _maps(predictor: Predictor, view: Array) -> Float[Array, "N s s C"]:
@@ -258,6 +263,11 @@ def _squared_error(
     squares = jnp.square(moved - second).sum(where=counted)
     count = first.shape[-1] * counted.sum()
     return jnp.stack([squares, count]), jnp.stack([first.min((1, 2, 3)), first.max((1, 2, 3))], -1)
+
+
+FRACTIONAL = Option(  # one option, which the measures have in common
+    "fractional", "shifts of fractions of a pixel, too: EQ-T_frac"
+)
 
 
 class MapsMeasure(Measure):
@@ -314,7 +324,7 @@ class TranslationPSNR(MapsMeasure):
 
     options = (
         Option("translation_psnr", "PSNR of translation equivariance, in decibels"),
-        Option("fractional", "shifts of fractions of a pixel, too: EQ-T_frac"),
+        FRACTIONAL,
         Option("dynamic_range", "of the maps; default: as found", None, float),
     )
     columns = (

@@ -195,6 +195,24 @@ def plot_run_times(
     save_figure(figure, path, formats)
 
 
+def plot_curves(
+    path: Path,
+    models: Mapping[str, Mapping[float, float]],
+    x_label: str,
+    y_label: str,
+    formats: Sequence[str] = ALL_FORMATS,
+) -> None:
+    """Plots a curve for each model."""
+    figure, ((panel,),) = new_figure(1, 1, (7, 4.5))
+    for i, (name, points) in enumerate(models.items()):
+        style = {"marker": _MARKS[i % len(_MARKS)], "markersize": 4, "color": colour_of(i)}
+        panel.plot([*points], [*points.values()], label=name, **style)
+    panel.set(xlabel=x_label, ylabel=y_label)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    save_figure(figure, path, formats)
+
+
 def plot_diagonal(
     path: Path,
     probabilities: Mapping[str, Float[np.ndarray, "images offsets"]],

@@ -1,4 +1,4 @@
-"""Figures of the user's own images: the least stable ones, the flicker of a clip, tiles."""
+"""Figures of the user's own images: the least stable ones, flicker of a clip, tiles, drift."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from aa_flax.evaluation.plots import (
     add_colour_bar,
     colour_of,
     new_figure,
+    plot_curves,
     pyplot,
     save_figure,
 )
@@ -173,6 +174,16 @@ def _draw_runs(panel: Any, models: Mapping[str, Arrays]) -> None:
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_formatter("")
     _finish(panel, "length of a run of one class (s)", "runs at most\nso long (%)")
+
+
+def plot_drift(path: Path, models: Mapping[str, Arrays], formats: Sequence[str]) -> None:
+    """Plots the mean drift of embeddings by the distance of the shift, a curve for each model."""
+    curves = {
+        name: dict(zip(arrays["radius"].tolist(), arrays["drift"].tolist(), strict=True))
+        for name, arrays in models.items()
+    }
+    y_label = "drift (% of the mean distance\nbetween different images)"
+    plot_curves(path, curves, "shift (pixels, the larger of both axes)", y_label, formats)
 
 
 def plot_tiles(path: Path, models: Mapping[str, Arrays], formats: Sequence[str]) -> None:
