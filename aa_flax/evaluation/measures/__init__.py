@@ -8,6 +8,7 @@ from aa_flax.evaluation.measures.corruptions import Corruptions
 from aa_flax.evaluation.measures.diagonal import Diagonal
 from aa_flax.evaluation.measures.equivariance import Equivariance
 from aa_flax.evaluation.measures.images import Images
+from aa_flax.evaluation.measures.lie import LocalEquivarianceError
 from aa_flax.evaluation.measures.maps import MaskConsistency, TranslationPSNR
 from aa_flax.evaluation.measures.perturbations import Perturbations
 from aa_flax.evaluation.measures.tiles import Tiles
@@ -18,6 +19,6 @@ __all__ = ["MEASURES", "Column", "Measure", "Option", "register_measure"]
 for _kind in (
     *(Accuracy, PerClass, Predictions, Shift, WorstCase, Circular, Subpixel, Jitter),
     *(Diagonal, Equivariance, Corruptions, Perturbations, MaskConsistency, TranslationPSNR),
-    *(Images, Clip, Tiles, Time),
+    *(LocalEquivarianceError, Images, Clip, Tiles, Time),
 ):
     register_measure(_kind())

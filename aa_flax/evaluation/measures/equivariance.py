@@ -32,7 +32,7 @@ class Equivariance(StoredMeasure):
         check_crop(subject.model, subject.settings.crop_size)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        some, crop, mesh = _Subset(subject.source, IMAGES), subject.settings.crop_size, subject.mesh
+        some, crop, mesh = Subset(subject.source, IMAGES), subject.settings.crop_size, subject.mesh
         settings = replace(subject.settings, batch_size=IMAGES * mesh.size)  # all in one batch
         batch = next(settings.batches(some, crop))
         with progress_bar(None, "equivariance", unit="shift") as bar:
@@ -50,7 +50,7 @@ class Equivariance(StoredMeasure):
         plots.plot_equivariance(path, maps, plots.ALL_FORMATS)
 
 
-class _Subset:
+class Subset:
     """Some images of a source, spread evenly over it."""
 
     def __init__(self, source: Source, count: int):
