@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from aa_flax import (
@@ -309,6 +308,6 @@ def test_the_measure_takes_functions_of_jax_and_models_without_blocks():
 
 def test_the_measure_refuses_functions_of_other_frameworks_and_no_images():
     with pytest.raises(InputError, match="which is no function of JAX"):
-        evaluate(lambda x: torch.tensor(x).mean((1, 2)), Noise(), "lee", **SETTINGS)
+        evaluate(lambda x: np.array(x).mean((1, 2)), Noise(), "lee", **SETTINGS)
     with pytest.raises(InputError, match="--lee_images must be an integer of at least 1, got 0"):
         evaluate(Flat(), Noise(), "lee", lee_images=0, **SETTINGS)
