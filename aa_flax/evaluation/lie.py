@@ -38,6 +38,7 @@ from aa_flax.errors import InputError, boolean, choice, first_line, real
 
 Transformation = Literal["translation_down", "translation_right", "rotation", "scale"]
 Layer = Callable[[Array], Array]
+Images = Float[Array | np.ndarray, "N H W C"]
 
 # Velocities (down, right) at (y, x), affine: in each row the coefficients of 1, y and x.
 FIELDS: dict[Transformation, Float[np.ndarray, "2 3"]] = {
@@ -49,7 +50,7 @@ FIELDS: dict[Transformation, Float[np.ndarray, "2 3"]] = {
 
 
 def lie_derivative(
-    f: Layer, images: Float[Array, "N H W C"], transformation: Transformation
+    f: Layer, images: Images, transformation: Transformation
 ) -> Float[Array, "N ..."]:
     """Computes the derivative of T_-t f(T_t x) at t = 0, for each image; see the module.
 
@@ -83,7 +84,7 @@ def lie_derivative(
 
 def lie_derivative_by_layer(
     layers: Sequence[Layer],
-    images: Float[Array, "N H W C"],
+    images: Images,
     transformation: Transformation,
     *,
     strides: Sequence[float] | None = None,
@@ -124,7 +125,7 @@ def lie_derivative_by_layer(
 
 def derivatives_by_layer(
     layers: Sequence[Layer],
-    images: Float[Array, "N H W C"],
+    images: Images,
     field: Float[Array | np.ndarray, "2 3"],
     *,
     strides: Sequence[float] | None = None,
@@ -136,7 +137,8 @@ def derivatives_by_layer(
     for i, layer in enumerate(layers):
         _check_output(layer, x, i)
         y, jacobian = jax.linearize(layer, x)
-        moved_after = _moved(y, field, _stride(images, y, strides and strides[i]))
+        given = None if strides is None else strides[i]
+        moved_after = _moved(y, field, _stride(images, y, given))
         *shares, own = jax.vmap(jacobian)(jnp.stack([*shares, moved]))
         shares, x, moved = [*shares, own - moved_after], y, moved_after
     return shares
@@ -144,7 +146,7 @@ def derivatives_by_layer(
 
 def local_equivariance_error(
     f: Layer,
-    images: Float[Array, "N H W C"],
+    images: Images,
     transformation: Transformation,
     *,
     softmax: bool | None = None,
@@ -234,7 +236,7 @@ def _stride(images: Array, output: Array, given: float | None) -> tuple[float, f
     return down, right
 
 
-def _check_images(images: Array) -> None:
+def _check_images(images: Images) -> None:
     is_array = isinstance(images, jax.Array | np.ndarray)
     shape, dtype = (images.shape, images.dtype) if is_array else ((), type(images).__name__)
     if not is_array or len(shape) != 4 or 0 in shape or not jnp.issubdtype(dtype, jnp.floating):
@@ -258,16 +260,17 @@ def _check_layers(layers: Sequence[Layer], strides: Sequence[float] | None) -> N
             raise InputError(f"every entry of strides must be positive, got {tuple(strides)}")
 
 
-def _check_output(layer: Layer, x: Array, number: int) -> tuple[int, ...]:
+def _check_output(layer: Layer, x: Images, number: int) -> tuple[int, ...]:
     """Infers the shape of a layer's output, which has to be vectors or maps of floats."""
     name = getattr(layer, "__name__", type(layer).__name__)
     try:
-        found: Any = jax.eval_shape(layer, x)
+        found: Any = jax.eval_shape(lambda x: layer(x), x)  # a ufunc has no weak reference
     except jax.errors.JAXTypeError as error:  # a tracer became an array of NumPy
         raise InputError(
             f"{name} cannot be differentiated, since it is no function of JAX: {first_line(error)}"
         ) from error
-    shape, dtype = getattr(found, "shape", ()), getattr(found, "dtype", None)
+    shape: tuple[int, ...] = getattr(found, "shape", ())
+    dtype = getattr(found, "dtype", None)
     is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     if not is_float or len(shape) not in (2, 4) or shape[0] != len(x) or 0 in shape:
         what = type(found).__name__ if dtype is None else f"{dtype} of shape {shape}"

@@ -50,8 +50,9 @@ class LocalEquivarianceError(Measure):
     )
     columns = tuple(
         Column(
-            f"LEE, {name}",
+            f"LEE, change per {unit}",
             (name, "change"),
+            unit="",  # small numbers: significant digits
             note="change of the probabilities (root mean square of its length over the images) per "
             f"{unit} of {name}, in percentage points: the root of the local equivariance error "
             "times the number of classes",
@@ -83,10 +84,11 @@ class LocalEquivarianceError(Measure):
                 on_device = put_batch(batch, subject.mesh)
                 views = (on_device["image"], on_device["mask"])
                 for i, field in enumerate(FIELDS.values()):
-                    found, images = _products(layers, strides, subject.mesh, state, field, *views)
+                    found = _products(layers, strides, subject.mesh, state, field, *views)
                     products[i] += np.asarray(found)
-                count += int(images)
-                bar.update(int(images))
+                images = int(_count(views[1], subject.mesh))
+                count += images
+                bar.update(images)
         classes = subject.predictor.num_classes(settings.crop_size)
         found = dict(zip(FIELDS, products / count, strict=True))
         return {name: _numbers(name, found, names, classes) for name in _TRANSFORMATIONS}
@@ -133,13 +135,17 @@ def _with_softmax(function: Layer) -> Layer:
 @partial(jax.jit, static_argnames=("layers", "strides", "mesh"))
 def _products(
     layers, strides, mesh: Mesh, state, field, images: Array, mask: Bool[Array, " N"]
-) -> tuple[Float[Array, " layers"], Array]:
-    """Sums (share . Lf) of each layer over a batch; and counts its images."""
+) -> Float[Array, " layers"]:
+    """Sums (share . Lf) of each layer over the images of a batch."""
     x = normalise(images)
     shares = jnp.stack(derivatives_by_layer(layers(state), x, field, strides=strides))
     products = jnp.einsum("knc,nc->kn", shares, shares.sum(0), precision=lax.Precision.HIGHEST)
-    found = products.sum(1, where=mask), mask.sum()
-    return lax.with_sharding_constraint(found, replicated(mesh))
+    return lax.with_sharding_constraint(products.sum(1, where=mask), replicated(mesh))
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _count(mask: Bool[Array, " N"], mesh: Mesh) -> Array:
+    return lax.with_sharding_constraint(mask.sum(), replicated(mesh))
 
 
 def _numbers(
