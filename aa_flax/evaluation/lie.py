@@ -272,7 +272,7 @@ def _check_output(layer: Layer, x: Images, number: int) -> tuple[int, ...]:
     shape: tuple[int, ...] = getattr(found, "shape", ())
     dtype = getattr(found, "dtype", None)
     is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-    if not is_float or len(shape) not in (2, 4) or shape[0] != len(x) or 0 in shape:
+    if not is_float or len(shape) not in (2, 4) or shape[:1] != (len(x),) or 0 in shape:
         what = type(found).__name__ if dtype is None else f"{dtype} of shape {shape}"
         raise InputError(
             f"{name}, layer {number + 1}, returns {what} for {x.shape}; a Lie derivative needs "

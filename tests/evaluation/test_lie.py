@@ -151,12 +151,17 @@ def test_the_shares_of_a_models_layers_sum_to_its_derivative(rng, name):
         model.eval()
         state = jax.tree.map(lambda a: a.astype(jnp.float64), nnx.state(model, nnx.Param))
         nnx.update(model, state)
-        x = jnp.asarray(rng.normal(size=(1, 64, 64, 3)))
-        shares = lie_derivative_by_layer(blocks(model), x, "rotation")
-        whole = lie_derivative(model, x, "rotation")
-        assert whole.dtype == jnp.float64
-        np.testing.assert_allclose(sum(shares), whole, rtol=1e-5)
-        assert min(float(jnp.abs(share).max()) for share in shares) > 0
+        layers = blocks(model)
+
+        @jax.jit
+        def both(x):
+            shares = lie_derivative_by_layer(layers, x, "rotation")
+            return shares, lie_derivative(model, x, "rotation")
+
+        shares, whole = both(jnp.asarray(rng.normal(size=(1, 64, 64, 3))))
+    assert whole.dtype == jnp.float64
+    np.testing.assert_allclose(sum(shares), whole, rtol=1e-9)
+    assert all(np.abs(share).max() > 0 for share in shares[:5])
 
 
 @pytest.mark.parametrize("name", FIELDS)
