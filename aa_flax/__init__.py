@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from aa_flax.data.classes import imagenet_class_names
     from aa_flax.data.preprocessing import preprocess
     from aa_flax.evaluation.evaluate import evaluate
+    from aa_flax.evaluation.lie import (
+        lie_derivative,
+        lie_derivative_by_layer,
+        local_equivariance_error,
+    )
     from aa_flax.evaluation.measures import Column, Measure, Option, register_measure
     from aa_flax.export import export
     from aa_flax.report.pretrained import from_pretrained, push_to_hub, save_pretrained
@@ -58,10 +63,13 @@ __all__ = [
     "fuse",
     "imagenet_class_names",
     "keep_memory",
+    "lie_derivative",
+    "lie_derivative_by_layer",
     "list_models",
     "list_pools",
     "load_torch_state_dict",
     "load_weights",
+    "local_equivariance_error",
     "preprocess",
     "push_to_hub",
     "recalibrate_batch_norm",
@@ -85,6 +93,10 @@ _LAZY = {
     "preprocess": "aa_flax.data.preprocessing",
     **dict.fromkeys(
         ("from_pretrained", "push_to_hub", "save_pretrained"), "aa_flax.report.pretrained"
+    ),
+    **dict.fromkeys(
+        ("lie_derivative", "lie_derivative_by_layer", "local_equivariance_error"),
+        "aa_flax.evaluation.lie",
     ),
     **dict.fromkeys(
         ("Column", "Measure", "Option", "register_measure"), "aa_flax.evaluation.measures"

@@ -10,6 +10,7 @@ from aa_flax.evaluation.measures.diagonal import Diagonal
 from aa_flax.evaluation.measures.drift import Drift
 from aa_flax.evaluation.measures.equivariance import Equivariance
 from aa_flax.evaluation.measures.images import Images
+from aa_flax.evaluation.measures.lie import LocalEquivarianceError
 from aa_flax.evaluation.measures.maps import MaskConsistency, TranslationPSNR
 from aa_flax.evaluation.measures.perturbations import Perturbations
 from aa_flax.evaluation.measures.points import PointJitter
@@ -25,7 +26,7 @@ for _kind in (
     *(Accuracy, PerClass, Predictions, Shift, WorstCase, Circular, Subpixel, Jitter),
     *(WorstWithin, WorstCircular, Stability, Realistic, WorstRealistic),
     *(Diagonal, Equivariance, Aliasing, Corruptions, Perturbations),
-    *(MaskConsistency, TranslationPSNR, PointJitter),
+    *(LocalEquivarianceError, MaskConsistency, TranslationPSNR, PointJitter),
     *(Images, Drift, Clip, Tiles, Time),
 ):
     register_measure(_kind())
