@@ -159,7 +159,8 @@ def test_the_shares_of_a_models_layers_sum_to_its_derivative(rng, name):
             return shares, lie_derivative(model, x, "rotation")
 
         shares, whole = both(jnp.asarray(rng.normal(size=(1, 64, 64, 3))))
-    assert whole.dtype == jnp.float64
+        shares, whole = [np.asarray(share) for share in shares], np.asarray(whole)
+    assert whole.dtype == np.float64
     np.testing.assert_allclose(sum(shares), whole, rtol=1e-9)
     assert all(np.abs(share).max() > 0 for share in shares[:5])
 
