@@ -32,7 +32,7 @@ from aa_flax.evaluation.plots import colour_of, new_figure, plot_aliasing, save_
 
 TRUNKS = ("alexnet", "vgg16", "mobilenet_v2")
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-RANDOM = 24  # choices, where there are too many to measure all
+RANDOM = 10  # choices, where there are too many to measure all
 MOVES = (1, 2, 4, 8)  # pixels
 Stateful = Callable[[Any, Array], Array]  # of a model's state and images
 
