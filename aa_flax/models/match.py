@@ -24,8 +24,7 @@ Moments = tuple[Array, Array]
 AtSite = Callable[[Site, Array], Array]
 
 _ROUNDING = 1e-10  # a variance that is smaller, relative to the mean's square, is rounding errors
-# A name of running statistics: `mean`, `running_var`, `moving_variance`.
-_STATISTIC = re.compile(r"(?<![a-z])(mean|var|variance)$")
+_VARIANCE = re.compile(r"(?<![a-z])(var|variance)$")  # `var`, `running_var`, `moving_variance`
 
 
 @overload
@@ -73,20 +72,32 @@ def match_statistics(model: Any, source: Any, images: Images, params: Any = None
 
     Raises:
         InputError: other weights than the source's, no batch norm or bias to match or one that is
-            called several times, images that are not floats or of different sizes, or statistics
-            that are not finite; nothing is changed then.
+            called several times, a batch norm in a loop or of other operations, images that are not
+            floats or of different sizes, or statistics that are not finite; nothing is changed.
 
     Source: bias correction is that of Nagel et al., Data-Free Quantization, ICCV 2019, Sec. 4.2,
         measured on images; the correction of variances is this package's.
 
     Examples:
+        Of modules, here one that has the other's weights already:
+
         >>> import aa_flax, numpy as np
         >>> from flax import nnx
-        >>> source = aa_flax.create_model("mobilenet_v2", num_classes=3, width_mult=0.1)
-        >>> model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.1)
-        >>> nnx.update(model, nnx.state(source))
+        >>> source, model = (nnx.BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
         >>> images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
         >>> model = aa_flax.match_statistics(model, source, images)
+
+        Of functions, a batch norm after a blur, which lowers the variance:
+
+        >>> import jax
+        >>> def f(params, x):
+        ...     return (x - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5)
+        >>> def blurred(params, x):
+        ...     return f(params, aa_flax.blur_pool(x, 3, stride=1))
+        >>> params = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
+        >>> new = aa_flax.match_statistics(blurred, f, images, params)
+        >>> bool((new["var"] < 0.5).all())
+        True
     """
     batch = _one_batch(images)
     if params is not None:
@@ -254,10 +265,10 @@ def _check(model: _Program, source: _Program) -> None:
     """Raises an InputError unless all sites of both can be matched."""
     for program in (model, source):
         at_sites = {name for key in program.keys for name in key}
-        if unknown := [n for n in program.read() if n not in at_sites and _STATISTIC.search(n)]:
+        if unknown := [n for n in program.read() if n not in at_sites and _VARIANCE.search(n)]:
             raise InputError(
                 f"the program uses {_listed(unknown)} otherwise than as (x - mean) / sqrt(var + "
-                "epsilon), or in a loop, where match_statistics cannot correct them; use "
+                "epsilon), or in a loop, where match_statistics cannot correct it; use "
                 "recalibrate_batch_norm, or fine-tune"
             )
         if not at_sites:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,20 +88,19 @@ def init_from(source: str, model: Classifier) -> Weights:
 
 
 def match_start(weights: Weights, model: Classifier, config: Config, source: Source) -> None:
-    """Matches the statistics of a model to those of the model its initial weights are of.
+    """Matches statistics of a model to those of the model that its initial weights are of.
+
+    The images are the first `config.match_images` of the run.
 
     Raises:
-        InputError: there are fewer than `config.match_images` images, or nothing can be matched.
+        InputError: nothing can be matched.
     """
-    if config.match_images > len(source):
-        raise InputError(
-            f"config.match_images {config.match_images} is larger than the training set "
-            f"({len(source)} images); 32 are enough"
-        )
-    batches = training_batches(source, config.match_images, config.data, seed=config.seed)
-    images = jax.jit(partial(preprocess_batch, data=config.data))(next(batches))
+    batches = training_batches(source, config.batch_size, config.data, seed=config.seed)
+    first = islice(batches, -(-config.match_images // config.batch_size))
+    images = jnp.concatenate([preprocess_batch(batch, config.data) for batch in first])
     if jax.process_count() > 1:  # each host has read its part
         images = multihost_utils.process_allgather(images, tiled=True)
+    images = np.asarray(images)[: config.match_images]
     options = {"dtype": config.dtype, **(weights.options or {})}
     origin = create_model(weights.model, num_classes=model.num_classes, **options)
     nnx.update(origin, nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
