@@ -154,7 +154,7 @@ def tables(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def draw(path: Path, rows: dict[str, float]) -> None:
     """Draws top-1 over the number of images."""
-    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.axhline(rows["plain"], color="black", lw=1, label="plain model")
     axes.axhline(rows["copied"], color="grey", lw=1, ls="--", label="copied")
     for name, text in METHODS.items():
@@ -163,7 +163,7 @@ def draw(path: Path, rows: dict[str, float]) -> None:
     axes.set(xscale="log", xlabel="images", ylabel="top-1, %", ylim=(-3, 100))
     axes.set_xticks(COUNTS, list(map(str, COUNTS)), minor=False)
     axes.minorticks_off()
-    axes.legend(fontsize=7, ncols=2, loc="upper left")
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
