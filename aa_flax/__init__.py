@@ -9,6 +9,7 @@ from aa_flax.errors import InputError
 from aa_flax.models.backbone import Backbone
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.fuse import fuse
+from aa_flax.models.match import match_statistics
 from aa_flax.models.model_config import ModelConfig
 from aa_flax.models.recalibrate import recalibrate_batch_norm
 from aa_flax.models.registry import list_models, register_model
@@ -70,6 +71,7 @@ __all__ = [
     "load_torch_state_dict",
     "load_weights",
     "local_equivariance_error",
+    "match_statistics",
     "preprocess",
     "push_to_hub",
     "recalibrate_batch_norm",

@@ -171,6 +171,9 @@ class Config(_Group):
     # Initial weights: "" (random), "pretrained", "baseline" (the published weights of the model
     # without antialiasing), a file, or the folder of a run.
     init_from: str = ""
+    # Training images on which the statistics of `init_from` are matched to those of the model that
+    # its weights are of; 0: they are copied.
+    match_images: int = _number(0, at_least=0)
     # Batches of training images from which batch statistics are re-estimated before each
     # evaluation; 0: the running statistics of training.
     recalibrate_batches: int = _number(0, at_least=0)
@@ -202,9 +205,9 @@ def check_config(config: Any, *, training: bool = False) -> Config:
     Raises:
         InputError: an unknown field, a value of a wrong type or out of its range, an unknown model
             or word, an address for a path, images smaller than their crops, or batches that do not
-            divide among the devices. For training also: an option that the schedule ignores,
-            batches that do not divide into micro-batches and groups, and images too small for the
-            shifts of the evaluation.
+            divide among the devices. For training also: an option that the schedule or the
+            start ignores, batches that do not divide into micro-batches and groups, and images too
+            small for the shifts of the evaluation.
     """
     checked = _checked_group(Config, config, "config")
     if not checked.name:
@@ -223,6 +226,11 @@ def check_config(config: Any, *, training: bool = False) -> Config:
             f"{jax.device_count()} devices"
         )
     if training:
+        if checked.match_images and not checked.init_from:
+            raise InputError(
+                f"config.match_images={checked.match_images} matches statistics to those of the "
+                "model that the weights are of; give config.init_from with it"
+            )
         _check_schedule(checked.optimizer)
         _check_batches(checked)
         if size < crop + reach - 1:

@@ -48,8 +48,10 @@ def recalibrate_batch_norm(
             `aa_flax.runtime`); statistics are those of the whole batch.
 
     Raises:
-        InputError: no batch, a model without batch norms or one of `aa_flax.fuse`, or statistics
-            that are not finite; nothing is changed then.
+        InputError: no batch, a model without batch norms or one of `aa_flax.fuse`, batch norms that
+            a converter has folded (mean 0 and variance 1, which is not what their weights were
+            trained with; use `match_statistics`), or statistics that are not finite; nothing is
+            changed then.
 
     Examples:
         >>> import aa_flax, numpy as np
@@ -68,13 +70,30 @@ def recalibrate_batch_norm(
 
 
 def check_batch_norms(model: nnx.Module) -> None:
-    """Raises an InputError for a model without batch norms, or whose batch norms are folded."""
+    """Raises an InputError for a model whose batch norms are folded, or that has none."""
     refuse_folded(model, to="recalibrate")
     if not any(True for _ in _batch_norms(model)):
         raise InputError(
             f"{getattr(model, 'name', '') or type(model).__name__} has no batch norm, so there are "
             "no statistics to estimate; fine-tune it instead"
         )
+    for path, layer in nnx.iter_modules(model):
+        if isinstance(layer, BatchNorm | nnx.BatchNorm) and _looks_converted(layer):
+            raise InputError(
+                f"the batch norm {'.'.join(map(str, path))} has mean 0 and variance 1 next to a "
+                "trained bias: a converter has folded it into the convolution, so statistics of "
+                "images would change the model into another; use aa_flax.match_statistics(model, "
+                "source, images)"
+            )
+
+
+def _looks_converted(layer: Any) -> bool:
+    """Checks for statistics that no images gave, of weights that are not initial values either."""
+    if layer.bias is None:
+        return False
+    mean, var, bias = (np.asarray(each[...]) for each in (layer.mean, layer.var, layer.bias))
+    # Variances are 1 - epsilon where a converter kept the function exactly.
+    return not mean.any() and bool((abs(var - 1) < 2e-3).all()) and bool(bias.any())
 
 
 def _batch_norms(model: nnx.Module) -> Iterator[Any]:

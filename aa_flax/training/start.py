@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from aa_flax.config import Config, OptimizerConfig, images_of_config, options_of_config
 from aa_flax.create import create_model
+from aa_flax.data.batches import training_batches
+from aa_flax.data.pixels import preprocess_batch
+from aa_flax.data.sources import Source
 from aa_flax.errors import InputError
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.match import match_statistics
 from aa_flax.models.recalibrate import check_batch_norms
 from aa_flax.models.registry import parse_name
 from aa_flax.runtime import log_line
@@ -55,12 +61,13 @@ def new_model(config: Config, num_classes: int) -> Classifier:
     return model
 
 
-def init_from(source: str, model: Classifier) -> None:
+def init_from(source: str, model: Classifier) -> Weights:
     """Copies other weights into the model, and logs which arrays they have and lack.
 
     They may be of the same model, of its baseline or of another filter size, since all of these
     have the same variables; the last layer stays random where the weights have none, or one of
-    another number of classes. `source` is a `config.init_from`, as `locate` accepts it.
+    another number of classes. `source` is a `config.init_from`, as `locate` accepts it. Returns the
+    weights, for `match_start`.
 
     Raises:
         InputError: no such weights, or weights of another model.
@@ -77,6 +84,28 @@ def init_from(source: str, model: Classifier) -> None:
     random = f"; random at the start: {', '.join(left)}" if left else ""
     count = len(named_weights(model)) - len(left)
     log_line(f"starting from {source} ({found.model}): {count} arrays loaded{random}")
+    return found
+
+
+def match_start(weights: Weights, model: Classifier, config: Config, source: Source) -> None:
+    """Matches statistics of a model to those of the model that its initial weights are of.
+
+    The images are the first `config.match_images` of the run.
+
+    Raises:
+        InputError: nothing can be matched.
+    """
+    batches = training_batches(source, config.batch_size, config.data, seed=config.seed)
+    first = islice(batches, -(-config.match_images // config.batch_size))
+    images = jnp.concatenate([preprocess_batch(batch, config.data) for batch in first])
+    if jax.process_count() > 1:  # each host has read its part
+        images = multihost_utils.process_allgather(images, tiled=True)
+    images = np.asarray(images)[: config.match_images]
+    options = {"dtype": config.dtype, **(weights.options or {})}
+    origin = create_model(weights.model, num_classes=model.num_classes, **options)
+    nnx.update(origin, nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    match_statistics(model, origin, images)
+    log_line(f"statistics matched to those of {weights.model} on {len(images)} images")
 
 
 def _copy_fitting(found: Weights, model: Classifier, source: str) -> list[str]:

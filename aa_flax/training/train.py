@@ -11,11 +11,12 @@ from aa_flax.data.batches import steps_per_epoch
 from aa_flax.data.sources import Source, make_sources
 from aa_flax.evaluation.by_config import evaluate_config
 from aa_flax.models.classifier import Classifier
+from aa_flax.models.recalibrate import check_batch_norms
 from aa_flax.runtime import is_main_process, log_line
 from aa_flax.training.log import check_writers
 from aa_flax.training.loop import train_epochs
 from aa_flax.training.run_folder import RunFolder, describe_data
-from aa_flax.training.start import init_from, new_model, read_torch_run
+from aa_flax.training.start import init_from, match_start, new_model, read_torch_run
 from aa_flax.training.stopping import StopRequest
 from aa_flax.weights.checkpoints import Checkpoints
 from aa_flax.weights.locate import locate
@@ -60,7 +61,11 @@ def train(
         if resume is not None and not folder.continues:
             torch_run = read_torch_run(resume, model, config.optimizer, config.num_epochs)
         elif config.init_from and not folder.continues:
-            init_from(config.init_from, model)
+            weights = init_from(config.init_from, model)
+            if config.match_images:
+                match_start(weights, model, config, sources["train"])
+            if config.recalibrate_batches:
+                check_batch_norms(model)  # those of the weights may be folded
         with (
             folder.locked(),
             Checkpoints(

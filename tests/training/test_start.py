@@ -5,8 +5,10 @@ import pytest
 from flax import nnx
 
 from aa_flax import InputError, create_model, to_torch_state_dict
-from aa_flax.training import train
-from aa_flax.training.start import init_from, model_from_workdir
+from aa_flax.config import check_config
+from aa_flax.data.sources import make_source
+from aa_flax.training import start, train
+from aa_flax.training.start import init_from, match_start, model_from_workdir
 from aa_flax.weights import locate
 from aa_flax.weights.fit import named_weights
 from aa_flax.weights.save_load import save_weights, write_torch_file
@@ -104,3 +106,48 @@ def test_a_backbone_without_its_head_starts_a_model_with_a_random_last_layer(
     assert expected in capsys.readouterr().out
     assert_loaded(model, baseline, "fc.kernel", "fc.bias")
     np.testing.assert_array_equal(model.fc.kernel[...], fresh)
+
+
+@pytest.fixture
+def tiny_weights(tmp_path):
+    """A file of a model whose batch norm has a trained bias, mean 0 and variance 1."""
+    model = create_model("tiny", num_classes=10, rngs=nnx.Rngs(2))
+    model.bn.bias.set_value(model.bn.bias[...] + 1)
+    save_weights(model, tmp_path / "tiny.safetensors")
+    return str(tmp_path / "tiny.safetensors")
+
+
+def test_a_start_is_matched_to_the_model_of_its_weights(tiny_weights, monkeypatch):
+    calls = []
+    monkeypatch.setattr(start, "match_statistics", lambda *given: calls.append(given))
+    model = create_model("tiny_lpf3", num_classes=10)
+    weights = init_from(tiny_weights, model)
+    config = check_config(tiny_config(match_images=70, init_from=tiny_weights), training=True)
+    match_start(weights, model, config, make_source(config.data, "train"))
+    ((given, origin, images),) = calls
+    assert given is model
+    assert (origin.name, images.shape) == ("tiny", (70, 40, 40, 3))
+    assert_loaded(origin, model)
+
+
+@pytest.mark.usefixtures("no_final_evaluation")
+def test_a_run_matches_its_start_once(tiny_weights, tmp_path, capsys):
+    config = tiny_config(
+        num_epochs=1, max_steps_per_epoch=1, match_images=5, init_from=tiny_weights
+    )
+    train.train(config, tmp_path / "run")
+    assert "statistics matched to those of tiny on 5 images" in capsys.readouterr().out
+    train.train(config, tmp_path / "run")
+    assert "matched" not in capsys.readouterr().out
+
+
+def test_folded_statistics_are_not_re_estimated_by_a_run(tiny_weights, tmp_path):
+    config = tiny_config(recalibrate_batches=1, init_from=tiny_weights)
+    with pytest.raises(InputError, match="bn has mean 0 and variance 1"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_images_to_match_on_need_weights_to_match():
+    with pytest.raises(InputError, match=r"match_images=5 .*give config\.init_from"):
+        check_config(tiny_config(match_images=5), training=True)

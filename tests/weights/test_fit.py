@@ -216,6 +216,6 @@ def test_a_file_builds_the_model_with_its_own_options(model, state, tmp_path):
 
 def test_the_advice_to_copy_weights_warns_about_their_statistics(state):
     with pytest.raises(
-        InputError, match=r"nnx\.update.*statistics .* no longer fit.*recalibrate_batch"
+        InputError, match=r"nnx\.update.*statistics .* no longer fit.*match_statistics"
     ):
         load_torch_state_dict(abstract_model("mobilenet_v2_lpf3", 5, **OPTIONS), state)

@@ -1,0 +1,307 @@
+"""`match_statistics`: gives copied weights the batch statistics that fit an antialiased model."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from aa_flax.errors import InputError
+from aa_flax.transform.jaxpr import bind, evaluate, opened
+from aa_flax.transform.statistics import Site, find_sites, flat_program
+
+Module = TypeVar("Module", bound=nnx.Module)
+Params = TypeVar("Params")
+Images = Float[Array, "N ..."] | Iterable[Float[Array, "N ..."]]
+# The mean and the biased variance of every channel, with as many axes as the map.
+Moments = tuple[Array, Array]
+AtSite = Callable[[Site, Array], Array]
+
+_ROUNDING = 1e-10  # a variance that is smaller, relative to the mean's square, is rounding errors
+_VARIANCE = re.compile(r"(?<![a-z])(var|variance)$")  # `var`, `running_var`, `moving_variance`
+
+
+@overload
+def match_statistics(model: Module, source: nnx.Module, images: Images) -> Module: ...
+@overload
+def match_statistics(
+    model: Callable[..., Any], source: Callable[..., Any], images: Images, params: Params
+) -> Params: ...
+def match_statistics(model: Any, source: Any, images: Images, params: Any = None) -> Any:
+    r"""Matches the batch statistics of an antialiased model to those of its source, on images.
+
+    For a model with the weights of another one, its source, such as its baseline: the filters
+    change the input of every later layer, so copied statistics no longer fit. Each batch norm gets
+    the running mean and variance with which its outputs have the source's mean and variance on
+    these images, channel by channel, from the first layer to the last. For a channel whose inputs
+    have mean `m` and variance `v` in the model, `m_s` and `v_s` in the source, and running
+    statistics `mean` and `var` in the source:
+
+        r     = sqrt(v / v_s)
+        mean' = m - (m_s - mean) * r
+        var'  = (var + epsilon) * r**2 - epsilon
+
+    so that `(x - mean') / sqrt(var' + epsilon)` has the mean and the variance of the source's
+    `(x_s - mean) / sqrt(var + epsilon)`. What the source's statistics know of its training set
+    is kept, so few images suffice; and batch norms that a converter has folded (mean 0, variance 1)
+    stay right, which `recalibrate_batch_norm` would destroy. `r` is 1 for channels that are
+    constant on these images, in either model: only their mean is matched. Where `var'` would be
+    negative it is 0, and `r` is what belongs to that.
+
+    A model without batch norms has the biases of its maps corrected: `bias' = bias + m_s - m`, of
+    the maps that a bias is added to. Fully connected layers are left alone.
+
+    Args:
+        model, source: two modules of Flax NNX, run in evaluation mode, whose batch norms have the
+            same paths and whose weights are the same, `nnx.update(model, nnx.state(source))`; or
+            two functions `f(params, images)` of evaluation, `antialias(f)` and `f`, of any
+            framework.
+        images: normalised as for the model, in its layout: one batch, or several of one size. They
+            pass through the models together, in float32 unless the model says otherwise, so memory
+            is that of one batch of all of them; a few dozen are enough.
+        params: the functions' parameters, any pytree; it is not changed.
+
+    Returns:
+        The module, changed in place and in evaluation mode; or new params.
+
+    Raises:
+        InputError: other weights than the source's, no batch norm or bias to match or one that is
+            called several times, a batch norm in a loop or of other operations, images that are not
+            floats or of different sizes, or statistics that are not finite; nothing is changed.
+
+    Source: bias correction is that of Nagel et al., Data-Free Quantization, ICCV 2019, Sec. 4.2,
+        measured on images; the correction of variances is this package's.
+
+    Examples:
+        Of modules, here one that has the other's weights already:
+
+        >>> import aa_flax, numpy as np
+        >>> from flax import nnx
+        >>> source, model = (nnx.BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
+        >>> images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
+        >>> model = aa_flax.match_statistics(model, source, images)
+
+        Of functions, a batch norm after a blur, which lowers the variance:
+
+        >>> import jax
+        >>> def f(params, x):
+        ...     return (x - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5)
+        >>> def blurred(params, x):
+        ...     return f(params, aa_flax.blur_pool(x, 3, stride=1))
+        >>> params = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
+        >>> new = aa_flax.match_statistics(blurred, f, images, params)
+        >>> bool((new["var"] < 0.5).all())
+        True
+    """
+    batch = _one_batch(images)
+    if params is not None:
+        return _matched(_Program(model, params, batch), _Program(source, params, batch))
+    for net in (model, source):
+        if not isinstance(net, nnx.Module):
+            raise InputError(
+                "match_statistics takes two modules of Flax NNX, or two functions f(params, "
+                f"images) and their params; got a {type(net).__name__} and no params (for a "
+                "module, nnx.split makes such a function)"
+            )
+    state = _matched(*(_Program(*_function(net), batch) for net in (model, source)))
+    model.eval()
+    nnx.update(model, state)
+    return model
+
+
+def _function(module: nnx.Module) -> tuple[Callable[..., Any], nnx.State]:
+    """Returns a module in evaluation mode as a function of its state and images, and its state."""
+    copy: Any = nnx.clone(module)
+    copy.eval()
+    graphdef, state = nnx.split(copy)
+    return lambda state, images: nnx.merge(graphdef, state)(images), state
+
+
+def _one_batch(images: Any) -> Array:
+    batches = [images] if hasattr(images, "shape") else list(images)
+    for batch in batches:
+        if not jnp.issubdtype(getattr(batch, "dtype", object), jnp.floating):
+            kind = f"{type(batch).__name__} of {getattr(batch, 'dtype', 'other values')}"
+            raise InputError(
+                f"match_statistics takes batches of normalised images, floats, got a {kind}; "
+                "normalise them as for the model, and leave out labels"
+            )
+    sizes = {batch.shape[1:] for batch in batches if batch.shape[0]}
+    if len(sizes) != 1:
+        given = " and ".join(map(str, sorted(sizes))) or "none"
+        raise InputError(f"match_statistics takes images, all of one size; got {given}")
+    return jnp.concatenate([jnp.asarray(batch) for batch in batches])
+
+
+class _Program:
+    """A function's program at some images, with its sites by the names of their parameters."""
+
+    def __init__(self, f: Callable[..., Any], params: Any, images: Array):
+        paths, self.tree = jax.tree_util.tree_flatten_with_path(params)
+        self.names = [_name(path) for path, _ in paths]
+        self.leaves = {name: leaf for name, (_, leaf) in zip(self.names, paths, strict=True)}
+        self.images = images
+        self.jaxpr, self.consts = opened(flat_program(f, params, images))
+        found = find_sites(self.jaxpr, len(paths))
+        norms = any(site.is_norm for site in found.values())
+        self.sites = {key: site for key, site in found.items() if site.is_norm == norms}
+
+    def key(self, site: Site) -> tuple[str, ...]:
+        return tuple(self.names[i] for i in site.parameters)
+
+    @property
+    def keys(self) -> list[tuple[str, ...]]:
+        return [self.key(site) for site in self.sites.values()]
+
+    def read(self) -> list[str]:
+        """Returns the names of the parameters that the program reads."""
+        used = {id(v) for eqn in self.jaxpr.eqns for v in eqn.invars}
+        inputs = zip(self.names, self.jaxpr.invars, strict=False)
+        return [name for name, variable in inputs if id(variable) in used]
+
+    def needed(self) -> list[str]:
+        """Returns the names of the parameters, but for those at sites, that the sites depend on."""
+        numbers = frozenset().union(*(site.reads for site in self.sites.values()))
+        at_sites = {name for key in self.keys for name in key}
+        return [self.names[i] for i in sorted(numbers) if self.names[i] not in at_sites]
+
+    def run(self, leaves: dict[str, Any], images: Array, at_site: AtSite) -> None:
+        """Runs the program up to its last site; a function maps what each site reads."""
+
+        def run_equation(eqn: Any, operands: list[Any]) -> list[Any]:
+            if (site := self.sites.get(id(eqn))) is not None:
+                i = site.operand
+                operands[i] = at_site(site, operands[i])
+            return bind(eqn, operands)
+
+        inputs = [*(leaves[name] for name in self.names), images]
+        evaluate(self.jaxpr, self.consts, inputs, run_equation)
+
+
+def _matched(model: _Program, source: _Program) -> Any:
+    """Returns the parameters of the model with statistics that match, in their pytree."""
+    _check(model, source)
+    wanted = jax.jit(partial(_moments_of, source))(source.leaves, source.images)
+    # Statistics of the source, to be corrected: those of the model have no influence.
+    known = {name: source.leaves[name] for key in source.keys for name in key}
+    found = jax.jit(partial(_corrected, model))(model.leaves | known, model.images, wanted)
+    if not all(np.isfinite(x).all() for x in jax.device_get(found).values()):
+        raise InputError("the statistics of these images are not finite; nothing is changed")
+    return model.tree.unflatten((model.leaves | found).values())
+
+
+def _moments_of(source: _Program, leaves: dict[str, Any], images: Array) -> dict[Any, Moments]:
+    found = {}
+
+    def record(site: Site, x: Array) -> Array:
+        found[source.key(site)] = _moments(x, site.axis)
+        return x
+
+    source.run(leaves, images, record)
+    return found
+
+
+def _corrected(
+    model: _Program, leaves: dict[str, Any], images: Array, wanted: dict[Any, Moments]
+) -> dict[str, Array]:
+    """Returns corrected parameters by name; each site is corrected before those after it run."""
+    found = {}
+
+    def correct(site: Site, x: Array) -> Array:
+        key = model.key(site)
+        old = [leaves[name] for name in key]
+        new, x = (_correct_norm if site.is_norm else _correct_bias)(site, x, wanted[key], old)
+        for name, before, value in zip(key, old, new, strict=True):
+            found[name] = value.reshape(before.shape).astype(before.dtype)
+        return x
+
+    model.run(leaves, images, correct)
+    return found
+
+
+def _correct_norm(
+    site: Site, x: Array, wanted: Moments, old: Sequence[Array]
+) -> tuple[list[Array], Array]:
+    """Returns the new mean and variance; and the map for which the old ones do the same."""
+    (m, v), (m_s, v_s) = _moments(x, site.axis), wanted
+    mean, var = (each.astype(m.dtype).reshape(m.shape) for each in old)
+    scale = var + site.epsilon
+    varies = (v > _ROUNDING * (m**2 + scale)) & (v_s > _ROUNDING * (m_s**2 + scale))
+    ratio = jnp.where(varies, v / jnp.where(varies, v_s, 1), 1)
+    new_var = jnp.maximum(scale * ratio - site.epsilon, 0)
+    r = jnp.sqrt((new_var + site.epsilon) / scale)
+    return [m - (m_s - mean) * r, new_var], ((x - m) / r + m_s).astype(x.dtype)
+
+
+def _correct_bias(
+    site: Site, x: Array, wanted: Moments, old: Sequence[Array]
+) -> tuple[list[Array], Array]:
+    """Returns the new bias; and the map for which the old one does the same."""
+    shift = wanted[0] - _moments(x, site.axis)[0]
+    return [old[0] + shift.reshape(old[0].shape)], (x + shift).astype(x.dtype)
+
+
+def _moments(x: Array, axis: int | None) -> Moments:
+    """Returns mean and variance of every channel, of shape `(1, .., C, .., 1)`, as x's axes."""
+    x = x.astype(np.promote_types(x.dtype, jnp.float32))
+    mean = _mean(x, axis)
+    return mean, _mean(jnp.square(x - mean), axis)
+
+
+def _mean(x: Array, axis: int | None) -> Array:
+    # Axis by axis: sums are short then, and rounding errors in float32 small.
+    for i in reversed(range(x.ndim)):
+        x = x if i == axis else x.mean(i, keepdims=True)
+    return x
+
+
+def _check(model: _Program, source: _Program) -> None:
+    """Raises an InputError unless all sites of both can be matched."""
+    for program in (model, source):
+        at_sites = {name for key in program.keys for name in key}
+        if unknown := [n for n in program.read() if n not in at_sites and _VARIANCE.search(n)]:
+            raise InputError(
+                f"the program uses {_listed(unknown)} otherwise than as (x - mean) / sqrt(var + "
+                "epsilon), or in a loop, where match_statistics cannot correct it; use "
+                "recalibrate_batch_norm, or fine-tune"
+            )
+        if not at_sites:
+            raise InputError(
+                "match_statistics found no batch norm that normalises by running statistics, and "
+                "no bias of a map; give models in evaluation mode"
+            )
+        if repeated := [key for key, times in Counter(program.keys).items() if times > 1]:
+            raise InputError(
+                f"{_listed(repeated)} is used several times, on maps that one value cannot match; "
+                "use recalibrate_batch_norm, or fine-tune"
+            )
+    if others := set(model.keys) ^ set(source.keys):
+        raise InputError(
+            f"only one of the models has {_listed(others)}; match_statistics takes two models of "
+            "the same layers"
+        )
+    if changed := [name for name in source.needed() if not _equal(name, model, source)]:
+        raise InputError(
+            f"the model has other weights than its source, e.g. {_listed(changed)}; copy them "
+            "first, by nnx.update(model, nnx.state(source))"
+        )
+
+
+def _equal(name: str, model: _Program, source: _Program) -> bool:
+    a, b = model.leaves.get(name), source.leaves[name]
+    return a is b or (a is not None and np.array_equal(a, b))
+
+
+def _listed(names: Iterable[Any]) -> str:
+    names = sorted(name if isinstance(name, str) else name[0] for name in names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
