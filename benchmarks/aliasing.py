@@ -11,6 +11,7 @@ random.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -72,7 +73,7 @@ def profiles(figure: Path | None) -> None:
             cells = [f"{100 * value:.1f}" for pair in zip(*numbers, strict=True) for value in pair]
             site = f"{plain.site.kind} {plain.site.window[0]}x{plain.site.window[1]}"
             lines.append([name, plain.site.layer, site, *cells])
-        print(f"{name} is measured", flush=True)
+        print(f"{name} is measured", file=sys.stderr, flush=True)
     head = ["energy (%)", "with antialias", "damage (%)", "with antialias"]
     print(table(["model", "layer", "site", *head], lines))
     if figure:
@@ -96,7 +97,8 @@ def measured(
         if layers not in known:
             cost = 100 * sum(extra[layer] for layer in layers) / flops
             known[layers] = Choice(layers, cost, value(with_filters(f, layers)))
-            print(f"{len(layers)} layers, {cost:.2f} %: {known[layers].value:.2f}", flush=True)
+            progress = f"{len(layers)} layers, {cost:.2f} %: {known[layers].value:.2f}"
+            print(progress, file=sys.stderr, flush=True)
         return known[layers]
 
     others = [choice(layers) for layers in subsets(list(extra), count)]

@@ -248,22 +248,23 @@ AliasingCurves = dict[str, dict[str, np.ndarray]]
 def plot_aliasing(path: Path, models: AliasingCurves, formats: Sequence[str] = (".png",)) -> None:
     """Plots the aliasing at each subsampling site of models, in the order in which they run.
 
-    The labels are the layers of the first model. Sites that were not measured are left out.
+    Sites that were not measured are left out. Damage is drawn from 0.01 % on.
     """
-    layers = next(iter(models.values()))["layer"]
-    figure, panels = new_figure(1, 2, (max(7.0, 0.7 * len(layers) + 3), 4.0))
+    figure, (panels,) = new_figure(1, 2, (9.0, 3.6))
     labels = {"aliasing_energy": "aliasing energy (%)", "damage": "damage (%)"}
-    for panel, (name, label) in zip(panels.flat, labels.items(), strict=True):
+    for panel, (name, label) in zip(panels, labels.items(), strict=True):
         for i, (title, arrays) in enumerate(models.items()):
             measured = np.flatnonzero(np.isfinite(arrays[name]))
-            percent, mark = 100 * arrays[name][measured], _MARKS[i % len(_MARKS)]
-            panel.plot(measured, percent, mark + "-", color=colour_of(i), label=title)
-        panel.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)
-        panel.set(ylabel=label)
+            percent = np.maximum(100 * arrays[name][measured], 0.01)
+            style = {"marker": _MARKS[i % len(_MARKS)], "color": colour_of(i), "label": title}
+            panel.plot(measured + 1, percent, **style)
+        panel.set(ylabel=label, xlabel="layer that subsamples")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
-    panels.flat[0].set_ylim(0, 100)
-    panels.flat[1].set_yscale("symlog", linthresh=1)
-    panels.flat[0].legend(fontsize=8)
+    panels[0].set_ylim(bottom=0)
+    panels[1].set_yscale("log")
+    panels[1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panels[0].legend(fontsize=8, loc="upper right")
     save_figure(figure, path, formats)
 
 
