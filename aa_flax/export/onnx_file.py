@@ -5,98 +5,58 @@ what depends on constants alone is computed here.
 """
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from aa_flax.errors import InputError
-from aa_flax.export.onnx_graph import Graph, Tensor, Value, refuse, simplified, written
-from aa_flax.export.onnx_rules import rule
+from aa_flax.errors import InputError, first_line
+from aa_flax.export.onnx_graph import Graph, Node
+from aa_flax.export.onnx_program import converted
+from aa_flax.export.onnx_values import COUNT, Open, Tensor, sizes
 from aa_flax.export.program import Program, bound_to_one_size
 from aa_flax.models.shapes import smallest_size
 from aa_flax.ops import definitions
-from aa_flax.transform.jaxpr import bind, evaluate, opened
 
 PACKAGES, RUNTIME = ("onnx",), "onnxruntime"
 OPSET, IR_VERSION = 19, 9  # of ONNX 1.14, 2023: supported by the runtimes in use
 INPUT, _INSIDE = "images", "images_channels_first"
-_IDENTITIES = ("optimization_barrier", "name", "copy", "copy_p", "sharding_constraint")
+CHANNELS_FIRST = (0, 3, 1, 2)  # axes of images, in the order of the graph
 
 
 def write(program: Program, path: Path) -> None:
     """Writes a model as ONNX, for batches of any size, and has ONNX check the file."""
-    import onnx
-
     size = program.size
-    found = _converted(program, 2, size, size)
-    # JAX traces sizes as numbers. A graph that is the same for other sizes depends on none.
-    if not found.graph.equals(_converted(program, 3, size, size).graph):
-        raise refuse(f"{program.name}, whose program depends on the number of images")
+    found = _converted(program, size, size)
     if program.open_size:
         least = smallest_open_size(program)
         # Odd and even ones; the last differ by more than a stride, which shows in pools into a
         # fixed number of bins.
         for sides in ((least, least + 3), (size + 1, size + 2), (2 * size, 3 * size + 1)):
-            if not found.graph.equals(_converted(program, 2, *sides).graph):
+            if not found[0].equals(_converted(program, *sides)[0]):
                 raise bound_to_one_size(program.name)
+    graph, (result,) = found
     if program.output == "probabilities":
-        found = found._replace(result=found.graph.add("Softmax", found.result, axis=-1))
-    model = _model_proto(program, found)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+        result = replace(result, name=graph.add("Softmax", result.name, axis=-1))
+    graph.nodes.insert(0, Node("Transpose", [INPUT], _INSIDE, {"perm": [*CHANNELS_FIRST]}))
+    metadata = program.metadata()
+    shape = metadata["input"]["shape"]
+    save(graph, {INPUT: (program.dtype, shape)}, {program.output: result}, path, metadata)
 
 
-class _Converted(NamedTuple):
-    graph: Graph
-    result: str
-    shape: tuple
+def _converted(program: Program, *sides: int) -> tuple[Graph, list[Tensor]]:
+    def trace(count: int) -> Any:
+        with definitions():
+            return jax.make_jaxpr(program.logits)(program.images(count, *sides))
 
+    def inputs(count: int) -> list[Tensor]:
+        shape = program.images(Open(count, 1), *sides).shape
+        return [Tensor(_INSIDE, shape, program.dtype, CHANNELS_FIRST)]
 
-def _converted(program: Program, count: int, height: int, width: int) -> _Converted:
-    images = program.images(count, height, width)
-    with definitions():
-        traced = jax.make_jaxpr(program.logits)(images)
-    graph = Graph()
-    (result,) = _run(graph, traced, [Tensor(_INSIDE, tuple(images.shape), images.dtype)])
-    last = written(result, graph)
-    return _Converted(simplified(graph, last.name), last.name, last.shape)
-
-
-def _run(graph: Graph, closed_jaxpr: Any, arguments: list[Value]) -> list[Value]:
-    jaxpr, consts = opened(closed_jaxpr)
-    return evaluate(jaxpr, list(map(np.asarray, consts)), arguments, partial(_results, graph))
-
-
-def _results(graph: Graph, eqn: Any, operands: list[Any]) -> list[Value]:
-    operands = [x if isinstance(x, Value) else np.asarray(x) for x in operands]  # literals
-    name, params = eqn.primitive.name, eqn.params
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if params.get(key):
-            return _run(graph, params[key], operands)
-    if name in _IDENTITIES:
-        return operands
-    shape = tuple(eqn.outvars[0].aval.shape)
-    if 0 in shape:  # what padding by no pixels adds
-        return [np.zeros(shape, np.float32)]
-    if all(isinstance(value, np.ndarray) for value in operands):
-        if name != "broadcast_in_dim":
-            return [np.asarray(x) for x in bind(eqn, operands)]
-        # Repeated without a copy, so that `compact` finds the constant that was repeated.
-        sizes = [1] * len(shape)
-        for axis, size in zip(params["broadcast_dimensions"], operands[0].shape, strict=True):
-            sizes[axis] = size
-        return [np.broadcast_to(operands[0].reshape(sizes), shape)]
-    result = rule.apply(name, graph, shape, params, *operands)
-    if result is None:
-        raise InputError(
-            f"ONNX has no operator for {name}, which this model computes (its pool, perhaps); "
-            "export it as .stablehlo"
-        )
-    return [result]
+    return converted(trace, inputs)
 
 
 def smallest_open_size(program: Program) -> int:
@@ -110,39 +70,96 @@ def run(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def open_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the file as a function, in onnxruntime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute, too
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    """Returns a model's file as a function, in onnxruntime."""
+    session = session_of(path)
     return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
 
 
-def _model_proto(program: Program, found: _Converted) -> Any:
-    from onnx import helper, numpy_helper
+def session_of(path: Path) -> Any:
+    """Opens a file in onnxruntime."""
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
-    constants = []
-    nodes = [helper.make_node("Transpose", [INPUT], [_INSIDE], name=_INSIDE, perm=[0, 3, 1, 2])]
-    names = {found.result: program.output}
-    for node in found.graph.nodes:
-        inputs = []
-        for number, given in enumerate(node.inputs):
-            if isinstance(given, np.ndarray):
-                name = f"{node.output}.{number}"
-                constants.append(numpy_helper.from_array(np.asarray(given), name))
-                given = name
-            inputs.append(names.get(given, given))
-        output = names.get(node.output, node.output)
-        node = helper.make_node(node.operator, inputs, [output], name=output, **node.attributes)
-        nodes.append(node)
-    metadata, kind = program.metadata(), helper.np_dtype_to_tensor_dtype(program.dtype)
-    given = helper.make_tensor_value_info(INPUT, kind, metadata["input"]["shape"])
-    result = helper.make_tensor_value_info(program.output, 1, ["batch", *found.shape[1:]])
-    graph = helper.make_graph(nodes, program.name, [given], [result], constants)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute, too
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except NoKernel as error:
+        raise InputError(
+            f"onnxruntime lacks an operator for these numbers: {first_line(error)}; compute in "
+            "float32, or export as .stablehlo"
+        ) from error
+
+
+def save(
+    graph: Graph,
+    inputs: dict[str, tuple[np.dtype, list[int | str]]],
+    outputs: dict[str, Tensor],
+    path: Path,
+    metadata: dict[str, Any],
+) -> None:
+    """Writes a graph with inputs of these types and sizes, and has ONNX check the file."""
+    import onnx
+    from onnx import helper
+
+    nodes, constants = _protos(graph, inputs, outputs)
+    kind = helper.np_dtype_to_tensor_dtype
+    given = [
+        helper.make_tensor_value_info(key, kind(np.dtype(dtype)), shape)
+        for key, (dtype, shape) in inputs.items()
+    ]
+    results = [
+        helper.make_tensor_value_info(key, kind(np.dtype(x.dtype)), sizes(x.shape))
+        for key, x in outputs.items()
+    ]
+    name = str(metadata.get("model") or metadata.get("function") or "this model")
+    proto = helper.make_graph(nodes, name, given, results, constants)
     versions = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
-    model = helper.make_model(graph, producer_name="aa_flax", **versions)
+    model = helper.make_model(proto, producer_name="aa_flax", **versions)
     facts = metadata.items()
     facts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts}
     helper.set_model_props(model, facts)
-    return model
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(
+            f"ONNX does not define what {name} computes: {first_line(error)}; export it as "
+            ".stablehlo"
+        ) from error
+    onnx.save(model, path)
+
+
+def _protos(
+    graph: Graph, inputs: Iterable[str], outputs: dict[str, Tensor]
+) -> tuple[list[Any], list[Any]]:
+    """Returns nodes and constants, results by their names, which no other array has."""
+    from onnx import helper, numpy_helper
+
+    nodes, names = list(graph.nodes), {name: name for name in inputs}
+    taken = {*names, *outputs}
+    if any(isinstance(x, str) and x == COUNT for node in nodes for x in node.inputs):
+        first = next(iter(inputs))
+        nodes.insert(0, Node("Shape", [first], COUNT, {"start": 0, "end": 1}))
+    for name, x in outputs.items():
+        if x.name in names:  # an input, or the result of another name
+            nodes.append(Node("Identity", [x.name], name, {}))
+            names[name] = name
+        else:
+            names[x.name] = name
+    for node in nodes:
+        if node.output not in names:
+            names[node.output] = node.output + "_" * (node.output in taken)
+    written, constants = [], []
+    for node in nodes:
+        arguments = []
+        for number, given in enumerate(node.inputs):
+            if isinstance(given, np.ndarray):
+                constants.append(numpy_helper.from_array(given, f"{names[node.output]}.{number}"))
+                arguments.append(constants[-1].name)
+            else:
+                arguments.append(names[given])
+        output = names[node.output]
+        written.append(
+            helper.make_node(node.operator, arguments, [output], name=output, **node.attributes)
+        )
+    return written, constants

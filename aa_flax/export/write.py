@@ -53,7 +53,7 @@ def export(
     int8: Any = None,
     int8_min_agreement: float = LEAST_AGREEMENT,
 ) -> Exported:
-    """Writes a model as ONNX or StableHLO, or a function as StableHLO, to run without this package.
+    """Writes a model or a function as ONNX or StableHLO, to run without this package.
 
     Batch norms are folded (`aa_flax.fuse`), and every operation is its definition, a blur one pad
     and one grouped convolution. The file takes batches of any number of images `(N, H, W, 3)`.
@@ -66,8 +66,9 @@ def export(
         path: the file, `.onnx` or `.stablehlo`, written atomically.
         example_inputs: of a function: its argument, or a tuple of several; arrays or
             `jax.ShapeDtypeStruct`s of them in any pytrees, whose first axis is the batch, left open
-            in the file. Parameters are bound to the function: `lambda x: f(params, x)`. All options
-            below are those of a model.
+            in the file. Parameters are bound to the function: `lambda x: f(params, x)`. Inputs and
+            outputs have the names of the function's parameters and of the paths in its trees, a
+            single output is `output`. All options below are those of a model.
         size: side of the images, in pixels; default: that of `model.config`.
         dynamic_size: height and width are left open, too. Not those of AlexNet and VGG, whose
             classifiers pool into a fixed number of bins.
@@ -128,24 +129,22 @@ def export(
 
 
 def _export_function(f: Any, path: str | Path, example_inputs: Any) -> Exported:
-    path, file_format = check_output(path)
-    if file_format is not stablehlo:
-        raise InputError(
-            f"{path.name}: ONNX is written of models of aa_flax.create_model; give a function's "
-            "file the suffix .stablehlo"
-        )
+    path, _ = check_output(path)
     if not callable(f):
         raise InputError(f"export takes a model or a function, got a {type(f).__name__}")
     arguments = example_inputs if type(example_inputs) is tuple else (example_inputs,)
+    function = functions.Function(f, arguments)
+    write = functions.write_onnx if path.suffix == ".onnx" else functions.write_stablehlo
     with writing(path), replacing(path) as temporary:
-        metadata = functions.write(f, arguments, temporary)
-        found = functions.difference(f, arguments, temporary)
-        if not found <= TOLERANCE:
+        metadata = write(function, temporary)
+        found = functions.difference(function, temporary, path.suffix)
+        if found is not None and not found <= TOLERANCE:
             raise InputError(
                 f"the file differs from the function by {found:.1e} of its largest value, more "
                 f"than {TOLERANCE}, and was not kept"
             )
-    _write_metadata(path, metadata)
+    if path.suffix == ".stablehlo":
+        _write_metadata(path, metadata)
     return Exported(path, found, metadata)
 
 

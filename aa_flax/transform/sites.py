@@ -39,7 +39,8 @@ _KINDS: dict[str, Kind] = {
 }
 
 # Lines of these libraries say nothing about the user's model.
-_LIBRARIES = ("/flax/", "/haiku/", "/equinox/", "/jax/", "/aa_flax/ops/", "/aa_flax/nn/")
+_LIBRARIES = ("/flax/", "/haiku/", "/equinox/", "/jax/", "/torch/", "/torchax/")
+_LIBRARIES += ("/aa_flax/ops/", "/aa_flax/nn/", "/aa_flax/transform/")
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,11 @@ def layer_name(eqn: Any, parameters: Sequence[str] = ()) -> str:
     scope = str(eqn.source_info.name_stack)
     if parameters and (not scope or "eqx.nn." in scope):  # Equinox's scopes are names of classes
         return parameters[0]
-    if scope:
-        return scope
+    return scope or line_of(eqn)
+
+
+def line_of(eqn: Any) -> str:
+    """Returns an equation's line of code: the user's, if known, else that of a library."""
     frames = list(source_info_util.user_frames(eqn.source_info.traceback))
     own = [f for f in frames if not any(part in f.file_name for part in _LIBRARIES)]
     for frame in own or frames:
