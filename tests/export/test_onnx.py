@@ -132,6 +132,7 @@ def test_published_weights_and_runs_have_class_names(tmp_path, monkeypatch):
     assert OfRun(tmp_path).config_changes()["class_names"] == ("a", "b")
 
 
+@pytest.mark.slow
 def test_a_pool_into_fixed_bins_takes_no_open_size_even_where_sizes_share_a_map(tmp_path):
     net = create_model("alexnet_lpf4", num_classes=3)
     with pytest.raises(InputError, match="cannot be exported for images of every size"):
