@@ -158,7 +158,7 @@ def digits(run: Path) -> tuple[str, list[Choice], dict[float, Choice]]:
     model.eval()
     crops = np.stack([source[i]["image"][:size, :size] for i in range(64)])
     options: Any = {"image_size": config.data.image_size, "crop_size": size}
-    options |= {"shift_range": config.eval.shift_range, "passes": 5}
+    options |= {"shift_range": config.eval.shift_range, "passes": 5, "resize_size": 0}
 
     graphdef, state = nnx.split(model)
 

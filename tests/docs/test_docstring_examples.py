@@ -8,8 +8,9 @@ import aa_flax
 from aa_flax.models import registry
 from aa_flax.nn import pool_registry
 
-# Records, what only subclasses or `except` clauses use, and what comes before JAX computes.
-WITHOUT = {"Column", "FeatureLevel", "InputError", "Option", "keep_memory"}
+# Records, what only subclasses or `except` clauses use, what comes before JAX computes, and what
+# needs a server.
+WITHOUT = {"Column", "FeatureLevel", "InputError", "Option", "keep_memory", "push_to_hub"}
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

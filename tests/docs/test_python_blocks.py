@@ -5,6 +5,7 @@ alone: what is checked are names, arguments, files and shapes.
 """
 
 import shutil
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,8 @@ def test_every_block_runs_and_keeps_its_promise(page, at_a_readers_place):
         "key": jax.random.key(0),
         "other_key": jax.random.key(1),
     }
+    if page.name == "timm.md":  # torchvision without its compiled operators
+        import_module("benchmarks.reference")
     for block in python_blocks(page):
         if block.splitlines()[0] not in NOT_RUN:
             exec(compile(block, page.name, "exec"), names)
