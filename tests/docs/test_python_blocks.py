@@ -56,6 +56,9 @@ PROMISED = {
 }
 # The first line of a block, and why not.
 NOT_RUN = {
+    'folder = aa_flax.save_pretrained(model, "my_model", licence="apache-2.0")': (
+        "its model is one of zeros; the examples of both functions run"
+    ),
     "from flax import nnx  # to copy weights": "needs a file of MobileNetV2",
     'model = aa_flax.create_model("resnet50_lpf4", pretrained="runs/mine/weights.safetensors")': (
         "tests/export exports smaller nets"
