@@ -52,7 +52,7 @@ NOT_COMMANDS = {
     "p(T_d x) =": "a formula",
     "g(x) =": "a formula",
     "r = min(": "a formula",
-    "G x = d/dt": "a formula",
+    "G x ": "a formula",
     "L(h_K": "a formula",
     "name = aa_flax.push_to_hub": "needs a server; test_pretrained.py has one",
     "@inproceedings": "BibTeX",
