@@ -82,7 +82,7 @@ def test_the_card_has_the_licence_the_numbers_and_the_figure(model, tmp_path):
     assert card.startswith('---\nlicense: "apache-2.0"\nlibrary_name: "aa_flax"\n')
     consistency = json.loads(results.read_text())["shift"]["consistency"]
     assert f"{consistency:.0f}" in card
-    assert "| top-1" in card
+    assert "| model | consistency | consistent and correct |" in card
     assert (folder / "shifts.png").stat().st_size > 1000
     with pytest.raises(InputError, match=f"has results of resnet18_lpf4; give those of {NAME}"):
         save_pretrained(model, tmp_path / "other", licence="mit", results=results)
