@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -39,16 +38,11 @@ class Aliasing(StoredMeasure):
     def check(self, subject: Subject) -> None:
         super().check(subject)
         check_one_process("aliasing")
-        predictor, crop = subject.predictor, subject.settings.crop_size
+        predictor = subject.predictor
         if predictor.on_host:
             raise InputError(
                 f"the measure aliasing traces a function of JAX, and {predictor.name} is none; "
                 "aa_flax.from_torch makes one of a model of PyTorch"
-            )
-        images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
-        if not antialias.report(predictor.function, predictor.state, images):
-            raise InputError(
-                f"the measure aliasing needs layers that subsample, and {subject.name} has none"
             )
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
@@ -56,6 +50,10 @@ class Aliasing(StoredMeasure):
         found, arrays = {}, {}
         for which, run in (("", f), ("antialiased_", antialias(f))):
             profile = antialias.profile(run, subject.predictor.state, images).arrays()
+            if not np.isfinite(profile["aliasing_energy"]).any():
+                raise InputError(
+                    f"the measure aliasing needs layers that subsample, and {subject.name} has none"
+                )
             arrays |= {which + name: values for name, values in profile.items()}
             found[f"{which}mean_energy"] = 100 * float(np.nanmean(profile["aliasing_energy"]))
         shown = _curves(subject.name, arrays)
@@ -77,7 +75,8 @@ class Aliasing(StoredMeasure):
 
 def _images(subject: Subject) -> Float[Array, "N S S 3"]:
     some, crop = Subset(subject.source, IMAGES), subject.settings.crop_size
-    batch = next(replace(subject.settings, batch_size=IMAGES).batches(some, crop))
+    settings = replace(subject.settings, batch_size=IMAGES * subject.mesh.size)  # all in one batch
+    batch = next(settings.batches(some, crop))
     return normalise(jnp.asarray(batch["image"][batch["mask"]]))
 
 
