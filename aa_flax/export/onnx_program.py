@@ -27,14 +27,11 @@ from aa_flax.export import (  # noqa: F401
 from aa_flax.export.onnx_graph import Graph, Unsupported, simplified
 from aa_flax.export.onnx_values import Expanded, Open, Spec, Tensor, Value, rule
 from aa_flax.export.onnx_writing import plain
-from aa_flax.transform.jaxpr import bind, evaluate, opened
+from aa_flax.transform.jaxpr import bind, called, evaluate, opened
 from aa_flax.transform.sites import layer_name, line_of
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
-_CALLS += ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 _IDENTITIES = ("optimization_barrier", "name", "copy", "copy_p", "sharding_constraint")
 _IDENTITIES += ("stop_gradient",)
-
 
 _ADVICE = "write it differently, or export as .stablehlo"
 _COUNTS = (2, 3)  # of examples, for which programs are traced
@@ -112,14 +109,14 @@ class _Walk:
         name, params = eqn.primitive.name, eqn.params
         if name != partner.primitive.name or len(eqn.outvars) != len(partner.outvars):
             raise _depends(f"{name} {self._where(eqn)}")
-        if name not in _CALLS and _literals(eqn) != _literals(partner):
+        program = called(eqn)
+        if program is None and _literals(eqn) != _literals(partner):
             raise _depends(f"{name} {self._where(eqn)}")
         pairs = zip(operands, eqn.invars, strict=True)
         operands = [x if _in_graph(x) else _constant(x, v.aval.dtype) for x, v in pairs]
-        if name in _CALLS:
-            key = next(k for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)
+        if program is not None:
             inner = replace(self, caller=self._line(eqn))
-            return inner.run(params[key], partner.params[key], operands)
+            return inner.run(program, called(partner), operands)
         if name in _IDENTITIES:
             return operands
         pairs = zip(eqn.outvars, partner.outvars, strict=True)

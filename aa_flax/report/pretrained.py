@@ -63,29 +63,9 @@ def save_pretrained(
         >>> aa_flax.from_pretrained(folder).num_classes
         10
     """
-    if not isinstance(model, Classifier) or not model.name:
-        given = type(model).__name__
-        raise InputError(f"save_pretrained saves a classifier of create_model, got a {given}")
-    licence = licence or model.config.licence
-    if not licence:
-        raise InputError(
-            f"the licence of these weights of {model.name} is not known; give licence=, e.g. "
-            "licence='apache-2.0'"
-        )
     folder = local_path(folder, "folder")
     check_directory(folder, "the folder of the model")
-    card, figure = _card(model, licence, results)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(model, folder / _WEIGHTS, licence=licence)
-        config = json.dumps(hub_config(model, licence), indent=2, ensure_ascii=False)
-        for name, text in ((_CONFIG, config + "\n"), (_CARD, card)):
-            with replacing(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        if figure:
-            shutil.copyfile(figure, folder / _FIGURE)
-        if torch:
-            write_torch_file(to_torch_state_dict(model), folder / _TORCH)
+    _write(model, folder, folder.name, licence, results, torch)
     return folder
 
 
@@ -170,7 +150,7 @@ def push_to_hub(
     hub = hub_module()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        save_pretrained(model, folder, licence=licence, results=results, torch=torch)
+        _write(model, folder, name.repository, licence, results, torch)
         digest = InFile(folder / _WEIGHTS, model.name).description()["sha256"]
         try:
             api = hub.HfApi()
@@ -191,6 +171,38 @@ def _class_names(facts: Mapping[str, Any], source: object) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{source}: {_CONFIG}: label_names must be texts, got {names!r:.99}")
     return tuple(names)
+
+
+def _write(
+    model: Classifier,
+    folder: Path,
+    name: str,
+    licence: str | None,
+    results: str | Path | None,
+    torch: bool,
+) -> None:
+    """Writes the files of `save_pretrained`, of a model that is loaded by that name."""
+    if not isinstance(model, Classifier) or not model.name:
+        given = type(model).__name__
+        raise InputError(f"save_pretrained saves a classifier of create_model, got a {given}")
+    licence = licence or model.config.licence
+    if not licence:
+        raise InputError(
+            f"the licence of these weights of {model.name} is not known; give licence=, e.g. "
+            "licence='apache-2.0'"
+        )
+    card, figure = _card(model, name, licence, results)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(model, folder / _WEIGHTS, licence=licence)
+        config = json.dumps(hub_config(model, licence), indent=2, ensure_ascii=False)
+        for file, text in ((_CONFIG, config + "\n"), (_CARD, card)):
+            with replacing(folder / file) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        if figure:
+            shutil.copyfile(figure, folder / _FIGURE)
+        if torch:
+            write_torch_file(to_torch_state_dict(model), folder / _TORCH)
 
 
 def hub_config(model: Classifier, licence: str) -> dict[str, Any]:
@@ -216,7 +228,9 @@ def hub_config(model: Classifier, licence: str) -> dict[str, Any]:
     }
 
 
-def _card(model: Classifier, licence: str, results: str | Path | None) -> tuple[str, Path | None]:
+def _card(
+    model: Classifier, name: str, licence: str, results: str | Path | None
+) -> tuple[str, Path | None]:
     """Returns the model card, and the figure that it shows."""
     facts = {
         "license": licence.lower().replace(" ", "-"),
@@ -229,7 +243,9 @@ def _card(model: Classifier, licence: str, results: str | Path | None) -> tuple[
     size = f"{images.input_size}x{images.input_size} pixels"
     if images.resize_size:
         size += f", the centre of images resized to {images.resize_size} ({images.interpolation})"
-    origin = f"\n\nWeights: {markdown(images.weights)}." if images.weights else ""
+    weights = images.weights or ""  # a path would be one of the writer's machine
+    is_address = weights.startswith(PREFIX) or "://" in weights
+    origin = f" The weights are from {markdown(weights)}." if is_address else ""
     numbers, figure = _numbers(model, results) if results else ([], None)
     parts = [
         f"---\n{head}\n---",
@@ -237,7 +253,7 @@ def _card(model: Classifier, licence: str, results: str | Path | None) -> tuple[
         f"A classifier of {model.num_classes} classes, for JAX and Flax. Images are {size}; the "
         f"mean of the channels is {list(images.mean)} and their deviation {list(images.std)}."
         f"{origin} Licence of the weights: {markdown(licence)}.",
-        "```python\nimport aa_flax\n\nmodel = aa_flax.from_pretrained('OWNER/NAME')\n```",
+        f"```python\nimport aa_flax\n\nmodel = aa_flax.from_pretrained({name!r})\n```",
         *numbers,
         "The antialiased models are those of Zhang, *Making Convolutional Networks "
         "Shift-Invariant Again*, ICML 2019.",

@@ -124,7 +124,8 @@ class Antialias:
             The new function. It is traced at every call, so jit it.
 
         Raises:
-            InputError: an invalid option, or when it is called: `f` computes derivatives.
+            InputError: an invalid option, or when it is called: `f` computes derivatives, or a
+                budget's first call is traced, or on a device whose FLOPs JAX does not count.
 
         Source: Zhang, ICML 2019, Sec. 3.2.
         """
@@ -283,22 +284,24 @@ class _Traced:
 
     def profile(self, options: Options, *, as_it_is: bool) -> Profile:
         """Measures the function, antialiased with those options or as it is."""
-        run = self.interpreter(options)
-        measured = replace(run, rows={}, names={}, aliasing=Aliasing())
+        run = measured = self.interpreter(options)
         if as_it_is:
             jax.eval_shape(lambda arrays: self.run(run, arrays), self.arrays)
-            measured.options = replace(options, where=lambda site: False)
-        else:
-            measured.rows = run.rows
+            measured = Interpreter(replace(options, where=lambda site: False))
+        measured.aliasing = aliasing = Aliasing()
         jax.block_until_ready(jax.jit(lambda x: self.run(measured, x))(self.arrays))
         jax.effects_barrier()
-        assert measured.aliasing is not None
-        return measured.aliasing.profile(run.rows, run.report())
+        return aliasing.profile(run.rows, run.report())
 
     def flops(self) -> float:
         """Returns the FLOPs of the function's program."""
-        program = jax.jit(jaxpr_as_fun(self._program)).lower(*self.arrays)
-        return dict(program.cost_analysis() or {}).get("flops", 0.0)
+        costs = jax.jit(jaxpr_as_fun(self._program)).lower(*self.arrays).cost_analysis()
+        if costs is None:
+            raise InputError(
+                "a budget is a fraction of the function's FLOPs, which JAX does not count on "
+                f"{jax.default_backend()}; choose sites by where= instead"
+            )
+        return dict(costs).get("flops", 0.0)  # none in a function that only moves values
 
     def result(self, arrays: list[Any]) -> Any:
         """Returns the function's result, with those arrays in it."""

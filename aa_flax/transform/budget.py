@@ -24,7 +24,7 @@ def within_budget(options: Options, plain: Profile, filtered: Profile, flops: fl
     costs: dict[Hashable, float] = defaultdict(float)
     for before, after in zip(plain, filtered, strict=True):
         if after.done and before.damage > after.damage:  # False where one was not measured
-            removed[_identity(before.site)] += before.damage - min(after.damage, before.damage)
+            removed[_identity(before.site)] += before.damage - after.damage
             costs[_identity(before.site)] += max(after.extra_flops, 0)
     chosen, left = set(), (options.budget or 0) * flops
     for site in sorted(removed, key=lambda site: costs[site] / removed[site]):

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array
 
 from aa_flax.transform.interpreter import Interpreter, rule
-from aa_flax.transform.jaxpr import bind, opened
+from aa_flax.transform.jaxpr import bind, called, opened
 from aa_flax.transform.sites import has_sites
 from aa_flax.transform.values import Pending, Value, bare, wrapped
 
@@ -28,7 +28,7 @@ def _function(inner: Interpreter, program: Any) -> Callable[..., list[Array]]:
 @rule("jit", "pjit", "closed_call", "core_call")
 def inlined(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """A call (of `jax.jit`, say): inlined where it subsamples, or reads a map that waits."""
-    program = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    program = called(eqn)
     if not (has_sites(program) or any(isinstance(v, Pending) for v in inputs)):
         return None
     given, results = (eqn.params.get(f"{side}_shardings", ()) for side in ("in", "out"))
@@ -131,8 +131,7 @@ def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
     Where something does, JAX's own derivative replaces the rule. A pending map passes a function
     that treats all positions alike (`jax.nn.relu`, `jnp.logaddexp`).
     """
-    name = next(n for n in ("call_jaxpr", "fun_jaxpr") if n in eqn.params)
-    jaxpr, consts = opened(eqn.params[name])
+    jaxpr, consts = opened(called(eqn))
     inner = run.inside(eqn, same_scope=True)
     if has_sites(jaxpr):
         return inner.run(jaxpr, consts, inputs)

@@ -92,9 +92,10 @@ def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Ar
 def _measure_of_blurred(
     run: Interpreter, eqn: Any, blurred: Callable[[], Array], kernel: Array
 ) -> None:
-    strides = eqn.params["window_strides"]
-    dense = lambda: _convolve(eqn, blurred(), kernel, stride=1)  # noqa: E731
-    run.measure([run.key(eqn)], dense, _output_roles(eqn), strides)
+    def dense() -> Array:
+        return _convolve(eqn, blurred(), kernel, stride=1)
+
+    run.measure([run.key(eqn)], dense, _output_roles(eqn), eqn.params["window_strides"])
 
 
 def _convolve(eqn: Any, x: Array, kernel: Array, stride: int | None = None) -> Array:

@@ -99,7 +99,8 @@ class Interpreter:
             self.rows[key] = replace(self.rows[key], reason=reason)
         if "sampled" not in vars(value):  # measured once, however many read it
             filtered = partial(on_channels_last, value.sample.filtered, value.dense, value.roles)
-            self.measure(value.sites, filtered, value.roles, value.sample.strides)
+            strides = [value.strides[i] for i, role in enumerate(value.roles) if role == "s"]
+            self.measure(value.sites, filtered, value.roles, strides)
         return value.sampled
 
     def key(self, eqn: Any) -> Any:

@@ -11,6 +11,10 @@ from jax.extend.core import Literal
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+# Operations that run one program once, whose values do not depend on how it is called.
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
+_CALLS += ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+
 
 class Rules:
     """Functions by name of primitive, registered by decorator: `@rules("slice", "pad")`."""
@@ -71,6 +75,13 @@ def sub_jaxprs(eqn: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
             program, consts = opened(inner)
             if hasattr(program, "eqns"):
                 yield program, consts
+
+
+def called(eqn: Any) -> Any:
+    """Returns the program of an equation that only calls one, or None for any other equation."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    return next(eqn.params[n] for n in ("jaxpr", "call_jaxpr", "fun_jaxpr") if n in eqn.params)
 
 
 def programs(jaxpr: Any) -> Iterator[Any]:

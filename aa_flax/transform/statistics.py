@@ -13,12 +13,8 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from aa_flax.transform.jaxpr import bind, evaluate, opened
+from aa_flax.transform.jaxpr import bind, called, evaluate, opened
 
-_CALLS = (
-    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
-    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-)
 _CASTS = ("convert_element_type", "copy")
 _MOVES = (*_CASTS, "broadcast_in_dim", "reshape", "squeeze", "transpose")
 
@@ -58,10 +54,8 @@ def flat_program(f: Callable[..., Any], *arguments: Any) -> Any:
 
 def _inlined(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     def run_equation(eqn: Any, operands: list[Any]) -> list[Any]:
-        if eqn.primitive.name not in _CALLS:
-            return bind(eqn, operands)
-        name = next(n for n in ("jaxpr", "call_jaxpr", "fun_jaxpr") if n in eqn.params)
-        return _inlined(*opened(eqn.params[name]), operands)
+        program = called(eqn)
+        return bind(eqn, operands) if program is None else _inlined(*opened(program), operands)
 
     return evaluate(jaxpr, consts, inputs, run_equation)
 

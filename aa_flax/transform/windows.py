@@ -109,8 +109,10 @@ def average_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]
         covered = lax.slice(x, (0,) * x.ndim, region)
         return _blurred_sum(run, eqn, site, x, covered, roles, sizes)
 
-    roles, ones = _window_roles(eqn), (1,) * x.ndim
-    dense = lambda: bind(eqn, [x], window_strides=ones)[0]  # noqa: E731
+    def dense() -> Array:
+        return bind(eqn, [x], window_strides=(1,) * x.ndim)[0]
+
+    roles = _window_roles(eqn)
     return run.attempt(eqn, site, antialiased, dense, roles)
 
 

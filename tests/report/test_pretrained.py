@@ -47,12 +47,15 @@ def test_a_folder_gives_the_model_back_bit_for_bit(model, tmp_path):
     assert_same(found, model)
     assert found.config.licence == "CC BY 4.0"
     assert from_pretrained(folder, num_classes=2).num_classes == 2
+    again = save_pretrained(found, tmp_path / "again")  # whose weights are at a path
+    assert str(tmp_path) not in (again / "README.md").read_text()
 
 
 def test_what_is_pushed_is_loaded_by_the_name_that_is_returned(model, hub_files):
     name = push_to_hub(model, "me/net", licence="apache-2.0")
     assert name.startswith(f"hf-hub:me/net@{COMMIT}#sha256=")
     assert sorted(hub_files) == ["README.md", "config.json", "model.safetensors"]
+    assert b"aa_flax.from_pretrained('me/net')" in hub_files["README.md"]
     assert_same(from_pretrained(name), model)
     assert_same(from_pretrained("me/net"), model)
     with pytest.raises(InputError, match="SHA-256 begins with"):
