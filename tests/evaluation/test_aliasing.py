@@ -8,8 +8,12 @@ from aa_flax import InputError, antialias
 from aa_flax.data.pixels import center_crop, normalise
 from aa_flax.evaluation.by_config import evaluate_config
 from aa_flax.evaluation.evaluate import evaluate
+from aa_flax.evaluation.measure import Subject
 from aa_flax.evaluation.measures import MEASURES
+from aa_flax.evaluation.predict import Predictor
+from aa_flax.evaluation.settings import Settings
 from aa_flax.report.rows import gather
+from aa_flax.runtime import data_mesh
 from tests.evaluation.tiny import CROP, Flat, Noise, Small, noise_config
 
 
@@ -52,3 +56,12 @@ def test_a_function_of_numpy_is_refused(tmp_path):
 
     with pytest.raises(InputError, match="aliasing traces a function of JAX, and predict is none"):
         evaluate(predict, Noise(), ["aliasing"], output=tmp_path / "r.json", crop_size=CROP)
+
+
+def test_it_is_checked_before_the_model_is_loaded(tmp_path):
+    def not_loaded(state, images):
+        raise AssertionError("called before it was loaded")
+
+    settings, mesh = Settings.of(noise_config()), data_mesh()
+    given = (Predictor(not_loaded), None, Noise(), settings, mesh, tmp_path / "r.json")
+    MEASURES["aliasing"].check(Subject("small", *given))
