@@ -18,7 +18,7 @@ from aa_flax.ops.blur import blur_pool
 from aa_flax.ops.upsample import blur_upsample
 from aa_flax.perceptual import PerceptualDistance
 from aa_flax.pools import BlurPool, BlurUpsample, MaxBlurPool, list_pools, register_pool
-from aa_flax.runtime import keep_memory
+from aa_flax.runtime import tune_cpu
 from aa_flax.transform import antialias
 from aa_flax.transform.canonical import canonical, canonical_crop
 from aa_flax.transform.from_torch import from_torch
@@ -63,7 +63,6 @@ __all__ = [
     "from_torch",
     "fuse",
     "imagenet_class_names",
-    "keep_memory",
     "lie_derivative",
     "lie_derivative_by_layer",
     "list_models",
@@ -82,6 +81,7 @@ __all__ = [
     "save_pretrained",
     "save_weights",
     "to_torch_state_dict",
+    "tune_cpu",
 ]
 
 __version__ = "0.1.0"

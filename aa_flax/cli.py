@@ -26,8 +26,8 @@ from aa_flax.files import local_path
 from aa_flax.runtime import (
     avoid_wrong_fusions,
     keep_compiled_programs,
-    keep_memory,
     start_distributed,
+    tune_cpu,
 )
 
 QUICKSTART = "digits_resnet18_lpf4"
@@ -186,7 +186,7 @@ def run(main: Callable[[], None], text: str, *, interrupted: str = "stopped") ->
         avoid_wrong_fusions()
         keep_compiled_programs()
         with suppress(InputError):  # a process that has computed cannot keep it any more
-            keep_memory()
+            tune_cpu()
         _join_processes()
         check_platform()
         main()

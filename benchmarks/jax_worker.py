@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from worker import KEEPS_MEMORY, Work, device_in_words, serve, versions
 
-from aa_flax import create_model, keep_memory
+from aa_flax import create_model, runtime, tune_cpu
 from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.measures.consistency import consistency
 from aa_flax.evaluation.observe import observe
@@ -48,6 +48,7 @@ VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
     "remat": nullcontext,
     "definitions": definitions,
     "cpu_kernels": cpu_kernels,
+    "without_onednn": nullcontext,
 }
 
 
@@ -133,6 +134,8 @@ def identity() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if KEEPS_MEMORY in os.environ and not keep_memory():
+    if sys.argv[1:] == ["without_onednn"]:
+        runtime._use_onednn = lambda: None
+    if KEEPS_MEMORY in os.environ and not tune_cpu():
         sys.exit("memory can be kept with glibc only")
     serve(prepare, identity)

@@ -1,4 +1,4 @@
-"""What it brings that a process keeps the memory of a pass for the next (`aa_flax.keep_memory`).
+"""What it brings that a process keeps the memory of a pass for the next (`aa_flax.tune_cpu`).
 
     python benchmarks/kept_memory.py [--models resnet18_lpf4 ...] [--modes forward ...]
         [--batch 8 48] [--torch_python PATH] [--rounds 5]

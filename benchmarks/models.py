@@ -13,8 +13,9 @@ others.
 A setting's rows are added to the CSV file as soon as it is measured. Run again, the command goes on
 with what is not there yet (for these versions, on this device), and at the end prints the tables
 of `models_table.py`. `--seconds` begins no other setting after that time; what is left is told.
-`--keep_memory` has both sides keep the memory of a pass for the next (`aa_flax.keep_memory`);
-`--keep_memory ours` only our side, which is how this package's commands and torch's programs run.
+`--keep_memory` has both sides keep the memory of a pass for the next, ours by `aa_flax.tune_cpu`,
+which also gives convolutions to oneDNN, except in the variant `without_onednn`; with
+`--keep_memory ours` only our side does, which is how this package's commands and torch's programs run.
 """
 
 import argparse
@@ -37,11 +38,11 @@ from worker import KEEPS_MEMORY
 HERE = Path(__file__).parent
 SCRIPTS = {OURS: HERE / "jax_worker.py", THEIRS: HERE / "torch_worker.py"}
 VARIANTS = ("eager", "eager_channels_last", "compile", "compile_channels_last")
-OUR_VARIANTS = ("default", "remat", "definitions", "cpu_kernels")
+OUR_VARIANTS = ("default", "remat", "definitions", "cpu_kernels", "without_onednn")
 TOO_SLOW = 1.3  # times torch's best
 UNFINISHED = 75  # the exit code where settings are left
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # or the peak of memory is all there is
-# What `aa_flax.keep_memory` does, said to glibc from outside; and to `jax_worker.py`, to call it.
+# What `aa_flax.tune_cpu` does, said to glibc from outside; and to `jax_worker.py`, to call it.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", KEEPS_MEMORY: "1"}
 
 
@@ -57,7 +58,7 @@ class Worker:
         environment |= ENVIRONMENT | (KEPT if keeps_memory else {})
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
-            [python, str(SCRIPTS[framework])],
+            [python, str(SCRIPTS[framework]), variant],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

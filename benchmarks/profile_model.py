@@ -26,7 +26,7 @@ import optax
 from flax import nnx
 from timing import median_ms
 
-from aa_flax import create_model, keep_memory
+from aa_flax import create_model, tune_cpu
 from aa_flax.data.pixels import normalise
 from aa_flax.runtime import data_mesh, put_batch
 from aa_flax.training.step import init_state, make_train_step
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--rows", type=int, default=20, help="of the dearest operations")
     args = parser.parse_args()
-    keep_memory()
+    tune_cpu()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
     batch = {"image": images, "label": rng.integers(0, 1000, args.batch).astype(np.int32)}

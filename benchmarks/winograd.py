@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from aa_flax import keep_memory
+from aa_flax import tune_cpu
 from aa_flax.ops.cpu.convolution import with_unfused_transposes
 from aa_flax.ops.cpu.depthwise import Window
 from aa_flax.ops.cpu.winograd import winograd_conv
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     args = parser.parse_args()
-    keep_memory()
+    tune_cpu()
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}\n")
     print("| images, pixels, channels | forward | image's gradient | kernel's gradient |")
     print("|---|---|---|---|")

@@ -34,6 +34,7 @@ _OF_NETS: Mapping[str, Callable[[list[models_table.Group]], str]] = {
     "summary": models_table.summary,
     "table": models_table.table,
     "overheads": models_table.overheads,
+    "variants": models_table.our_variants,
 }
 # Result files, with torch's mode and which side keeps its memory between calls.
 _COMPARISONS: Mapping[str, tuple[str, str]] = {

@@ -1,4 +1,4 @@
-"""Memory that is kept from one pass to the next, and progress bars on terminals only."""
+"""Programs on CPU: memory that is kept, and oneDNN; progress bars on terminals only."""
 
 import os
 import platform
@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import aa_flax
+from aa_flax import runtime
 from aa_flax.data.folder import scan
 from aa_flax.runtime import progress_bar
 
@@ -24,8 +25,8 @@ import resource, statistics
 import jax, jax.numpy as jnp
 import aa_flax
 if {keep}:
-    assert aa_flax.keep_memory()
-    assert aa_flax.keep_memory()  # again: as before
+    assert aa_flax.tune_cpu()
+    assert aa_flax.tune_cpu()  # again: as before
 x = jnp.ones((2**20, 16))  # 64 MiB
 
 @jax.jit
@@ -46,7 +47,7 @@ print(statistics.median(b - a for a, b in zip(counts, counts[1:])), value)
 LEFT = """
 import jax, numpy as np, resource
 import aa_flax
-aa_flax.keep_memory()
+aa_flax.tune_cpu()
 events = []
 jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
 jax.jit(lambda x: x + 1)(1.0)
@@ -109,7 +110,7 @@ def test_a_fused_product_and_sum_reads_the_right_rows():
 def test_several_devices_compute_as_before():
     code = (
         "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
-        "import aa_flax, numpy as np; aa_flax.keep_memory()\n"
+        "import aa_flax, numpy as np; aa_flax.tune_cpu()\n"
         "from aa_flax.runtime import data_mesh, put_batch\n"
         "x = put_batch({'x': np.arange(8.0, dtype=np.float32)}, data_mesh())['x']\n"
         "f = jax.jit(lambda x: (x - x.mean()).sum() + x.sum())\n"
@@ -121,14 +122,54 @@ def test_several_devices_compute_as_before():
 def test_too_late_is_an_error():
     jnp.zeros(1)
     with pytest.raises(aa_flax.InputError, match="call it first"):
-        aa_flax.keep_memory()
+        aa_flax.tune_cpu()
 
 
-def test_without_glibc_nothing_changes(monkeypatch):
+def test_without_glibc_no_option_of_jax_changes(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(runtime, "_has_devices", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     before = dict(jax.config.values)
-    assert not aa_flax.keep_memory()
+    assert not aa_flax.tune_cpu()
     assert dict(jax.config.values) == before
+
+
+@pytest.mark.parametrize(
+    ("version", "features", "flags", "expected"),
+    [
+        ("0.12.0.1", "avx2 avx512_bf16 fma", "--xla_a=1", True),
+        ("0.12.3", "avx512_bf16", "", True),
+        ("0.12.0", "avx2 avx512f", "", False),  # a processor on which nobody has measured it
+        ("0.13.0", "avx512_bf16", "", False),  # XLA ends the process at a flag it does not know
+        ("0.12.0", "avx512_bf16", "--xla_cpu_experimental_ynn_fusion_type=", False),  # the user's
+    ],
+)
+def test_onednn_is_asked_for_where_it_is_faster(
+    version, features, flags, expected, monkeypatch, tmp_path
+):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: fpu {features} sse2\n")
+    monkeypatch.setattr(runtime, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(runtime.jaxlib_version, "__version__", version)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    runtime._use_onednn()
+    assert runtime.uses_onednn() == expected
+    assert os.environ["XLA_FLAGS"].startswith(flags)
+    assert (os.environ["XLA_FLAGS"] == flags) == (not expected)
+
+
+def test_a_grouped_convolution_is_onednns_after_tune_cpu():
+    code = (
+        "import aa_flax; aa_flax.tune_cpu()\n"
+        "import jax, jax.numpy as jnp\n"
+        "from aa_flax.ops import conv_general_dilated as conv\n"
+        "from aa_flax.runtime import uses_onednn\n"
+        "f = lambda x, k: conv(x, k, (1, 1), ((1, 1),) * 2, feature_group_count=32)\n"
+        "x, k = jnp.ones((2, 8, 8, 32)), jnp.ones((3, 3, 1, 32))\n"
+        "text = jax.jit(jax.grad(lambda x: (f(x, k) ** 2).sum())).lower(x).compile().as_text()\n"
+        "print(text.count('__onednn$convolution') - 2 * uses_onednn())"
+    )
+    assert run(code).strip() == "0"
 
 
 def test_commands_keep_theirs():

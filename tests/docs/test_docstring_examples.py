@@ -10,7 +10,7 @@ from aa_flax.nn import pool_registry
 
 # Records, what only subclasses or `except` clauses use, what comes before JAX computes, and what
 # needs a server.
-WITHOUT = {"Column", "FeatureLevel", "InputError", "Option", "keep_memory", "push_to_hub"}
+WITHOUT = {"Column", "FeatureLevel", "InputError", "Option", "tune_cpu", "push_to_hub"}
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

@@ -1,7 +1,9 @@
 """The files of the project agree with one another."""
 
 import ast
+import os
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -36,6 +38,25 @@ def test_the_workflow_takes_the_oldest_and_the_newest_python():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
     assert workflow["jobs"]["ci"]["strategy"]["matrix"]["python"] == [PYTHONS[0], PYTHONS[-1]]
+
+
+@pytest.mark.parametrize("extra", ["", "cuda12"])
+def test_the_container_installs_the_wheel_and_the_extra_that_is_asked_for(extra, tmp_path):
+    (install,) = re.findall(r"^RUN (pip .*?) &&", (ROOT / "docker/Dockerfile").read_text(), re.M)
+    (tmp_path / "aa_flax-9-py3-none-any.whl").touch()
+    script = f'pip() {{ printf "%s\\n" "$@"; }}\n{install}'
+    extras = f"[{extra}]" if extra else ""
+    arguments = subprocess.run(
+        ["sh", "-c", script],
+        env={"PATH": os.defpath, "EXTRAS": extras},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert arguments[-1] == f"./aa_flax-9-py3-none-any.whl{extras}"
+    assert (ROOT / arguments[arguments.index("-c") + 1]).exists()
+    assert extra in {"", *PROJECT["optional-dependencies"]}
 
 
 def test_the_readme_begins_with_two_commands():

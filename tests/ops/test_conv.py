@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from aa_flax import InputError
+from aa_flax import InputError, runtime
 from aa_flax.ops import conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -45,6 +45,36 @@ def test_cpu_convolutions_equal_xlas_forward_and_gradient(
 
     for ours, native in zip(run(conv_general_dilated), run(lax.conv_general_dilated), strict=True):
         assert jnp.max(jnp.abs(ours - native)) <= 1e-5 * jnp.max(jnp.abs(native))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("features", "groups", "stride"), [(32, 32, 1), (32, 32, 2), (16, 4, 1), (16, 4, 2)]
+)
+def test_kernels_for_onednn_equal_the_definition(features, groups, stride, dtype, rng, monkeypatch):
+    monkeypatch.setenv(
+        "XLA_FLAGS", runtime._ONEDNN_FLAGS
+    )  # chosen at trace time; JAX has read its own
+    x = jnp.asarray(rng.standard_normal((2, 7, 8, features)), dtype)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, features // groups, features)), dtype)
+
+    def loss(conv, x, kernel):
+        pads = ((1, 1), (1, 1))
+        options = {"dimension_numbers": NHWC, "feature_group_count": groups}
+        y = conv(x, kernel, (stride, stride), pads, **options)
+        return jnp.sum(y.astype(jnp.float32) ** 2), y
+
+    def run(conv, *arrays):
+        return jax.grad(loss, (1, 2), has_aux=True)(conv, *arrays)
+
+    wide = (x.astype(jnp.float32), kernel.astype(jnp.float32))
+    expected = jax.tree.leaves(run(lax.conv_general_dilated, *wide))
+    for ours, native in zip(
+        jax.tree.leaves(run(conv_general_dilated, x, kernel)), expected, strict=True
+    ):
+        assert ours.dtype == dtype
+        bound = 1e-5 if dtype == jnp.float32 else 0.02
+        assert jnp.max(jnp.abs(ours - native)) <= bound * jnp.max(jnp.abs(native))
 
 
 def test_an_image_smaller_than_its_kernel_is_refused():

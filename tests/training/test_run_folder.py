@@ -110,6 +110,8 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+# Orbax awaits its writes together and ends at the first that fails; the others report to nobody.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @quick
 @pytest.mark.parametrize(
     ("owner", "name", "file"),

@@ -211,7 +211,7 @@ def _over_pairs(
         of_batch = np.float64(0)
         for call in range(pairs.passes):
             first, second, shifts = pair_of_views(pairs, images, index, call)
-            maps = (_maps(predictor, view) for view in (first, second))
+            maps = (maps_of(predictor, view) for view in (first, second))
             part, numbers = compare(*maps, shifts, mask, pairs)
             total = total + np.asarray(part, np.float64)
             of_batch = of_batch + np.asarray(numbers, np.float64)[mask] / pairs.passes
@@ -227,7 +227,7 @@ def _over_pairs(
 pair_of_views = partial(jax.jit, static_argnums=0)(lambda pairs, *of_batch: pairs(*of_batch))
 
 
-def _maps(predictor: Predictor, view: Array) -> Float[Array, "N s s C"]:
+def maps_of(predictor: Predictor, view: Array) -> Float[Array, "N s s C"]:
     """Computes the maps of a view, enlarged to its size."""
     maps, size = predictor.maps(view), view.shape[1]
     _check_shape(predictor, maps.shape, len(view), size)

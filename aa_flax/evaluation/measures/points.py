@@ -92,7 +92,7 @@ def jitter_of(predictor: Predictor, batches: Batches, pairs: MovedPairs) -> Resu
         check_size(pairs, *images.shape[1:3])
         for call in range(pairs.passes):
             first, second, shifts = pair_of_views(pairs, images, index, call)
-            before, after = _points(predictor, first), _points(predictor, second)
+            before, after = points_of(predictor, first), points_of(predictor, second)
             if before.shape != after.shape or (found and before.shape[1] != found[0].shape[1]):
                 raise InputError(
                     f"{predictor.name} returns different numbers of points for different images; "
@@ -117,7 +117,7 @@ def jitter_of(predictor: Predictor, batches: Batches, pairs: MovedPairs) -> Resu
     }
 
 
-def _points(predictor: Predictor, view: jax.Array) -> Float[np.ndarray, "N k 2"]:
+def points_of(predictor: Predictor, view: jax.Array) -> Float[np.ndarray, "N k 2"]:
     """Computes the points of a view; of boxes both corners."""
     points = np.asarray(predictor.maps(view), np.float64)
     _check_shape(predictor, points.shape, len(view))

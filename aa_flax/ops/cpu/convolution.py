@@ -16,6 +16,7 @@ from jaxtyping import Array
 from aa_flax.ops.cpu.depthwise import Window, depthwise_conv
 from aa_flax.ops.cpu.winograd import gains_by_winograd, winograd_conv
 from aa_flax.ops.dispatch import Multilinear, Static, Transpose, Unfused
+from aa_flax.runtime import uses_onednn
 
 Shape = jax.ShapeDtypeStruct
 _CACHE = 2**19  # values of a matrix that stays in a core's cache between two products
@@ -29,38 +30,59 @@ def convolution(
 
     `x` and `kernel` are shapes and types, `(N, H, W, C)` and `(kh, kw, C / groups, O)`.
     """
-    groups = x.shape[-1] // kernel.shape[2]
-    if kernel.shape[2] == 1 and 1 < kernel.shape[3] == groups:
-        return depthwise_conv(window, (x.shape[1], x.shape[2]))
-    if groups > 1:
-        blocks = Static(_block_diagonal_conv, definition=definition, groups=groups)
-        return with_unfused_transposes(blocks, x, kernel)
+    if x.shape[-1] > kernel.shape[2]:
+        return _grouped_conv(definition, window, x, kernel)
     if any(n < k for n, k in zip(output_size, window.taps, strict=True)):
         # 3x3 on 2x2 maps (the last stage on small images): XLA:CPU runs a scalar loop there.
         return with_unfused_transposes(Static(_matmul_conv, window=window), x, kernel)
     return dense_conv(definition, window, x, kernel)
 
 
+def _grouped_conv(definition: Static, window: Window, x: Shape, kernel: Shape) -> Multilinear:
+    """Returns the kernels of a convolution in groups: XLA's own take up to a thousand times longer.
+
+    oneDNN's are the fastest, but XLA leaves it neither an image's gradient at a stride nor a
+    kernel's gradient.
+    """
+    groups = x.shape[-1] // kernel.shape[2]
+    if kernel.shape[2] == 1 and kernel.shape[3] == groups:
+        kernels = depthwise_conv(window, (x.shape[1], x.shape[2]))
+    else:
+        blocks = Static(_block_diagonal_conv, definition=definition, groups=groups)
+        kernels = with_unfused_transposes(blocks, x, kernel)
+    if not uses_onednn() or x.dtype == jnp.float64:
+        return kernels
+    image, taps = kernels.transposes
+    onednn = Static(_in_float32, definition=definition)
+    if set(window.strides) == {1}:
+        image = Unfused(Transpose(onednn, 0, x))
+    return Multilinear(onednn, (image, taps))
+
+
 def dense_conv(definition: Static, window: Window, x: Shape, kernel: Shape) -> Multilinear:
     """Returns the CPU kernels of a convolution without groups: see `convolution`."""
-    if gains_by_winograd(window, x, kernel):
+    half_by_onednn = uses_onednn() and x.dtype != jnp.float32  # which is twice as fast
+    if gains_by_winograd(window, x, kernel) and not half_by_onednn:
         return winograd_conv(window)
     is_product = window.taps == (1, 1) and window.padding == ((0, 0), (0, 0))
     function = Static(_product, strides=window.strides) if is_product else definition
-    kernels = with_unfused_transposes(function, x, kernel)
+    image, taps = with_unfused_transposes(function, x, kernel).transposes
     if _gains_by_rows(window, x):
-        kernel_gradient = Static(_kernel_gradient_by_rows, window=window)
+        taps = Unfused(Static(_kernel_gradient_by_rows, window=window))
     elif is_product:
-        kernel_gradient = Static(_kernel_gradient_of_product, strides=window.strides)
-    else:
-        return kernels
-    return Multilinear(function, (kernels.transposes[0], Unfused(kernel_gradient)))
+        taps = Unfused(Static(_kernel_gradient_of_product, strides=window.strides))
+    return Multilinear(definition if uses_onednn() else function, (image, taps))
 
 
 def with_unfused_transposes(function: Static, x: Shape, kernel: Shape) -> Multilinear:
     """Returns a convolution with JAX's transposes, which read their inputs from memory."""
     transposes = (Transpose(function, i, shape) for i, shape in enumerate((x, kernel)))
     return Multilinear(function, tuple(map(Unfused, transposes)))
+
+
+def _in_float32(x: Array, kernel: Array, definition: Static) -> Array:
+    """Convolves in float32: oneDNN's grouped convolutions of half precision are slower."""
+    return definition(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
 
 
 def _matmul_conv(x: Array, kernel: Array, window: Window) -> Array:
