@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -63,7 +64,7 @@ def mask_flicker(
     """
 
     def labels(predictor: Predictor, batch: np.ndarray) -> np.ndarray:
-        maps = maps_of(predictor, batch)
+        maps = maps_of(predictor, jnp.asarray(batch))
         if maps.shape[-1] < 2:
             raise InputError(
                 f"{predictor.name} returns maps of one channel, and masks need logits of two or "
