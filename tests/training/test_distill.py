@@ -171,7 +171,9 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_run_begins(tmp_path):
     state = to_torch_state_dict(create_model("tiny", num_classes=10))
     trunk = {name: array for name, array in state.items() if not name.startswith("fc.")}
     write_torch_file(trunk, tmp_path / "trunk.pth")
-    refused(tmp_path / "trunk.pth", r"the teacher .*trunk.* has no last layer, the data has 10 classes")
+    refused(
+        tmp_path / "trunk.pth", r"the teacher .*trunk.* has no last layer, the data has 10 classes"
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_run_begins(tmp_path):
                 "distill.shifts": 2,
                 "data.augmentation": "center_crop",
             },
-            r"shifts=2 averages .* augmentation center_crop makes none; give random_shift",
+            r"shifts=2 averages .*augmentation center_crop makes none; give random_shift",
         ),
     ],
 )
