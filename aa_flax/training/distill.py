@@ -36,8 +36,9 @@ def load_teacher(config: Config, num_classes: int) -> Classifier:
     if weights.num_classes != num_classes:
         found = f"{weights.num_classes} classes" if weights.num_classes else "no last layer"
         raise InputError(
-            f"the teacher {config.distill.teacher} has {found}, the data has {num_classes} classes; "
-            "give a teacher of these, or the list of the teacher's as --config.data.class_order"
+            f"the teacher {config.distill.teacher} has {found}, the data has {num_classes} "
+            "classes; give a teacher of these, or list its classes in a file: "
+            "--config.data.class_order"
         )
     options = {"dtype": config.dtype, **(weights.options or {})}
     teacher = complete(weights, partial(build, weights.model, **options), None, nnx.Rngs(0))
