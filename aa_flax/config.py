@@ -81,6 +81,18 @@ class OptimizerConfig(_Group):
 
 
 @dataclass
+class DistillConfig(_Group):
+    """Training on the answers of a teacher instead of labels: docs/distill.md."""
+
+    # The teacher's weights, with the words of init_from; "": none, labels are trained on.
+    teacher: str = ""
+    # Divides the logits of both models before the softmax.
+    temperature: float = _number(1.0, above=0)
+    # Shifted crops over which the teacher's answer is averaged; the first is the student's.
+    shifts: int = _number(1, at_least=1)
+
+
+@dataclass
 class DataConfig(_Group):
     """The source of images, and their preprocessing: docs/data.md."""
 
@@ -184,6 +196,7 @@ class Config(_Group):
     # Number of parts of a batch that are normalised separately.
     batch_stat_groups: int = _number(1, at_least=1)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -205,9 +218,9 @@ def check_config(config: Any, *, training: bool = False) -> Config:
     Raises:
         InputError: an unknown field, a value of a wrong type or out of its range, an unknown model
             or word, an address for a path, images smaller than their crops, or batches that do not
-            divide among the devices. For training also: an option that the schedule or the
-            start ignores, batches that do not divide into micro-batches and groups, and images too
-            small for the shifts of the evaluation.
+            divide among the devices. For training also: an option that the schedule, the
+            teacher or the start ignores, batches that do not divide into micro-batches and groups,
+            and images too small for the shifts of the evaluation.
     """
     checked = _checked_group(Config, config, "config")
     if not checked.name:
@@ -232,6 +245,7 @@ def check_config(config: Any, *, training: bool = False) -> Config:
                 "model that the weights are of; give config.init_from with it"
             )
         _check_schedule(checked.optimizer)
+        _check_distill(checked)
         _check_batches(checked)
         if size < crop + reach - 1:
             raise InputError(
@@ -272,6 +286,26 @@ def _check_schedule(optimizer: OptimizerConfig) -> None:
                 f"config.optimizer.{name}={value} does nothing on schedule {optimizer.schedule}, "
                 f"only on {of}; leave it out, or give --config.optimizer.schedule={of}"
             )
+
+
+def _check_distill(config: Config) -> None:
+    """Refuses options that have no effect with a teacher, or without one."""
+    distill = config.distill
+    if distill.teacher and config.optimizer.label_smoothing:
+        raise InputError(
+            f"config.optimizer.label_smoothing={config.optimizer.label_smoothing} does nothing "
+            "with config.distill.teacher, whose answers replace labels; leave one of them out"
+        )
+    if not distill.teacher and distill != DistillConfig():
+        raise InputError(
+            f"config.distill.temperature={distill.temperature} and shifts={distill.shifts} do "
+            "nothing without config.distill.teacher; give its weights, or leave them out"
+        )
+    if distill.shifts > 1 and config.data.augmentation != "random_shift":
+        raise InputError(
+            f"config.distill.shifts={distill.shifts} averages over shifted crops, and "
+            f"config.data.augmentation {config.data.augmentation} makes none; give random_shift"
+        )
 
 
 def _check_batches(config: Config) -> None:

@@ -18,6 +18,7 @@ from aa_flax.evaluation.engine import accuracy_on
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.recalibrate import recalibrate_batch_norm
 from aa_flax.runtime import data_mesh, log_line, put_batch, replicate
+from aa_flax.training.distill import taught
 from aa_flax.training.log import RunLog
 from aa_flax.training.run_folder import RunFolder
 from aa_flax.training.start import TorchRun
@@ -40,9 +41,12 @@ def train_epochs(
     folder: RunFolder,
     checkpoints: Checkpoints,
     torch_run: TorchRun | None,
+    teacher: Classifier | None,
     stop: StopRequest,
 ) -> None:
     """Trains to the last epoch, from the latest checkpoint, the run of the original, or the model.
+
+    With a teacher, its answers replace the labels of training.
 
     Raises:
         InputError: a loss that is not finite, or a file that cannot be written.
@@ -60,10 +64,13 @@ def train_epochs(
         schedule=schedule,
         mesh=mesh,
         label_smoothing=options.label_smoothing,
+        temperature=config.distill.temperature,
         accumulation_steps=options.accumulation_steps,
         accumulate=options.accumulate,
         batch_stat_groups=config.batch_stat_groups,
     )
+    if teacher is not None:
+        train_step = taught(train_step, teacher, config, mesh)
     batches_from = partial(_batches, sources["train"], config.batch_size, data, config.seed, mesh)
     train_steps = partial(_train_steps, train_step, checkpoints, stop)
     save = partial(checkpoints.save, num_classes=model.num_classes or 0, config=folder.config)

@@ -22,6 +22,7 @@ from aa_flax.evaluation.engine import summary
 from aa_flax.files import check_directory, local_path, parse_json, replacing
 from aa_flax.runtime import is_main_process, log_line
 from aa_flax.weights.checkpoints import Checkpoints, Record
+from aa_flax.weights.locate import describe
 from aa_flax.weights.read import read_metadata
 
 _FILES = (
@@ -300,7 +301,7 @@ def check_same_data(
 
 
 def _changed_data(before: dict[str, Any], now: dict[str, Any], workdir: Path) -> list[str]:
-    """Returns every change of images; raises an InputError on a change of classes."""
+    """Returns every change of images and teacher; raises an InputError on a change of classes."""
     for split, called in _SPLITS.items():
         _check_classes(before[split]["classes"], now[split]["classes"], called, workdir)
     changes = []
@@ -316,6 +317,9 @@ def _changed_data(before: dict[str, Any], now: dict[str, Any], workdir: Path) ->
             changes.append(text)
         elif "digest" in old and "digest" in new and old["digest"] != new["digest"]:
             changes.append(f"the {called} has other images or labels, as many as before")
+    if before.get("teacher") != now.get("teacher"):
+        was, is_now = (describe(data.get("teacher", "none")) for data in (before, now))
+        changes.append(f"the teacher is {is_now}, the run's was {was}")
     return changes
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from aa_flax.config import OptimizerConfig
 from aa_flax.models.classifier import Classifier
@@ -95,6 +95,7 @@ def make_train_step(
     schedule: optax.Schedule,
     mesh: Mesh,
     label_smoothing: float = 0.0,
+    temperature: float = 1.0,
     accumulation_steps: int = 1,
     accumulate: str = "mean",
     batch_stat_groups: int = 1,
@@ -105,6 +106,8 @@ def make_train_step(
         preprocess: computes a batch's float images `(N, H, W, 3)`, on the device.
         schedule: of the optimizer, to report the learning rate.
         mesh: the batch is split over its devices; the results are on each of them.
+        label_smoothing: the mass that targets of labels spread over all classes.
+        temperature: of a batch with `target`, a teacher's probabilities, which replace labels.
         accumulation_steps: number of micro-batches that the batch is processed in, one after
             another, for one update. Each is normalised by its own batch statistics; running
             statistics are updated by each.
@@ -115,8 +118,8 @@ def make_train_step(
 
     Returns:
         The step. It donates its state: the arrays of the given one are deleted. `metrics`: `loss`
-        and `correct`, sums over the batch; `learning_rate`; `gradient_norm`, of the accumulated
-        gradient.
+        and `correct` (the class of the label or target), sums over the batch; `learning_rate`;
+        `gradient_norm`, of the accumulated gradient.
     """
     model.train()
     graphdef, *_ = split_model(model)
@@ -131,12 +134,18 @@ def make_train_step(
     if batch_stat_groups > 1:
         forward = _in_groups(forward, batch_stat_groups)
 
-    def loss_fn(params, batch_stats, random_state, batch):
-        logits, *state = forward(params, batch_stats, random_state, preprocess(batch))
+    def losses_of(logits: Array, batch: OnDevice) -> tuple[Array, Array]:
+        if "target" in batch:
+            losses = distillation_loss(logits, batch["target"], temperature)
+            return losses, batch["target"].argmax(-1)
         targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
         targets = optax.smooth_labels(targets, label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, targets)
-        correct = (logits.argmax(-1) == batch["label"]).sum()
+        return optax.softmax_cross_entropy(logits, targets), batch["label"]
+
+    def loss_fn(params, batch_stats, random_state, batch):
+        logits, *state = forward(params, batch_stats, random_state, preprocess(batch))
+        losses, classes = losses_of(logits, batch)
+        correct = (logits.argmax(-1) == classes).sum()
         return losses.mean(), (state, {"loss": losses.sum(), "correct": correct})
 
     gradient = jax.grad(loss_fn, has_aux=True)
@@ -154,6 +163,25 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, random_state, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def distillation_loss(
+    logits: Float[Array, "N classes"], target: Float[Array, "N classes"], temperature: float
+) -> Float[Array, " N"]:
+    """Returns `T**2 KL(target || softmax(logits / T))`, the divergence from a teacher's answers.
+
+    Args:
+        target: the teacher's probabilities at the same temperature T.
+        temperature: T. The square keeps the size of gradients independent of it.
+
+    Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, Sec. 2.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> distillation_loss(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), 1.0).round(3).tolist()
+        [0.693]
+    """
+    return temperature**2 * optax.kl_divergence(jax.nn.log_softmax(logits / temperature), target)
 
 
 def _accumulated(gradient: Callable, count: int, *, average: bool) -> Callable:

@@ -13,6 +13,7 @@ from aa_flax.evaluation.by_config import evaluate_config
 from aa_flax.models.classifier import Classifier
 from aa_flax.models.recalibrate import check_batch_norms
 from aa_flax.runtime import is_main_process, log_line
+from aa_flax.training.distill import load_teacher
 from aa_flax.training.log import check_writers
 from aa_flax.training.loop import train_epochs
 from aa_flax.training.run_folder import RunFolder, describe_data
@@ -54,10 +55,15 @@ def train(
         sources = make_sources(config.data)
         steps = steps_per_epoch(sources["train"], config.batch_size)
         data = describe_data(sources, min(steps, config.max_steps_per_epoch or steps))
+        if config.distill.teacher:
+            source = locate(config.distill.teacher, model=config.model)
+            data["teacher"] = source.description()
         results = folder.check(config.to_dict(), data, accept=accept_data_change)
         if results is not None:
             return results
-        model, torch_run = new_model(config, sources["train"].num_classes), None
+        num_classes = sources["train"].num_classes
+        model, torch_run = new_model(config, num_classes), None
+        teacher = load_teacher(config, num_classes) if config.distill.teacher else None
         if resume is not None and not folder.continues:
             torch_run = read_torch_run(resume, model, config.optimizer, config.num_epochs)
         elif config.init_from and not folder.continues:
@@ -73,7 +79,7 @@ def train(
             ) as checkpoints,
         ):
             log_line(_description(model, sources, config.dtype, folder.path))
-            train_epochs(config, model, sources, folder, checkpoints, torch_run, stop)
+            train_epochs(config, model, sources, folder, checkpoints, torch_run, teacher, stop)
             best = checkpoints.find(None)
             checkpoints.restore_model(best.step, model)
         if is_main_process():
