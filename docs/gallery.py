@@ -1,12 +1,11 @@
 """Draws the pictures of docs/gallery.md, one of which is the README's, and writes its tables.
 
-    python docs/gallery.py [--classifier FILE] [--parts digit,masks,aliasing,photograph,maps]
+    python docs/gallery.py [--classifier FILE] [--parts aliasing,digit,photograph,masks]
 
-`digit` trains the two models of the quickstart, or reads its runs; `masks` trains two models of
-examples/segmentation.py; `aliasing` draws the table of docs/aliasing.md. `photograph` and `maps`
-need the packages of docs/true_weights.md; `photograph` is left out without its MobileNetV2, FILE.
-What was trained for `digit` and measured for `maps` is kept in `runs`. Needs the extra `plots`, and
-for `maps` the extra `test`.
+`aliasing` draws the table of docs/aliasing.md; `digit` trains the two models of the quickstart, or
+reads its runs; `photograph` needs the packages of docs/true_weights.md and its MobileNetV2, FILE,
+without which it is left out; `masks` trains two models of examples/segmentation.py. Needs the extra
+`plots`.
 """
 
 import argparse
@@ -22,21 +21,20 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 import aa_flax  # noqa: E402
 from aa_flax.configs import digits_resnet18, digits_resnet18_lpf4  # noqa: E402
 from aa_flax.data.digits import Digits  # noqa: E402
 from aa_flax.data.pixels import center_image, normalise  # noqa: E402
-from aa_flax.evaluation.equivariance import EquivarianceMaps  # noqa: E402
-from aa_flax.evaluation.plots import plot_equivariance, pyplot  # noqa: E402
+from aa_flax.evaluation.plots import pyplot  # noqa: E402
 from aa_flax.runtime import avoid_wrong_fusions  # noqa: E402
 from aa_flax.training.train import train  # noqa: E402
 from benchmarks import packaged  # noqa: E402
 from examples import segmentation  # noqa: E402
 
-OUTPUT, MEASURED, RUNS = ROOT / "docs/gallery", ROOT / "docs/measured", ROOT / "runs"
-COLOURS = ("#c44e52", "#4c72b0", "#999999")  # plain, antialiased, a third model
+OUTPUT, MEASURED = ROOT / "docs/gallery", ROOT / "docs/measured"
+COLOURS = ("#c44e52", "#4c72b0")  # plain, antialiased
 CROP, REACH = 224, 32  # of photographs: pixels of a view, and by how many it moves, one stride
 Views = UInt8[np.ndarray, "T h w 3"]  # an image at each step of its motion
 
@@ -72,7 +70,10 @@ def table_of_steps(
     models: Mapping[str, Float[np.ndarray, "N T classes"]], labels: Int[np.ndarray, " N"]
 ) -> str:
     """Returns how much models change when an image moves by a pixel, as Markdown."""
-    lines = ["| model | true class | change of its probability | change of class |", "|---" * 4 + "|"]
+    lines = [
+        "| model | true class | change of its probability | change of class |",
+        "|---" * 4 + "|",
+    ]
     for name, found in models.items():
         right = found.argmax(-1) == labels[:, None]
         moved, changed = abs(np.diff(of_class(found, labels))), np.diff(found.argmax(-1)) != 0
@@ -95,17 +96,17 @@ def animate_trace(
     """
     figure = pyplot().figure(figsize=(9, 3.6))
     picture = figure.add_axes((0.01, 0.03, 0.376, 0.94), xticks=[], yticks=[])
-    trace = figure.add_axes((0.49, 0.17, 0.49, 0.77 - 0.09 * len(models)))
+    trace = figure.add_axes((0.5, 0.17, 0.48, 0.58))
     picture.imshow(views[0])
     markers = []
     for i, (colour, (name, found)) in enumerate(zip(COLOURS, models.items(), strict=False)):
         trace.plot(found[:, label], color=colour, lw=3)
         (marker,) = trace.plot([], [], "o", color=colour, ms=14, clip_on=False, zorder=3)
-        style = {"color": colour, "fontsize": 18, "weight": "bold", "va": "top"}
-        markers.append((name, found, marker, figure.text(0.49, 0.98 - 0.1 * i, "", **style)))
+        style = {"color": colour, "fontsize": 17, "weight": "bold", "va": "top"}
+        markers.append((name, found, marker, figure.text(0.5, 0.98 - 0.1 * i, "", **style)))
     trace.set(xlim=(0, len(views) - 1), ylim=(-0.03, 1.03), yticks=[0, 0.5, 1])
     trace.set_xlabel("moved by (pixels)", fontsize=15)
-    trace.set_ylabel(f"P({class_names[label]})", fontsize=15)
+    trace.set_ylabel("probability of\nthe true class", fontsize=15)
     trace.tick_params(labelsize=14)
     trace.grid(alpha=0.3)
 
@@ -127,13 +128,10 @@ def rendered(figure: Any) -> Image.Image:
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
 
 
-def save_animation(path: Path, frames: Iterable[Image.Image], colours: int = 64) -> None:
-    """Writes a GIF that repeats, with one palette for all frames, 120 ms each."""
-    frames = list(frames)
-    palette = Image.fromarray(np.concatenate(frames[:: len(frames) // 4])).quantize(colours)
-    first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first.save(path, save_all=True, append_images=rest, duration=120, loop=0)
+def save_animation(path: Path, frames: Iterable[Image.Image]) -> None:
+    """Writes a WebP file that repeats, 120 ms a frame."""
+    first, *rest = frames
+    first.save(path, save_all=True, append_images=rest, duration=120, loop=0, quality=85)
 
 
 def draw_traces(
@@ -149,7 +147,7 @@ def draw_traces(
     changes = abs(np.diff(of_class(next(iter(found.values())), labels))).mean(1)
     i = int(changes.argmax())
     shown = {key: values[i] for key, values in found.items()}
-    animate_trace(OUTPUT / f"{name}.gif", moving[i], shown, labels[i], class_names)
+    animate_trace(OUTPUT / f"{name}.webp", moving[i], shown, labels[i], class_names)
 
 
 def draw_digit(_: Path | None) -> None:
@@ -160,8 +158,8 @@ def draw_digit(_: Path | None) -> None:
     models = {}
     for name, recipe in {"plain": digits_resnet18, "antialiased": digits_resnet18_lpf4}.items():
         config = recipe.get_config()
-        train(config, RUNS / config.name)
-        models[name] = aa_flax.create_model(config.model, pretrained=RUNS / config.name)
+        train(config, ROOT / "runs" / config.name)
+        models[name] = aa_flax.create_model(config.model, pretrained=ROOT / "runs" / config.name)
     labels = np.array([example["label"] for example in examples])
     draw_traces("digit", moving, labels, models, Digits.class_names)
 
@@ -176,12 +174,11 @@ def draw_photograph(classifier: Path | None) -> None:
     offsets = np.stack([np.full_like(lefts, REACH // 2), lefts], -1)
     moving = [crops(image, offsets, CROP) for image in images]
     plain = aa_flax.create_model("mobilenet_v2", pretrained=classifier)
-    copied, matched = (aa_flax.create_model("mobilenet_v2_lpf4") for _ in range(2))
-    for model in (copied, matched):
-        nnx.update(model, nnx.state(plain))
+    antialiased = aa_flax.create_model("mobilenet_v2_lpf4")
+    nnx.update(antialiased, nnx.state(plain))
     middles = np.stack([views[REACH // 2] for views in moving])
-    aa_flax.match_statistics(matched, plain, jax.jit(normalise)(middles))
-    models = {"plain": plain, "antialiased, matched": matched, "antialiased, copied": copied}
+    aa_flax.match_statistics(antialiased, plain, jax.jit(normalise)(middles))
+    models = {"plain": plain, "antialiased": antialiased}
     draw_traces("photograph", moving, np.array(labels), models, aa_flax.imagenet_class_names())
 
 
@@ -207,7 +204,7 @@ def draw_masks(_: Path | None) -> None:
                 panel.images[0].set_data(images[step])
             yield rendered(figure)
 
-    save_animation(OUTPUT / "masks.gif", frames(), colours=32)
+    save_animation(OUTPUT / "masks.webp", frames())
 
 
 def draw_aliasing(_: Path | None) -> None:
@@ -225,37 +222,15 @@ def draw_aliasing(_: Path | None) -> None:
         panel.set_title(model, fontsize=14)
         panel.invert_yaxis()
     panels[1].set_xlabel("aliasing energy (%)", fontsize=13)
-    panels[-1].legend(loc="lower right", fontsize=11)
+    panels[1].legend(loc="lower right", fontsize=12)
     figure.savefig(OUTPUT / "aliasing.png", dpi=110, metadata={"Software": None})
 
 
-def draw_maps(_: Path | None) -> None:
-    """Draws how far the pools of VGG16 are from moving their maps with the image."""
-    # With torch, which the other parts do not need.
-    from true_weights import Results, maps_of, measure_maps, opened
-
-    results = Results(RUNS / "gallery.json")
-    images, _ = opened(None)
-    for name in ("vgg16", "vgg16_lpf4"):
-        results.measure("maps", name, lambda name=name: measure_maps(name, images))
-    path = OUTPUT / "equivariance_vgg16.png"
-    plot_equivariance(path, {n: pools_of(maps_of(r)) for n, r in results.found["maps"].items()})
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
-
-
-def pools_of(maps: EquivarianceMaps) -> EquivarianceMaps:
-    """Returns the maps of the pools alone, and of the pooled features."""
-    kept = [i for i, block in enumerate(maps.blocks) if block.startswith("pool")]
-    blocks, strides = ([values[i] for i in kept] for values in (maps.blocks, maps.strides))
-    return EquivarianceMaps(tuple(blocks), tuple(strides), maps.maps[kept], maps.scale[kept])
-
-
 PARTS = {
-    "digit": draw_digit,
-    "masks": draw_masks,
     "aliasing": draw_aliasing,
+    "digit": draw_digit,
     "photograph": draw_photograph,
-    "maps": draw_maps,
+    "masks": draw_masks,
 }
 
 

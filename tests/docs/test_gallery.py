@@ -3,7 +3,6 @@
 import re
 import runpy
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,12 +26,14 @@ class Corner(nnx.Module):
         return images[:, 0, 0] * jnp.array([3.0, -1.0, 2.0])
 
 
-def test_an_animation_has_a_frame_for_each_view_and_the_models_probabilities(gallery, tmp_path, rng):
+def test_an_animation_has_a_frame_for_each_view_and_the_models_probabilities(
+    gallery, tmp_path, rng
+):
     image = rng.integers(0, 256, (16, 16, 3), np.uint8)
     offsets = gallery["around_a_square"](2)
     views = gallery["crops"](image, offsets, 12)
     (found,) = gallery["probabilities"](Corner(), [views])
-    path = tmp_path / "corner.gif"
+    path = tmp_path / "corner.webp"
     figure = gallery["animate_trace"](path, views, {"corner": found}, 2, ["a", "b", "c"])
     assert Image.open(path).n_frames == len(offsets) == 8
     corners = (np.array([image[i, j] for i, j in offsets]) / 255 - IMAGENET_MEAN) / IMAGENET_STD
@@ -59,4 +60,4 @@ def test_the_pictures_of_the_page_are_those_of_its_program_and_small(gallery):
     there = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(re.findall(r"\(gallery/(.+?)\)", page)) == set(there)
     assert max(there.values()) < 1_000_000
-    assert f"gallery/{'digit'}.gif" in (ROOT / "README.md").read_text()
+    assert f"gallery/{'digit'}.webp" in (ROOT / "README.md").read_text()
