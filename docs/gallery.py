@@ -131,7 +131,7 @@ def rendered(figure: Any) -> Image.Image:
 def save_animation(path: Path, frames: Iterable[Image.Image]) -> None:
     """Writes a WebP file that repeats, 120 ms a frame."""
     first, *rest = frames
-    first.save(path, save_all=True, append_images=rest, duration=120, loop=0, quality=85)
+    first.save(path, save_all=True, append_images=rest, duration=120, loop=0, quality=75, method=6)
 
 
 def draw_traces(
