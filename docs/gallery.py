@@ -191,12 +191,13 @@ def draw_masks(_: Path | None) -> None:
     for colour, name in zip(COLOURS, ("plain", "antialiased_blurred"), strict=False):
         model = segmentation.train(*segmentation.VARIANTS[name], steps=300, seed=0)
         masks = probabilities(model, [views])[0].argmax(-1)
-        columns.append((name.replace("_", " and "), colour, colours[masks]))
-    figure, panels = pyplot().subplots(1, 3, figsize=(9, 3.4), layout="constrained")
+        columns.append((name.replace("_", ", "), colour, colours[masks]))
+    figure, panels = pyplot().subplots(1, 3, figsize=(9, 3.3))
+    figure.subplots_adjust(0.005, 0.01, 0.995, 0.9, 0.02)
     for panel, (title, colour, images) in zip(panels, columns, strict=True):
         panel.imshow(images[0])
         panel.set(xticks=[], yticks=[])
-        panel.set_title(title, fontsize=16, color=colour, weight="bold")
+        panel.set_title(title, fontsize=15, color=colour, weight="bold")
 
     def frames() -> Iterator[Image.Image]:
         for step in range(len(views)):
