@@ -213,7 +213,7 @@ def draw_aliasing(_: Path | None) -> None:
     lines = (MEASURED / "aliasing.txt").read_text().splitlines()[2:]
     rows = [line.strip("| ").split(" | ") for line in lines]
     models = dict.fromkeys(row[0] for row in rows)
-    figure, panels = pyplot().subplots(1, 3, figsize=(10, 3.2), sharex=True, layout="constrained")
+    figure, panels = pyplot().subplots(1, 3, figsize=(10, 3.5), sharex=True, layout="constrained")
     for panel, model in zip(panels, models, strict=True):
         sites = [row for row in rows if row[0] == model]
         for i, name in enumerate(("plain", "antialias(f)")):
@@ -223,7 +223,8 @@ def draw_aliasing(_: Path | None) -> None:
         panel.set_title(model, fontsize=14)
         panel.invert_yaxis()
     panels[1].set_xlabel("aliasing energy (%)", fontsize=13)
-    panels[1].legend(loc="lower right", fontsize=12)
+    labelled = panels[0].get_legend_handles_labels()
+    figure.legend(*labelled, loc="outside upper center", ncols=2, fontsize=13)
     figure.savefig(OUTPUT / "aliasing.png", dpi=110, metadata={"Software": None})
 
 
