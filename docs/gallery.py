@@ -1,11 +1,11 @@
 """Draws the pictures of docs/gallery.md, one of which is the README's, and writes its tables.
 
-    python docs/gallery.py [--classifier FILE] [--parts aliasing,digit,photograph,masks]
+    python docs/gallery.py [--classifier FILE] [--parts aliasing,digit,photograph,masks,maps]
 
 `aliasing` draws the table of docs/aliasing.md; `digit` trains the two models of the quickstart, or
 reads its runs; `photograph` needs the packages of docs/true_weights.md and its MobileNetV2, FILE,
-without which it is left out; `masks` trains two models of examples/segmentation.py. Needs the extra
-`plots`.
+without which it is left out; `masks` trains two models of examples/segmentation.py; `maps` needs
+the packages and torch, and keeps its values in runs/gallery.json. Needs the extra `plots`.
 """
 
 import argparse
@@ -21,13 +21,14 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import aa_flax  # noqa: E402
 from aa_flax.configs import digits_resnet18, digits_resnet18_lpf4  # noqa: E402
 from aa_flax.data.digits import Digits  # noqa: E402
 from aa_flax.data.pixels import center_image, normalise  # noqa: E402
-from aa_flax.evaluation.plots import pyplot  # noqa: E402
+from aa_flax.evaluation.equivariance import EquivarianceMaps  # noqa: E402
+from aa_flax.evaluation.plots import plot_equivariance, pyplot  # noqa: E402
 from aa_flax.runtime import avoid_wrong_fusions  # noqa: E402
 from aa_flax.training.train import train  # noqa: E402
 from benchmarks import packaged  # noqa: E402
@@ -228,11 +229,32 @@ def draw_aliasing(_: Path | None) -> None:
     figure.savefig(OUTPUT / "aliasing.png", dpi=110, metadata={"Software": None})
 
 
+def draw_maps(_: Path | None) -> None:
+    """Draws how far the pools of VGG16 are from moving their maps with the image."""
+    # With torch, which no other part needs.
+    from true_weights import Results, maps_of, measure_maps, opened
+
+    results = Results(ROOT / "runs/gallery.json")
+    images = opened(None)[0][:2]
+    for name in ("vgg16", "vgg16_lpf4"):
+        results.measure("maps", name, lambda name=name: measure_maps(name, images))
+    pools = {name: pools_of(maps_of(row)) for name, row in results.found["maps"].items()}
+    plot_equivariance(OUTPUT / "vgg16.png", pools)
+
+
+def pools_of(maps: EquivarianceMaps) -> EquivarianceMaps:
+    """Returns the maps of the pools, and that of the pooled features."""
+    kept = [i for i, block in enumerate(maps.blocks) if block.startswith("pool")]
+    blocks, strides = (tuple(values[i] for i in kept) for values in (maps.blocks, maps.strides))
+    return EquivarianceMaps(blocks, strides, maps.maps[kept], maps.scale[kept])
+
+
 PARTS = {
     "aliasing": draw_aliasing,
     "digit": draw_digit,
     "photograph": draw_photograph,
     "masks": draw_masks,
+    "maps": draw_maps,
 }
 
 
