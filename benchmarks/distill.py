@@ -1,6 +1,6 @@
 """The table of docs/distill.md: a plain ResNet-18 on the digits, antialiased in each way.
 
-    python benchmarks/distill.py [--seeds 3]
+    python benchmarks/distill.py [--seeds 3] [--runs 2]
 
 The plain model is trained by `train.py` on centred digits. The antialiased one gets its weights:
 copied, with statistics re-estimated, with statistics matched, distilled. In italics, for
@@ -77,7 +77,7 @@ def copied(way: str, plain: Path, seed: int) -> dict[str, Any]:
     )
 
 
-def rows(seed: int, folder: Path) -> dict[str, dict[str, Any]]:
+def rows(seed: int, folder: Path, runs: int) -> dict[str, dict[str, Any]]:
     """Returns the results of each row for a seed."""
     workdir = folder / f"seed{seed}"
     plain = workdir / "plain"
@@ -88,7 +88,7 @@ def rows(seed: int, folder: Path) -> dict[str, dict[str, Any]]:
         if not file.exists():
             file.write_text(json.dumps(copied(way, plain, seed)))
         found[way] = json.loads(file.read_text())
-    for i, (name, flags) in enumerate(RUNS.items()):
+    for i, (name, flags) in enumerate(islice(RUNS.items(), runs)):
         given = [flag.format(plain=plain) for flag in flags]
         found[name] = trained("digits_resnet18_lpf4", workdir / f"run{i}", with_seed, *given)
     return found
@@ -104,9 +104,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=len(RUNS), help="leave out rows after these")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/distill")
     args = parser.parse_args()
-    seeds = [rows(seed, args.folder) for seed in range(args.seeds)]
+    seeds = [rows(seed, args.folder, args.runs) for seed in range(args.seeds)]
     print(f"| `resnet18_lpf4` | {' | '.join(COLUMNS)} |\n{'|---' * (len(COLUMNS) + 1)}|")
     for name in seeds[0]:
         runs = [found[name] for found in seeds]
