@@ -228,7 +228,11 @@ pair_of_views = partial(jax.jit, static_argnums=0)(lambda pairs, *of_batch: pair
 
 
 def maps_of(predictor: Predictor, view: Array) -> Float[Array, "N s s C"]:
-    """Computes the maps of a view, enlarged to its size."""
+    """Computes the maps of a view, enlarged to its size.
+
+    Raises:
+        InputError: an output that is not a map, or not finite.
+    """
     maps, size = predictor.maps(view), view.shape[1]
     _check_shape(predictor, maps.shape, len(view), size)
     if not jnp.isfinite(maps).all():

@@ -118,7 +118,11 @@ def jitter_of(predictor: Predictor, batches: Batches, pairs: MovedPairs) -> Resu
 
 
 def points_of(predictor: Predictor, view: jax.Array) -> Float[np.ndarray, "N k 2"]:
-    """Computes the points of a view; of boxes both corners."""
+    """Computes the points of a view; of boxes both corners.
+
+    Raises:
+        InputError: an output of another shape, or infinite.
+    """
     points = np.asarray(predictor.maps(view), np.float64)
     _check_shape(predictor, points.shape, len(view))
     if np.isinf(points).any():
