@@ -53,7 +53,7 @@ def trained(recipe: str, workdir: Path, *flags: str) -> dict[str, Any]:
     """Trains a model, unless that was done, and returns its results."""
     if not (workdir / "results.json").exists():
         command = [sys.executable, "train.py", f"--config=configs/{recipe}.py", *flags]
-        subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, check=True)
+        subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, check=True, stdout=sys.stderr)
     return json.loads((workdir / "results.json").read_text())
 
 
