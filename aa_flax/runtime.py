@@ -116,7 +116,8 @@ def tune_cpu() -> bool:
 
     *oneDNN computes convolutions* where that is faster: with jax 0.12 and a processor with AVX-512
     and bfloat16 instructions. Models in bfloat16 and ResNeXt-50 gain most. Options that ask XLA for
-    it are added to the environment's `XLA_FLAGS`, unless you have set them.
+    it are added to the environment's `XLA_FLAGS`, unless you have set them. JAX's compilation cache
+    cannot store such programs: where it is in use, as in the commands, XLA computes convolutions.
 
     Meant for programs on CPU that call the model from one thread; other devices are not affected.
 
@@ -137,7 +138,8 @@ def tune_cpu() -> bool:
             "tune_cpu() has no effect after JAX has computed; call it first, before arrays and "
             "models are made"
         )
-    _use_onednn()
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        _use_onednn()
     return platform.libc_ver()[0] == "glibc" and _keep()
 
 

@@ -158,10 +158,28 @@ def test_onednn_is_asked_for_where_it_is_faster(
     assert (os.environ["XLA_FLAGS"] == flags) == (not expected)
 
 
+def test_programs_that_the_compilation_cache_cannot_store_are_not_made(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runtime, "_has_devices", lambda: False)
+    monkeypatch.setattr(runtime, "_use_onednn", lambda: asked.append(True))
+    monkeypatch.setattr(runtime, "_keep", lambda: True)
+    name = "jax_compilation_cache_dir"
+    before = jax.config.values[name]
+    try:
+        jax.config.update(name, "folder")
+        aa_flax.tune_cpu()
+        assert asked == []
+        jax.config.update(name, None)
+        aa_flax.tune_cpu()
+        assert asked == [True]
+    finally:
+        jax.config.update(name, before)
+
+
 def test_a_grouped_convolution_is_onednns_after_tune_cpu():
     code = (
-        "import aa_flax; aa_flax.tune_cpu()\n"
-        "import jax, jax.numpy as jnp\n"
+        "import aa_flax, jax, jax.numpy as jnp\n"
+        "jax.config.update('jax_compilation_cache_dir', None); aa_flax.tune_cpu()\n"
         "from aa_flax.ops import conv_general_dilated as conv\n"
         "from aa_flax.runtime import uses_onednn\n"
         "f = lambda x, k: conv(x, k, (1, 1), ((1, 1),) * 2, feature_group_count=32)\n"
