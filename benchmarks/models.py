@@ -15,7 +15,7 @@ with what is not there yet (for these versions, on this device), and at the end 
 of `models_table.py`. `--seconds` begins no other setting after that time; what is left is told.
 `--keep_memory` has both sides keep the memory of a pass for the next, ours by `aa_flax.tune_cpu`,
 which also gives convolutions to oneDNN, except in the variant `without_onednn`; `--keep_memory
-ours` only our side, which is how this package's commands and torch's programs run.
+ours` only our side: in that variant, as this package's commands and torch's programs run.
 """
 
 import argparse

@@ -5,6 +5,7 @@
 A shape is images, pixels of a side, channels in and out. Each cell is the time of XLA's own over
 Winograd's, the median and the quartiles of the repeats' ratios, and the largest difference of the
 results over the largest value. Float32, padding 1; memory is kept, else its pages cost as much.
+Where `tune_cpu` gives convolutions to oneDNN, XLA's own are oneDNN's.
 """
 
 import argparse

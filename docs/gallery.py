@@ -1,10 +1,10 @@
 """Draws the pictures of docs/gallery.md, one of which is the README's, and writes its tables.
 
-    python docs/gallery.py [--classifier FILE] [--parts aliasing,digit,photograph,masks,maps]
+    python docs/gallery.py [--classifier FILE] [--parts aliasing digit photograph masks maps]
 
 `aliasing` draws the table of docs/aliasing.md; `digit` trains the two models of the quickstart, or
-reads its runs; `photograph` needs the packages of docs/true_weights.md and its MobileNetV2, FILE,
-without which it is left out; `masks` trains two models of examples/segmentation.py; `maps` needs
+reads its runs; `photograph` needs the packages of docs/true_weights.md and its MobileNetV2, FILE;
+`masks` trains two models of examples/segmentation.py; `maps` needs
 the packages and torch, and keeps its values in runs/gallery.json. Needs the extra `plots`.
 """
 
@@ -165,10 +165,8 @@ def draw_digit(_: Path | None) -> None:
     draw_traces("digit", moving, labels, models, Digits.class_names)
 
 
-def draw_photograph(classifier: Path | None) -> None:
+def draw_photograph(classifier: Path) -> None:
     """Draws a photograph that moves right, for MobileNetV2, plain and with filters."""
-    if classifier is None:
-        return
     pictures, labels = zip(*packaged.photographs(), strict=True)
     images = [center_image(picture, CROP + REACH, CROP + REACH) for picture in pictures]
     lefts = np.arange(REACH, -1, -1)
@@ -263,11 +261,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--classifier", type=Path)
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
+    if args.classifier is None and "photograph" in args.parts:
+        parser.error("the photograph needs --classifier FILE; name the other --parts without it")
     avoid_wrong_fusions()
     OUTPUT.mkdir(exist_ok=True)
-    for part in args.parts.split(","):
+    for part in args.parts:
         PARTS[part](args.classifier)
         print(f"{part} is drawn", file=sys.stderr, flush=True)
 

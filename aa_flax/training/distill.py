@@ -18,20 +18,18 @@ from aa_flax.models.registry import build
 from aa_flax.runtime import log_line, replicate
 from aa_flax.training.step import OnDevice
 from aa_flax.weights.building import complete
-from aa_flax.weights.locate import describe, locate
+from aa_flax.weights.locate import WeightsSource, describe
 
 # The sequence R2 (Roberts 2018): its first points, however many, spread evenly over a square.
 _R2 = (0.7548776662466927, 0.5698402909980532)
 
 
-def load_teacher(config: Config, num_classes: int) -> Classifier:
-    """Loads the model of `config.distill.teacher`, in evaluation mode.
+def load_teacher(source: WeightsSource, config: Config, num_classes: int) -> Classifier:
+    """Loads the model of the weights of `config.distill.teacher`, in evaluation mode.
 
     Raises:
-        InputError: no such weights, or their model has no last layer or other classes than the
-            data.
+        InputError: the model has no last layer, or other classes than the data.
     """
-    source = locate(config.distill.teacher, model=config.model)
     weights = source.load_relative({})
     if weights.num_classes != num_classes:
         found = f"{weights.num_classes} classes" if weights.num_classes else "no last layer"

@@ -55,15 +55,16 @@ def train(
         sources = make_sources(config.data)
         steps = steps_per_epoch(sources["train"], config.batch_size)
         data = describe_data(sources, min(steps, config.max_steps_per_epoch or steps))
+        of_teacher = None
         if config.distill.teacher:
-            source = locate(config.distill.teacher, model=config.model)
-            data["teacher"] = source.description()
+            of_teacher = locate(config.distill.teacher, model=config.model)
+            data["teacher"] = of_teacher.description()
         results = folder.check(config.to_dict(), data, accept=accept_data_change)
         if results is not None:
             return results
         num_classes = sources["train"].num_classes
         model, torch_run = new_model(config, num_classes), None
-        teacher = load_teacher(config, num_classes) if config.distill.teacher else None
+        teacher = load_teacher(of_teacher, config, num_classes) if of_teacher else None
         if resume is not None and not folder.continues:
             torch_run = read_torch_run(resume, model, config.optimizer, config.num_epochs)
         elif config.init_from and not folder.continues:

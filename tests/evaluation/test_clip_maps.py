@@ -83,6 +83,8 @@ def test_points_by_their_definition():
         ((3, 8, 9, 3), {}, "square"),
         ((3, 8, 8, 3), {"motion": (0, 8)}, r"less than the 8 pixels .* got \(0, 8\)"),
         ((3, 8, 8, 3), {"motion": (-8, 0)}, "at least -7, got -8"),
+        ((3, 8, 8, 3), {"motion": 2}, "two numbers of pixels, down and right, got 2"),
+        ((3, 8, 8, 3), {"motion": (1, 2, 3)}, r"down and right, got \(1, 2, 3\)"),
         ((3, 8, 8, 3), {"fps": -1}, "fps .* got -1"),
     ],
 )
@@ -93,7 +95,7 @@ def test_clips_that_cannot_be_measured(shape, options, message):
 
 def test_outputs_that_cannot_be_measured():
     frames = np.zeros((3, 8, 8, 3), np.uint8)
-    with pytest.raises(InputError, match=r"one channel.* or use map_flicker"):
+    with pytest.raises(InputError, match=r"one channel.*return 0 and x"):
         mask_flicker(lambda x: x[..., :1], frames, fps=FPS)
     with pytest.raises(InputError, match="no point in two successive frames"):
         point_flicker(lambda x: jnp.full((len(x), 1, 2), jnp.nan), frames, fps=FPS)

@@ -21,6 +21,7 @@ from aa_flax.training.log import read_json_lines
 from aa_flax.training.start import model_from_workdir
 from aa_flax.training.step import distillation_loss, init_state, make_train_step
 from aa_flax.training.stopping import Stopped
+from aa_flax.weights.locate import locate
 from aa_flax.weights.save_load import save_weights, write_torch_file
 from tests.training.tiny import tiny_config
 
@@ -80,6 +81,10 @@ def batch_of(rng, config, size=8):
     }
 
 
+def loaded(config):
+    return load_teacher(locate(config.distill.teacher, model=config.model), config, 10)
+
+
 def distilling(teacher, **changes):
     changes = {f"distill.{name}": value for name, value in changes.items()}
     return check_config(tiny_config(**{"distill.teacher": teacher, **changes}), training=True)
@@ -87,7 +92,7 @@ def distilling(teacher, **changes):
 
 def test_the_answer_is_the_mean_over_shifted_crops_of_which_one_is_the_students(rng, teacher):
     config = distilling(teacher, shifts=3, temperature=2)
-    model, batch = load_teacher(config, 10), batch_of(rng, config)
+    model, batch = loaded(config), batch_of(rng, config)
     size, room, answers = config.data.crop_size, 9, []
     for i in range(3):
         offsets = np.asarray(shifted(jnp.array(batch["offset"]), i, room))
@@ -115,7 +120,7 @@ def test_labels_do_not_matter(rng, teacher):
         schedule=optax.constant_schedule(0.1),
         mesh=mesh,
     )
-    step = taught(step, load_teacher(config, 10), config, mesh)
+    step = taught(step, loaded(config), config, mesh)
     batch = batch_of(rng, config)
     ends = [
         step(init_state(student, optimizer, mesh), put_batch({**batch, "label": labels}, mesh))

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from aa_flax.errors import InputError, integer, real
 from aa_flax.evaluation.measure import Result
-from aa_flax.evaluation.measures.maps import image_batches, maps_of
+from aa_flax.evaluation.measures.maps import check_masks, image_batches, maps_of
 from aa_flax.evaluation.measures.points import points_of
 from aa_flax.evaluation.predict import Predictor, predictor_of
 
@@ -65,11 +65,7 @@ def mask_flicker(
 
     def labels(predictor: Predictor, batch: np.ndarray) -> np.ndarray:
         maps = maps_of(predictor, jnp.asarray(batch))
-        if maps.shape[-1] < 2:
-            raise InputError(
-                f"{predictor.name} returns maps of one channel, and masks need logits of two or "
-                "more classes; for one logit x, return 0 and x, or use map_flicker"
-            )
+        check_masks(predictor, maps.shape[-1])
         return np.asarray(maps.argmax(-1))
 
     clip = _Clip.checked(frames, fps, motion)
@@ -172,6 +168,10 @@ class _Clip(NamedTuple):
             raise InputError(
                 "frames must be an array (n, H, H, 3) of two or more square frames, got one of "
                 f"shape {frames.shape}"
+            )
+        if np.shape(motion) != (2,):
+            raise InputError(
+                f"motion must be two numbers of pixels, down and right, got {motion!r}"
             )
         side = frames.shape[1]
         down, right = (integer("motion", m, least=1 - side) for m in motion)

@@ -126,11 +126,7 @@ def masks_of(predictor: Predictor, batches: Batches, pairs: Pairs) -> Result:
         InputError: maps of one channel.
     """
     confusion, per_image = _over_pairs(predictor, batches, pairs, _confusion)
-    if len(confusion) < 2:
-        raise InputError(
-            f"{predictor.name} returns maps of one channel, and masks need logits of two or more "
-            "classes; for one logit x, return 0 and x"
-        )
+    check_masks(predictor, len(confusion))
     # Dice coefficients, 2 |A and B| / (|A| + |B|), with A and B the pixels of a class in the first
     # and the second mask; None for a class that no mask has.
     hits, counts = np.diag(confusion), confusion.sum(0) + confusion.sum(1)
@@ -181,6 +177,19 @@ def _check_shape(
         raise InputError(
             f"{predictor.name} returns {found} for {count} images of {crop_size} pixels; it has to "
             "return maps (N, h, w, C), as large as the images or smaller by an integer factor"
+        )
+
+
+def check_masks(predictor: Predictor, num_classes: int) -> None:
+    """Checks that a function's maps can be masks.
+
+    Raises:
+        InputError: maps of one channel.
+    """
+    if num_classes < 2:
+        raise InputError(
+            f"{predictor.name} returns maps of one channel, and masks need logits of two or more "
+            "classes; for one logit x, return 0 and x"
         )
 
 
