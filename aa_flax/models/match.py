@@ -14,14 +14,14 @@ from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
 from aa_flax.transform.jaxpr import bind, evaluate, opened
-from aa_flax.transform.statistics import Site, find_sites, flat_program
+from aa_flax.transform.statistics import Layer, find_layers, flat_program
 
 Module = TypeVar("Module", bound=nnx.Module)
 Params = TypeVar("Params")
 Images = Float[Array, "N ..."] | Iterable[Float[Array, "N ..."]]
 # The mean and the biased variance of every channel, with as many axes as the map.
 Moments = tuple[Array, Array]
-AtSite = Callable[[Site, Array], Array]
+AtLayer = Callable[[Layer, Array], Array]
 
 _ROUNDING = 1e-10  # a variance that is smaller, relative to the mean's square, is rounding errors
 _VARIANCE = re.compile(r"(?<![a-z])(var|variance)$")  # `var`, `running_var`, `moving_variance`
@@ -140,7 +140,7 @@ def _one_batch(images: Any) -> Array:
 
 
 class _Program:
-    """A function's program at some images, with its sites by the names of their parameters."""
+    """A function's program at some images, with its layers by the names of their parameters."""
 
     def __init__(self, f: Callable[..., Any], params: Any, images: Array):
         paths, self.tree = jax.tree_util.tree_flatten_with_path(params)
@@ -148,16 +148,16 @@ class _Program:
         self.leaves = {name: leaf for name, (_, leaf) in zip(self.names, paths, strict=True)}
         self.images = images
         self.jaxpr, self.consts = opened(flat_program(f, params, images))
-        found = find_sites(self.jaxpr, len(paths))
-        norms = any(site.is_norm for site in found.values())
-        self.sites = {key: site for key, site in found.items() if site.is_norm == norms}
+        found = find_layers(self.jaxpr, len(paths))
+        norms = any(layer.is_norm for layer in found.values())
+        self.layers = {key: layer for key, layer in found.items() if layer.is_norm == norms}
 
-    def key(self, site: Site) -> tuple[str, ...]:
-        return tuple(self.names[i] for i in site.parameters)
+    def key(self, layer: Layer) -> tuple[str, ...]:
+        return tuple(self.names[i] for i in layer.parameters)
 
     @property
     def keys(self) -> list[tuple[str, ...]]:
-        return [self.key(site) for site in self.sites.values()]
+        return [self.key(layer) for layer in self.layers.values()]
 
     def read(self) -> list[str]:
         """Returns the names of the parameters that the program reads."""
@@ -166,18 +166,18 @@ class _Program:
         return [name for name, variable in inputs if id(variable) in used]
 
     def needed(self) -> list[str]:
-        """Returns the names of the parameters, but for those at sites, that the sites depend on."""
-        numbers = frozenset().union(*(site.reads for site in self.sites.values()))
-        at_sites = {name for key in self.keys for name in key}
-        return [self.names[i] for i in sorted(numbers) if self.names[i] not in at_sites]
+        """Returns the names of the parameters that the layers depend on, without their own."""
+        numbers = frozenset().union(*(layer.reads for layer in self.layers.values()))
+        of_layers = {name for key in self.keys for name in key}
+        return [self.names[i] for i in sorted(numbers) if self.names[i] not in of_layers]
 
-    def run(self, leaves: dict[str, Any], images: Array, at_site: AtSite) -> None:
-        """Runs the program up to its last site; a function maps what each site reads."""
+    def run(self, leaves: dict[str, Any], images: Array, at_layer: AtLayer) -> None:
+        """Runs the program up to its last layer; a function maps what each layer reads."""
 
         def run_equation(eqn: Any, operands: list[Any]) -> list[Any]:
-            if (site := self.sites.get(id(eqn))) is not None:
-                i = site.operand
-                operands[i] = at_site(site, operands[i])
+            if (layer := self.layers.get(id(eqn))) is not None:
+                i = layer.operand
+                operands[i] = at_layer(layer, operands[i])
             return bind(eqn, operands)
 
         inputs = [*(leaves[name] for name in self.names), images]
@@ -199,8 +199,8 @@ def _matched(model: _Program, source: _Program) -> Any:
 def _moments_of(source: _Program, leaves: dict[str, Any], images: Array) -> dict[Any, Moments]:
     found = {}
 
-    def record(site: Site, x: Array) -> Array:
-        found[source.key(site)] = _moments(x, site.axis)
+    def record(layer: Layer, x: Array) -> Array:
+        found[source.key(layer)] = _moments(x, layer.axis)
         return x
 
     source.run(leaves, images, record)
@@ -210,13 +210,13 @@ def _moments_of(source: _Program, leaves: dict[str, Any], images: Array) -> dict
 def _corrected(
     model: _Program, leaves: dict[str, Any], images: Array, wanted: dict[Any, Moments]
 ) -> dict[str, Array]:
-    """Returns corrected parameters by name; each site is corrected before those after it run."""
+    """Returns corrected parameters by name; each layer is corrected before those after it run."""
     found = {}
 
-    def correct(site: Site, x: Array) -> Array:
-        key = model.key(site)
+    def correct(layer: Layer, x: Array) -> Array:
+        key = model.key(layer)
         old = [leaves[name] for name in key]
-        new, x = (_correct_norm if site.is_norm else _correct_bias)(site, x, wanted[key], old)
+        new, x = (_correct_norm if layer.is_norm else _correct_bias)(layer, x, wanted[key], old)
         for name, before, value in zip(key, old, new, strict=True):
             found[name] = value.reshape(before.shape).astype(before.dtype)
         return x
@@ -226,24 +226,24 @@ def _corrected(
 
 
 def _correct_norm(
-    site: Site, x: Array, wanted: Moments, old: Sequence[Array]
+    layer: Layer, x: Array, wanted: Moments, old: Sequence[Array]
 ) -> tuple[list[Array], Array]:
     """Returns the new mean and variance; and the map for which the old ones do the same."""
-    (m, v), (m_s, v_s) = _moments(x, site.axis), wanted
+    (m, v), (m_s, v_s) = _moments(x, layer.axis), wanted
     mean, var = (each.astype(m.dtype).reshape(m.shape) for each in old)
-    scale = var + site.epsilon
+    scale = var + layer.epsilon
     varies = (v > _ROUNDING * (m**2 + scale)) & (v_s > _ROUNDING * (m_s**2 + scale))
     ratio = jnp.where(varies, v / jnp.where(varies, v_s, 1), 1)
-    new_var = jnp.maximum(scale * ratio - site.epsilon, 0)
-    r = jnp.sqrt((new_var + site.epsilon) / scale)
+    new_var = jnp.maximum(scale * ratio - layer.epsilon, 0)
+    r = jnp.sqrt((new_var + layer.epsilon) / scale)
     return [m - (m_s - mean) * r, new_var], ((x - m) / r + m_s).astype(x.dtype)
 
 
 def _correct_bias(
-    site: Site, x: Array, wanted: Moments, old: Sequence[Array]
+    layer: Layer, x: Array, wanted: Moments, old: Sequence[Array]
 ) -> tuple[list[Array], Array]:
     """Returns the new bias; and the map for which the old one does the same."""
-    shift = wanted[0] - _moments(x, site.axis)[0]
+    shift = wanted[0] - _moments(x, layer.axis)[0]
     return [old[0] + shift.reshape(old[0].shape)], (x + shift).astype(x.dtype)
 
 
@@ -262,16 +262,16 @@ def _mean(x: Array, axis: int | None) -> Array:
 
 
 def _check(model: _Program, source: _Program) -> None:
-    """Raises an InputError unless all sites of both can be matched."""
+    """Raises an InputError unless the layers of both can be matched."""
     for program in (model, source):
-        at_sites = {name for key in program.keys for name in key}
-        if unknown := [n for n in program.read() if n not in at_sites and _VARIANCE.search(n)]:
+        of_layers = {name for key in program.keys for name in key}
+        if unknown := [n for n in program.read() if n not in of_layers and _VARIANCE.search(n)]:
             raise InputError(
                 f"the program uses {_listed(unknown)} otherwise than as (x - mean) / sqrt(var + "
                 "epsilon), or in a loop, where match_statistics cannot correct it; use "
                 "recalibrate_batch_norm, or fine-tune"
             )
-        if not at_sites:
+        if not of_layers:
             raise InputError(
                 "match_statistics found no batch norm that normalises by running statistics, and "
                 "no bias of a map; give models in evaluation mode"

@@ -20,7 +20,7 @@ _MOVES = (*_CASTS, "broadcast_in_dim", "reshape", "squeeze", "transpose")
 
 
 @dataclass(frozen=True)
-class Site:
+class Layer:
     """A batch norm, or the sum of a map and its bias.
 
     Attributes:
@@ -60,8 +60,8 @@ def _inlined(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[A
     return evaluate(jaxpr, consts, inputs, run_equation)
 
 
-def find_sites(jaxpr: Any, parameters: int) -> dict[int, Site]:
-    """Finds the sites of a flat program, by the identity of the equation that reads the map.
+def find_layers(jaxpr: Any, parameters: int) -> dict[int, Layer]:
+    """Finds the layers of a flat program, by the identity of the equation that reads the map.
 
     Args:
         parameters: the number of its first inputs that are parameters; all others are data.
@@ -69,14 +69,14 @@ def find_sites(jaxpr: Any, parameters: int) -> dict[int, Site]:
     search = _Search(jaxpr.invars[:parameters], jaxpr.invars[parameters:])
     for eqn in jaxpr.eqns:
         search.visit(eqn)
-    return search.sites
+    return search.layers
 
 
 class _Search:
     """Follows parameters and data through the equations of a program."""
 
     def __init__(self, parameters: Sequence[Any], data: Sequence[Any]):
-        self.sites: dict[int, Site] = {}
+        self.layers: dict[int, Layer] = {}
         self.data = set(data)  # variables that depend on the data
         self.reads = {v: frozenset({i}) for i, v in enumerate(parameters)}
         # Parameters with one value per channel, as they are moved: the number, and the axis.
@@ -147,7 +147,7 @@ class _Search:
     ) -> None:
         operand = next(i for i, v in enumerate(eqn.invars) if v in self.data)
         reads = self.reads.get(eqn.invars[operand], frozenset())
-        self.sites[id(eqn)] = Site((first, *others), operand, axis, epsilon, reads)
+        self.layers[id(eqn)] = Layer((first, *others), operand, axis, epsilon, reads)
 
 
 def _moved(eqn: Any, number: int, axis: int | None) -> tuple[int, int | None] | None:
