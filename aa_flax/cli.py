@@ -25,6 +25,7 @@ from aa_flax.errors import InputError, first_line, unknown
 from aa_flax.files import local_path
 from aa_flax.runtime import (
     avoid_wrong_fusions,
+    has_onednn,
     keep_compiled_programs,
     start_distributed,
     tune_cpu,
@@ -184,7 +185,9 @@ def run(main: Callable[[], None], text: str, *, interrupted: str = "stopped") ->
             raise InputError(f"unknown argument {argv[1]!r}; options begin with --, see --help")
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
         avoid_wrong_fusions()
-        keep_compiled_programs()
+        is_half = flags.FLAGS.config.get("dtype") == "bfloat16"
+        if not (is_half and has_onednn()):  # whose programs cannot be stored
+            keep_compiled_programs()
         with suppress(InputError):  # a process that has computed cannot keep it any more
             tune_cpu()
         _join_processes()

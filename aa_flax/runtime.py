@@ -117,7 +117,8 @@ def tune_cpu() -> bool:
     *oneDNN computes convolutions* where that is faster: with jax 0.12 and a processor with AVX-512
     and bfloat16 instructions. Models in bfloat16 and ResNeXt-50 gain most. Options that ask XLA for
     it are added to the environment's `XLA_FLAGS`, unless you have set them. JAX's compilation cache
-    cannot store such programs: where it is in use, as in the commands, XLA computes convolutions.
+    cannot store such programs: where it is in use, XLA computes convolutions. The commands use it,
+    except with `config.dtype=bfloat16`.
 
     Meant for programs on CPU that call the model from one thread; other devices are not affected.
 
@@ -164,9 +165,13 @@ def _use_onednn() -> None:
     XLA reads the flags at the first computation, and ends the process at one it does not know.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    is_set = _ONEDNN in flags or _FUSIONS in flags
-    if jaxlib_version.__version__.startswith("0.12.") and _has_bfloat16() and not is_set:
+    if has_onednn() and _ONEDNN not in flags and _FUSIONS not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_ONEDNN_FLAGS}".strip()
+
+
+def has_onednn() -> bool:
+    """Checks if XLA can give convolutions to oneDNN, with a gain that was measured."""
+    return jaxlib_version.__version__.startswith("0.12.") and _has_bfloat16()
 
 
 def uses_onednn() -> bool:

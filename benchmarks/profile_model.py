@@ -1,6 +1,7 @@
 """What a forward pass or a training step is spent on, by compiled operation.
 
     python benchmarks/profile_model.py resnet50_lpf4 training [--batch 8] [--size 224] [--rows 20]
+        [--precision bfloat16]
 
 Traces three steps and prints two Markdown tables: time by kind of operation, and the dearest
 operations beside the bytes that each must move (its operands and its result, once each) and the
@@ -28,6 +29,7 @@ from timing import median_ms
 
 from aa_flax import create_model, tune_cpu
 from aa_flax.data.pixels import normalise
+from aa_flax.models.classifier import Classifier
 from aa_flax.runtime import data_mesh, put_batch
 from aa_flax.training.step import init_state, make_train_step
 
@@ -44,17 +46,21 @@ class Operation(NamedTuple):
     mebibytes: float
 
 
-def forward_pass(name: str, batch: dict[str, np.ndarray]) -> tuple[str, Callable[[], object]]:
+def forward_pass(
+    model: Classifier, batch: dict[str, np.ndarray]
+) -> tuple[str, Callable[[], object]]:
     """The compiled program as text, and a function that runs it and waits."""
-    graph, state = nnx.split(create_model(name))
+    graph, state = nnx.split(model)
     images = normalise(jnp.asarray(batch["image"]))
     compiled = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, images).compile()
     return compiled.as_text() or "", lambda: jax.block_until_ready(compiled(state, images))
 
 
-def training_step(name: str, batch: dict[str, np.ndarray]) -> tuple[str, Callable[[], object]]:
+def training_step(
+    model: Classifier, batch: dict[str, np.ndarray]
+) -> tuple[str, Callable[[], object]]:
     """Like `forward_pass`: one update by SGD with momentum and weight decay."""
-    model, mesh = create_model(name), data_mesh(jax.devices()[:1])
+    mesh = data_mesh(jax.devices()[:1])
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(1e-3, 0.9))
     step = make_train_step(
         model,
@@ -150,17 +156,20 @@ def main() -> None:
     parser.add_argument("what", choices=("forward", "training"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    precisions = ("float32", "bfloat16")
+    parser.add_argument("--precision", choices=precisions, default="float32")
     parser.add_argument("--rows", type=int, default=20, help="of the dearest operations")
     args = parser.parse_args()
     tune_cpu()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
     batch = {"image": images, "label": rng.integers(0, 1000, args.batch).astype(np.int32)}
-    program, run = (forward_pass if args.what == "forward" else training_step)(args.model, batch)
+    model = create_model(args.model, dtype=args.precision)
+    program, run = (forward_pass if args.what == "forward" else training_step)(model, batch)
     found = operations(program)
     times = traced_ms(run, found)
     where = f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
-    size = f"batch {args.batch}, {args.size} pixels"
+    size = f"batch {args.batch}, {args.size} pixels, {args.precision}"
     print(f"{args.model}, {args.what}, {size}: {sum(times.values()):.0f} ms; {where}\n")
     print("\n".join([*kinds_table(times, found), "", *dearest_table(times, found, args.rows)]))
 

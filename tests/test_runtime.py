@@ -190,6 +190,19 @@ def test_a_grouped_convolution_is_onednns_after_tune_cpu():
     assert run(code).strip() == "0"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_commands_give_up_the_cache_for_onednn_in_bfloat16_alone(dtype):
+    code = (
+        f"import sys; sys.argv = ['x', '--config.dtype={dtype}']\n"
+        "import jax; from aa_flax import cli, runtime\n"
+        "jax.config.update('jax_compilation_cache_dir', None)\n"
+        "cli.has_onednn = runtime.has_onednn = lambda: True; runtime._ONEDNN_FLAGS = ''\n"
+        "cli.define_flags()\n"
+        "cli.run(lambda: print(jax.config.values['jax_compilation_cache_dir'] is None), '')"
+    )
+    assert run(code).strip() == str(dtype == "bfloat16")
+
+
 def test_commands_keep_theirs():
     code = (
         "import sys; sys.argv = ['x']\n"

@@ -18,6 +18,7 @@ from aa_flax.nn.initializers import kaiming_normal_fan_out, ones, torch_uniform,
 from aa_flax.nn.pool_registry import PoolFactory, make_pool, subsample
 from aa_flax.ops import conv_general_dilated, max_pool
 from aa_flax.ops.cpu.batch_norm import along, batch_norm
+from aa_flax.ops.linear import dot_general
 
 
 class BatchNorm(nnx.Module):
@@ -112,6 +113,13 @@ class Conv(nnx.Conv):
         return y if self.dtype is None else y.astype(self.dtype)
 
 
+def promote_inputs(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Promotes the inputs of a linear layer as Flax does; `dot_general` converts the kernel."""
+    x, kernel, bias = arrays
+    x, _ = promote_dtype((x, kernel), dtype=dtype, inexact=inexact)
+    return x, kernel, bias
+
+
 class Linear(nnx.Linear):
     """Flax's linear layer, with a bias that is added in its own type."""
 
@@ -159,7 +167,8 @@ def linear(in_features: int, out_features: int, **options: Any) -> Linear:
     """Returns a `Linear` with Flax's options, by default initialised as in torch."""
     init = torch_uniform(in_features)
     options = {"kernel_init": init, "bias_init": init, **options}
-    return Linear(in_features, out_features, promote_dtype=promote_but_bias, **options)
+    options = {"promote_dtype": promote_inputs, "dot_general": dot_general, **options}
+    return Linear(in_features, out_features, **options)
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,7 @@ def _gather(x: Array, geometry: Geometry, transposed: bool = False) -> Array:
     copies, so the padded signal is never built. The gradient is `B' g`, again a sparse matrix with
     few entries in a row: look-ups, instead of the scatter that autodiff of a look-up gives.
     """
-    y = x.astype(np.promote_types(x.dtype, jnp.float32))
-    axes = list(enumerate(geometry, 1))
+    y, axes = x, list(enumerate(geometry, 1))
     for i, axis in reversed(axes) if transposed else axes:
         y = _sparse_rows_dot(y, _rows(axis, transposed), i)
     # Without a barrier at a narrower type XLA repeats the look-ups in every consumer. (JAX 0.10
@@ -189,13 +188,17 @@ def _matmul(x: Array, geometry: Geometry, transposed: bool = False) -> Array:
 
 
 def _sparse_rows_dot(x: Array, rows: tuple[np.ndarray, np.ndarray], axis: int) -> Array:
-    """Multiplies `x` along `axis` by a sparse matrix: one look-up and one product per entry."""
+    """Multiplies `x` along `axis` by a sparse matrix: one look-up and one product per entry.
+
+    Half precision is converted after the look-up: XLA:CPU would store the converted map.
+    """
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    wide = np.promote_types(x.dtype, jnp.float32)
 
     def term(indices: np.ndarray, weights: np.ndarray) -> Array:
         same = np.all(weights == weights[0])
-        weight = float(weights[0]) if same else jnp.asarray(weights, x.dtype).reshape(shape)
-        return jnp.take(x, indices, axis=axis, mode="clip") * weight
+        weight = float(weights[0]) if same else jnp.asarray(weights, wide).reshape(shape)
+        return jnp.take(x, indices, axis=axis, mode="clip").astype(wide) * weight
 
     return reduce(jnp.add, map(term, *rows))
 
