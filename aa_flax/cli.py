@@ -184,12 +184,12 @@ def run(main: Callable[[], None], text: str, *, interrupted: str = "stopped") ->
         if len(argv) > 1:
             raise InputError(f"unknown argument {argv[1]!r}; options begin with --, see --help")
         logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
-        avoid_wrong_fusions()
-        is_half = flags.FLAGS.config.get("dtype") == "bfloat16"
-        if not (is_half and has_onednn()):  # whose programs cannot be stored
+        dtype = flags.FLAGS.config.get("dtype")
+        if dtype != "bfloat16" or not has_onednn():  # whose programs cannot be stored
             keep_compiled_programs()
         with suppress(InputError):  # a process that has computed cannot keep it any more
             tune_cpu()
+        avoid_wrong_fusions(dtype)
         _join_processes()
         check_platform()
         main()

@@ -30,6 +30,7 @@ _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 # YNNPACK, another library in XLA, would take convolutions first; products and sums stay with it.
 _ONEDNN_FLAGS = f"--{_ONEDNN}=true --{_FUSIONS}=-individual_convolution"
 _WRONG_FUSIONS = ("0.10.2", "0.11.0")
+_WRONG_BFLOAT16 = "0.12.0"
 _CPUINFO = Path("/proc/cpuinfo")
 _LONG = 0.5  # seconds of a compilation after which much memory may be free
 # Errors of the operating system are not damage: the file may be readable later.
@@ -197,16 +198,19 @@ def _has_devices() -> bool:
     return False
 
 
-def avoid_wrong_fusions() -> None:
-    """Disables fusions of XLA:CPU in versions where they read wrong rows of large arrays.
+def avoid_wrong_fusions(dtype: str = "float32") -> None:
+    """Disables fusions of XLA:CPU in versions where they compute wrong values.
 
-    A product and a sum fused by YNNPACK are wrong in jaxlib 0.10.2, the last for Python 3.11
-    (jax#39103), and crash in 0.11.0 as well (jax#39257). Acts before the first computation, and
-    leaves the option alone where the user has set it in `XLA_FLAGS`.
+    A product and a sum fused by YNNPACK read wrong rows of large arrays in jaxlib 0.10.2, the last
+    for Python 3.11 (jax#39103), and crash in 0.11.0 as well (jax#39257). In bfloat16, 0.12.0 fuses
+    a residual block with the mean over its positions and returns NaN; where `tune_cpu` has set the
+    option before, oneDNN computes the convolutions, and nothing is fused with them. Acts before the
+    first computation, and leaves the option alone where the user has set it in `XLA_FLAGS`.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib_version.__version__ in _WRONG_FUSIONS and _FUSIONS not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_FUSIONS}="
+    flags, version = os.environ.get("XLA_FLAGS", ""), jaxlib_version.__version__
+    in_half = dtype == "bfloat16" and version.startswith(_WRONG_BFLOAT16)
+    if _FUSIONS not in flags and (version in _WRONG_FUSIONS or in_half):
+        os.environ["XLA_FLAGS"] = f"{flags} --{_FUSIONS}={'-reduce' if in_half else ''}"
 
 
 def keep_compiled_programs() -> None:

@@ -72,6 +72,21 @@ avoid_wrong_fusions()
 x = jnp.stack([jnp.arange(32769.0), *jnp.zeros((2, 32769))], 1)
 print(float(jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(x)[-1]))
 """
+RESIDUAL_MEAN = """
+import jax, jax.numpy as jnp
+from jax import lax
+from aa_flax.runtime import avoid_wrong_fusions
+avoid_wrong_fusions("bfloat16")
+
+def conv(x):
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    return (y.astype(jnp.float32) - 0.1).astype(x.dtype)
+
+kernel = jnp.full((1, 1, 64, 64), 1 / 64, jnp.bfloat16)
+block = jax.jit(lambda x: jax.nn.relu(conv(jax.nn.relu(conv(x))) + x).mean((1, 2)))
+print(float(block(jnp.ones((2, 8, 8, 64), jnp.bfloat16))[0, 0]))
+"""
 DRAW = """
 from aa_flax.runtime import progress_bar
 with progress_bar(3, "indexing") as bar:
@@ -103,8 +118,12 @@ def test_what_a_long_compilation_has_left_is_given_back():
     assert after_a_long_one < 50
 
 
-def test_a_fused_product_and_sum_reads_the_right_rows():
+def test_a_fused_product_and_sum_reads_no_wrong_rows():
     assert float(run(PRODUCT_AND_SUM)) == 32768**2
+
+
+def test_the_mean_over_a_residual_block_in_bfloat16_is_not_wrong():
+    assert float(run(RESIDUAL_MEAN)) == pytest.approx(1.8, rel=0.01)
 
 
 def test_several_devices_compute_as_before():
