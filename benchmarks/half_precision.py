@@ -3,8 +3,8 @@
     python benchmarks/half_precision.py [--models resnet18_lpf4 ...] [--size 128]
 
 The same random weights, batch statistics and images in each column: the operations' definitions,
-the CPU kernels, and the kernels with oneDNN after `aa_flax.tune_cpu()` (empty where it does not use
-it). The number is the root mean square of the logits' differences, over that of the logits.
+the CPU kernels, and the kernels with oneDNN after `aa_flax.tune_cpu()` (empty where it is not
+used). The number is the root mean square of the logits' differences, over that of the logits.
 """
 
 import argparse
@@ -20,9 +20,11 @@ VARIANTS = ("definitions", "kernels", "oneDNN")
 def differences(variant: str, models: list[str], size: int) -> None:
     """Prints, as JSON, the difference of each model; an empty object without oneDNN."""
     import aa_flax
-    from aa_flax.runtime import uses_onednn
+    from aa_flax.runtime import avoid_wrong_fusions, uses_onednn
 
-    if variant == "oneDNN":
+    if variant != "oneDNN":
+        avoid_wrong_fusions("bfloat16")
+    else:
         aa_flax.tune_cpu()
         if not uses_onednn():
             print("{}")
