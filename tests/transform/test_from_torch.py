@@ -224,6 +224,13 @@ def test_sites_have_the_names_of_modules(small):
     ]
 
 
+def test_a_count_of_pixels_is_no_site():
+    x = images(16, channels=8)
+    pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)  # as in ResNet-D of timm
+    (row,) = antialias.report(*from_torch(pool, x), x)
+    assert (row.site.kind, row.done) == ("average pool", "blur in its place")
+
+
 def test_convnexts_downsamplings_cost_a_blur_each_and_no_dense_convolution():
     model = timm.create_model("convnext_atto", depths=(1, 1, 1, 1))  # blocks have no stride
     function, params = from_torch(model, images(224))
