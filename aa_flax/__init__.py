@@ -86,7 +86,7 @@ __all__ = [
     "tune_cpu",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded when they are asked for: evaluation brings Grain and Orbax with it, which take as long to
 # import as JAX. All of them by way of the built-in measures, which so stand before those of users.
