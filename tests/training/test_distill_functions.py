@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from aa_flax import InputError, antialias, distill, from_torch, match_statistics
 from aa_flax.runtime import data_mesh, put_batch
@@ -34,6 +33,7 @@ one_step = partial(distill, optimizer=optax.sgd(1.0))  # new params: old ones mi
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_a_step_follows_torchs_gradient_of_the_divergence(temperature):
+    torch = pytest.importorskip("torch")
     params, losses = params_of(), []
     new = one_step(
         *(linear, teacher, params, [IMAGES]),
@@ -144,6 +144,7 @@ def test_a_batch_that_is_split_over_devices_gives_the_same():
 
 @pytest.mark.skipif(find_spec("torchax") is None, reason="torchax is missing")
 def test_a_model_of_torch_is_antialiased_matched_and_distilled():
+    torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     layers = (
         torch.nn.Conv2d(3, 8, 3, padding=1, bias=False),
