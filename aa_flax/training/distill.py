@@ -169,7 +169,8 @@ def distill(
         >>> bool((answers[0] == answers[1]).all())
         True
     """
-    if not isinstance(optimizer := optimizer or optax.adam(1e-4), optax.GradientTransformation):
+    optimizer = optax.adam(1e-4) if optimizer is None else optimizer
+    if not isinstance(optimizer, optax.GradientTransformation):
         raise InputError(f"optimizer must be one of optax, got a {type(optimizer).__name__}")
     task = _Task(student, teacher, optimizer, temperature, crop_size, shifts, layout, map_weight)
     stream = iter([] if hasattr(images, "shape") else images)
@@ -179,7 +180,8 @@ def distill(
             "iterable of batches, and an iterator that was used before has none left)"
         )
     task.check(first)
-    keeps = frozen or _is_statistic(student, params, jax.eval_shape(task.crop, first, 0, 0))
+    crops = jax.eval_shape(task.crop, first, 0, 0)
+    keeps = frozen or running_statistics(student, params, crops).__contains__
     trained = {name: jnp.copy(x) for name, x in _floats(params).items() if not keeps(name)}
     if not trained:
         raise InputError(
@@ -302,10 +304,6 @@ class _Task:
         loss, gradients = jax.value_and_grad(loss_of)(trained)
         updates, state = self.optimizer.update(gradients, state, trained)
         return optax.apply_updates(trained, updates), state, loss
-
-
-def _is_statistic(student: Callable, params: Any, images: Any) -> Callable[[str], bool]:
-    return running_statistics(student, params, images).__contains__
 
 
 def _floats(params: Any) -> dict[str, Array]:

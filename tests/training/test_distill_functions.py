@@ -189,7 +189,7 @@ def pair(images):
             r"floats, got an array of uint8 .*; normalise them",
         ),
         ({"images": [IMAGES, (IMAGES, 3)]}, "got a tuple; normalise .* leave out labels"),
-        ({"optimizer": 0.1}, "optimizer must be one of optax, got a float"),
+        ({"optimizer": 0}, "optimizer must be one of optax, got a int"),
         ({"temperature": 0}, "temperature must be above 0"),
         ({"temperature": "hot"}, "temperature must be a number"),
         ({"map_weight": -1}, "map_weight must be a number of at least 0"),
