@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aa_flax.evaluation.measures import Column, Measure, Option, register_measure
     from aa_flax.export import export
     from aa_flax.report.pretrained import from_pretrained, push_to_hub, save_pretrained
+    from aa_flax.training.distill import distill
 
 __all__ = [
     "Backbone",
@@ -57,6 +58,7 @@ __all__ = [
     "canonical",
     "canonical_crop",
     "create_model",
+    "distill",
     "evaluate",
     "export",
     "from_pretrained",
@@ -84,11 +86,12 @@ __all__ = [
     "tune_cpu",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded when they are asked for: evaluation brings Grain and Orbax with it, which take as long to
 # import as JAX. All of them by way of the built-in measures, which so stand before those of users.
 _LAZY = {
+    "distill": "aa_flax.training.distill",
     "evaluate": "aa_flax.evaluation.evaluate",
     "export": "aa_flax.export",
     "imagenet_class_names": "aa_flax.data.classes",

@@ -115,6 +115,28 @@ def match_statistics(model: Any, source: Any, images: Images, params: Any = None
     return model
 
 
+def running_statistics(f: Callable[..., Any], params: Any, images: Any) -> set[str]:
+    """Returns the names of the running statistics of all batch norms in `f(params, images)`.
+
+    Raises:
+        InputError: a parameter is named as a variance and is not used as that of a batch norm.
+    """
+    program = _Program(f, params, images)
+    found = {
+        name
+        for key, layer in zip(program.keys, program.layers.values(), strict=True)
+        if layer.is_norm
+        for name in key
+    }
+    if unknown := _unknown_variances(program, found):
+        raise InputError(
+            f"{_listed(unknown)} may be statistics of a batch norm, but the program uses them "
+            "otherwise than as (x - mean) / sqrt(var + epsilon), or in a loop; give frozen, to say "
+            "which arrays are not trained"
+        )
+    return found
+
+
 def _function(module: nnx.Module) -> tuple[Callable[..., Any], nnx.State]:
     """Returns a module in evaluation mode as a function of its state and images, and its state."""
     copy: Any = nnx.clone(module)
@@ -144,7 +166,7 @@ class _Program:
 
     def __init__(self, f: Callable[..., Any], params: Any, images: Array):
         paths, self.tree = jax.tree_util.tree_flatten_with_path(params)
-        self.names = [_name(path) for path, _ in paths]
+        self.names = [name_of(path) for path, _ in paths]
         self.leaves = {name: leaf for name, (_, leaf) in zip(self.names, paths, strict=True)}
         self.images = images
         self.jaxpr, self.consts = opened(flat_program(f, params, images))
@@ -265,7 +287,7 @@ def _check(model: _Program, source: _Program) -> None:
     """Raises an InputError unless the layers of both can be matched."""
     for program in (model, source):
         of_layers = {name for key in program.keys for name in key}
-        if unknown := [n for n in program.read() if n not in of_layers and _VARIANCE.search(n)]:
+        if unknown := _unknown_variances(program, of_layers):
             raise InputError(
                 f"the program uses {_listed(unknown)} otherwise than as (x - mean) / sqrt(var + "
                 "epsilon), or in a loop, where match_statistics cannot correct it; use "
@@ -293,6 +315,10 @@ def _check(model: _Program, source: _Program) -> None:
         )
 
 
+def _unknown_variances(program: _Program, known: set[str]) -> list[str]:
+    return [name for name in program.read() if name not in known and _VARIANCE.search(name)]
+
+
 def _equal(name: str, model: _Program, source: _Program) -> bool:
     a, b = model.leaves.get(name), source.leaves[name]
     return a is b or (a is not None and np.array_equal(a, b))
@@ -303,5 +329,6 @@ def _listed(names: Iterable[Any]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
-def _name(path: Any) -> str:
+def name_of(path: Any) -> str:
+    """Returns the name of a parameter by its path in a pytree, e.g. `layer1.bias`."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

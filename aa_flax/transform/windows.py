@@ -52,7 +52,7 @@ def max_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     """A max pool becomes a dense maximum and a blur; other windows stay as they are."""
     site = describe(eqn, run.layer(eqn, inputs))
     x, *others = (run.settle(v, eqn) for v in inputs)
-    if site is None:
+    if site is None or _is_one_number(inputs[0]):
         return _window(eqn, x, others)
 
     def dense() -> Array:
@@ -95,8 +95,7 @@ def _lowest(dtype: Any) -> np.ndarray:
 def average_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """A sum over windows, which the program divides by their size: a blur, times that size."""
     site = describe(eqn, run.layer(eqn, inputs))
-    # The sum of one repeated number counts the pixels in each window, for the division.
-    if site is None or (isinstance(inputs[0], Spread) and inputs[0].value.size == 1):
+    if site is None or _is_one_number(inputs[0]):
         return None
     x = run.settle(inputs[0], eqn)
 
@@ -114,6 +113,11 @@ def average_pool(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]
 
     roles = _window_roles(eqn)
     return run.attempt(eqn, site, antialiased, dense, roles)
+
+
+def _is_one_number(value: Value) -> bool:
+    """Checks for a map of one number, whose windows count pixels, for a division."""
+    return isinstance(value, Spread) and value.value.size == 1
 
 
 def _divisor(jaxpr: Any, eqn: Any, site: Site) -> np.ndarray:

@@ -23,8 +23,22 @@ def distribution(requirement: str) -> str:
 
 
 def test_the_version_is_one():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation, recipe = (
+        yaml.safe_load((ROOT / file).read_text()) for file in ("CITATION.cff", "conda/recipe.yaml")
+    )
     assert aa_flax.__version__ == PROJECT["version"] == citation["version"]
+    assert recipe["package"]["version"] == PROJECT["version"]
+    released = f"\n## {PROJECT['version']} - {citation['date-released']}\n"
+    assert released in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_conda_installs_what_pip_does():
+    recipe = yaml.safe_load((ROOT / "conda/recipe.yaml").read_text())
+    needed = {name: recipe["requirements"][name] for name in ("host", "run")}
+    needed = {name: [line.replace(" ", "") for line in lines] for name, lines in needed.items()}
+    python = f"python{PROJECT['requires-python']}"
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert needed == {"host": [python, "pip", *build], "run": [python, *PROJECT["dependencies"]]}
 
 
 def test_what_the_package_and_its_tests_need_is_pinned():

@@ -50,10 +50,9 @@ def test_a_file_computes_what_the_torch_model_does_for_any_batch(name, tmp_path)
 @pytest.mark.parametrize("name", slow_but(("unet",), MODELS))
 def test_an_antialiased_torch_model_is_written(name, tmp_path):
     function, params = from_torch(randomised(MODELS[name]()), images())
-    steady = antialias(function)
+    steady = antialias(function, stem="blur")  # transformers have no other site
     path, operators = written(lambda x: steady(params, x), tmp_path)
-    if antialias.report(steady, params, images()).antialiased:
-        assert "Pad" in operators  # each blur continues its map at the border
+    assert "Pad" in operators  # each blur continues its map at the border
     expected = jax.tree.leaves(jax.jit(steady)(params, BATCH))
     for level in LEVELS:
         found = list(run(path, BATCH, level=level).values())

@@ -224,6 +224,24 @@ def test_sites_have_the_names_of_modules(small):
     ]
 
 
+def test_a_count_of_pixels_is_no_site():
+    x = images(16, channels=8)
+    pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)  # as in ResNet-D of timm
+    (row,) = antialias.report(*from_torch(pool, x), x)
+    assert (row.site.kind, row.done) == ("average pool", "blur in its place")
+
+
+def test_convnexts_downsamplings_cost_a_blur_each_and_no_dense_convolution():
+    model = timm.create_model("convnext_atto", depths=(1, 1, 1, 1))  # blocks have no stride
+    function, params = from_torch(model, images(224))
+    cost = antialias.report(function, params, images(224)).extra_flops
+    assert cost == 2 * 4**2 * sum(
+        channels * side**2 for channels, side in ((40, 56), (80, 28), (160, 14))
+    )
+    dense = antialias.report(antialias(function, before=False), params, images(224)).extra_flops
+    assert cost < dense / 20
+
+
 def test_evaluate_takes_the_function_with_channels_last():
     features = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU()]
     model = nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
