@@ -237,11 +237,11 @@ def mean_square(x):
     return jnp.square(x).mean((1, 2))
 
 
-def shares_by_layer(layers, images):
+def shares_by_layer(layers, images, strides=None):
     """Each layer's part of |Lf|^2, translated down and right, by `aa_flax.evaluation.lie`."""
     products = 0
     for name in ("translation_down", "translation_right"):
-        found = np.array(lie_derivative_by_layer(layers, images, name))
+        found = np.array(lie_derivative_by_layer(layers, images, name, strides=strides))
         products += np.einsum("knc,nc->k", found, found.sum(0))
     return products / products.sum()
 
@@ -262,6 +262,15 @@ def test_shares_are_those_of_the_layers_that_subsample_and_sum_to_1_with_the_oth
     assert "Lie derivative" in str(profile)
     rest = sum(expected[i] for i in (0, 1, 3, 4, 6))
     assert sum(profile.arrays()["lie_share"]) + rest == pytest.approx(1)
+
+
+def test_strides_are_known_where_maps_shrink_without_padding():
+    layers = [lambda x: x[:, 2:-2, 2:-2] * x[:, 4:, 4:], every_other, jnp.tanh, every_other]
+    layers.append(mean_square)
+    images = MAPS[:, :16, :16]  # maps of 12, 6 and 3 pixels, of strides 1, 2 and 4
+    expected = shares_by_layer(layers, images, strides=(1, 2, 2, 4, 1))
+    profile = antialias.profile(composed(layers), images, lie="NHWC")
+    assert [row.lie_share for row in profile] == pytest.approx(expected[[1, 3]], rel=1e-3)
 
 
 def test_a_strided_layer_is_a_dense_one_and_a_subsampling():
