@@ -54,8 +54,9 @@ def evaluate(
             mean and standard deviation) to logits `(N, classes)`. A function of JAX is compiled;
             any other (torch, onnxruntime) gets NumPy arrays of one batch and returns an array that
             NumPy can read.
-        source: labelled images, e.g. of `make_source`. For `images`, `drift`, `clip` and `tiles`,
-            which need no labels: a path, an image, or a list of images (paths, PIL, or uint8 `(H,
+        source: labelled images, e.g. of `make_source`. For measures that need no labels (`images`,
+            `drift`, `clip`, `tiles`, and of maps and points on a clip `mask_flicker`, `map_flicker`
+            and `point_flicker`): a path, an image, or a list of images (paths, PIL, or uint8 `(H,
             W, 3)`); or None, if they are given as the measure's option.
         measures: names of measures, e.g. `("accuracy", "shift")`; `docs/evaluation.md` lists them.
             `tiles` also takes functions to maps `(N, h, w, C)` and labels `(N, h, w)`, `drift`
@@ -160,8 +161,9 @@ def _checked_source(source: Any, measures: Sequence[Measure]) -> Source:
         return source
     for measure in measures:
         if not measure.brings_images:
+            others = ", ".join(name for name, other in MEASURES.items() if other.brings_images)
             raise InputError(
                 f"the measure {measure.name} needs labelled images, a source such as of "
-                "make_source(...); images without labels are for images, drift, clip and tiles"
+                f"make_source(...); images without labels are for {others}"
             )
     return NoSource()

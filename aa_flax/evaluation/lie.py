@@ -35,6 +35,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError, boolean, choice, first_line, real
+from aa_flax.ops.filters import along, derivative_matrix
 
 Transformation = Literal["translation_down", "translation_right", "rotation", "scale"]
 Layer = Callable[[Array], Array]
@@ -193,30 +194,19 @@ def _moved(x: Array, field: Any, stride: tuple[float, float]) -> Array:
     if x.ndim == 2:
         return jnp.zeros_like(x)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    exact = lax.Precision.HIGHEST
-    matrices = [jnp.asarray(derivative_matrix(n), dtype) for n in x.shape[1:3]]
-    slope_down = jnp.einsum("ij,njwc->niwc", matrices[0], x.astype(dtype), precision=exact)
-    slope_right = jnp.einsum("ij,nhjc->nhic", matrices[1], x.astype(dtype), precision=exact)
+    slope_down, slope_right = (
+        along(x.astype(dtype), axis, derivative_matrix(x.shape[axis])) for axis in (1, 2)
+    )
     place = [s * (np.arange(n) - (n - 1) / 2) for s, n in zip(stride, x.shape[1:3], strict=True)]
     down, right = jnp.meshgrid(*(jnp.asarray(p, dtype) for p in place), indexing="ij")
     velocity = jnp.einsum(
         "ak,khw->ahw",
         jnp.asarray(field, dtype),
         jnp.stack([jnp.ones_like(down), down, right]),
-        precision=exact,
+        precision=lax.Precision.HIGHEST,
     )[..., None]
     moved = velocity[0] / stride[0] * slope_down + velocity[1] / stride[1] * slope_right
     return -moved.astype(x.dtype)
-
-
-def derivative_matrix(size: int) -> Float[np.ndarray, "size size"]:
-    """Returns the matrix to the derivative per pixel of the polynomial through periodic values."""
-    factors = 2j * np.pi * np.arange(size // 2 + 1) / size
-    if size % 2 == 0:
-        factors[-1] = 0
-    slope_of_impulse = np.fft.irfft(factors, size)
-    position = np.arange(size)
-    return slope_of_impulse[(position[:, None] - position) % size]
 
 
 def _stride(images: Array, output: Array, given: float | None) -> tuple[float, float]:

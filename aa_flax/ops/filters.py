@@ -1,4 +1,7 @@
-"""Subsampling by other low-pass filters: given taps, Gaussian, Kaiser, and the ideal filter."""
+"""Other low-pass filters than a blur: given taps, Gaussian, Kaiser, and the ideal filter.
+
+Last, the derivative of band-limited maps.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -104,10 +107,15 @@ def ideal_pool(
     y = x.astype(np.promote_types(x.dtype, jnp.float32))
     for axis, step in enumerate(strides, 1):
         if step > 1:
-            matrix = jnp.asarray(_ideal_matrix(y.shape[axis], step), y.dtype)
-            product = jnp.tensordot(matrix, y, (1, axis), precision=lax.Precision.HIGHEST)
-            y = jnp.moveaxis(product, 0, axis)
+            y = along(y, axis, _ideal_matrix(y.shape[axis], step))
     return y.astype(x.dtype)
+
+
+def along(x: Array, axis: int, matrix: Float[np.ndarray, "m n"]) -> Array:
+    """Multiplies every line of `x` along an axis by a matrix."""
+    weights = jnp.asarray(matrix, x.dtype)
+    product = jnp.tensordot(weights, x, (1, axis), precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(product, 0, axis)
 
 
 @lru_cache(maxsize=256)
@@ -118,3 +126,13 @@ def _ideal_matrix(size: int, stride: int) -> np.ndarray:
     frequencies = np.arange(1, (length - 1) // 2 + 1)
     waves = np.cos(2 * np.pi * frequencies[:, None, None] * distance)
     return (1 + 2 * waves.sum(0)) / size
+
+
+def derivative_matrix(size: int) -> Float[np.ndarray, "size size"]:
+    """Returns the matrix to the derivative per pixel of the polynomial through periodic values."""
+    factors = 2j * np.pi * np.arange(size // 2 + 1) / size
+    if size % 2 == 0:
+        factors[-1] = 0
+    slope_of_impulse = np.fft.irfft(factors, size)
+    position = np.arange(size)
+    return slope_of_impulse[(position[:, None] - position) % size]

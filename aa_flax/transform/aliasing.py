@@ -13,7 +13,7 @@ a filter, at stride 2 on two axes, A = 3/4 and D near 3. The Fourier transform c
 periodically: a map whose opposite borders differ has some energy at all frequencies.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,53 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aa_flax.errors import InputError
-from aa_flax.transform.sites import Report, Row, cells, table
-
 _ROUNDING = 1e-12  # of a map's energy: a variation below that is rounding of a constant map
-
-
-@dataclass(frozen=True)
-class ProfileRow(Row):
-    """The aliasing at one site, and the outcome of `antialias` there.
-
-    Args:
-        aliasing_energy: A, in 0..1; NaN where nothing was measured.
-        damage: D; infinite where all that is kept is aliasing.
-    """
-
-    aliasing_energy: float
-    damage: float
-
-
-@dataclass(frozen=True)
-class Profile(Sequence[ProfileRow]):
-    """The aliasing at every site of a function, in the order they run; prints as a table."""
-
-    rows: tuple[ProfileRow, ...]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Returns an array of each of `layer`, `aliasing_energy` and `damage`, for plots."""
-        names = "aliasing_energy", "damage"
-        found = {name: np.array([getattr(row, name) for row in self.rows]) for name in names}
-        return {"layer": np.array([row.site.layer for row in self.rows], str), **found}
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __str__(self) -> str:
-        head = ("layer", "site", "shape", "stride", "aliasing energy", "damage", "antialias")
-        lines = [(*cells(row)[:4], *_measured(row), *cells(row)[4:]) for row in self.rows]
-        return table([(*head, "why", "extra MFLOP"), *lines])
-
-
-def _measured(row: ProfileRow) -> tuple[str, str]:
-    if np.isnan(row.aliasing_energy):
-        return "not measured", ""
-    return f"{100 * row.aliasing_energy:.2f} %", f"{100 * row.damage:.2f} %"
 
 
 @dataclass
@@ -90,24 +44,14 @@ class Aliasing:
         for key in keys:
             self.sums[key] = self.sums.get(key, 0) + np.asarray(found, np.float64)
 
-    def profile(self, rows: Mapping[Any, Row], report: Report) -> Profile:
-        """Returns the profile of a report, whose rows are those with these keys and some others.
+    def is_finite(self, key: Any) -> bool:
+        """Checks what was measured at a site, if anything was."""
+        return key not in self.sums or bool(np.isfinite(self.sums[key]).all())
 
-        Raises:
-            InputError: a map is not finite.
-        """
-        measured = []
-        for key, row in zip([*rows, *[None] * len(report)], report, strict=False):
-            sums = self.sums.get(key, np.full(4, np.nan))
-            if key in self.sums and not np.isfinite(sums).all():
-                raise InputError(
-                    f"the map at {row.site.layer} is not finite, so its aliasing cannot be "
-                    "measured; check the weights and the images"
-                )
-            aliased, total, damage, kept = sums
-            ratios = _ratio(aliased, total), _ratio(damage, kept)
-            measured.append(ProfileRow(**vars(row), aliasing_energy=ratios[0], damage=ratios[1]))
-        return Profile(tuple(measured))
+    def ratios(self, key: Any) -> tuple[float, float]:
+        """Returns A and D of a site; NaN if nothing was measured there."""
+        aliased, total, damage, kept = self.sums.get(key, np.full(4, np.nan))
+        return _ratio(aliased, total), _ratio(damage, kept)
 
 
 def _ratio(part: float, whole: float) -> float:

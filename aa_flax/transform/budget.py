@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import replace
 
-from aa_flax.transform.aliasing import Profile
 from aa_flax.transform.decisions import Options, Place
+from aa_flax.transform.profile import Profile
 from aa_flax.transform.sites import Site
 
 

@@ -97,7 +97,7 @@ def canonical(
         raise InputError(
             "canonical with phase_only=True chooses a phase of the stride: give stride"
         )
-    axes = _axes(layout)
+    axes = spatial_axes(layout)
     boolean("maps", maps)
 
     @wraps(f, updated=())
@@ -170,7 +170,7 @@ def canonical_crop(
         >>> bool((crops.images == moved.images).all())
         True
     """
-    axes = _axes(layout)
+    axes = spatial_axes(layout)
     images = _checked(frames, layout)
     sides = one_for_each_axis("size", size, 2)
     full = tuple(images.shape[axis] for axis in axes)
@@ -278,7 +278,8 @@ def _checked(images: Any, layout: Layout, hint: str = "") -> Array:
     return jnp.asarray(images)
 
 
-def _axes(layout: Layout) -> tuple[int, int]:
+def spatial_axes(layout: Layout) -> tuple[int, int]:
+    """Returns the axes of height and width; raises an InputError for an unknown layout."""
     return (1, 2) if choice("layout", layout, Layout) == "NHWC" else (2, 3)
 
 

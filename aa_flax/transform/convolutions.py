@@ -31,9 +31,10 @@ def convolution(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value]:
     x, kernel = (run.settle(v, eqn) for v in inputs)
     dense, roles = partial(_convolve, eqn, x, kernel, stride=1), _output_roles(eqn)
     if site is None:
+        kept = None
         if id(eqn) in run.alone:  # a blur
-            run.measure([run.key(eqn)], dense, roles, eqn.params["window_strides"])
-        return [_convolve(eqn, x, kernel)]
+            kept = run.measure([run.key(eqn)], dense, roles, eqn.params["window_strides"])
+        return [_convolve(eqn, x, kernel) if kept is None else kept]
     site = replace(site, channels=(site.channels or 0) // ensemble_size(run.jaxpr, eqn))
     by_axis = zip(site.strides, site.window, eqn.params["padding"], strict=True)
     pointwise = all(size == 1 and pads == (0, 0) for stride, size, pads in by_axis if stride > 1)
@@ -75,7 +76,11 @@ def _blurred_first(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Arr
     roles, shorter = _roles(numbers.lhs_spec), replace(site, output_shape=tuple(sampled))
     sampler = run.sampler(eqn, shorter, x, x.shape, roles)
     run.record(eqn, site, done="blur, then dense", extra=sampler.flops(sampled))
-    _measure_of_blurred(run, eqn, lambda: on_channels_last(sampler.filtered, x, roles), kernel)
+    kept = _measure_of_blurred(
+        run, eqn, lambda: on_channels_last(sampler.filtered, x, roles), kernel
+    )
+    if kept is not None:
+        return kept
     return _convolve(eqn, on_channels_last(sampler, x, roles), kernel, stride=1)
 
 
@@ -85,17 +90,17 @@ def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Ar
     sampler = run.sampler(eqn, site, x, x.shape, roles, keeps=True)
     run.record(eqn, site, done="blur with stride 1, then as it was", extra=sampler.flops(x.shape))
     blurred = on_channels_last(sampler, x, roles)
-    _measure_of_blurred(run, eqn, lambda: blurred, kernel)
-    return _convolve(eqn, blurred, kernel)
+    kept = _measure_of_blurred(run, eqn, lambda: blurred, kernel)
+    return _convolve(eqn, blurred, kernel) if kept is None else kept
 
 
 def _measure_of_blurred(
     run: Interpreter, eqn: Any, blurred: Callable[[], Array], kernel: Array
-) -> None:
+) -> Array | None:
     def dense() -> Array:
         return _convolve(eqn, blurred(), kernel, stride=1)
 
-    run.measure([run.key(eqn)], dense, _output_roles(eqn), eqn.params["window_strides"])
+    return run.measure([run.key(eqn)], dense, _output_roles(eqn), eqn.params["window_strides"])
 
 
 def _convolve(eqn: Any, x: Array, kernel: Array, stride: int | None = None) -> Array:

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from aa_flax.transform.aliasing import Aliasing
 from aa_flax.transform.decisions import Options, Phase, Refused, Sampler
 from aa_flax.transform.jaxpr import Rules, bind, evaluate, sub_jaxprs
+from aa_flax.transform.profile import Contributions
 from aa_flax.transform.sites import Report, Row, Site, describe, layer_name, sites_in
 from aa_flax.transform.values import Pending, Spread, Value, channels_last_shape, on_channels_last
 
@@ -45,7 +46,8 @@ class Interpreter:
     unactivated: set[Any] = field(default_factory=set)
     activated: set[Any] = field(default_factory=set)
     alike: bool = False  # a pending map passes only what needs one position at a time
-    aliasing: Aliasing | None = None  # where maps are measured before they are subsampled
+    # Where maps are measured before they are subsampled.
+    aliasing: Aliasing | Contributions | None = None
     jaxpr: Any = None  # the program that runs
 
     def inside(self, eqn: Any, repeats: int = 1, *, same_scope: bool = False) -> "Interpreter":
@@ -100,7 +102,9 @@ class Interpreter:
         if "sampled" not in vars(value):  # measured once, however many read it
             filtered = partial(on_channels_last, value.sample.filtered, value.dense, value.roles)
             strides = [value.strides[i] for i, role in enumerate(value.roles) if role == "s"]
-            self.measure(value.sites, filtered, value.roles, strides)
+            kept = self.measure(value.sites, filtered, value.roles, strides)
+            if kept is not None:
+                value.sampled = kept
         return value.sampled
 
     def key(self, eqn: Any) -> Any:
@@ -131,8 +135,8 @@ class Interpreter:
             return [antialiased()]
         except Refused as refusal:
             self.record(eqn, site, reason=str(refusal))
-            self.measure([self.key(eqn)], dense, roles, site.strides)
-            return None
+            kept = self.measure([self.key(eqn)], dense, roles, site.strides)
+            return None if kept is None or len(eqn.outvars) > 1 else [kept]
 
     def blurred(
         self, eqn: Any, site: Site, source: Array, dense: Array, roles: str, done: str, extra: float
@@ -141,16 +145,17 @@ class Interpreter:
         sampler = self.sampler(eqn, site, source, dense.shape, roles)
         self.record(eqn, site, done=done, extra=extra + sampler.flops(site.output_shape))
         filtered = partial(on_channels_last, sampler.filtered, dense, roles)
-        self.measure([self.key(eqn)], filtered, roles, site.strides)
-        return on_channels_last(sampler, dense, roles)
+        kept = self.measure([self.key(eqn)], filtered, roles, site.strides)
+        return on_channels_last(sampler, dense, roles) if kept is None else kept
 
     def measure(
         self, keys: Iterable[Any], dense: Callable[[], Array], roles: str, strides: Sequence[int]
-    ) -> None:
-        """Measures the aliasing of a map that is subsampled, if this run measures any."""
-        if self.aliasing is not None:
-            axes = [axis for axis, role in enumerate(roles) if role == "s"]
-            self.aliasing.add(keys, dense(), dict(zip(axes, strides, strict=True)))
+    ) -> Array | None:
+        """Measures a map that is subsampled, if this run does; returns what replaces its result."""
+        if self.aliasing is None:
+            return None
+        axes = [axis for axis, role in enumerate(roles) if role == "s"]
+        return self.aliasing.add(keys, dense(), dict(zip(axes, strides, strict=True)))
 
     def sampler(
         self,

@@ -1,5 +1,6 @@
 """The measure of aliasing, and its figure."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,8 +36,12 @@ def test_it_is_the_profile_of_the_model_and_of_its_antialiased_function(results)
     assert found["antialiased_mean_energy"] == pytest.approx(
         100 * filtered.aliasing_energy, rel=1e-4
     )
+    probabilities = antialias.profile(lambda x: jax.nn.softmax(Small()(x)), images, lie="NHWC")
+    share = probabilities[0].lie_share
+    assert found["lie_share"] == pytest.approx(100 * share, rel=1e-3)
     with np.load(output.parent / found["file"]) as arrays:
         assert arrays["damage"] == pytest.approx([plain.damage], rel=1e-4)
+        assert arrays["lie_share"] == pytest.approx([share], rel=1e-3)
 
 
 def test_the_report_draws_it(results, tmp_path):

@@ -5,8 +5,9 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from aa_flax import InputError
+from aa_flax import InputError, evaluate
 from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.measures.clip_maps import map_flicker, mask_flicker, point_flicker
 
@@ -86,6 +87,7 @@ def test_points_by_their_definition():
         ((3, 8, 8, 3), {"motion": 2}, "two numbers of pixels, down and right, got 2"),
         ((3, 8, 8, 3), {"motion": (1, 2, 3)}, r"down and right, got \(1, 2, 3\)"),
         ((3, 8, 8, 3), {"fps": -1}, "fps .* got -1"),
+        ((3, 8, 8, 3), {"fps": 0}, "fps is the number of frames a second, more than 0; got 0"),
     ],
 )
 def test_clips_that_cannot_be_measured(shape, options, message):
@@ -104,3 +106,27 @@ def test_outputs_that_cannot_be_measured():
         point_flicker(
             lambda x: np.zeros((len(x), next(counts), 2)), frames, fps=FPS, batch_size=1, jit=False
         )
+
+
+def brightest(images):
+    place = images.sum(-1).reshape(len(images), -1).argmax(1)
+    side = images.shape[1]
+    return jnp.stack([place % side, place // side], -1)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "predict"),
+    [(mask_flicker, classes), (map_flicker, classes), (point_flicker, brightest)],
+)
+def test_evaluate_measures_the_centre_crops_of_a_clip(frames, function, predict, tmp_path):
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    sizes = {"crop_size": 10, "resize_size": 0, "shift_range": 3}
+    middle = frames[:, 3:13, 3:13]
+    expected = function(predict, middle, fps=FPS)
+    name = function.__name__
+    for clip in (frames, tmp_path):
+        found = evaluate(predict, clip, name, fps=FPS, **sizes)[name]
+        assert {key: found[key] for key in expected} == pytest.approx(expected)
+    with pytest.raises(InputError, match="but a square of 20 is cut"):
+        evaluate(predict, frames, name, **{**sizes, "crop_size": 20})

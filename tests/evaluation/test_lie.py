@@ -18,12 +18,13 @@ from aa_flax import (
     local_equivariance_error,
 )
 from aa_flax.data.pixels import normalise
-from aa_flax.evaluation.lie import FIELDS, derivative_matrix
+from aa_flax.evaluation.lie import FIELDS
 from aa_flax.evaluation.shifts import shift_matrices
 from aa_flax.models.classifier import Classifier
 from aa_flax.nn.filters import IdealPool
 from aa_flax.nn.layers import conv2d
 from aa_flax.ops import circular_padding
+from aa_flax.ops.filters import derivative_matrix
 from tests.evaluation.tiny import CLASSES, COUNT, CROP, SIZE, Flat, Noise
 
 TRANSLATIONS = ("translation_down", "translation_right")

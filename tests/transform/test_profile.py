@@ -1,4 +1,6 @@
-"""The aliasing of every site, and the sites that a budget pays for."""
+"""The aliasing of every site, its cost and its share of the derivative, and budgets."""
+
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from aa_flax import InputError, antialias, blur_pool
+from aa_flax import InputError, antialias, blur_pool, lie_derivative_by_layer
 from aa_flax.transform.aliasing import energies
 from aa_flax.transform.decisions import Options
+from aa_flax.transform.profile import ROUNDS
 
 
 def every_other(x):
@@ -219,3 +222,123 @@ def test_a_budget_keeps_what_where_excludes():
 def test_a_budget_is_a_number_from_0(budget):
     with pytest.raises(InputError, match="budget must be"):
         antialias(every_other, budget=budget)
+
+
+def composed(layers):
+    def f(x):
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return f
+
+
+def mean_square(x):
+    return jnp.square(x).mean((1, 2))
+
+
+def shares_by_layer(layers, images, strides=None):
+    """Each layer's part of |Lf|^2, translated down and right, by `aa_flax.evaluation.lie`."""
+    products = 0
+    for name in ("translation_down", "translation_right"):
+        found = np.array(lie_derivative_by_layer(layers, images, name, strides=strides))
+        products += np.einsum("knc,nc->k", found, found.sum(0))
+    return products / products.sum()
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_shares_are_those_of_the_layers_that_subsample_and_sum_to_1_with_the_others(layout):
+    with jax.enable_x64(True):
+        images = jax.random.normal(jax.random.key(0), (2, 12, 16, 4), jnp.float64)
+        kernel = KERNEL.astype(jnp.float64)
+        layers = [jnp.tanh, lambda x: convolve(x, kernel, 1), every_other]
+        layers += [jnp.sin, lambda x: window(x, -jnp.inf, lax.max, 1), every_other, mean_square]
+        expected = shares_by_layer(layers, images)
+        is_first = layout == "NCHW"
+        given = jnp.moveaxis(images, -1, 1) if is_first else images
+        to_last = [lambda x: jnp.moveaxis(x, 1, -1)] if is_first else []
+        profile = antialias.profile(composed([*to_last, *layers]), given, lie=layout)
+    assert [row.lie_share for row in profile] == pytest.approx([expected[2], expected[5]])
+    assert "Lie derivative" in str(profile)
+    rest = sum(expected[i] for i in (0, 1, 3, 4, 6))
+    assert sum(profile.arrays()["lie_share"]) + rest == pytest.approx(1)
+
+
+def test_strides_are_known_where_maps_shrink_without_padding():
+    layers = [lambda x: x[:, 2:-2, 2:-2] * x[:, 4:, 4:], every_other, jnp.tanh, every_other]
+    layers.append(mean_square)
+    images = MAPS[:, :16, :16]  # maps of 12, 6 and 3 pixels, of strides 1, 2 and 4
+    expected = shares_by_layer(layers, images, strides=(1, 2, 2, 4, 1))
+    profile = antialias.profile(composed(layers), images, lie="NHWC")
+    assert [row.lie_share for row in profile] == pytest.approx(expected[[1, 3]], rel=1e-3)
+
+
+def test_a_strided_layer_is_a_dense_one_and_a_subsampling():
+    layers = [lambda x: convolve(x, KERNEL, 1), every_other, jax.nn.relu]
+    layers += [lambda x: window(x, -jnp.inf, lax.max, 1), every_other, mean_square]
+    strided = [lambda x: convolve(x, KERNEL, 2), jax.nn.relu]
+    strided += [lambda x: window(x, -jnp.inf, lax.max, 2), mean_square]
+    images = MAPS[:, :15, :15]  # "SAME" pads odd sizes by one width
+    profiles = (antialias.profile(composed(f), images, lie="NHWC") for f in (layers, strided))
+    first, second = ([row.lie_share for row in profile] for profile in profiles)
+    assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_a_map_without_aliasing_has_no_share():
+    images = jnp.asarray(wave(3) * wave(0, across=2), jnp.float32)
+    f = composed([every_other, jnp.tanh, lambda x: x[:, 1, 1]])  # of one position: it varies
+    (row,) = antialias.profile(f, images, lie="NHWC")
+    assert row.lie_share == pytest.approx(0, abs=1e-4)
+
+
+def test_a_site_inside_calls_has_the_same_share():
+    def looped(x):
+        x = lax.scan(lambda x, _: (jnp.tanh(x), None), x, None, 2)[0]
+        return mean_square(jax.jit(jax.checkpoint(every_other))(x))
+
+    (plain,), (inside,) = (
+        antialias.profile(f, MAPS, lie="NHWC")
+        for f in (composed([jnp.tanh, jnp.tanh, every_other, mean_square]), looped)
+    )
+    assert plain.lie_share == pytest.approx(inside.lie_share, rel=1e-4)
+
+
+def test_milliseconds_are_the_median_difference_of_alternating_runs(monkeypatch):
+    # Rounds of the plain function, and of each filter alone; the first is a warm-up.
+    rounds = [(9, 9, 9), *[(5, 8, 5.5), (7, 10, 7.5), (50, 8, 9)] * (ROUNDS // 3 + 1)]
+    durations = [ms for times in rounds for ms in times]
+    clock = accumulate(part for ms in durations for part in (1, ms / 1000))
+    monkeypatch.setattr("aa_flax.transform.profile.perf_counter", lambda: next(clock))
+    profile = antialias.profile(two_layers, MAPS, milliseconds=True)
+    assert [row.extra_milliseconds for row in profile] == pytest.approx([3, 0.5])
+    assert "+0.50" in str(profile)
+
+
+def test_without_options_there_are_no_columns_of_time_and_derivative():
+    profile = antialias.profile(two_layers, MAPS)
+    assert "ms" not in str(profile)
+    assert "Lie" not in str(profile)
+    arrays = profile.arrays()
+    assert np.isnan([arrays["extra_milliseconds"], arrays["lie_share"]]).all()
+
+
+def test_a_site_that_is_left_alone_has_no_milliseconds():
+    profile = antialias.profile(
+        lambda x: convolve(x, KERNEL[:, :, :3], 2), MAPS[..., :3], milliseconds=True
+    )
+    assert np.isnan(profile[0].extra_milliseconds)
+
+
+@pytest.mark.parametrize(
+    ("f", "images", "layout", "message"),
+    [
+        (every_other, MAPS, "NHWC", r"vectors of numbers, got float32 of shape \(2, 9, 9, 4\)"),
+        (lambda x: x.argmax(1), MAPS, "NHWC", "vectors of numbers, got int32"),
+        (jnp.sin, MAPS[0], "NHWC", r"of shape \(N, H, W, C\); got float32 of shape \(17, 18, 4\)"),
+        (jnp.sin, MAPS.astype(int), "NCHW", r"shape \(N, C, H, W\); got int32"),
+        (jnp.sin, MAPS, "HWC", "layout must be one of NHWC, NCHW; got 'HWC'"),
+    ],
+)
+def test_a_derivative_needs_images_and_vectors(f, images, layout, message):
+    with pytest.raises(InputError, match=message):
+        antialias.profile(f, images, lie=layout)

@@ -4,6 +4,7 @@ from aa_flax.evaluation.measure import MEASURES, Column, Measure, Option, regist
 from aa_flax.evaluation.measures.accuracy import Accuracy, PerClass, Predictions
 from aa_flax.evaluation.measures.aliasing import Aliasing
 from aa_flax.evaluation.measures.clip import Clip
+from aa_flax.evaluation.measures.clip_maps import MapFlicker, MaskFlicker, PointFlicker
 from aa_flax.evaluation.measures.consistency import Circular, Jitter, Shift, Subpixel, WorstCase
 from aa_flax.evaluation.measures.corruptions import Corruptions
 from aa_flax.evaluation.measures.diagonal import Diagonal
@@ -27,6 +28,6 @@ for _kind in (
     *(WorstWithin, WorstCircular, Stability, Realistic, WorstRealistic),
     *(Diagonal, Equivariance, Aliasing, Corruptions, Perturbations),
     *(LocalEquivarianceError, MaskConsistency, TranslationPSNR, PointJitter),
-    *(Images, Drift, Clip, Tiles, Time),
+    *(Images, Drift, Clip, MaskFlicker, MapFlicker, PointFlicker, Tiles, Time),
 ):
     register_measure(_kind())

@@ -1,9 +1,11 @@
-"""The aliasing at every subsampling site of a model."""
+"""The aliasing at every subsampling site of a model, and its part in the Lie derivative."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -30,6 +32,12 @@ class Aliasing(StoredMeasure):
             ("mean_energy",),
             note="energy above the Nyquist frequency of the subsampled map, mean over the layers",
         ),
+        Column(
+            "Lie derivative by aliasing",
+            ("lie_share",),
+            note="part of subsampling in the Lie derivative of the probabilities when the images "
+            "are translated; other operations, such as padding, have the rest to 100 %",
+        ),
     )
 
     def settings(self, subject: Subject) -> Result:
@@ -46,16 +54,21 @@ class Aliasing(StoredMeasure):
             )
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
-        f, images = subject.predictor.function, _images(subject)
+        state, images = subject.predictor.state, _images(subject)
+
+        def f(state: Any, images: Array) -> Array:
+            return jax.nn.softmax(subject.predictor.function(state, images).astype(jnp.float32))
+
         found, arrays = {}, {}
         for which, run in (("", f), ("antialiased_", antialias(f))):
-            profile = antialias.profile(run, subject.predictor.state, images).arrays()
+            profile = antialias.profile(run, state, images, lie="NHWC").arrays()
             if not np.isfinite(profile["aliasing_energy"]).any():
                 raise InputError(
                     f"the measure aliasing needs layers that subsample, and {subject.name} has none"
                 )
             arrays |= {which + name: values for name, values in profile.items()}
             found[f"{which}mean_energy"] = 100 * float(np.nanmean(profile["aliasing_energy"]))
+            found[f"{which}lie_share"] = 100 * float(np.nansum(profile["lie_share"]))
         shown = _curves(subject.name, arrays)
         return found | self.store(subject, arrays, lambda path: plots.plot_aliasing(path, shown))
 
@@ -63,7 +76,8 @@ class Aliasing(StoredMeasure):
         plain, antialiased = (result[f"{which}mean_energy"] for which in ("", "antialiased_"))
         return (
             f"{'aliasing':12} {plain:.1f} % of the energy (mean over the layers that subsample), "
-            f"{antialiased:.1f} % with antialias   ({result['num_images']} images)"
+            f"{antialiased:.1f} % with antialias; {result['lie_share']:.0f} % of the Lie derivative"
+            f"   ({result['num_images']} images)"
         )
 
     def draw(self, path: Path, rows: Sequence[Row]) -> None:
@@ -82,5 +96,8 @@ def _images(subject: Subject) -> Float[Array, "N S S 3"]:
 
 def _curves(name: str, arrays: Mapping[str, np.ndarray]) -> plots.AliasingCurves:
     names = {"": name, "antialiased_": f"antialias({name})"}
-    fields = ("layer", "aliasing_energy", "damage")
-    return {title: {n: arrays[which + n] for n in fields} for which, title in names.items()}
+    fields = ("layer", "aliasing_energy", "damage", "lie_share")
+    return {
+        title: {n: arrays[which + n] for n in fields if which + n in arrays}
+        for which, title in names.items()
+    }

@@ -1,10 +1,10 @@
 """Flicker: how often the top-1 class changes from frame to frame of a clip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from aa_flax.data.clips import Clip as Frames
 from aa_flax.data.pixels import center_image
@@ -21,6 +21,7 @@ from aa_flax.evaluation.own_images import (
 )
 from aa_flax.evaluation.plots.own_images import plot_flicker
 from aa_flax.evaluation.predict import in_batches
+from aa_flax.evaluation.settings import Settings
 from aa_flax.runtime import progress_bar
 
 
@@ -128,14 +129,32 @@ def moving_average(
     return (total[end] - total[first]) / (end - first)[:, None]
 
 
+def check_clip(clip: Frames, settings: Settings) -> None:
+    """Raises an InputError if the frames differ in size or are smaller than the crops."""
+    clip.check()
+    check_size_of(clip.name, clip.first_size(), settings, settings.crop_size)
+
+
+def centre_crops(
+    clip: Frames, settings: Settings, times: list[float | None]
+) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+    """Yields the centre crop of each frame, and appends its time to `times`."""
+    for time, frame in clip:
+        times.append(time)
+        yield center_image(frame, settings.resize_size, settings.crop_size, settings.interpolation)
+
+
+FPS = Option(  # one option, which the measures have in common
+    "fps", "--clip: frames a second; default: by a video's times, 25 of frames", None, float
+)
+
+
 class Clip(PicturesMeasure):
     """Flips of the top-1 class a second, lengths of runs, and a probability over time."""
 
     options = (
         PicturesOption("clip", "flicker on a clip: a folder of frames, or a video (PyAV)"),
-        Option(
-            "fps", "--clip: frames a second; default: by a video's times, 25 of frames", None, float
-        ),
+        FPS,
         Option("window", "--clip: seconds of the moving average", 0.5, float),
         CLASS_NAMES,
     )
@@ -171,23 +190,15 @@ class Clip(PicturesMeasure):
         check_one_process("clip")
         real("--window", subject.options["window"], least=0)
         super().check(subject)
-        clip, settings = _frames(subject), subject.settings
-        clip.check()
-        check_size_of(clip.name, clip.first_size(), settings, settings.crop_size)
+        check_clip(_frames(subject), subject.settings)
 
     def result(self, seen: Observations | None, subject: Subject) -> Result:
         clip, predictor, settings = _frames(subject), subject.predictor, subject.settings
         name_of = class_namer(subject, predictor.num_classes(settings.crop_size))
-        how = (settings.resize_size, settings.crop_size, settings.interpolation)
         times: list[float | None] = []
-
-        def crops():
-            for time, frame in clip:
-                times.append(time)
-                yield center_image(frame, *how)
-
         with progress_bar(None, "clip", "frame") as bar:
-            logits = np.stack([*in_batches(predictor.logits, crops(), settings.batch(), bar)])
+            crops = centre_crops(clip, settings, times)
+            logits = np.stack([*in_batches(predictor.logits, crops, settings.batch(), bar)])
         window = subject.options["window"]
         found = flicker(logits, seconds=clip.seconds(times), window_seconds=window)
         facts: Result = {"class": name_of(found.most_frequent), "lost": clip.log_lost()}

@@ -11,16 +11,20 @@ positions by `point_flicker`. All are zero for a function that does not flicker.
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from aa_flax.data.clips import Clip as Frames
 from aa_flax.errors import InputError, integer, real
-from aa_flax.evaluation.measure import Result
+from aa_flax.evaluation.measure import Column, Measure, Result, Subject
+from aa_flax.evaluation.measures.clip import FPS, centre_crops, check_clip, mean_fps
 from aa_flax.evaluation.measures.maps import check_masks, image_batches, maps_of
 from aa_flax.evaluation.measures.points import points_of
+from aa_flax.evaluation.observe import Observations
+from aa_flax.evaluation.own_images import PicturesOption, check_one_process
 from aa_flax.evaluation.predict import Predictor, predictor_of
 
 Read = Callable[[Predictor, Any], Any]  # a function's outputs for a batch of frames
@@ -52,7 +56,7 @@ def mask_flicker(
 
     Raises:
         InputError: fewer than two frames, frames that are not square, a motion as large as they
-            are, or an output that is not a map.
+            are, fps of 0 or less, or an output that is not a map.
 
     Examples:
         >>> frames = np.zeros((3, 8, 8, 3), np.uint8)
@@ -179,7 +183,9 @@ class _Clip(NamedTuple):
             raise InputError(
                 f"motion must be less than the {side} pixels of the frames, got {motion}"
             )
-        return cls(frames, real("fps", fps, least=0), (down, right))
+        if not (rate := real("fps", fps, least=0)):
+            raise InputError("fps is the number of frames a second, more than 0; got 0")
+        return cls(frames, rate, (down, right))
 
     def outputs(
         self, read: Read, predict: Any, batch_size: int, jit: bool | None
@@ -203,3 +209,92 @@ class _Clip(NamedTuple):
 
 def _from(shift: int) -> slice:
     return slice(max(shift, 0), min(shift, 0) or None)
+
+
+class ClipOfMaps(Measure):
+    """A measure of a function's outputs for the centre crops of a clip's frames, without motion."""
+
+    brings_images = True
+    of_maps = True
+    flicker: ClassVar[Callable[..., Result]]  # `mask_flicker` or another
+
+    def clip(self, subject: Subject) -> Frames:
+        return Frames(subject.options[self.name], subject.options["fps"])
+
+    def settings(self, subject: Subject) -> Result:
+        return self.clip(subject).described()
+
+    def check(self, subject: Subject) -> None:
+        check_one_process(self.name)
+        check_clip(self.clip(subject), subject.settings)
+
+    def result(self, seen: Observations | None, subject: Subject) -> Result:
+        clip, settings = self.clip(subject), subject.settings
+        times: list[float | None] = []
+        frames = np.stack([*centre_crops(clip, settings, times)])
+        fps, batch_size = mean_fps(clip.seconds(times)), settings.batch(len(frames))
+        found = type(self).flicker(subject.predictor, frames, fps=fps, batch_size=batch_size)
+        return {**found, "lost": clip.log_lost(), **clip.differences(times)}
+
+
+class MaskFlicker(ClipOfMaps):
+    """Pixels whose label changes from frame to frame; see `mask_flicker`."""
+
+    options = (PicturesOption("mask_flicker", "flicker of masks on a clip"), FPS)
+    columns = (
+        Column(
+            "masks changed",
+            ("changed",),
+            note="pixels with another label than in the frame before, mean over the clip",
+        ),
+    )
+    flicker = staticmethod(mask_flicker)
+
+    def line(self, result: Result) -> str:
+        return (
+            f"{'mask flicker':12} {result['changed']:.2f} % of the pixels change from frame to "
+            f"frame   ({result['num_frames']} frames, {result['fps']:g} a second)"
+        )
+
+
+class MapFlicker(ClipOfMaps):
+    """Change of values from frame to frame; see `map_flicker`."""
+
+    options = (PicturesOption("map_flicker", "flicker of maps or images on a clip"), FPS)
+    columns = (
+        Column(
+            "change of maps",
+            ("difference",),
+            unit="",
+            note="mean absolute difference of values from the frame before, in their unit",
+        ),
+    )
+    flicker = staticmethod(map_flicker)
+
+    def line(self, result: Result) -> str:
+        return (
+            f"{'map flicker':12} values change by {result['difference']:.3g} from frame to frame   "
+            f"({result['num_frames']} frames, {result['fps']:g} a second)"
+        )
+
+
+class PointFlicker(ClipOfMaps):
+    """Distance in pixels that points jump from frame to frame; see `point_flicker`."""
+
+    options = (PicturesOption("point_flicker", "jitter of points or boxes on a clip"), FPS)
+    columns = (
+        Column(
+            "jitter on a clip (px)",
+            ("jitter",),
+            unit="px",
+            note="mean distance of points from where they were in the frame before, in pixels",
+        ),
+    )
+    flicker = staticmethod(point_flicker)
+
+    def line(self, result: Result) -> str:
+        return (
+            f"{'points':12} jitter {result['jitter']:.3f} pixels from frame to frame   "
+            f"({result['num_frames']} frames, {result['fps']:g} a second, "
+            f"{result['missing']:.2f} % not found)"
+        )

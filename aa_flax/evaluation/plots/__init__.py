@@ -241,21 +241,26 @@ def plot_diagonal(
     save_figure(figure, path, formats)
 
 
-# Of each model `layer`, `aliasing_energy` and `damage`, arrays of a value for each site.
+# Of each model `layer`, `aliasing_energy`, `damage` and perhaps `lie_share`, by site.
 AliasingCurves = dict[str, dict[str, np.ndarray]]
 
 
 def plot_aliasing(path: Path, models: AliasingCurves, formats: Sequence[str] = (".png",)) -> None:
     """Plots the aliasing at each subsampling site of models, in the order in which they run.
 
-    Sites that were not measured are left out. Damage is drawn from 0.01 % on.
+    Sites that were not measured are left out. Damage is drawn from 0.01 % on, and shares of the Lie
+    derivative if there are any.
     """
-    figure, (panels,) = new_figure(1, 2, (9.0, 3.6))
     labels = {"aliasing_energy": "aliasing energy (%)", "damage": "damage (%)"}
+    if any(np.isfinite(arrays.get("lie_share", np.nan)).any() for arrays in models.values()):
+        labels["lie_share"] = "share of the Lie derivative (%)"
+    figure, (panels,) = new_figure(1, len(labels), (4.5 * len(labels), 3.6))
     for panel, (name, label) in zip(panels, labels.items(), strict=True):
         for i, (title, arrays) in enumerate(models.items()):
-            measured = np.flatnonzero(np.isfinite(arrays[name]))
-            percent = np.maximum(100 * arrays[name][measured], 0.01)
+            values = arrays.get(name, np.array([]))
+            measured = np.flatnonzero(np.isfinite(values))
+            percent = 100 * values[measured]
+            percent = np.maximum(percent, 0.01) if name == "damage" else percent
             style = {"marker": _MARKS[i % len(_MARKS)], "color": colour_of(i), "label": title}
             panel.plot(measured + 1, percent, **style)
         panel.set(ylabel=label, xlabel="layer that subsamples")
