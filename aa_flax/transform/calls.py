@@ -13,6 +13,7 @@ import jax
 from jax import lax
 from jaxtyping import Array
 
+from aa_flax.transform.decisions import Refused
 from aa_flax.transform.interpreter import Interpreter, rule
 from aa_flax.transform.jaxpr import bind, called, opened
 from aa_flax.transform.sites import has_sites
@@ -162,7 +163,10 @@ def _pointwise_outputs(
     def run(arrays: list[Any]) -> None:
         found[:] = trial.run(jaxpr, consts, list(map(wrapped, inputs, arrays)))
 
-    jax.eval_shape(run, list(map(bare, inputs)))
+    try:
+        jax.eval_shape(run, list(map(bare, inputs)))
+    except Refused:
+        return None
     pending = [v for v in (*inputs, *found) if isinstance(v, Pending)]
     alike = all(v.waiting == pending[0].waiting for v in pending)
     return found if alike and all(isinstance(v, Pending) for v in found) else None

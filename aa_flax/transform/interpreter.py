@@ -92,6 +92,8 @@ class Interpreter:
             return value.full
         if not isinstance(value, Pending):
             return value
+        if self.alike:
+            raise Refused("it combines positions")
         (self.activated if value.activated else self.unactivated).update(value.sites)
         for key in () if value.activated else value.sites:
             reader = "the end" if eqn is None else eqn.primitive.name

@@ -127,6 +127,16 @@ def test_an_activation_with_a_backward_rule_keeps_it_and_comes_before_the_blur(s
     close(*(gradient(x, slope) for gradient in gradients), 1e-4)
 
 
+def test_a_function_with_a_derivative_rule_that_combines_positions_comes_after_the_blur():
+    def peaks(x):
+        return jnp.exp(x - x.max((1, 2), keepdims=True))
+
+    custom = jax.custom_jvp(peaks)
+    custom.defjvp(lambda x, dx: jax.jvp(peaks, x, dx))
+    f = antialias(lambda x: custom(conv(x)), before=False)
+    close(f(X), peaks(blur_pool(conv(X, stride=1))))
+
+
 ACROSS = {
     "convolution": lambda x, wrap: jax.nn.relu(2 * wrap(conv)(x) + 1),
     "activation": lambda x, wrap: wrap(jax.nn.relu)(2 * conv(x) + 1),
