@@ -104,14 +104,14 @@ def ideal_pool(
     y = x.astype(np.promote_types(x.dtype, jnp.float32))
     for axis, step in enumerate(strides, 1):
         if step > 1:
-            matrix = jnp.asarray(_ideal_matrix(y.shape[axis], step), y.dtype)
+            matrix = jnp.asarray(ideal_matrix(y.shape[axis], step), y.dtype)
             product = jnp.tensordot(matrix, y, (1, axis), precision=lax.Precision.HIGHEST)
             y = jnp.moveaxis(product, 0, axis)
     return y.astype(x.dtype)
 
 
 @lru_cache(maxsize=256)
-def _ideal_matrix(size: int, stride: int) -> np.ndarray:
+def ideal_matrix(size: int, stride: int) -> np.ndarray:
     """Returns `(m, n)`: the sum over kept frequencies f of cos(2 pi f (i / m - j / n)), over n."""
     length = -(-size // stride)
     distance = np.arange(length)[:, None] / length - np.arange(size) / size
