@@ -14,6 +14,7 @@ sites, constants             detect the operations that subsample
 decisions                    decide which of them are antialiased, and by which pool
 convolutions, windows        rewrite them
 values, pointwise            carry a stride that waits to the nonlinearity
+axes, activations            find nonlinearities of maps, and run them on a finer grid
 calls                        enter programs inside: jit, loops, branches, checkpoint
 aliasing                     measures the maps that sites subsample
 """
@@ -43,7 +44,7 @@ from aa_flax.transform.budget import within_budget
 from aa_flax.transform.constants import left_alone
 from aa_flax.transform.decisions import Options, Place, Stem
 from aa_flax.transform.interpreter import Interpreter
-from aa_flax.transform.jaxpr import opened, programs
+from aa_flax.transform.jaxpr import eqns_in, opened
 from aa_flax.transform.sites import Report, Site
 
 _P = ParamSpec("_P")
@@ -78,6 +79,7 @@ class Antialias:
         stem: Stem = "leave",
         before: bool | None = None,
         budget: float | None = None,
+        activations: int | None = None,
     ) -> "Antialiased[_P, _R]":
         """Returns a function that computes what `f` does, with every subsampling antialiased.
 
@@ -119,6 +121,11 @@ class Antialias:
                 FLOPs (0.05: 5 %). The sites are chosen once, by `profile` on the arguments of the
                 first call, which has to be with numbers, outside of `jax.jit`: those where a filter
                 reduces the damage most for its FLOPs. Default: all sites, whatever they cost.
+            activations: 2 runs activations on a grid twice as fine, on every spatial axis, and
+                filters the result: interpolation and low-pass filter have 13 taps each (6 n + 1 for
+                a factor of n) of Kaiser's window, or with `pool="ideal"` are ideal. Those of maps
+                that come from a convolution, which shows their spatial axes; normalization stays as
+                it is. Default: activations stay as they are.
 
         Returns:
             The new function. It is traced at every call, so jit it.
@@ -127,11 +134,13 @@ class Antialias:
             InputError: an invalid option, or when it is called: `f` computes derivatives, or a
                 budget's first call is traced, or on a device whose FLOPs JAX does not count.
 
-        Source: Zhang, ICML 2019, Sec. 3.2.
+        Source: Zhang, ICML 2019, Sec. 3.2. Activations: Karras et al., NeurIPS 2021, Sec. 3.2.
         """
         if not callable(f):
             raise InputError(f"antialias takes a function, got a {type(f).__name__}")
-        options = Options(filter_size, padding, pool, where, min_channels, stem, before, budget)
+        options = Options(
+            filter_size, padding, pool, where, min_channels, stem, before, budget, activations
+        )
         return Antialiased(f, options)
 
     def report(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
@@ -332,7 +341,7 @@ def _joined(path: Any) -> str:
 
 def _check_no_gradients(jaxpr: Any) -> None:
     """Refuses a program that differentiates in reverse: its transposed operations are no sites."""
-    scopes = (eqn.source_info.name_stack for program in programs(jaxpr) for eqn in program.eqns)
+    scopes = (eqn.source_info.name_stack for eqn in eqns_in(jaxpr))
     if any("transpose(" in str(scope) for scope in scopes):
         raise InputError(
             "antialias got a function that computes gradients, which would stay those of the "

@@ -27,6 +27,7 @@ Kind = Literal[
     "resize",
     "space to depth",
     "other pool",
+    "activation",
 ]
 
 _KINDS: dict[str, Kind] = {
@@ -129,7 +130,8 @@ def cells(row: Row) -> tuple[str, ...]:
     site = row.site
     sizes = (site.shape, site.output_shape, site.strides, site.window)
     shape, output_shape, strides, window = ("x".join(map(str, each)) for each in sizes)
-    kind = site.kind if site.kind == "slice" else f"{site.kind} {window}"
+    detail = {"slice": "", "activation": site.primitive}.get(site.kind, window)
+    kind = f"{site.kind} {detail}".strip()
     first = (site.layer, kind, f"{shape} -> {output_shape}", strides, row.done or "left alone")
     return (*first, row.reason, f"{row.extra_flops / 1e6:+.2f}")
 
