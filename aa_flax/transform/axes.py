@@ -70,6 +70,8 @@ _rule = Rules()
 
 def map_after(eqn: Any, inputs: Sequence[Map | None]) -> Map | None:
     """Returns facts about the results of an equation, if their spatial axes are known."""
+    if not any(m and m.roles for m in inputs) and eqn.primitive.name != "conv_general_dilated":
+        return None
     found = _rule.apply(eqn.primitive.name, eqn, inputs)
     return found if found and "s" in found.roles else None
 

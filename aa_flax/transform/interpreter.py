@@ -119,7 +119,9 @@ class Interpreter:
 
     def _track(self, eqn: Any, inputs: list[Value], outputs: list[Value]) -> None:
         """Notes which axes of the results are spatial, where the operands show it."""
-        m = map_after(eqn, [self.map_of(v) for v in inputs])
+        repeated = Map("", reduced=True)  # constants of a map leave a statistic one
+        known = [repeated if isinstance(v, Spread) else self.map_of(v) for v in inputs]
+        m = map_after(eqn, known)
         if m is None and inputs and id(inputs[0]) in self.splits:  # a pool by reshape
             m = self.map_of(self.splits[id(inputs[0])][1])
         if m is None:

@@ -46,12 +46,12 @@ _LIBRARIES += ("/aa_flax/ops/", "/aa_flax/nn/", "/aa_flax/transform/")
 
 @dataclass(frozen=True)
 class Site:
-    """One strided operation of a function, as `where=` and a report see it.
+    """One strided operation or activation of a function, as `where=` and a report see it.
 
     Args:
         layer: names of modules and scopes (Linen, Haiku, `jax.named_scope`), the parameter that it
             reads (`params.conv1.kernel`), or its line of code.
-        primitive: JAX's name of the operation.
+        primitive: JAX's name of the operation; of an activation, the one with which it begins.
         shape, output_shape: of its input and its output, in the function's own layout.
         strides, window: for each spatial axis; the window is the kernel's or the pool's extent.
         channels: of its input, or None where the operation does not say which axis they are.

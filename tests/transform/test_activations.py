@@ -200,7 +200,8 @@ def test_the_cost_is_that_of_filters_one_axis_after_the_other(ideal):
 
 def normalized(x, axes):
     centred = x - x.mean(axes, keepdims=True)
-    return centred * lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + 1e-5)
+    variance = jnp.square(centred).mean(axes, keepdims=True)
+    return centred * lax.rsqrt(variance + jnp.full(variance.shape, 1e-5))
 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2), (3,)])
