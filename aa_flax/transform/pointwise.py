@@ -181,6 +181,8 @@ def broadcast(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     if isinstance(value, Spread):
         return [spread(value.value, shape, dims)]
     if not isinstance(value, Pending):
+        if not hasattr(value, "shape"):  # a constant
+            value = jnp.asarray(value, eqn.outvars[0].aval.dtype)
         repeated = prod(shape) != value.size and len(shape) >= 3
         return [spread(value, shape, dims)] if repeated else None
     dense_shape, strides, roles = list(shape), [1] * len(shape), ["c"] * len(shape)

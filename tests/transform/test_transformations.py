@@ -219,6 +219,11 @@ def test_donated_and_sharded_arguments_are_the_jitted_functions():
     close(donated(jnp.array(X)), keeps_size_expected(X))
 
 
+def test_a_number_may_be_repeated_to_a_map():
+    f = antialias(lambda x: jax.nn.relu(conv(x) + jnp.full((2, 4, 4, 4), 0.5)))
+    close(f(X), blur_pool(jax.nn.relu(conv(X, stride=1) + 0.5)))
+
+
 def test_arguments_that_are_no_arrays_are_passed_on():
     def f(x, stride, *, name, train):
         assert (stride, name, train) == (2, "net", False)
