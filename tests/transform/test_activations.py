@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax import export, lax
 
-from aa_flax import InputError, antialias, blur_pool
+from aa_flax import InputError, antialias, blur_pool, match_statistics
 from aa_flax.ops import circular_padding
 from aa_flax.ops.finer import FineGrid
 from aa_flax.transform.aliasing import energies
@@ -213,6 +213,20 @@ def test_normalization_stays_as_it_is(axes):
     g = antialias(lambda x: jax.nn.relu(normalized(conv(x, K), axes)), activations=2)
     close(g(X), finely(jax.nn.relu, normalized(conv(X, K), axes)))
     assert len(rows(g, X)) == 1
+
+
+def test_batch_statistics_can_be_matched():
+    def norm(params, x):
+        return (x - params["mean"]) * lax.rsqrt(params["var"] + 1e-5)
+
+    def f(params, x):
+        return conv(jax.nn.relu(norm(params, conv(x, K))), K)
+
+    params = {"mean": normal(4), "var": jnp.exp(normal(4))}
+    matched = match_statistics(antialias(f, activations=2), f, X, params)
+    y, fine = norm(params, conv(X, K)), norm(matched, GRID.finer(conv(X, K)))
+    for moment in (jnp.mean, jnp.var):
+        close(moment(fine, (0, 1, 2)), moment(y, (0, 1, 2)))
 
 
 def test_a_branch_passes_a_residual_sum_unfiltered():
