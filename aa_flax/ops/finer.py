@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from aa_flax.ops.blur import padding_widths
 from aa_flax.ops.filters import Taps, filter_pool, ideal_matrix, ideal_pool, kaiser_taps
 from aa_flax.ops.lowpass import Padding
 from aa_flax.ops.padding import is_circular
@@ -84,7 +85,7 @@ class FineGrid:
         if self.ideal:
             return ideal_pool(y, [self.factor if i == axis else 1 for i in range(1, y.ndim - 1)])
         taps = _taps(self.factor)
-        return self._filtered(y, axis, taps, self.factor, (len(taps) // 2,) * 2)
+        return self._filtered(y, axis, taps, self.factor, padding_widths(len(taps)))
 
     def _filtered(
         self, x: Array, axis: int, taps: Taps, stride: int, widths: tuple[int, int]
