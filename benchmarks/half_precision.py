@@ -1,4 +1,4 @@
-"""How far logits in bfloat16 are from float64 on CPU, by implementation: a table of docs/fidelity.md.
+"""How far logits in bfloat16 are from float64 on CPU: a table of docs/fidelity.md.
 
     python benchmarks/half_precision.py [--models resnet18_lpf4 ...] [--size 128]
 
@@ -35,6 +35,8 @@ def differences(variant: str, models: list[str], size: int) -> None:
     import numpy as np
     from flax import nnx
 
+    from aa_flax.nn.layers import BatchNorm
+
     jax.config.update("jax_enable_x64", True)
     images = np.random.default_rng(0).standard_normal((8, size, size, 3), np.float32)
 
@@ -42,7 +44,7 @@ def differences(variant: str, models: list[str], size: int) -> None:
         model = aa_flax.create_model(name, dtype=dtype)
         rng = np.random.default_rng(0)
         for _, layer in nnx.iter_modules(model):
-            if hasattr(layer, "var"):
+            if isinstance(layer, BatchNorm):
                 shape = layer.mean.shape
                 layer.mean.set_value(jnp.asarray(rng.normal(0, 0.3, shape), jnp.float32))
                 layer.var.set_value(jnp.asarray(rng.uniform(0.5, 1.5, shape), jnp.float32))

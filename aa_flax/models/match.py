@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float
 
 from aa_flax.errors import InputError
@@ -169,7 +170,9 @@ class _Program:
         self.names = [name_of(path) for path, _ in paths]
         self.leaves = {name: leaf for name, (_, leaf) in zip(self.names, paths, strict=True)}
         self.images = images
-        self.jaxpr, self.consts = opened(flat_program(f, params, images))
+        jaxpr, self.consts = opened(flat_program(f, params, images))
+        # Without what nothing depends on: `antialias` may have run a layer on another grid.
+        self.jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
         found = find_layers(self.jaxpr, len(paths))
         norms = any(layer.is_norm for layer in found.values())
         self.layers = {key: layer for key, layer in found.items() if layer.is_norm == norms}

@@ -107,7 +107,7 @@ def ideal_pool(
     y = x.astype(np.promote_types(x.dtype, jnp.float32))
     for axis, step in enumerate(strides, 1):
         if step > 1:
-            y = along(y, axis, _ideal_matrix(y.shape[axis], step))
+            y = along(y, axis, ideal_matrix(y.shape[axis], step))
     return y.astype(x.dtype)
 
 
@@ -119,7 +119,7 @@ def along(x: Array, axis: int, matrix: Float[np.ndarray, "m n"]) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _ideal_matrix(size: int, stride: int) -> np.ndarray:
+def ideal_matrix(size: int, stride: int) -> np.ndarray:
     """Returns `(m, n)`: the sum over kept frequencies f of cos(2 pi f (i / m - j / n)), over n."""
     length = -(-size // stride)
     distance = np.arange(length)[:, None] / length - np.arange(size) / size

@@ -49,6 +49,10 @@ class Axis(NamedTuple):
         """Number of values that are kept."""
         return (self.size + sum(self.pad_widths) - len(self.taps)) // self.stride + 1
 
+    @property
+    def is_identity(self) -> bool:
+        return (self.taps, self.stride, self.pad_widths) == ((1.0,), 1, (0, 0))
+
 
 Geometry = tuple[Axis, ...]
 
@@ -159,7 +163,8 @@ def _gather(x: Array, geometry: Geometry, transposed: bool = False) -> Array:
     copies, so the padded signal is never built. The gradient is `B' g`, again a sparse matrix with
     few entries in a row: look-ups, instead of the scatter that autodiff of a look-up gives.
     """
-    y, axes = x, list(enumerate(geometry, 1))
+    axes = [(i, axis) for i, axis in enumerate(geometry, 1) if not axis.is_identity]
+    y = x
     for i, axis in reversed(axes) if transposed else axes:
         y = _sparse_rows_dot(y, _rows(axis, transposed), i)
     # Without a barrier at a narrower type XLA repeats the look-ups in every consumer. (JAX 0.10
@@ -175,6 +180,8 @@ def _matmul(x: Array, geometry: Geometry, transposed: bool = False) -> Array:
     """
     letters = f"n{'dhw'[-len(geometry) :]}c"
     for axis, i in zip(geometry, letters[1:-1], strict=True):
+        if axis.is_identity:
+            continue
         weights = matrix(axis).toarray()
         product = f"o{i},{letters}->{letters.replace(i, 'o')}"
         with jax.named_scope(BLUR_SCOPE):

@@ -7,59 +7,36 @@ convolution, stride s        ->  convolution, stride 1  -  ...  -  nonlinearity 
 average pool, stride s       ->  blur, stride s
 slice, stride s              ->  blur, stride s
 
-Here `f` is traced. The other files, in the order in which an operation meets them:
+The other files, in the order in which an operation meets them:
 
-interpreter                  runs the traced program, each operation by its rule
+traced                       traces `f`, and runs its program for a result, report or profile
+interpreter                  runs a program, each operation by its rule
 sites, constants             detect the operations that subsample
 decisions                    decide which of them are antialiased, and by which pool
 convolutions, windows        rewrite them
 values, pointwise            carry a stride that waits to the nonlinearity
+axes, activations            find nonlinearities of maps, and run them on a finer grid
 calls                        enter programs inside: jit, loops, branches, checkpoint
 aliasing, profile            measure the maps that sites subsample, and what filters cost
 """
 
-import inspect
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import update_wrapper
-from itertools import zip_longest
-from math import nan
-from types import MappingProxyType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import jax
-import numpy as np
-from jax.core import Tracer
-from jax.errors import InconclusiveDimensionOperation
-from jax.extend.core import jaxpr_as_fun
 
 from aa_flax.errors import InputError, boolean
 from aa_flax.nn.pool_registry import PoolFactory
-from aa_flax.ops import definitions
 from aa_flax.ops.blur import Padding
-
-# Their rules. `pointwise` is before `windows`: a reshape that a waiting stride passes is no pool.
-from aa_flax.transform import calls, convolutions, pointwise, windows  # noqa: F401
-from aa_flax.transform.aliasing import Aliasing
 from aa_flax.transform.budget import within_budget
 from aa_flax.transform.canonical import Layout
-from aa_flax.transform.constants import left_alone
 from aa_flax.transform.decisions import Options, Place, Stem
-from aa_flax.transform.interpreter import Interpreter
-from aa_flax.transform.jaxpr import opened, programs
-from aa_flax.transform.profile import (
-    Contributions,
-    Images,
-    Profile,
-    ProfileRow,
-    added_milliseconds,
-    check_vectors,
-    lie_shares,
-    located,
-)
+from aa_flax.transform.profile import Profile, check_vectors, located
 from aa_flax.transform.sites import Report, Site
+from aa_flax.transform.traced import Traced
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -93,6 +70,7 @@ class Antialias:
         stem: Stem = "leave",
         before: bool | None = None,
         budget: float | None = None,
+        activations: int | None = None,
     ) -> "Antialiased[_P, _R]":
         """Returns a function that computes what `f` does, with every subsampling antialiased.
 
@@ -134,6 +112,11 @@ class Antialias:
                 FLOPs (0.05: 5 %). The sites are chosen once, by `profile` on the arguments of the
                 first call, which has to be with numbers, outside of `jax.jit`: those where a filter
                 reduces the damage most for its FLOPs. Default: all sites, whatever they cost.
+            activations: 2 runs activations on a grid twice as fine, on every spatial axis, and
+                filters the result: interpolation and low-pass filter have 13 taps each (6 n + 1 for
+                a factor of n) of Kaiser's window, or with `pool="ideal"` are ideal. Those of maps
+                that come from a convolution, which shows their spatial axes; normalization stays as
+                it is. Default: activations stay as they are.
 
         Returns:
             The new function. It is traced at every call, so jit it.
@@ -142,11 +125,13 @@ class Antialias:
             InputError: an invalid option, or when it is called: `f` computes derivatives, or a
                 budget's first call is traced, or on a device whose FLOPs JAX does not count.
 
-        Source: Zhang, ICML 2019, Sec. 3.2.
+        Source: Zhang, ICML 2019, Sec. 3.2. Activations: Karras et al., NeurIPS 2021, Sec. 3.2.
         """
         if not callable(f):
             raise InputError(f"antialias takes a function, got a {type(f).__name__}")
-        options = Options(filter_size, padding, pool, where, min_channels, stem, before, budget)
+        options = Options(
+            filter_size, padding, pool, where, min_channels, stem, before, budget, activations
+        )
         return Antialiased(f, options)
 
     def report(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
@@ -214,7 +199,7 @@ class Antialias:
             0.0
         """
         given = f if isinstance(f, Antialiased) else self(f)
-        traced = _Traced(given.function, args, kwargs)
+        traced = Traced(given.function, args, kwargs)
         traced.check_numbers("antialias.profile")
         options = given.chosen(traced)
         times = traced.added_milliseconds(options) if boolean("milliseconds", milliseconds) else {}
@@ -235,7 +220,7 @@ class Antialiased(Generic[_P, _R]):
         self.options = options
         update_wrapper(self, f, updated=())
 
-    def chosen(self, traced: "_Traced") -> Options:
+    def chosen(self, traced: "Traced") -> Options:
         """Returns the options, at the first call with the sites that the budget pays for."""
         if self.options.budget is not None:
             traced.check_numbers("antialias(f, budget=...), at its first call,")
@@ -245,7 +230,7 @@ class Antialiased(Generic[_P, _R]):
         return self.options
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        traced = _Traced(self.function, args, kwargs)
+        traced = Traced(self.function, args, kwargs)
         run = traced.interpreter(self.chosen(traced))
         outputs, report = traced.run(run, traced.arrays), run.report()
         for row in report.antialiased:
@@ -265,167 +250,7 @@ class Antialiased(Generic[_P, _R]):
 
     def report(self, *args: _P.args, **kwargs: _P.kwargs) -> Report:
         """Reports what is done at each site: see `antialias.report`."""
-        traced = _Traced(self.function, args, kwargs)
+        traced = Traced(self.function, args, kwargs)
         run = traced.interpreter(self.chosen(traced))
         jax.eval_shape(lambda arrays: traced.run(run, arrays), traced.arrays)
         return run.report()
-
-
-class _Traced:
-    """A function's program at certain arguments."""
-
-    def __init__(self, f: Callable[..., Any], args: Any, kwargs: Any):
-        with_paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
-        leaves = [leaf for _, leaf in with_paths]
-        self._result: Any = None  # leaves and structure of the function's result
-
-        def flat(*arrays: Any) -> list[Any]:
-            args, kwargs = tree.unflatten(_filled(leaves, arrays))
-            self._result = jax.tree.flatten(f(*args, **kwargs))
-            return list(filter(_is_array, self._result[0]))
-
-        self.arrays = list(filter(_is_array, leaves))
-        self._names = [_path(path) for path, leaf in with_paths if _is_array(leaf)]
-        own, _ = jax.tree_util.tree_flatten_with_path(inspect.unwrap(f))  # arrays of a model
-        self._closed_over = {id(x): (x, _joined(path)) for path, x in own if _is_array(x)}
-        # Definitions are operations of JAX, by which sites are found; kernels hide their strides.
-        with definitions():
-            self._program = jax.make_jaxpr(flat)(*self.arrays)
-        _check_no_gradients(self._program.jaxpr)
-
-    @property
-    def outputs(self) -> Sequence[Any]:
-        """The shapes and types of the function's arrays."""
-        return self._program.out_avals
-
-    def interpreter(self, options: Options) -> Interpreter:
-        """Returns the interpreter of a run, which knows the sites that no nonlinearity follows."""
-        first = Interpreter(options)
-        if options.before is None and options.pool is None:
-            jax.eval_shape(lambda arrays: self.run(first, arrays), self.arrays)
-        return Interpreter(options, linear=frozenset(first.unactivated - first.activated))
-
-    def run(self, run: Interpreter, arrays: list[Any]) -> list[Any]:
-        named = zip(arrays, self._names, strict=True)
-        run.names |= self._closed_over | {id(array): (array, name) for array, name in named}
-        jaxpr, consts = opened(self._program)
-        try:
-            run.alone |= left_alone(jaxpr, consts)
-            return run.run_settled(jaxpr, consts, arrays)
-        except InconclusiveDimensionOperation as error:
-            raise InputError(
-                f"antialias cannot leave these sizes open: {str(error).splitlines()[0]} Give them "
-                "numbers, or constraints that decide it (h >= 8)"
-            ) from error
-
-    def check_numbers(self, caller: str) -> None:
-        """Raises an InputError if the arguments are shapes, or traced arrays."""
-        for array in self.arrays:
-            if isinstance(array, Tracer | jax.ShapeDtypeStruct):
-                raise InputError(
-                    f"{caller} runs the function on numbers, got only the shape {array.shape}: "
-                    "give arrays, outside of jax.jit and other transformations"
-                )
-
-    def profile(
-        self,
-        options: Options,
-        *,
-        as_it_is: bool,
-        times: Mapping[Site, float] = MappingProxyType({}),
-        images: Images | None = None,
-    ) -> Profile:
-        """Measures the function, antialiased with those options or as it is."""
-        run = measured = self.interpreter(options)
-        if as_it_is:
-            jax.eval_shape(lambda arrays: self.run(run, arrays), self.arrays)
-            measured = self.interpreter(replace(options, where=lambda site: False))
-        measured.aliasing = aliasing = Aliasing()
-        jax.block_until_ready(jax.jit(lambda x: self.run(measured, x))(self.arrays))
-        jax.effects_barrier()
-        report, shares = run.report(), {}
-        if images:
-
-            def moved(contributions: Contributions, arrays: list[Any]) -> list[Any]:
-                return self.run(replace(measured, aliasing=contributions), arrays)
-
-            shares = lie_shares(moved, self.arrays, images, list(run.rows))
-        rows = []
-        for key, row in zip_longest(run.rows, report):  # last, those that were not looked into
-            if not aliasing.is_finite(key):
-                raise InputError(
-                    f"the map at {row.site.layer} is not finite, so its aliasing cannot be "
-                    "measured; check the weights and the images"
-                )
-            energy, damage = aliasing.ratios(key)
-            measured_row = ProfileRow(
-                **vars(row),
-                aliasing_energy=energy,
-                damage=damage,
-                extra_milliseconds=times.get(row.site, nan) if row.done else nan,
-                lie_share=shares.get(key, nan),
-            )
-            rows.append(measured_row)
-        return Profile(tuple(rows))
-
-    def added_milliseconds(self, options: Options) -> dict[Site, float]:
-        """Times the filter of each site alone; of equal sites, which run together, their mean."""
-        run = self.interpreter(options)
-        jax.eval_shape(lambda arrays: self.run(run, arrays), self.arrays)
-        sites = Counter(row.site for row in run.report().antialiased)
-
-        def only(site: Site | None) -> Callable[[list[Any]], list[Any]]:
-            def where(other: Site) -> bool | Place:
-                asked = True if options.where is None else options.where(other)
-                return asked if other == site else False
-
-            return lambda arrays: self.run(self.interpreter(replace(options, where=where)), arrays)
-
-        found = added_milliseconds(only(None), {site: only(site) for site in sites}, self.arrays)
-        return {site: ms / sites[site] for site, ms in found.items()}
-
-    def flops(self) -> float:
-        """Returns the FLOPs of the function's program."""
-        costs = jax.jit(jaxpr_as_fun(self._program)).lower(*self.arrays).cost_analysis()
-        if costs is None:
-            raise InputError(
-                "a budget is a fraction of the function's FLOPs, which JAX does not count on "
-                f"{jax.default_backend()}; choose sites by where= instead"
-            )
-        return dict(costs).get("flops", 0.0)  # none in a function that only moves values
-
-    def result(self, arrays: list[Any]) -> Any:
-        """Returns the function's result, with those arrays in it."""
-        leaves, tree = self._result
-        return tree.unflatten(_filled(leaves, arrays))
-
-
-def _filled(leaves: Iterable[Any], arrays: Iterable[Any]) -> list[Any]:
-    remaining = iter(arrays)
-    return [next(remaining) if _is_array(leaf) else leaf for leaf in leaves]
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
-
-
-def _path(path: Any) -> str:
-    """Returns `params.conv1.kernel`: an array's path, without the number of its argument."""
-    call, number, *inner = path
-    named = _joined(inner if call.idx == 0 else (number, *inner))
-    return named or f"argument {_joined([number])}"
-
-
-def _joined(path: Any) -> str:
-    keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    return ".".join(key for key in keys if key != "value")  # `value` of an `nnx.Variable`
-
-
-def _check_no_gradients(jaxpr: Any) -> None:
-    """Refuses a program that differentiates in reverse: its transposed operations are no sites."""
-    scopes = (eqn.source_info.name_stack for program in programs(jaxpr) for eqn in program.eqns)
-    if any("transpose(" in str(scope) for scope in scopes):
-        raise InputError(
-            "antialias got a function that computes gradients, which would stay those of the "
-            "original; differentiate its result instead: jax.grad(aa_flax.antialias(loss))"
-        )

@@ -13,9 +13,11 @@ import jax
 from jax import lax
 from jaxtyping import Array
 
+from aa_flax.transform.activations import begin, begun, is_fine, joined, leave, map_in
+from aa_flax.transform.axes import activations_in
+from aa_flax.transform.decisions import Refused
 from aa_flax.transform.interpreter import Interpreter, rule
 from aa_flax.transform.jaxpr import bind, called, opened
-from aa_flax.transform.sites import has_sites
 from aa_flax.transform.values import Pending, Value, bare, wrapped
 
 
@@ -29,7 +31,7 @@ def _function(inner: Interpreter, program: Any) -> Callable[..., list[Array]]:
 def inlined(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """A call (of `jax.jit`, say): inlined where it subsamples, or reads a map that waits."""
     program = called(eqn)
-    if not (has_sites(program) or any(isinstance(v, Pending) for v in inputs)):
+    if not (run.enters(program) or any(map(run.map_of, inputs))):
         return None
     given, results = (eqn.params.get(f"{side}_shardings", ()) for side in ("in", "out"))
     if not any(isinstance(s, jax.sharding.Sharding) for s in (*given, *results)):
@@ -68,7 +70,7 @@ def _across(run: Interpreter, value: Value, eqn: Any) -> Value:
 def scan(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """`lax.scan`: its body is antialiased; the carry has the original's shapes."""
     params = eqn.params
-    if not has_sites(params["jaxpr"]):
+    if not run.enters(params["jaxpr"]):
         return None
     settled = [run.settle(v, eqn) for v in inputs]
     first, carried = _constants_and_carry(eqn, params["jaxpr"])
@@ -102,7 +104,7 @@ def _constants_and_carry(eqn: Any, program: Any) -> tuple[int, int]:
 def while_loop(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """`lax.while_loop`: condition and body are antialiased."""
     test, step = (eqn.params[name] for name in ("cond_jaxpr", "body_jaxpr"))
-    if not has_sites(test, step):
+    if not run.enters(test, step):
         return None
     settled = [run.settle(v, eqn) for v in inputs]
     n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
@@ -117,7 +119,7 @@ def while_loop(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] |
 @rule("cond")
 def cond(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     """`lax.cond` and `lax.switch`: every branch is antialiased."""
-    if not has_sites(*eqn.params["branches"]):
+    if not run.enters(*eqn.params["branches"]):
         return None
     index, *operands = (run.settle(v, eqn) for v in inputs)
     branches = [_function(run.inside(eqn), branch) for branch in eqn.params["branches"]]
@@ -133,21 +135,49 @@ def custom_rule(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] 
     """
     jaxpr, consts = opened(called(eqn))
     inner = run.inside(eqn, same_scope=True)
-    if has_sites(jaxpr):
+    if run.enters(jaxpr):
         return inner.run(jaxpr, consts, inputs)
-    outputs = _pointwise_outputs(inner, jaxpr, consts, inputs)
+    given, outputs, key = _on_finer_grid(run, eqn, jaxpr, consts, inputs)
+    if outputs is None:
+        given, outputs = inputs, _pointwise_outputs(inner, jaxpr, consts, inputs)
     if outputs is None:
         return None
     # The rule was written for arrays of the original's shape, so the function is vectorized over
     # the phases of the dense map, each of which has that shape.
     call = partial(bind, eqn)
     for k in range(len(outputs[0].strided)):
-        axes = [v.strided[k] + k + 1 if isinstance(v, Pending) else None for v in inputs]
+        axes = [v.strided[k] + k + 1 if isinstance(v, Pending) else None for v in given]
         out_axes = [v.strided[k] + k + 1 for v in outputs]
         # One vmap for each strided axis; the k axes of phases in front of it are still there.
         call = jax.vmap(call, in_axes=(axes,), out_axes=out_axes)
-    found = call([v.phases() if isinstance(v, Pending) else run.settle(v, eqn) for v in inputs])
-    return [template.of_phases(y) for template, y in zip(outputs, found, strict=True)]
+    found = call([v.phases() if isinstance(v, Pending) else run.settle(v, eqn) for v in given])
+    results = [template.of_phases(y) for template, y in zip(outputs, found, strict=True)]
+    return results if key is None else begun(results, key)
+
+
+def _on_finer_grid(
+    run: Interpreter, eqn: Any, jaxpr: Any, consts: Sequence[Any], inputs: list[Value]
+) -> tuple[list[Value], list[Pending] | None, Any]:
+    """Returns operands, abstract outputs and the key of a function that is an activation.
+
+    Of any other, the outputs are None.
+    """
+    if run.options.activations is None or not any(map_in(run, v) for v in inputs):
+        return inputs, None, None
+    try:
+        given = joined(run, eqn, inputs, curved=True)
+    except Refused as refusal:
+        leave(run, eqn, inputs, str(refusal))
+        return inputs, None, None
+    outputs = _pointwise_outputs(run.inside(eqn, same_scope=True), jaxpr, consts, given)
+    if outputs is None or not all(v.activated for v in outputs):
+        if next(activations_in(eqn), None) is not None:
+            leave(run, eqn, inputs, "it combines positions")
+        return inputs, None, None
+    if any(map(is_fine, inputs)):
+        return given, outputs, None
+    key = begin(run, eqn, inputs)
+    return given, outputs if key else None, key
 
 
 def _pointwise_outputs(
@@ -157,12 +187,16 @@ def _pointwise_outputs(
     if not any(isinstance(v, Pending) for v in inputs):
         return None
     found: list[Value] = []
-    trial = replace(inner, rows=dict(inner.rows), unactivated=set(), activated=set(), alike=True)
+    fresh = {"unactivated": set(), "activated": set(), "maps": {}, "lifts": {}, "begun": {}}
+    trial = replace(inner, rows=dict(inner.rows), counted=set(), alike=True, **fresh)
 
     def run(arrays: list[Any]) -> None:
         found[:] = trial.run(jaxpr, consts, list(map(wrapped, inputs, arrays)))
 
-    jax.eval_shape(run, list(map(bare, inputs)))
+    try:
+        jax.eval_shape(run, list(map(bare, inputs)))
+    except Refused:
+        return None
     pending = [v for v in (*inputs, *found) if isinstance(v, Pending)]
     alike = all(v.waiting == pending[0].waiting for v in pending)
     return found if alike and all(isinstance(v, Pending) for v in found) else None

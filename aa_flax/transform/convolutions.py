@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from aa_flax import ops
 from aa_flax.ops.padding import given_padding
+from aa_flax.transform.axes import roles_of
 from aa_flax.transform.interpreter import Interpreter, rule
 from aa_flax.transform.jaxpr import bind
 from aa_flax.transform.sites import Site, describe, ensemble_size
@@ -73,7 +74,7 @@ def _blurred_first(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Arr
         # An axis without a stride may have a window, by which the convolution shortens it later.
         shortened = (site.window[i] - 1) * params["rhs_dilation"][i] - sum(params["padding"][i])
         sampled[own] = site.output_shape[other] + shortened
-    roles, shorter = _roles(numbers.lhs_spec), replace(site, output_shape=tuple(sampled))
+    roles, shorter = roles_of(numbers.lhs_spec), replace(site, output_shape=tuple(sampled))
     sampler = run.sampler(eqn, shorter, x, x.shape, roles)
     run.record(eqn, site, done="blur, then dense", extra=sampler.flops(sampled))
     kept = _measure_of_blurred(
@@ -86,7 +87,7 @@ def _blurred_first(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Arr
 
 def _blurred_before(run: Interpreter, eqn: Any, site: Site, x: Array, kernel: Array) -> Array:
     """The strided convolution of a blurred map."""
-    roles = _roles(eqn.params["dimension_numbers"].lhs_spec)
+    roles = roles_of(eqn.params["dimension_numbers"].lhs_spec)
     sampler = run.sampler(eqn, site, x, x.shape, roles, keeps=True)
     run.record(eqn, site, done="blur with stride 1, then as it was", extra=sampler.flops(x.shape))
     blurred = on_channels_last(sampler, x, roles)
@@ -129,8 +130,4 @@ def _flops(eqn: Any, output_shape: tuple[int, ...]) -> float:
 
 
 def _output_roles(eqn: Any) -> str:
-    return _roles(eqn.params["dimension_numbers"].out_spec)
-
-
-def _roles(spec: tuple[int, ...]) -> str:
-    return "".join("nc"[spec.index(i)] if i in spec[:2] else "s" for i in range(len(spec)))
+    return roles_of(eqn.params["dimension_numbers"].out_spec)

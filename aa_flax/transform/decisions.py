@@ -96,6 +96,7 @@ class Options:
     stem: Stem
     before: bool | None
     budget: float | None = None  # FLOPs, relative to the function's; None once sites are chosen
+    activations: int | None = None  # how many times as fine their grid is; None: as it is
     refusal: str = "where said no"
 
     def __post_init__(self):
@@ -108,6 +109,13 @@ class Options:
             boolean("before", self.before)
         if self.budget is not None:
             real("budget", self.budget, least=0)
+        if self.activations is not None:
+            integer("activations", self.activations, least=2)
+            if self.budget is not None:
+                raise InputError(
+                    "a budget pays for filters of sites that subsample, and activations=2 filters "
+                    "activations: give one of them; where= chooses activations, too"
+                )
         if self.where is not None and not callable(self.where):
             raise InputError(
                 f"where must be a function from a Site to True or False, got {self.where!r}"

@@ -92,6 +92,11 @@ def programs(jaxpr: Any) -> Iterator[Any]:
             yield from programs(inner)
 
 
+def eqns_in(jaxpr: Any) -> Iterator[Any]:
+    """Yields the equations of a program and of all that it calls."""
+    return (eqn for program in programs(jaxpr) for eqn in program.eqns)
+
+
 def producers(jaxpr: Any) -> dict[Any, Any]:
     """Returns the equation that computes each variable of a program."""
     return {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}

@@ -13,64 +13,82 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from aa_flax.transform.activations import begin, begun, is_curved, is_fine, joined, leave
+from aa_flax.transform.axes import ACTIVATIONS, ELEMENTWISE
+from aa_flax.transform.decisions import Refused
 from aa_flax.transform.interpreter import Interpreter, rule
 from aa_flax.transform.jaxpr import bind
-from aa_flax.transform.values import Pending, Spread, Value, bare, regrouped, spread, wrapped
+from aa_flax.transform.values import Pending, Spread, Value, bare, reshaped, spread, wrapped
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Operations of activations. Squares, roots, products and quotients are not among them although
-# they are nonlinear: normalization consists of them, and comes before the activation.
-_ACTIVATIONS = _names(
-    """max min clamp select_n abs sign floor ceil round exp exp2 expm1 log log1p logistic tanh sinh
-    cosh asinh acosh atanh sin cos tan asin acos atan atan2 erf erfc erf_inv cbrt rem nextafter
-    lgamma digamma log2 polygamma zeta igamma igammac regularized_incomplete_beta bessel_i0e
-    bessel_i1e"""
-)
-_ELEMENTWISE = _ACTIVATIONS | _names(
-    """add add_any sub mul div neg square integer_pow pow sqrt rsqrt convert_element_type copy
-    copy_p eq ne lt le gt ge and or xor not is_finite reduce_precision name stop_gradient real imag
-    conj complex pvary polynomial one_minus_square igamma_grad_a clz
-    population_count shift_left shift_right_logical shift_right_arithmetic"""
-)
-
-
-@rule(*_ELEMENTWISE)
+@rule(*ELEMENTWISE)
 def elementwise(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """An elementwise operation on dense maps; None if its operands cannot be combined densely."""
+    """An elementwise operation, on the finer grid where it is, or begins, an activation there."""
+    goes_on, curved = any(map(is_fine, inputs)), is_curved(run, eqn, inputs)
+    key = begin(run, eqn, inputs) if curved and not goes_on else None
+    if not goes_on and key is None:
+        return _densely(run, eqn, inputs)
+    outputs, reason = None, "its operands cannot be combined on a finer grid"
+    try:
+        outputs = _densely(run, eqn, joined(run, eqn, inputs, curved=curved), curved=curved)
+    except Refused as refusal:
+        reason = str(refusal)
+    if outputs is not None and goes_on:
+        return outputs
+    plain = _densely(run, eqn, inputs)
+    if outputs is None:
+        if curved:
+            leave(run, eqn, inputs, reason)
+        return plain
+    if eqn.primitive.name in ACTIVATIONS:
+        return begun(outputs, key)
+    (plain,) = plain or bind(eqn, [run.settle(v, eqn) for v in inputs])
+    return begun(outputs, key, plain)
+
+
+def _densely(
+    run: Interpreter, eqn: Any, inputs: list[Value], *, curved: bool = False
+) -> list[Value] | None:
+    """An elementwise operation on dense maps; None if its operands cannot be combined densely.
+
+    One on a finer grid that is `curved` activates maps, even if it is not an activation by itself.
+    """
     pending = [v for v in inputs if isinstance(v, Pending)]
     if not pending:
         return _on_small(run, eqn, inputs)
-    if not _combine(pending):
+    if not _combine(pending, curved=curved):
         return None
     largest = max(pending, key=lambda v: v.dense.size)
     operands = [_at_size(v, largest) for v in inputs]
     if any(operand is None for operand in operands):
         return None
     reduced = all(v.reduced for v in pending)  # the maximum of a variance and 0 activates nothing
-    activates = eqn.primitive.name in _ACTIVATIONS and not reduced
+    activates = curved or (eqn.primitive.name in ACTIVATIONS and not reduced)
     activated = activates or any(v.activated for v in pending)
     sites = frozenset().union(*(v.sites for v in pending))
-    combined = replace(largest, activated=activated, reduced=reduced, sites=sites)
+    origins = frozenset().union(*(v.origins for v in pending))
+    combined = replace(
+        largest, activated=activated, reduced=reduced, sites=sites, origins=origins, plain=None
+    )
     return [
         replace(combined, dense=dense, shape=variable.aval.shape)
         for dense, variable in zip(bind(eqn, operands), eqn.outvars, strict=True)
     ]
 
 
-def _combine(pending: Sequence[Pending]) -> bool:
+def _combine(pending: Sequence[Pending], *, curved: bool) -> bool:
     """Checks whether maps can be combined before they are subsampled.
 
     Maps of one site always can, so that a nonlinearity of several operations stays whole. Maps of
     several sites (the branches of a sum) can until one of them has passed its nonlinearity: then
-    the antialiased models of the paper blur each branch, and sum what is subsampled.
+    the antialiased models of the paper blur each branch, and sum what is subsampled. On the finer
+    grid of activations a nonlinearity of both is part of theirs.
     """
     first = pending[0]
     alike = all(v.strides == first.strides and v.waiting == first.waiting for v in pending)
     one_origin = all(v.sites == first.sites for v in pending)
+    if any(v.origins for v in pending):
+        one_origin = curved or len({v.origins for v in pending}) == 1
     return alike and (one_origin or not any(v.activated for v in pending))
 
 
@@ -122,6 +140,8 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     axes = set(eqn.params["axes"])
     if not isinstance(value, Pending):
         return None
+    if value.plain is not None:  # of squares, say: a statistic is none of the activation
+        return reduction(run, eqn, [value.plain]) or bind(eqn, [run.settle(value.plain, eqn)])
     kept = [i for i in range(value.dense.ndim) if i not in axes]
     if not axes & set(value.strided):
         (dense,) = bind(eqn, [value.dense])
@@ -161,6 +181,8 @@ def broadcast(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     if isinstance(value, Spread):
         return [spread(value.value, shape, dims)]
     if not isinstance(value, Pending):
+        if not hasattr(value, "shape"):  # a constant
+            value = jnp.asarray(value, eqn.outvars[0].aval.dtype)
         repeated = prod(shape) != value.size and len(shape) >= 3
         return [spread(value, shape, dims)] if repeated else None
     dense_shape, strides, roles = list(shape), [1] * len(shape), ["c"] * len(shape)
@@ -180,25 +202,12 @@ def reshape(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | No
         return _with_other_ones(value, after)
     if not isinstance(value, Pending) or eqn.params["dimensions"] is not None:
         return None
-    groups = regrouped(value.shape, after)
-    if groups is None or any(value.shape[i] == 1 for i in value.strided):
+    found = reshaped(value.roles, value.shape, after)
+    if found is None or any(value.shape[i] == 1 for i in value.strided):
         return None
-    sizes, strides, roles = list(after), [1] * len(after), ["c"] * len(after)
-    for left, right in groups:
-        spatial = [i for i in left if value.roles[i] == "s"]
-        kinds = {value.roles[i] for i in left if value.shape[i] > 1}
-        if spatial:
-            # One spatial axis, alone in its group, to which ones may have been added.
-            source = spatial[0]
-            target = [j for j in right if after[j] == value.shape[source]]
-            if len(spatial) > 1 or kinds - {"s"} or not target:
-                return None
-            sizes[target[0]] = value.dense.shape[source]
-            strides[target[0]], roles[target[0]] = value.strides[source], "s"
-        elif len(kinds) > 1:
-            return None
-        for j in right if kinds == {"n"} else ():
-            roles[j] = "n"
+    (roles, moved), sizes, strides = found, list(after), [1] * len(after)
+    for source, target in moved.items():
+        sizes[target], strides[target] = value.dense.shape[source], value.strides[source]
     return [value.laid_out(value.dense.reshape(sizes), after, strides, roles)]
 
 

@@ -27,6 +27,7 @@ Kind = Literal[
     "resize",
     "space to depth",
     "other pool",
+    "activation",
 ]
 
 _KINDS: dict[str, Kind] = {
@@ -45,12 +46,12 @@ _LIBRARIES += ("/aa_flax/ops/", "/aa_flax/nn/", "/aa_flax/transform/")
 
 @dataclass(frozen=True)
 class Site:
-    """One strided operation of a function, as `where=` and a report see it.
+    """One strided operation or activation of a function, as `where=` and a report see it.
 
     Args:
         layer: names of modules and scopes (Linen, Haiku, `jax.named_scope`), the parameter that it
             reads (`params.conv1.kernel`), or its line of code.
-        primitive: JAX's name of the operation.
+        primitive: JAX's name of the operation; of an activation, the one with which it begins.
         shape, output_shape: of its input and its output, in the function's own layout.
         strides, window: for each spatial axis; the window is the kernel's or the pool's extent.
         channels: of its input, or None where the operation does not say which axis they are.
@@ -129,7 +130,8 @@ def cells(row: Row) -> tuple[str, ...]:
     site = row.site
     sizes = (site.shape, site.output_shape, site.strides, site.window)
     shape, output_shape, strides, window = ("x".join(map(str, each)) for each in sizes)
-    kind = site.kind if site.kind == "slice" else f"{site.kind} {window}"
+    detail = {"slice": "", "activation": site.primitive}.get(site.kind, window)
+    kind = f"{site.kind} {detail}".strip()
     first = (site.layer, kind, f"{shape} -> {output_shape}", strides, row.done or "left alone")
     return (*first, row.reason, f"{row.extra_flops / 1e6:+.2f}")
 

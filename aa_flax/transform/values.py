@@ -27,6 +27,10 @@ class Pending:
     sites: frozenset[Any]  # keys of those it comes from
     activated: bool = False  # it has passed a nonlinearity
     reduced: bool = False  # it is a statistic over the channels of each position
+    # The interpolations that it comes from, if it is on the finer grid of `activations`; and its
+    # value without them, for statistics.
+    origins: frozenset[Any] = frozenset()
+    plain: Any = None
 
     @cached_property
     def sampled(self) -> Array:
@@ -46,7 +50,7 @@ class Pending:
     ) -> "Pending":
         """Returns this map with other axes."""
         axes = {"shape": tuple(shape), "strides": tuple(strides), "roles": "".join(roles)}
-        return replace(self, dense=dense, **axes)
+        return replace(self, dense=dense, plain=None, **axes)
 
     @property
     def strided(self) -> tuple[int, ...]:
@@ -75,7 +79,8 @@ class Pending:
     def of_phases(self, x: Array) -> "Pending":
         """Returns the inverse of `phases`, for a map that waits as this one does."""
         sizes = [n * stride for n, stride in zip(self.shape, self.strides, strict=True)]
-        return replace(self, dense=lax.slice(x.reshape(sizes), (0,) * len(sizes), self.dense.shape))
+        dense = lax.slice(x.reshape(sizes), (0,) * len(sizes), self.dense.shape)
+        return replace(self, dense=dense, plain=None)
 
 
 @dataclass
@@ -108,7 +113,7 @@ def bare(value: Value) -> Any:
 def wrapped(template: Value, array: Any) -> Value:
     """Returns the value with another array inside."""
     if isinstance(template, Pending):
-        return replace(template, dense=array)
+        return replace(template, dense=array, plain=None)
     return Spread(array, template.shape) if isinstance(template, Spread) else array
 
 
@@ -133,6 +138,30 @@ def channels_last_shape(shape: Sequence[int], roles: str) -> tuple[int, ...]:
     """Returns the shape that `on_channels_last` shows its function."""
     of = {role: [n for n, own in zip(shape, roles, strict=True) if own == role] for role in "nsc"}
     return (prod(of["n"]), *of["s"], prod(of["c"]))
+
+
+def reshaped(
+    roles: str, before: Sequence[int], after: Sequence[int]
+) -> tuple[str, dict[int, int]] | None:
+    """Returns the roles of axes after a reshape, and which spatial axis becomes which.
+
+    None if it splits a spatial axis or merges it with another, but for those of size 1.
+    """
+    groups, found, moved = regrouped(before, after), ["c"] * len(after), {}
+    for left, right in groups or ():
+        spatial = [i for i in left if roles[i] == "s"]
+        kinds = {roles[i] for i in left if before[i] > 1}
+        if spatial:
+            # One spatial axis, alone in its group, to which ones may have been added.
+            target = [j for j in right if after[j] == before[spatial[0]]]
+            if len(spatial) > 1 or kinds - {"s"} or not target:
+                return None
+            found[target[0]], moved[spatial[0]] = "s", target[0]
+        elif len(kinds) > 1:
+            return None
+        for j in right if kinds == {"n"} else ():
+            found[j] = "n"
+    return None if groups is None else ("".join(found), moved)
 
 
 def regrouped(

@@ -127,6 +127,16 @@ def test_an_activation_with_a_backward_rule_keeps_it_and_comes_before_the_blur(s
     close(*(gradient(x, slope) for gradient in gradients), 1e-4)
 
 
+def test_a_function_with_a_derivative_rule_that_combines_positions_comes_after_the_blur():
+    def peaks(x):
+        return jnp.exp(x - x.max((1, 2), keepdims=True))
+
+    custom = jax.custom_jvp(peaks)
+    custom.defjvp(lambda x, dx: jax.jvp(peaks, x, dx))
+    f = antialias(lambda x: custom(conv(x)), before=False)
+    close(f(X), peaks(blur_pool(conv(X, stride=1))))
+
+
 ACROSS = {
     "convolution": lambda x, wrap: jax.nn.relu(2 * wrap(conv)(x) + 1),
     "activation": lambda x, wrap: wrap(jax.nn.relu)(2 * conv(x) + 1),
@@ -207,6 +217,11 @@ def test_donated_and_sharded_arguments_are_the_jitted_functions():
         close(y, expected(X))
     donated = jax.jit(antialias(keeps_size), donate_argnums=0)
     close(donated(jnp.array(X)), keeps_size_expected(X))
+
+
+def test_a_number_may_be_repeated_to_a_map():
+    f = antialias(lambda x: jax.nn.relu(conv(x) + jnp.full((2, 4, 4, 4), 0.5)))
+    close(f(X), blur_pool(jax.nn.relu(conv(X, stride=1) + 0.5)))
 
 
 def test_arguments_that_are_no_arrays_are_passed_on():
