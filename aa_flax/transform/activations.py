@@ -24,8 +24,6 @@ from aa_flax.transform.values import Pending, Value, bare, channels_last_shape, 
 
 # Interpolation commutes with these where all other operands are constants of a map.
 _AFFINE = ("add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "reduce_precision")
-
-
 _PRODUCTS = POWERS | {"mul", "div"}
 
 

@@ -41,7 +41,7 @@ class Aliasing(StoredMeasure):
     )
 
     def settings(self, subject: Subject) -> Result:
-        return {"num_images": min(IMAGES, len(subject.source))}
+        return {"num_images": min(IMAGES, len(subject.source)), "lie": "translation"}
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
