@@ -1,16 +1,22 @@
 """Draws the pictures of docs/gallery.md, one of which is the README's, and writes its tables.
 
     python docs/gallery.py [--classifier FILE] [--parts aliasing digit photograph masks maps]
+        [--html FILE.html]
 
 `aliasing` draws the table of docs/aliasing.md; `digit` trains the two models of the quickstart, or
 reads its runs; `photograph` needs the packages of docs/true_weights.md and its MobileNetV2, FILE;
 `masks` trains two models of examples/segmentation.py; `maps` needs
-the packages and torch, and keeps its values in runs/gallery.json. Needs the extra `plots`.
+the packages and torch, and keeps its values in runs/gallery.json. `--html` writes the page as one
+file that contains its pictures, in the style of the HTML report. Needs the extras `plots` and, for
+the file, `docs`.
 """
 
 import argparse
+import base64
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +253,34 @@ def pools_of(maps: EquivarianceMaps) -> EquivarianceMaps:
     return EquivarianceMaps(blocks, strides, maps.maps[kept], maps.scale[kept])
 
 
+def write_page(path: Path) -> None:
+    """Writes the gallery as one HTML file without links to other pages, with its pictures in it."""
+    from markdown import markdown
+
+    text = (ROOT / "docs/gallery.md").read_text()
+    text = re.sub(r"(?<!!)\[([^]]*)\]\([^)]*\)", r"\1", text)
+    title, *sections = re.split(r"^##? ", text, flags=re.MULTILINE)[1:]
+
+    def html(section: str) -> str:
+        return re.sub(r'src="([^"]*)"', embedded, markdown(section, extensions=["tables"]))
+
+    body = "\n".join(f"<section>{html('## ' + section)}</section>" for section in sections)
+    style = (files("aa_flax.report.html") / "page.css").read_text() + "img { max-width: 100%; }"
+    path.write_text(
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Gallery</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{style}</style></head><body><header>{html('# ' + title)}</header>"
+        f"<main>{body}</main></body></html>\n"
+    )
+
+
+def embedded(source: re.Match[str]) -> str:
+    """Returns the attribute of an image file as one that contains it."""
+    path = ROOT / "docs" / source[1]
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'src="data:image/{path.suffix[1:]};base64,{content}"'
+
+
 PARTS = {
     "aliasing": draw_aliasing,
     "digit": draw_digit,
@@ -261,7 +295,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--classifier", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--html", type=Path)
     args = parser.parse_args()
     if args.classifier is None and "photograph" in args.parts:
         parser.error("the photograph needs --classifier FILE; name the other --parts without it")
@@ -270,6 +305,8 @@ def main() -> None:
     for part in args.parts:
         PARTS[part](args.classifier)
         print(f"{part} is drawn", file=sys.stderr, flush=True)
+    if args.html:
+        write_page(args.html)
 
 
 if __name__ == "__main__":

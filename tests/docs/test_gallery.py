@@ -62,3 +62,15 @@ def test_the_pictures_of_the_page_are_those_of_its_program_and_small(gallery):
     assert set(re.findall(r"\(gallery/(.+?)\)", page)) == set(there)
     assert max(there.values()) < 1_000_000
     assert "(docs/gallery/digit.webp)" in (ROOT / "README.md").read_text()
+
+
+def test_the_page_is_one_file_with_all_pictures_and_tables(gallery, tmp_path):
+    pytest.importorskip("markdown")
+    gallery["write_page"](tmp_path / "gallery.html")
+    page = (tmp_path / "gallery.html").read_text()
+    sources = re.findall(r'src="(.*?)"', page)
+    assert len(sources) == (ROOT / "docs/gallery.md").read_text().count("![")
+    assert all(source.startswith("data:image/") for source in sources)
+    assert page.count("<table>") == 2
+    assert "href" not in page
+    assert "](" not in page
