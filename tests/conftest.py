@@ -1,5 +1,6 @@
 """Two CPU devices, so that every test of training and evaluation runs sharded."""
 
+import gc
 import os
 import tempfile
 
@@ -17,7 +18,18 @@ import jax
 import numpy as np
 import pytest
 
+# Compiled programs and their caches are millions of objects: looking for circles among them took a
+# third of the suite's time.
+gc.set_threshold(50_000, 20, 100)
+
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _keep_objects_of_earlier_modules():
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
