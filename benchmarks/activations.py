@@ -1,9 +1,9 @@
-"""What `antialias(f, activations=2)` does to VGG16 with true weights: docs/antialias.md.
+"""The effect of `antialias(f, activations=2)` on VGG16 with true weights: docs/antialias.md.
 
     python benchmarks/activations.py [--images 8] [--size 128] [--moves 4]
 
 The EQ-T of each pool's map in decibels (Karras et al. 2021, Eq. 3): the map of a moved photograph
-against the moved map of the photograph. `packaged.py` says where weights and photographs come from.
+against the moved map of the photograph. `packaged.py` has the weights and photographs.
 Photographs move cyclically by real numbers of pixels, uniform up to an eighth of their side, as
 band-limited signals, and so do maps; all layers pad circularly.
 """

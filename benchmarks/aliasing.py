@@ -1,10 +1,10 @@
-"""Where models with true weights alias, and what a budget of filters buys: docs/aliasing.md.
+"""The aliasing of models with true weights, and the effect of budgets: docs/aliasing.md.
 
     python benchmarks/aliasing.py profile [--figure FILE.png]
     python benchmarks/aliasing.py budget [--figure FILE.png]
 
-`profile` measures the trunks of AlexNet, VGG16 and MobileNetV2 on photographs (`packaged.py` says
-where they come from). `budget` compares the sites that `antialias(f, budget=...)` chooses with
+`profile` measures the trunks of AlexNet, VGG16 and MobileNetV2 on photographs (those of
+`packaged.py`). `budget` compares the sites that `antialias(f, budget=...)` chooses with
 every other choice on the same MobileNetV2, by the distance that a shift moves its pooled features.
 """
 
@@ -21,7 +21,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from true_parity import our_trunk
-from true_weights import COMPARED, CROP, REACH, answers_to_shifts, feature_distance, opened, table
+from true_weights import (
+    COMPARED,
+    CROP,
+    REACH,
+    feature_distance,
+    opened,
+    outputs_under_shifts,
+    table,
+)
 
 from aa_flax import antialias
 from aa_flax.data.pixels import normalise
@@ -30,21 +38,21 @@ from aa_flax.evaluation.plots import new_figure, plot_aliasing, save_figure
 TRUNKS = ("alexnet", "vgg16", "mobilenet_v2")
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
 MOVES = (1, 2, 4, 8)  # pixels
-Stateful = Callable[[Any, Array], Array]  # of a model's state and images
+Stateful = Callable[[Any, Array], Array]  # function of a model's state and images
 
 
 class Choice(NamedTuple):
-    """Filters at some layers, what they cost, and what a model is then like."""
+    """Filters at some layers, their cost, and the resulting model's stability."""
 
     layers: frozenset[str]
     cost: float  # percent of the model's FLOPs
-    value: float  # of the steadiness, percent
+    value: float  # distance that shifts move pooled features, percent
 
 
 def pooled(model: nnx.Module) -> tuple[Stateful, Any]:
     """Returns the mean of a trunk's last map as a function of its state and images, and the state.
 
-    As an argument, the state gives the layers their names.
+    The state is an argument, so that the layers get names.
     """
     model.eval()
     graphdef, state = nnx.split(model)
@@ -56,7 +64,7 @@ def photographs() -> np.ndarray:
 
 
 def profiles(figure: Path | None) -> None:
-    """Prints and draws the aliasing at every site, before and after `antialias`."""
+    """Prints and plots the aliasing at every site, before and after `antialias`."""
     middle = photographs()[:, REACH : REACH + CROP, REACH : REACH + CROP]
     images, lines, curves = normalise(jnp.asarray(middle)), [], {}
     for name in TRUNKS:
@@ -115,7 +123,7 @@ def mobilenet() -> tuple[list[Choice], dict[float, Choice]]:
 
     def distance(f: Stateful) -> float:
         predict = jax.jit(lambda state, x: f(state, normalise(x)))
-        found = answers_to_shifts(lambda x: np.asarray(predict(state, x)), images, MOVES)
+        found = outputs_under_shifts(lambda x: np.asarray(predict(state, x)), images, MOVES)
         still = found[0][:, :, 0]
         scale = np.mean(
             [feature_distance(still, np.roll(still, i, 0)) for i in range(1, len(still))]
@@ -128,7 +136,7 @@ def mobilenet() -> tuple[list[Choice], dict[float, Choice]]:
 
 
 def budgets(figure: Path | None) -> None:
-    """Prints and draws what the choices of budgets gain, next to all others."""
+    """Prints and plots the gain of the budgets' choices, and of all others."""
     choices, chosen = mobilenet()
     lines = []
     for budget, choice in chosen.items():

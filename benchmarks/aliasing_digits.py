@@ -1,12 +1,12 @@
-"""What a budget of filters buys on the digits' ResNet-18: docs/aliasing.md.
+"""The effect of budgets of filters on the digits' ResNet-18: docs/aliasing.md.
 
     python benchmarks/aliasing_digits.py [--seeds 3] [--figure FILE.png]
 
 The plain model is that of `distill.py`, trained by `train.py` on centred digits. Each choice of
 sites starts from its weights with matched statistics and is fine-tuned on the same centred digits,
-the plain model as well. Choices are those of budgets, and for each budget random ones: sites in a
-random order, as long as the budget pays for them. Results that are there are read, not made again;
-the table and the figure have the choices that are measured.
+the plain model as well. Choices are those of budgets, and random ones for each budget: sites in a
+random order, while the budget allows them. Existing results are read, not measured again; the table
+and the figure have the choices measured so far.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from aa_flax.data.pixels import preprocess_batch
 from aa_flax.evaluation.plots import new_figure, save_figure
 from configs.digits_resnet18 import get_config
 
-BUDGETS = (0.0, 0.001, 0.01, 0.1, 0.2, 1.0)  # of the FLOPs; the last one pays for all sites
+BUDGETS = (0.0, 0.001, 0.01, 0.1, 0.2, 1.0)  # of the FLOPs; the last one allows all sites
 DRAWN = 3  # random choices for each budget
 STEPS, RATE = 42, 3e-4  # of fine-tuning: two epochs
 COLUMNS = {"centred": "top1", "shifted": "top1_shifted", "consistency": "consistency"}
@@ -82,7 +82,7 @@ def fine_tuned(f: Callable[[Any, Any], Any], state: Any, data: list[Any]) -> Any
 
 
 def choices(f: Any, state: Any, images: Any, seed: int) -> dict[str, tuple[Layers, float]]:
-    """Returns the sites that budgets and chance choose, and their cost in percent."""
+    """Returns the sites that budgets and random orders choose, and their cost in percent."""
     flops = dict(jax.jit(f).lower(state, images).cost_analysis() or {})["flops"]
     report = antialias.report(f, state, images)
     extra = {row.site.layer: 100 * row.extra_flops / flops for row in report.antialiased}
@@ -127,7 +127,7 @@ def measure(seed: int, folder: Path, results: Results) -> None:
 
 
 def lines(found: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Returns the rows of the table: means over seeds, of random choices over draws as well."""
+    """Returns the rows of the table: means over seeds, and for random choices over draws."""
     rows = []
     for budget in (f"{100 * b:g}" for b in BUDGETS):
         for kind in (f"budget {budget}", f"random {budget}"):
@@ -147,7 +147,7 @@ def cell(values: list[float]) -> str:
 
 
 def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
-    """Draws consistency and accuracy of every choice over its cost."""
+    """Plots consistency and accuracy of every choice over its cost."""
     figure, (panels,) = new_figure(1, 2, (8.0, 3.4))
     runs = [(name, run) for seed in found.values() for name, run in seed.items()]
     labels = {"consistency": "consistency (%)", "shifted": "accuracy, shifted (%)"}

@@ -1,13 +1,13 @@
-"""Compiles blurs and models for a GPU or TPU that is not there, and counts what the programs move.
+"""Compiles blurs and models for an absent GPU or TPU, and counts the bytes that programs move.
 
     python benchmarks/aot.py --device v5e:2x2                        # needs libtpu
     python benchmarks/aot.py --device "NVIDIA H100 80GB HBM3"        # needs jax[cuda13]
 
 Nothing is run, so no number is a time. *Bytes* are the operands and results of every operation of
-the compiled program on one device, except what stays in a TPU's fast memory: what passes through
-memory if no cache helps. *Over the least* divides them by one reading of the input and one writing
-of the result. Prints Markdown: blurs by implementation, max pools, and what an antialiased model
-moves beyond its baseline, with the reductions between devices by type.
+the compiled program on one device, except those in a TPU's fast memory: the memory traffic without
+caches. *Over the least* divides them by one read of the input and one write of the result. Prints
+Markdown: blurs by implementation, max pools, and the traffic of antialiased models compared with
+their baselines, with the reductions between devices by type.
 """
 
 import argparse
@@ -53,7 +53,7 @@ FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
 
 
 class Program(NamedTuple):
-    """What a compiled program says of itself."""
+    """Statistics of a compiled program."""
 
     gigabytes: float
     temporary: float  # gigabytes
@@ -64,9 +64,9 @@ def read(compiled: Any) -> Program:
     sizes: dict[str, int] = {}
     moved, in_entry, collectives = 0, False, Counter[str]()
     for line in compiled.as_text().splitlines():
-        if line and not line[0].isspace():  # the head of a computation, or the end of one
+        if line and not line[0].isspace():  # the start or the end of a computation
             in_entry = line.startswith("ENTRY")
-        if sent := COLLECTIVE.search(line):  # also in computations that run beside the rest
+        if sent := COLLECTIVE.search(line):  # also in computations that run concurrently
             types = Counter(re.findall(r"([a-z]+\d+)\[", sent[1]))
             collectives += Counter({f"{sent[2]} {kind}": 1 for kind in types})
         if in_entry and (found := INSTRUCTION.match(line)):
@@ -89,7 +89,7 @@ def num_bytes(shape: str) -> int:
 
 
 def devices_of(name: str, count: int | None) -> list[Any]:
-    """Returns devices that only the compiler knows, of a TPU topology or of a GPU by its name."""
+    """Returns devices that exist for the compiler only: a TPU topology, or a GPU by its name."""
     if re.match(r"v\d", name):
         return topologies.get_topology_desc(name, "tpu").devices[:count]
     topology = topologies.get_topology_desc(
@@ -99,7 +99,7 @@ def devices_of(name: str, count: int | None) -> list[Any]:
 
 
 def gpu_description(name: str) -> str:
-    """Returns XLA's description of a GPU, out of JAX's CUDA plugin."""
+    """Returns XLA's description of a GPU from JAX's CUDA plugin."""
     import jax_plugins  # pyright: ignore[reportMissingImports]
 
     pattern = rb'gpu_device_info \{[^\x00]{300,9000}?device_description_str: "([^"]+)"'
@@ -116,7 +116,7 @@ def gpu_description(name: str) -> str:
 
 @contextmanager
 def traced_for(platform: str) -> Iterator[None]:
-    """Has operations that are chosen when they are traced chosen for the platform."""
+    """Traces operations in their implementations for the platform."""
     before, jax.default_backend = jax.default_backend, lambda: platform
     try:
         yield
@@ -125,7 +125,7 @@ def traced_for(platform: str) -> Iterator[None]:
 
 
 def layer(function: Callable, shape: tuple[int, ...], dtype: str, device: Any) -> list[float]:
-    """Returns bytes over the least of a layer and of its gradient."""
+    """Returns the bytes over the least, for a layer and for its gradient."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     x = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     y = jax.eval_shape(function, x)
@@ -149,7 +149,7 @@ def inference(name: str, batch: int, size: int, dtype: str, devices: list[Any]) 
 
 
 def training(name: str, batch: int, size: int, dtype: str, devices: list[Any]) -> Any:
-    """The step of `train.py`, from uint8 images, data parallel."""
+    """Compiles the data-parallel training step of `train.py` for uint8 images."""
     mesh = data_mesh(devices)
     model = nnx.eval_shape(lambda: create_model(name, dtype=dtype))
     optimizer = make_optimizer(OptimizerConfig(), lambda step: 0.1)
@@ -175,7 +175,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="v5e:2x2", help="a topology of TPUs, or a GPU's name")
-    parser.add_argument("--count", type=int, help="devices (default: a TPU's all, one GPU)")
+    parser.add_argument("--count", type=int, help="devices (default: all of a TPU, one GPU)")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--models", nargs="*", default=MODELS, help="baselines")
     parser.add_argument(

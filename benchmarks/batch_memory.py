@@ -1,9 +1,9 @@
-"""Prints the memory that an image of a batch takes, in evaluation and in training.
+"""Prints the memory per image of a batch, in evaluation and in training.
 
     python benchmarks/batch_memory.py [--models resnet50_lpf4 ...] [--size 224] [--batch 16]
 
 Temporary memory of the compiled programs, as XLA reports it, divided by the batch; weights and the
-optimizer's state come on top, once. Nothing is computed and no weights are made.
+optimizer's state are not included. Nothing is computed, and no weights are created.
 """
 
 import argparse
@@ -24,14 +24,14 @@ MODELS = ["resnet18_lpf4", "resnet50_lpf4", "mobilenet_v2_lpf4", "vgg16_lpf4", "
 
 
 def evaluation(name: str, images: jax.ShapeDtypeStruct) -> int:
-    """Bytes of a forward pass."""
+    """Returns the temporary bytes of a forward pass."""
     predictor = predictor_of(abstract_model(name))
     program = jax.jit(logits_of, static_argnums=0)
     return _temporary(program, predictor.function, predictor.state, images)
 
 
 def training(name: str, images: jax.ShapeDtypeStruct) -> int:
-    """Bytes of an update by SGD with momentum."""
+    """Returns the temporary bytes of an update by SGD with momentum."""
     model, optimizer = abstract_model(name), optax.sgd(0.1, 0.9)
     step = make_train_step(
         model,
@@ -58,7 +58,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--size", type=int, default=224, help="pixels, of a side")
+    parser.add_argument("--size", type=int, default=224, help="side in pixels")
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
     images = jax.ShapeDtypeStruct((args.batch, args.size, args.size, 3), jnp.uint8)

@@ -1,14 +1,14 @@
-"""BlurPool, forward and backward, by form: time, and achieved over the machine's copy bandwidth.
+"""BlurPool's time, forward and backward, by implementation, and its fraction of copy bandwidth.
 
     python benchmarks/blurpool.py [--filter_sizes 3 4 5] [--batch 8] [--dtype float32]
         [--seconds 0.3] [--output RESULTS.csv]
 
-`conv` is the grouped convolution that defines the layer, `gather` the look-ups that stand behind
-`blur_pool` on CPU, `slices` pads and adds up strided slices, axis by axis, and is here to compare.
-`torch` is the original's layer in its fastest memory format (channels last), where both are
-installed. A pass must read its input once and write its result once: those bytes over its time,
-divided by the same for a copy of as many bytes, is the percentage beside the milliseconds. Above
-100 % is possible where a part stays in caches.
+`conv` is the grouped convolution that defines the layer, `gather` the look-ups that `blur_pool`
+uses on CPU; `slices`, for comparison, pads and adds strided slices, axis by axis. `torch` is the
+original's layer in its fastest memory format (channels last), if both are installed. A pass reads
+its input once and writes its result once. The percentage next to the milliseconds is these bytes
+over its time, divided by the bandwidth of a copy of as many bytes; it can exceed 100 % if data stay
+in caches.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Form = Callable[[jax.Array], jax.Array]
 
 
 def slices(x: jax.Array, filter_size: int) -> jax.Array:
-    """Stride 2, reflect padding: on each axis the taps' multiples of strided slices, added up."""
+    """BlurPool with stride 2 and reflect padding: on each axis a weighted sum of strided slices."""
     before, after = padding_widths(filter_size)
     y = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)), mode="reflect")
     y = y.astype(jnp.float32)
@@ -57,7 +57,7 @@ def forms(filter_size: int) -> dict[str, Form]:
 
 
 def median_seconds(run: Callable[[], object], wait: Callable, seconds: float) -> float:
-    """Of a pass; on a GPU passes are queued by tens, so that the host's part does not count."""
+    """Returns the time of a pass; on a GPU ten passes are queued, which hides the host's time."""
     count = 1 if jax.default_backend() == "cpu" else 10
     wait(run())
     times: list[float] = []
@@ -69,7 +69,7 @@ def median_seconds(run: Callable[[], object], wait: Callable, seconds: float) ->
 
 
 def copy_bandwidth(num_bytes: int, seconds: float) -> float:
-    """Bytes a second, read and written, of a pass over so many: half of them are read."""
+    """Returns the bytes per second, read and written, of a copy; half of the bytes are read."""
     x = jnp.ones(num_bytes // 8, jnp.float32)
     copy = jax.jit(lambda x: -x)
     return 2 * x.nbytes / median_seconds(lambda: copy(x), jax.block_until_ready, seconds)
@@ -111,7 +111,7 @@ def time_torch(x: jax.Array, filter_size: int, seconds: float) -> tuple[float, f
 
 
 def measure(shape: tuple[int, ...], filter_size: int, args: argparse.Namespace) -> list[dict]:
-    """A row a form and pass."""
+    """Returns a row for each implementation and pass."""
     x = jax.random.normal(jax.random.key(1), shape, args.dtype)
     y = jax.eval_shape(forms(filter_size)["conv"], x)
     needed = x.nbytes + y.size * y.dtype.itemsize
@@ -157,8 +157,8 @@ def main() -> None:
     parser.add_argument("--filter_sizes", nargs="+", type=int, default=[3, 4, 5])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement, at least")
-    parser.add_argument("--output", type=Path, help="CSV file, written anew")
+    parser.add_argument("--seconds", type=float, default=0.3, help="minimum for each measurement")
+    parser.add_argument("--output", type=Path, help="CSV file, overwritten")
     args = parser.parse_args()
     here, found = where(), []
     print(f"{here['device']}; {here['versions']}; {args.dtype}\n")

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Communication between devices in a compiled program, read from its text."""
 
 import re
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 @dataclass(frozen=True)
 class Collective:
-    """An operation between devices; `num_bytes`: of its result on each of them."""
+    """An operation between devices; `num_bytes` is the size of its result on each of them."""
 
     kind: str
     num_bytes: int
 
     def sent(self, devices: int) -> float:
-        """Bytes that each device sends in a ring of so many."""
+        """Returns the bytes that each device sends, in a ring of a number of devices."""
         others = devices - 1
         return self.num_bytes * {
             "all-reduce": 2 * others / devices,
@@ -32,20 +32,20 @@ class Collective:
 
 
 def collectives(program: str) -> list[Collective]:
-    """Those of an optimised program (`jax.jit(f).lower(...).compile().as_text()`), in its order."""
+    """Returns the collectives of `jax.jit(f).lower(...).compile().as_text()`, in order."""
     found = []
     for line in program.splitlines():
         if match := _CALL.search(line):
             shape, kind, start = match.groups()
             arrays = [_num_bytes(*array) for array in _ARRAY.findall(shape)]
-            # What begins a gather or a permutation returns its operand as well, before the result.
+            # The start of a gather or a permutation returns its operand as well, before the result.
             whole = kind == "all-reduce" or not start
             found.append(Collective(kind, sum(arrays) if whole else arrays[-1]))
     return found
 
 
 def sent(operations: Iterable[Collective], devices: int) -> float:
-    """Bytes that each device sends in all of them."""
+    """Returns the bytes that each device sends in all collectives."""
     return sum(operation.sent(devices) for operation in operations)
 
 

@@ -1,14 +1,15 @@
-"""Our loader against torchvision's: docs/benchmarks/loader.md.
+"""Our loader compared with torchvision's: docs/benchmarks/loader.md.
 
     python benchmarks/data.py [--images 1536] [--repeats 5] [--workers 2]
     python benchmarks/data.py --memory [--images 100000]
 
 The first reads photographs of ImageNet's usual size from files, for evaluation (Resize 256,
-CenterCrop 224) and training (RandomResizedCrop 224, flip), with our loader and with torch's
-DataLoader over torchvision's ImageFolder and transforms in turn, and prints images per second, the
-median of the repeats, and the median of their ratios; then what each step costs on one core. Ours
-gives bytes, which the device normalises; torchvision's transforms give normalised floats.
-The second reads one epoch of small photographs and prints the peak memory on the way.
+CenterCrop 224) and training (RandomResizedCrop 224, flip), alternating
+our loader with torch's DataLoader over torchvision's ImageFolder and transforms. It prints images
+per second, the median of the repeats, and the median of their ratios; then the time of each step on
+one core. Our loader returns uint8 images, which the device normalises; torchvision's transforms
+return normalised floats. The second reads one epoch of small photographs and prints the peak memory
+as it grows.
 """
 
 import argparse
@@ -35,7 +36,7 @@ PHOTOS = 256  # files, repeated as often as needed
 
 
 class Repeated(Dataset):
-    """`count` images: those of a source or torchvision's data set, again and again."""
+    """A data set of `count` images, which repeats a source or a data set of torchvision."""
 
     def __init__(self, images, count: int):
         self.images = images
@@ -80,7 +81,7 @@ def theirs(folder: Path, split: str, count: int, workers: int) -> Iterable:
 
 
 def rate(batches: Iterable) -> float:
-    """Images per second once every worker has begun: from the fourth batch on."""
+    """Returns images per second from the fourth batch on, when every worker has started."""
     iterator = iter(batches)
     for _ in range(4):
         next(iterator)
@@ -107,7 +108,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
 
 
 def shares(folder: Path) -> None:
-    """Milliseconds an image on one core for each step of ours, and its share."""
+    """Prints each step's milliseconds per image on one core, in our loader, and its fraction."""
     files = [path.read_bytes() for path in sorted((folder / "val").rglob("*.jpg"))]
     rng = np.random.default_rng(0)
     steps: dict[str, tuple[Callable, Callable]] = {
@@ -134,7 +135,7 @@ def shares(folder: Path) -> None:
 
 
 def memory(folder: Path, count: int) -> None:
-    """Peak resident memory of one training epoch, after each tenth of it."""
+    """Prints the peak resident memory after each tenth of a training epoch."""
     data = photos_data(folder, resize_size=32, image_size=32, crop_size=32)
     source = Repeated(ImageFolder(str(folder), "val"), count)
     steps = count // BATCH

@@ -1,4 +1,4 @@
-"""Depthwise 3x3 convolution, forward and gradient: XLA's grouped form, ours on CPU, and torch.
+"""Depthwise 3x3 convolution, forward and gradient: XLA's grouped one, our CPU kernel, and torch.
 
     python benchmarks/depthwise.py [--repeats 15]
 

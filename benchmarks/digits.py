@@ -3,8 +3,8 @@
     python benchmarks/digits.py [--seeds 10] [--first_seed 0] [--random_shift]
         [--dtype bfloat16] [--output FILE.csv]
 
-Each run is `train.py` with `--config.seed=S`, by the Python that runs this; finished runs are read,
-not repeated. The CSV file has a row per run; a row of the same setting, model and seed is replaced.
+Each run is `train.py` with `--config.seed=S`, in the same Python; finished runs are read, not
+repeated. The CSV file has a row per run; a row of the same setting, model and seed is replaced.
 Prints the table of this setting; `python docs/tables.py` writes it into the pages.
 """
 
@@ -27,7 +27,7 @@ Row = dict[str, str]
 
 
 def run(model: str, seed: int, augmentation: str, dtype: str, folder: Path) -> Row:
-    """Trains one model, unless that was done, and returns its row."""
+    """Trains one model, unless it is trained already, and returns its row."""
     workdir = folder / f"{model}_{augmentation}_{dtype}_seed{seed}"
     if not (workdir / "results.json").exists():
         command = [sys.executable, "train.py", f"--config=configs/digits_{model}.py"]
@@ -42,7 +42,7 @@ def run(model: str, seed: int, augmentation: str, dtype: str, folder: Path) -> R
 
 
 def read(path: Path) -> list[Row]:
-    """Returns the rows of a results file; none without a file."""
+    """Returns the rows of a results file, or no rows without a file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -86,9 +86,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first_seed", type=int, default=0, help="leave out those before")
-    parser.add_argument("--random_shift", action="store_true", help="train on shifted crops, too")
-    parser.add_argument("--dtype", default="float32", help="of the computation: config.dtype")
+    parser.add_argument("--first_seed", type=int, default=0, help="leave out earlier ones")
+    parser.add_argument("--random_shift", action="store_true", help="train on shifted crops")
+    parser.add_argument("--dtype", default="float32", help="config.dtype")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/digits_table")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/measured/digits.csv")
     args = parser.parse_args()

@@ -3,8 +3,8 @@
     python benchmarks/digits_pools.py [--pools aps_l2,lps] [--seeds 1] [--epochs 5]
 
 Each run is `train.py --config configs/digits_pools.py:POOL` with `--config.seed=S`; then the
-trained model is measured on rolled images, as it is and with periodic padding in every layer. Runs
-and numbers that are there are read, not made again. Prints a Markdown table in percent: means, and
+trained model is measured on rolled images, unchanged and with periodic padding in every layer.
+Existing runs and results are read, not repeated. Prints a Markdown table in percent: means, and
 standard deviations of several seeds.
 """
 
@@ -40,7 +40,7 @@ def trained(pool: str, seed: int, flags: list[str], folder: Path) -> Path:
 
 
 def measured(workdir: Path, pool: str) -> dict[str, float]:
-    """Percentages by column."""
+    """Returns percentages by column."""
     file = workdir / "rolled.json"
     if not file.exists():
         file.write_text(json.dumps(rolled(workdir, pool)))
@@ -55,7 +55,7 @@ def measured(workdir: Path, pool: str) -> dict[str, float]:
 
 
 def rolled(workdir: Path, pool: str) -> dict[str, float]:
-    """Consistency of rolled images, without and with periodic padding."""
+    """Returns the consistency of rolled images, without and with periodic padding."""
     config = get_config(pool)
     data, options = config.data, dict(config.model_options)
     model = aa_flax.create_model(

@@ -2,10 +2,10 @@
 
     python benchmarks/digits_study.py [--seeds 3] [--folder runs/digits_study] [--output FOLDER]
 
-Each run is `train.py` with the flags below (52 pixels: `_lpf7` needs 51); runs that are done are
-read, not repeated. Then `aa_flax.report` makes the table and the figure of all seeds,
-and for the first seed `eval.py` the diagonals and the maps of equivariance, on crops of 64 pixels,
-of ResNet-18 and its `_lpf4`. About an hour on two cores.
+Each run is `train.py` with the flags below (52 pixels: `_lpf7` needs 51); finished runs are read,
+not repeated. Then `aa_flax.report` writes the table and the figure of all seeds, and for the first
+seed `eval.py` computes the diagonals and the equivariance maps of ResNet-18 and its `_lpf4`, on
+crops of 64 pixels. Takes about an hour on two cores.
 """
 
 import argparse
@@ -16,8 +16,13 @@ from pathlib import Path
 from aa_flax import report
 
 ROOT = Path(__file__).parents[1]
-NETS = ["resnet18", *(f"resnet18_lpf{k}" for k in range(1, 8)), "mobilenet_v2", "mobilenet_v2_lpf4"]
-PAIR = ("resnet18", "resnet18_lpf4")  # that are looked at from inside
+MODELS = [
+    "resnet18",
+    *(f"resnet18_lpf{k}" for k in range(1, 8)),
+    "mobilenet_v2",
+    "mobilenet_v2_lpf4",
+]
+PAIR = ("resnet18", "resnet18_lpf4")  # with equivariance maps and diagonals
 RECIPE = ["--config=configs/digits_resnet18.py", "--config.num_epochs=5", "--config.eval.passes=5"]
 SIZE = ["--config.data.image_size=60", "--config.data.crop_size=52"]
 LARGER = ["--config.data.image_size=72", "--config.data.crop_size=64"]
@@ -35,7 +40,7 @@ def train(model: str, seed: int, workdir: Path) -> Path:
     return results
 
 
-def look(model: str, workdir: Path, measure: str, *flags: str) -> Path:
+def evaluate(model: str, workdir: Path, measure: str, *flags: str) -> Path:
     output = workdir / f"{measure}.json"
     if not output.exists():
         weights = f"--weights={workdir / 'weights.safetensors'}"
@@ -44,7 +49,7 @@ def look(model: str, workdir: Path, measure: str, *flags: str) -> Path:
 
 
 def write(results: list[Path], output: Path) -> None:
-    """The report of results; what is not in it is said, there and here."""
+    """Writes the report of results; omitted ones are listed in it and printed."""
     rows, left_out = report.gather(results)
     for line in left_out:
         print(f"left out: {line}")
@@ -57,14 +62,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/digits_study")
     parser.add_argument("--output", type=Path, default=ROOT / "runs/digits_study/report")
     args = parser.parse_args()
-    folders = {(n, s): args.folder / f"{n}_seed{s}" for s in range(args.seeds) for n in NETS}
+    folders = {(n, s): args.folder / f"{n}_seed{s}" for s in range(args.seeds) for n in MODELS}
     results = [train(*run, folder) for run, folder in folders.items()]
     write(results, args.output)
     for measure, flags in {
         "diagonal": [*SIZE, "--image_indices=0,3,9,13"],
         "equivariance": LARGER,
     }.items():
-        found = [look(model, folders[model, 0], measure, *flags) for model in PAIR]
+        found = [evaluate(model, folders[model, 0], measure, *flags) for model in PAIR]
         write(found, args.output / measure)
     print(f"written to {args.output}")
 

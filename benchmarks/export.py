@@ -1,11 +1,11 @@
-"""Our files of ONNX beside those that torch exports of the original, and beside eager torch.
+"""Our ONNX files compared with those that torch exports of the original, and with eager torch.
 
     python benchmarks/export.py [--models resnet18_lpf4 ...] [--batch 8] [--rounds 7]
 
 Both files have the same random weights and run in onnxruntime; eager torch runs the original. Each
-has a process of its own, and they have their turns one after the other, every other round in
-reverse. Prints a Markdown table of times over ours: the median over the rounds, and in brackets the
-least and the greatest; above 1 ours is faster.
+runs in a separate process; they alternate, every other round in reverse. Prints a Markdown table of
+times over ours: the median over the rounds, and in brackets the minimum and the maximum; above 1,
+ours is faster.
 """
 
 import argparse
@@ -22,18 +22,18 @@ models.SCRIPTS["export"] = Path(__file__).with_name("export_worker.py")
 
 
 def write_files(name: str, size: int, folder: Path) -> dict[str, str]:
-    """The two files of a model, with the same weights, by variant."""
+    """Writes the two files of a model with the same weights, and returns them by variant."""
     import torch
-    from reference import reference_net
+    from reference import reference_model
 
     import aa_flax
 
-    net = reference_net(name)
-    model = aa_flax.load_torch_state_dict(aa_flax.create_model(name), net.state_dict())
+    reference = reference_model(name)
+    model = aa_flax.load_torch_state_dict(aa_flax.create_model(name), reference.state_dict())
     ours, theirs = str(folder / "ours.onnx"), str(folder / "torch.onnx")
     aa_flax.export(model, ours, size=size)
     torch.onnx.export(
-        net,
+        reference,
         (torch.zeros(1, 3, size, size),),
         theirs,
         input_names=["images"],
@@ -43,8 +43,8 @@ def write_files(name: str, size: int, folder: Path) -> dict[str, str]:
     return {"ours": ours, "torch_onnx": theirs, "eager": ""}
 
 
-def in_turns(tasks: dict[str, dict[str, Any]], rounds: int, turn: float) -> list[list[float]]:
-    """Milliseconds of a pass, round by round, of each task: in processes of their own."""
+def alternating(tasks: dict[str, dict[str, Any]], rounds: int, turn: float) -> list[list[float]]:
+    """Returns the milliseconds of a pass for each task and round, in separate processes."""
     workers = [models.Worker("export", label, executable) for label in tasks]
     for worker in workers:
         worker.ask(tasks[worker.variant])
@@ -57,12 +57,12 @@ def in_turns(tasks: dict[str, dict[str, Any]], rounds: int, turn: float) -> list
 
 
 def measure(name: str, args: argparse.Namespace) -> list[list[float]]:
-    """Of each variant."""
+    """Returns the milliseconds of a pass for each variant and round."""
     task = {"model": name, "batch": args.batch, "size": args.size}
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(name, args.size, Path(folder))
         tasks = {v: {**task, "variant": v, "file": files[v]} for v in VARIANTS}
-        return in_turns(tasks, args.rounds, args.turn)
+        return alternating(tasks, args.rounds, args.turn)
 
 
 def main() -> None:
@@ -71,9 +71,9 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=["resnet18_lpf4", "mobilenet_v2_lpf4"])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224, help="pixels, of a side")
+    parser.add_argument("--size", type=int, default=224, help="side in pixels")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
+    parser.add_argument("--turn", type=float, default=0.5, help="minimum seconds of each turn")
     args = parser.parse_args()
     about = models.Worker("export", "", executable)
     print(about.ask({"identity": True}))

@@ -1,6 +1,6 @@
-"""One way to serve a model from a CPU, for `export.py`; see `worker.py`.
+"""The process of `export.py` for one variant of a model on CPU; see `worker.py`.
 
-The variants: a file of ONNX in onnxruntime, or the original in eager torch.
+The variants are an ONNX file in onnxruntime, and the original in eager torch.
 """
 
 from typing import Any
@@ -18,7 +18,9 @@ def prepare(task: dict[str, Any]) -> Work:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others have turns
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # other processes alternate
     session = onnxruntime.InferenceSession(task["file"], options, ["CPUExecutionProvider"])
     (taken,) = session.get_inputs()
     kind = np.uint8 if taken.type == "tensor(uint8)" else np.float32
@@ -28,13 +30,13 @@ def prepare(task: dict[str, Any]) -> Work:
 
 def _eager(name: str, images: np.ndarray):
     import torch
-    from reference import reference_net
+    from reference import reference_model
 
-    net, x = reference_net(name), torch.tensor(images)
+    model, x = reference_model(name), torch.tensor(images)
 
     @torch.no_grad()
     def run() -> Any:
-        return net(x)
+        return model(x)
 
     return run
 

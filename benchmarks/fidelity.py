@@ -1,4 +1,4 @@
-"""How far our logits are from the originals', for every model: the table of docs/fidelity.md.
+"""Differences of our logits from the originals', for every model: the table of docs/fidelity.md.
 
     python benchmarks/fidelity.py [--models 'resnet*'] [--results runs/fidelity.json]
 
@@ -6,7 +6,7 @@ For each model: the reference (torchvision's for a baseline, `antialiased-cnns` 
 with random weights and batch statistics, saved as the original saves its files
 ({'state_dict': ...}, legacy pickle), read by `create_model(pretrained=...)`, and both run on the
 same random images, float32 on CPU. The number is the largest difference of a logit over the largest
-logit. All models take over half an hour; what is already in the results file is not run again.
+logit. All models take over half an hour; models in the results file are not run again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reference import compiled, reference_net, relative_difference
+from reference import compiled, reference_model, relative_difference
 
 from aa_flax import create_model
 from aa_flax.models.registry import base_names, has_reference
@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def measure(name: str) -> float:
-    reference = reference_net(name)
+    reference = reference_model(name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.pth"
         content = {"state_dict": reference.state_dict()}

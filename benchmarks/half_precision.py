@@ -1,10 +1,10 @@
-"""How far logits in bfloat16 are from float64 on CPU: a table of docs/fidelity.md.
+"""Differences of bfloat16 logits from float64 on CPU: a table of docs/fidelity.md.
 
     python benchmarks/half_precision.py [--models resnet18_lpf4 ...] [--size 128]
 
 The same random weights, batch statistics and images in each column: the operations' definitions,
 the CPU kernels, and the kernels with oneDNN after `aa_flax.tune_cpu()` (empty where it is not
-used). The number is the root mean square of the logits' differences, over that of the logits.
+used). The number is the root mean square of the logits' differences over that of the logits.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def differences(variant: str, models: list[str], size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=[f"{name}_lpf4" for name in MODELS])
-    parser.add_argument("--size", type=int, default=128, help="pixels, of a side")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels")
     parser.add_argument("--variant", choices=VARIANTS, help="one column, as JSON")
     args = parser.parse_args()
     if args.variant:

@@ -1,13 +1,13 @@
-"""What models lose and gain by int8: accuracy, consistency under shifts, size and time.
+"""The effect of int8 on accuracy, consistency under shifts, size and time.
 
     python benchmarks/int8.py runs/digits_resnet18 runs/digits_resnet18_lpf4 [--rounds 7]
 
-Runs on digits: each is exported twice, calibrated on the digits that it was trained on, and judged
-on those held out, at every shift that a crop can have. Prints a Markdown table, in percent:
-accuracy and consistency (how often two random shifts of a digit get the same class) of the file in
-float32 and of that in int8, how often both give the same class, to centred digits and to all; the
-files' sizes and the time of one over the other: the median over the rounds, the least, the
-greatest.
+The arguments are runs on digits. Each is exported twice, calibrated on its training digits, and
+evaluated on the held-out ones, at every shift of a crop. Prints a Markdown table, in percent:
+accuracy and consistency (how often two random shifts of a digit get the same class) of the files in
+float32 and in int8, and how often both give the same class, for centred and for shifted digits; the
+sizes of the files, and the ratio of their times: the median over the rounds, the minimum, the
+maximum.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from export import in_turns
+from export import alternating
 from models_table import ratio
 
 import aa_flax
@@ -26,7 +26,7 @@ from aa_flax.weights.locate import OfRun
 
 
 def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes `(n, size, size, 3)` and labels."""
+    """Returns uint8 images `(n, size, size, 3)` and labels."""
     source = Digits(split, size)
     examples = [source[i] for i in range(len(source))]
     return np.stack([np.asarray(e["image"]) for e in examples]), np.array(
@@ -35,7 +35,7 @@ def digits(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shifted(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """All crops, row by row: `(n, size, size, 3)` each."""
+    """Yields all crops, row by row: `(n, size, size, 3)` each."""
     room = images.shape[1] - size + 1
     for y in range(room):
         for x in range(room):
@@ -43,7 +43,7 @@ def shifted(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def consistency(classes: np.ndarray) -> float:
-    """The chance that two shifts, drawn for each image, give it the same class.
+    """Returns the probability that two random shifts of an image have the same class.
 
     Args:
         classes: int `(shifts, n)`.
@@ -53,7 +53,7 @@ def consistency(classes: np.ndarray) -> float:
 
 
 def measure(run: str, args: argparse.Namespace, folder: Path) -> str:
-    """A row of the table."""
+    """Returns a row of the table."""
     weights = OfRun(run)
     data = weights.config["data"]
     model = aa_flax.create_model(weights.name, pretrained=run)
@@ -78,7 +78,7 @@ def measure(run: str, args: argparse.Namespace, folder: Path) -> str:
         f"{100 * same[centre].mean():.1f}",
         f"{100 * same.mean():.1f}",
         " → ".join(f"{file.stat().st_size / 2**20:.1f}" for file in files.values()),
-        str(ratio(*in_turns(tasks, args.rounds, args.turn))),
+        str(ratio(*alternating(tasks, args.rounds, args.turn))),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
+    parser.add_argument("--turn", type=float, default=0.5, help="minimum seconds of each turn")
     args = parser.parse_args()
     print(
         "| model | centred | shifted | consistency | same class, centred | shifted | MiB | "

@@ -1,4 +1,4 @@
-"""This project's models for `models.py`; see `worker.py`."""
+"""The process of `models.py` for this project's models; see `worker.py`."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ SHIFT_RANGE = 32  # pixels
 
 @contextmanager
 def cpu_kernels() -> Iterator[None]:
-    """Traces every operation as its CPU kernel, whatever the platform."""
+    """Traces every operation as its CPU kernel, on any platform."""
     apply = dispatch.apply
 
     def apply_cpu(definition, kernels, *arrays):
@@ -60,7 +60,7 @@ def forward(model: Classifier, task: dict[str, Any]) -> Callable[[], Any]:
 
 
 def training(model: Classifier, task: dict[str, Any]) -> Callable[[], Any]:
-    """A whole update: forward, backward, SGD with momentum and weight decay, from bytes."""
+    """Returns a training step: SGD with momentum and weight decay on uint8 images."""
     mesh = data_mesh(jax.devices()[:1])
     sgd = optax.sgd(LEARNING_RATE, MOMENTUM)
     optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), sgd)
@@ -84,7 +84,7 @@ def training(model: Classifier, task: dict[str, Any]) -> Callable[[], Any]:
 
 
 def shift(model: Classifier, task: dict[str, Any]) -> Callable[[], Any]:
-    """The evaluation's consistency of two batches of images, one pair of crops each."""
+    """Returns the evaluation's consistency of two batches, with one pair of crops per image."""
     size = task["batch"]
     images = random_images(2 * size, task["size"] + SHIFT_RANGE)
     batches = [

@@ -1,11 +1,11 @@
-"""What it brings that a process keeps the memory of a pass for the next (`aa_flax.tune_cpu`).
+"""The effect of keeping the memory of a pass for the next one (`aa_flax.tune_cpu`).
 
     python benchmarks/kept_memory.py [--models resnet18_lpf4 ...] [--modes forward ...]
         [--batch 8 48] [--torch_python PATH] [--rounds 5]
 
-Ours and torch's, eager and compiled, each once as it is and once with its memory kept, in processes
-of their own that have their turns one after the other. The ratio is the time as it is over that
-with memory kept: the median over the rounds, and in brackets the least and the greatest.
+Our models and torch's, eager and compiled, run by default and with memory kept, in separate
+processes that alternate. The ratio is the default time over that with memory kept: the median over
+the rounds, and in brackets the minimum and the maximum.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 from models import Worker, take_turns
 from models_table import OURS, THEIRS, Setting, ratio
 
-# Without oneDNN, which `tune_cpu` would bring together with the memory.
+# Without oneDNN, which `tune_cpu` would enable as well.
 SIDES = (
     (OURS, "without_onednn"),
     (THEIRS, "eager_channels_last"),
@@ -25,7 +25,7 @@ SIDES = (
 
 
 def measure(setting: Setting, side: tuple[str, str], args: argparse.Namespace) -> str:
-    """A line of the table."""
+    """Returns a row of the table."""
     python = sys.executable if side[0] == OURS else args.torch_python
     workers = [Worker(*side, python, keeps_memory) for keeps_memory in (False, True)]
     for worker in workers:
@@ -49,10 +49,10 @@ def main() -> None:
     modes = ("forward", "training", "consistency")
     parser.add_argument("--modes", nargs="+", choices=modes, default=["forward"])
     parser.add_argument("--batch", nargs="+", type=int, default=[8, 48])
-    parser.add_argument("--size", type=int, default=224, help="pixels, of a side")
+    parser.add_argument("--size", type=int, default=224, help="side in pixels")
     parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turn", type=float, default=0.5, help="seconds at least, of each turn")
+    parser.add_argument("--turn", type=float, default=0.5, help="minimum seconds of each turn")
     args = parser.parse_args()
     print("| model | pass | batch | side | as it is, ms | kept, ms | ratio | peak, MiB |")
     print("|---" * 8 + "|")

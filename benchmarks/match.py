@@ -1,11 +1,11 @@
-"""Copied, re-estimated and matched batch statistics: tables and figure of docs/true_weights.md.
+"""Copied, re-estimated and matched batch statistics: tables and a figure of docs/true_weights.md.
 
     python benchmarks/match.py --classifier FILE [--results runs/match.json] [--figure FILE.png]
         [--tables docs/measured]
 
 FILE is a MobileNetV2 of 1000 classes with torchvision's names whose batch norms are folded. The
-photographs are those of scikit-image and scikit-learn, and the twenty of `packaged.py`. What the
-results contain already is not measured again.
+photographs are those of scikit-image and scikit-learn, and the twenty of `packaged.py`. Results in
+the file are not measured again.
 """
 
 import argparse
@@ -28,22 +28,22 @@ from aa_flax.data.pixels import normalise
 from aa_flax.nn.layers import BatchNorm
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "china", "flower")
-STEP, GIVEN = 70, 32  # pixels between two crops of a photograph, and crops that methods are given
+STEP, GIVEN = 70, 32  # pixels between crops of a photograph; number of crops for the methods
 COUNTS = (1, 4, 16, 160)
 BATCH = 40
 FILTERS = (2, 3, 4, 5)
-SWEPT = 4  # the filter of the figure
+SWEPT = 4  # taps of the figure's filter
 METHODS = {
     "re-estimated, folded": "re-estimated, batch norms folded",
     "re-estimated": "re-estimated, batch norms restored",
     "matched": "matched, folded or restored",
 }
 Images = UInt8[np.ndarray, "N H W 3"]
-Judge = Callable[[nnx.Module], np.ndarray]  # returns the classes that a model gives
+Classes = Callable[[nnx.Module], np.ndarray]  # from a model to its classes
 
 
 def crops() -> Images:
-    """Crops of six photographs, in a random order."""
+    """Returns crops of six photographs in a random order."""
     found = originals()
     photos = [np.asarray(found[name]) for name in PHOTOGRAPHS]
     all_crops = [
@@ -62,7 +62,7 @@ def antialiased(source: nnx.Module, taps: int) -> nnx.Module:
     return model
 
 
-def judge(model: nnx.Module, images: Images) -> Judge:
+def classes_of(model: nnx.Module, images: Images) -> Classes:
     """Returns a function from models like this one to the classes of images."""
     model.eval()
     graph, _ = nnx.split(model)
@@ -72,7 +72,7 @@ def judge(model: nnx.Module, images: Images) -> Judge:
 
 
 def re_estimated(model: nnx.Module, source: nnx.Module, images: Array) -> nnx.Module:
-    """Re-estimates also where batch norms are folded, which is refused otherwise."""
+    """Re-estimates statistics even if batch norms are folded, which is otherwise refused."""
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, BatchNorm):  # earlier statistics have no influence
             layer.var.set_value(2 * layer.var[...])
@@ -83,19 +83,19 @@ def re_estimated(model: nnx.Module, source: nnx.Module, images: Array) -> nnx.Mo
 def changed(
     method: Callable[..., nnx.Module], source: nnx.Module, taps: int, images: Images
 ) -> nnx.Module:
-    """Returns the antialiased model with the statistics that a method gives it on images."""
+    """Returns the antialiased model with statistics by a method on images."""
     return method(antialiased(source, taps), source, jax.jit(normalise)(images))
 
 
 def measure_agreement(file: Path, results: Results) -> None:
-    """Measures how often antialiased models give the classes of their folded source, in percent."""
+    """Measures how often antialiased models agree with their folded source, in percent."""
     images = crops()
     source = create_model("mobilenet_v2", pretrained=file)
-    wanted = judge(source, images)(source)
+    wanted = classes_of(source, images)(source)
     for taps in FILTERS:
-        classes = judge(antialiased(source, taps), images)
+        classes = classes_of(antialiased(source, taps), images)
 
-        def agreement(model: nnx.Module, classes: Judge = classes) -> float:
+        def agreement(model: nnx.Module, classes: Classes = classes) -> float:
             return float(100 * (classes(model) == wanted).mean())
 
         for name, method in (
@@ -110,19 +110,19 @@ def measure_agreement(file: Path, results: Results) -> None:
 
 
 def measure_top1(file: Path, results: Results) -> None:
-    """Measures top-1 on the twenty photographs, for statistics from few and from many crops."""
+    """Measures top-1 on the twenty photographs, with statistics of few and of many crops."""
     images, labels = opened(None)
     bases = np.random.default_rng(0).integers(0, REACH + 1, (BASES, len(images), 2))
     seen, given = np.concatenate([cut(images, base) for base in bases]), augmented(images, seed=1)
     folded, restored = (create_model("mobilenet_v2", pretrained=file) for _ in range(2))
     unfolded(restored, np.concatenate(given[:2]))
     given = np.concatenate(given)
-    classes = judge(antialiased(folded, SWEPT), seen)
+    classes = classes_of(antialiased(folded, SWEPT), seen)
 
-    def top1(model: nnx.Module, classes: Judge = classes) -> float:
+    def top1(model: nnx.Module, classes: Classes = classes) -> float:
         return float(100 * (classes(model) == np.tile(labels, BASES)).mean())
 
-    results.measure("top1", "plain", lambda: top1(restored, judge(restored, seen)))
+    results.measure("top1", "plain", lambda: top1(restored, classes_of(restored, seen)))
     results.measure("top1", "copied", lambda: top1(antialiased(restored, SWEPT)))
     for count in COUNTS:
         for name, method, source in (
@@ -153,7 +153,7 @@ def tables(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def draw(path: Path, rows: dict[str, float]) -> None:
-    """Draws top-1 over the number of images."""
+    """Plots top-1 over the number of images."""
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.axhline(rows["plain"], color="black", lw=1, label="plain model")
     axes.axhline(rows["copied"], color="grey", lw=1, ls="--", label="copied")

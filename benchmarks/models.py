@@ -1,21 +1,20 @@
-"""Nets beside the PyTorch original's: time, compilation and memory of each kind of pass.
+"""Models compared with the PyTorch original: time, compilation and memory of each kind of pass.
 
     python benchmarks/models.py --output RESULTS.csv [--models 'resnet*_lpf4' ...] [--modes forward]
         [--batch 8 ...] [--precision float32 ...] [--torch_python PATH] [--figure FILE.png]
 
 The passes: `forward`; `training`, a whole update; `consistency`, the evaluation's pairs of crops,
 of two batches of images. Names with `_lpf<k>` are compared with the package antialiased-cnns 0.3,
-others with torchvision's models. In each round, ours and every variant of torch run one after the
-other, each in a new process with none beside it, compiled and warm; every other round in reverse.
-Variants of torch that are 1.3 times slower than its best after two rounds are left out of the
-others.
+others with torchvision's models. In each round, our model and every variant of torch run one after
+another, each alone in a new process, compiled and warm; every other round in reverse. Variants of
+torch that are 1.3 times slower than its best after two rounds are omitted from the other rounds.
 
-A setting's rows are added to the CSV file as soon as it is measured. Run again, the command goes on
-with what is not there yet (for these versions, on this device), and at the end prints the tables
-of `models_table.py`. `--seconds` begins no other setting after that time; what is left is told.
-`--keep_memory` has both sides keep the memory of a pass for the next, ours by `aa_flax.tune_cpu`,
-which also gives convolutions to oneDNN, except in the variant `without_onednn`; `--keep_memory
-ours` only our side: in that variant, as this package's commands and torch's programs run.
+A setting's rows are added to the CSV file as soon as it is measured. Run again, the command
+measures the missing settings (for these versions, on this device), and prints the tables of
+`models_table.py`. No setting starts after `--seconds`; the number of those left is printed. With
+`--keep_memory`, both sides keep the memory of a pass for the next, ours by `aa_flax.tune_cpu`,
+which also gives convolutions to oneDNN, except in the variant `without_onednn`. With `--keep_memory
+ours`, only our side does, as this package's commands and torch's programs run.
 """
 
 import argparse
@@ -39,15 +38,15 @@ HERE = Path(__file__).parent
 SCRIPTS = {OURS: HERE / "jax_worker.py", THEIRS: HERE / "torch_worker.py"}
 VARIANTS = ("eager", "eager_channels_last", "compile", "compile_channels_last")
 OUR_VARIANTS = ("default", "remat", "definitions", "cpu_kernels", "without_onednn")
-TOO_SLOW = 1.3  # times torch's best
-UNFINISHED = 75  # the exit code where settings are left
-ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # or the peak of memory is all there is
-# What `aa_flax.tune_cpu` does, said to glibc from outside; and to `jax_worker.py`, to call it.
+TOO_SLOW = 1.3  # times the best time of torch
+UNFINISHED = 75  # the exit code if settings are left
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # else the peak is all of the memory
+# `aa_flax.tune_cpu` as environment variables of glibc; the last one has `jax_worker.py` call it.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", KEEPS_MEMORY: "1"}
 
 
 class Worker:
-    """A process that computes when asked to; see `worker.py`."""
+    """A process that measures on request; see `worker.py`."""
 
     def __init__(self, framework: str, variant: str, python: str, keeps_memory: bool = False):
         self.framework, self.variant = framework, variant
@@ -56,18 +55,18 @@ class Worker:
         self.facts: dict[str, Any] = {}
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         environment |= ENVIRONMENT | (KEPT if keeps_memory else {})
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
+        self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
             [python, str(SCRIPTS[framework]), variant],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.said,
+            stderr=self.stderr,
             text=True,
         )
 
     def ask(self, task: dict[str, Any]) -> dict[str, Any]:
-        """The answer; with `error`, if it is one or the process has ended."""
+        """Returns the answer; it has `error` if the task failed or the process has ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -76,7 +75,7 @@ class Worker:
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        answer = json.loads(line) if line else {"error": self._last_words()}
+        answer = json.loads(line) if line else {"error": self._last_message()}
         self.error = answer.get("error", "")
         self.facts |= answer
         return answer
@@ -93,17 +92,17 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
-        self.said.close()
+        self.stderr.close()
 
-    def _last_words(self) -> str:
+    def _last_message(self) -> str:
         code = self.process.wait()
-        self.said.seek(0)
-        lines = self.said.read().strip().splitlines()
+        self.stderr.seek(0)
+        lines = self.stderr.read().strip().splitlines()
         return f"ended with code {code}: {lines[-1][:150] if lines else 'no message'}"
 
 
 def take_turns(workers: Sequence[Worker], rounds: int, turn: float) -> None:
-    """Each computes once a round, every other round in reverse; ends at the first error."""
+    """Runs each worker once a round, every other round in reverse; ends at the first error."""
     for number in range(rounds):
         for worker in workers if number % 2 == 0 else workers[::-1]:
             worker.turn(turn)
@@ -113,7 +112,7 @@ def take_turns(workers: Sequence[Worker], rounds: int, turn: float) -> None:
 
 @dataclass
 class Side:
-    """A variant and what was measured of it, each round in a new process with none beside it."""
+    """A variant and its measurements, each round alone in a new process."""
 
     framework: str
     variant: str
@@ -128,11 +127,11 @@ class Side:
             worker.turn(seconds)
         worker.close()
         self.times += worker.times
-        self.facts = worker.facts | self.facts  # of the first round, the time to compile
+        self.facts = worker.facts | self.facts  # the compilation time is that of the first round
         self.error = worker.error
 
     def is_too_slow(self, others: Iterable["Side"]) -> bool:
-        """Checks whether a variant of torch cannot be its best."""
+        """Checks whether a variant of torch is too slow to be the best."""
         if self.framework == OURS:
             return False
         best = min(min(other.times) for other in others if other.framework == THEIRS)
@@ -140,7 +139,7 @@ class Side:
 
 
 def measure(setting: Setting, args: argparse.Namespace, pythons: dict[str, str]) -> list[dict]:
-    """Returns the rows of a setting, one a variant."""
+    """Returns the rows of a setting, one for each variant."""
     sides = [Side(OURS, v) for v in our_variants(args, setting)]
     sides += [Side(THEIRS, v) for v in their_variants(args, setting)]
     started, kept = time.strftime("%Y-%m-%dT%H:%M:%S"), kept_by(args)
@@ -171,13 +170,13 @@ def our_variants(args: argparse.Namespace, setting: Setting) -> list[str]:
 
 
 def their_variants(args: argparse.Namespace, setting: Setting) -> list[str]:
-    """Without those that compile, for models that `--compile_models` does not name."""
+    """Returns the variants of torch; those that compile only for `--compile_models`."""
     compiles = any(fnmatchcase(setting.model, pattern) for pattern in args.compile_models)
     return [v for v in args.variants if compiles or not v.startswith("compile")]
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """Every combination, model by model."""
+    """Returns every combination, model by model."""
     from aa_flax import list_models
 
     models = list(dict.fromkeys(model for pattern in args.models for model in list_models(pattern)))
@@ -186,12 +185,12 @@ def settings(args: argparse.Namespace) -> list[Setting]:
 
 
 def kept_by(args: argparse.Namespace) -> tuple[str, ...]:
-    """The sides that keep their memory."""
+    """Returns the sides that keep their memory."""
     return {None: (), "ours": (OURS,), "both": (OURS, THEIRS)}[args.keep_memory]
 
 
 def identities(pythons: dict[str, str], kept: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Versions and device of both sides."""
+    """Returns versions and device of both sides."""
     found = {}
     for framework, python in pythons.items():
         worker = Worker(framework, "", python, framework in kept)
@@ -216,7 +215,7 @@ def is_measured(setting: Setting, args: argparse.Namespace, identity: dict) -> b
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures what is not in the file yet; the number of settings that are left."""
+    """Measures the settings that the file lacks; returns the number of those left."""
     began = time.monotonic()
     pythons = {OURS: sys.executable, THEIRS: args.torch_python}
     identity = identities(pythons, kept_by(args))
@@ -230,9 +229,10 @@ def run(args: argparse.Namespace) -> int:
         append(args.output, rows)
         (group,) = groups({k: str(v) for k, v in row.items()} for row in rows)
         errors = "".join(f"; {w['variant']}: {w['error']}" for w in rows if w["error"])
-        place = f"{number + 1} of {len(todo)}, {time.monotonic() - began:.0f} s"
+        progress = f"{number + 1} of {len(todo)}, {time.monotonic() - began:.0f} s"
         print(
-            f"{setting}: torch / ours {group.ratio() or 'not known'} [{place}]{errors}", flush=True
+            f"{setting}: torch / ours {group.ratio() or 'not known'} [{progress}]{errors}",
+            flush=True,
         )
     return 0
 
@@ -241,12 +241,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="CSV file, added to")
+    parser.add_argument("--output", type=Path, required=True, help="CSV file, appended to")
     parser.add_argument("--models", nargs="+", default=["resnet18_lpf4"], help="names or patterns")
     modes = ("forward", "training", "consistency")
     parser.add_argument("--modes", nargs="+", choices=modes, default=["forward"])
     parser.add_argument("--batch", nargs="+", type=int, default=[8])
-    parser.add_argument("--size", nargs="+", type=int, default=[224], help="pixels, of a side")
+    parser.add_argument("--size", nargs="+", type=int, default=[224], help="side in pixels")
     precisions = ("float32", "bfloat16")
     parser.add_argument("--precision", nargs="+", choices=precisions, default=["float32"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="torch's")
@@ -256,12 +256,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--our_variants", nargs="+", choices=OUR_VARIANTS, default=["default"])
     parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turn", type=float, default=2, help="seconds at least, of each round")
+    parser.add_argument("--turn", type=float, default=2, help="minimum seconds of each round")
     parser.add_argument(
-        "--keep_memory", nargs="?", const="both", choices=("both", "ours"), help="from pass to pass"
+        "--keep_memory", nargs="?", const="both", choices=("both", "ours"), help="between passes"
     )
-    parser.add_argument("--seconds", type=float, help="begin no setting after that time")
-    parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. models.png")
+    parser.add_argument("--seconds", type=float, help="start no setting after this time")
+    parser.add_argument("--figure", type=Path, help="plot of the ratios, e.g. models.png")
     return parser.parse_args()
 
 
@@ -273,7 +273,7 @@ def main() -> None:
     if args.figure:
         figure(rows, args.figure)
     if left:
-        print(f"\nleft: {left} settings; the same command goes on")
+        print(f"\nleft: {left} settings; the same command resumes")
         sys.exit(UNFINISHED)
 
 

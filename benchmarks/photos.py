@@ -1,4 +1,4 @@
-"""Folders of real photographs, cut from those that scikit-image and scikit-learn ship."""
+"""Folders of real photographs, crops of those in scikit-image and scikit-learn."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ _SKIMAGE = (
 
 
 def originals() -> dict[str, Image.Image]:
-    """Sixteen photographs by name, in mode RGB."""
+    """Returns sixteen photographs by name, in mode RGB."""
     folder = Path(skimage.__file__).parent / "data"
     photos = {Path(name).stem: Image.open(folder / name).convert("RGB") for name in _SKIMAGE}
     samples = load_sample_images()
@@ -32,13 +32,13 @@ def write_photos(
     sides: tuple[int, int] = (150, 640),
     quality: tuple[int, int] = (60, 97),
 ) -> Path:
-    """Writes `folder/<photograph>/<number>.jpg`: `count` cuttings of many sizes and qualities.
+    """Writes `folder/<photograph>/<number>.jpg`: `count` crops of many sizes and qualities.
 
     Every seventh is grey, every eleventh CMYK, every fifth progressive; chroma is at full or at
     half resolution.
 
     Args:
-        sides: the least and greatest longer side in pixels. quality: likewise, of the JPEG.
+        sides: range of the longer side in pixels. quality: range of the JPEG quality.
     """
     rng = np.random.default_rng(0)
     photos = originals()
@@ -59,7 +59,7 @@ def write_photos(
 
 
 def photos_data(path: Path, **changes: Any) -> DataConfig:
-    """`config.data` for a folder with `train/` or `val/` in it: ImageNet's sizes, and `changes`."""
+    """Returns `config.data` for a folder with `train/` or `val/`: ImageNet's sizes, `changes`."""
     return DataConfig(path=str(path), **changes)
 
 

@@ -1,4 +1,4 @@
-"""What each pool costs: forward and gradient of (8, 56, 56, 256) with stride 2.
+"""Times of all pools, forward and gradient, for (8, 56, 56, 256) with stride 2.
 
     python benchmarks/pools.py [--repeats 7] [--pools ideal,lps]
 

@@ -1,14 +1,14 @@
-"""What a forward pass or a training step is spent on, by compiled operation.
+"""The time of a forward pass or a training step, by compiled operation.
 
     python benchmarks/profile_model.py resnet50_lpf4 training [--batch 8] [--size 224] [--rows 20]
         [--precision bfloat16]
 
-Traces three steps and prints two Markdown tables: time by kind of operation, and the dearest
-operations beside the bytes that each must move (its operands and its result, once each) and the
-time which these take at the bandwidth of a copy, measured first. An operation far above that time
-computes much, or computes badly; one of pure elementwise work should be near it. Times add up over
-the devices' streams. `backward` is what JAX transposed. Memory is kept from step to step, as in the
-commands: else the pages of large results are counted to whatever writes them.
+Traces three steps and prints two Markdown tables: time by kind of operation, and the slowest
+operations with the bytes that each must move (its operands and its result, once each) and their
+time at the bandwidth of a copy, measured first. An operation far above it is compute-bound or
+inefficient; an elementwise one should be near it. Times are sums over the devices' streams.
+`backward` marks operations that JAX transposed. Memory is kept between steps, as in the commands;
+otherwise page faults count as time of the operation that writes a large result.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from aa_flax.runtime import data_mesh, put_batch
 from aa_flax.training.step import init_state, make_train_step
 
 STEPS = 3
-BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8}  # the others have them at the end of their names
+BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8}  # other types have it at the end of their names
 
 
 class Operation(NamedTuple):
-    """One instruction of a compiled program."""
+    """An instruction of a compiled program."""
 
     kind: str
     shape: str
@@ -49,7 +49,7 @@ class Operation(NamedTuple):
 def forward_pass(
     model: Classifier, batch: dict[str, np.ndarray]
 ) -> tuple[str, Callable[[], object]]:
-    """The compiled program as text, and a function that runs it and waits."""
+    """Returns the compiled program as text, and a function that runs it to completion."""
     graph, state = nnx.split(model)
     images = normalise(jnp.asarray(batch["image"]))
     compiled = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, images).compile()
@@ -59,7 +59,7 @@ def forward_pass(
 def training_step(
     model: Classifier, batch: dict[str, np.ndarray]
 ) -> tuple[str, Callable[[], object]]:
-    """Like `forward_pass`: one update by SGD with momentum and weight decay."""
+    """Returns the same as `forward_pass` for an update by SGD with momentum and weight decay."""
     mesh = data_mesh(jax.devices()[:1])
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(1e-3, 0.9))
     step = make_train_step(
@@ -80,7 +80,7 @@ def training_step(
 
 
 def mebibytes(shape: str) -> float:
-    """Of an array or a tuple, as a compiled program writes them: `f32[8,56,56,64]{3,2,1,0}`."""
+    """Returns the size of an array or a tuple of a program, such as `f32[8,56,56,64]{3,2,1,0}`."""
     bits = 0
     for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape):
         width = BITS.get(kind) or int((re.search(r"\d+$", kind) or ["0"])[0])
@@ -89,7 +89,7 @@ def mebibytes(shape: str) -> float:
 
 
 def operations(program: str) -> dict[str, Operation]:
-    """All instructions of a compiled program, by name."""
+    """Returns all instructions of a compiled program by name."""
     pattern = r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)"
     lines = [(line, re.match(pattern, line)) for line in program.splitlines()]
     found = [(line, *match.groups()) for line, match in lines if match]
@@ -104,7 +104,7 @@ def operations(program: str) -> dict[str, Operation]:
 
 
 def traced_ms(run: Callable[[], object], names: dict[str, Operation]) -> Counter[str]:
-    """Milliseconds a step for each operation of those names."""
+    """Returns the milliseconds per step of each named operation."""
     run()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -122,7 +122,7 @@ def traced_ms(run: Callable[[], object], names: dict[str, Operation]) -> Counter
 
 
 def copy_bandwidth() -> float:
-    """Mebibytes read and written in a millisecond by a copy that fits no cache."""
+    """Returns the MiB that a copy larger than the caches reads and writes per millisecond."""
     x = jnp.zeros((64, 2**20), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     return 2 * x.nbytes / 2**20 / median_ms(lambda: jax.block_until_ready(copy(x)), 5)
@@ -155,10 +155,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("what", choices=("forward", "training"))
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--size", type=int, default=224, help="side in pixels")
     precisions = ("float32", "bfloat16")
     parser.add_argument("--precision", choices=precisions, default="float32")
-    parser.add_argument("--rows", type=int, default=20, help="of the dearest operations")
+    parser.add_argument("--rows", type=int, default=20, help="number of slowest operations")
     args = parser.parse_args()
     tune_cpu()
     rng = np.random.default_rng(0)

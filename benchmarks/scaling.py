@@ -1,14 +1,14 @@
-"""What a training step sends between devices, and what that means for 8 and 64 GPUs.
+"""Communication of a training step between devices, and the resulting speed of 8 and 64 GPUs.
 
     python benchmarks/scaling.py [--model resnet50_lpf4] [--batch 4] [--size 64]
         [--devices 1 2 4 8] [--gpu_rate 4013] [--loader_rate 382] ...
 
-First, the step is compiled for each number of virtual CPU devices, in a process of its own, at the
-same batch on each device (weak scaling), and the bytes of every collective operation are counted in
-the compiled program, beside those that a ring needs for the gradients alone. The time is that of as
-many devices on the cores there are: per image, it says what partitioning costs, not how fast
-devices would be. Second, the throughput of clusters is computed from those bytes and from the
-numbers given as flags, which are printed. Both as Markdown, for docs/scaling.md.
+First, the step is compiled for each number of virtual CPU devices in a separate process, with the
+same batch on each device (weak scaling). The bytes of every collective operation are counted in the
+compiled program, and compared with those of a ring for the gradients alone. The time is that of all
+devices on the cores of this machine: per image, it is the cost of partitioning, not the speed of
+devices. Second, the throughput of clusters is computed from those bytes and from the values of the
+flags, which are printed. Both are Markdown tables for docs/scaling.md.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 from communication import Collective, collectives, sent
 
-JPEG_BYTES = 110_000  # of an ImageNet photograph, on average: 1.28 million are 138 GB
+JPEG_BYTES = 110_000  # mean of ImageNet's photographs: 1.28 million are 138 GB
 CLUSTERS = (1, 8, 64)
 GPUS_PER_HOST = 8
 
@@ -39,12 +39,12 @@ class Step:
 
     @property
     def payload(self) -> int:
-        """Bytes that are reduced, gathered or moved."""
+        """Returns the bytes that are reduced, gathered or moved."""
         return sum(operation.num_bytes for operation in self.operations)
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """In a process with as many devices as the step is to have."""
+    """Compiles and times the step in this process, which has the step's number of devices."""
     import jax
     import numpy as np
     import optax
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def compiled_for(devices: int, where: dict[str, None]) -> Step:
-    """`measure`, in a process of its own; `where` takes up the versions it names."""
+    """Runs `measure` in a separate process, and adds its versions to `where`."""
     command = [sys.executable, __file__, *sys.argv[1:], "--count", str(devices)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -116,11 +116,11 @@ def measured_table(steps: list[Step], batch: int) -> str:
 
 
 def throughput(devices: int, payload: int, in_order: int, args: argparse.Namespace) -> dict:
-    """Images a second of so many GPUs, with all of the communication hidden, or none.
+    """Returns images per second of a number of GPUs, with all or no communication hidden.
 
     Args:
-        payload: bytes that each step reduces. in_order: operations that wait for one another, each
-            of which costs its latency.
+        payload: bytes that each step reduces. in_order: number of operations that depend on one
+            another, each of which adds its latency.
     """
     compute = args.gpu_batch / args.gpu_rate
     link = args.host_link if devices > GPUS_PER_HOST else args.gpu_link
@@ -156,9 +156,9 @@ def projected_table(step: Step, args: argparse.Namespace) -> str:
 
 
 def _in_order(step: Step) -> list[Collective]:
-    """Operations that are no gradient's: batch statistics, on which the next layer waits.
+    """Returns the operations of batch statistics, for which the next layer waits.
 
-    Gradients can be sent together, and are on GPUs; each layer's statistics are one channel wide.
+    GPUs send gradients together; the statistics of a layer have one value per channel.
     """
     return [operation for operation in step.operations if operation.num_bytes <= 4 * 2048 * 2]
 
@@ -168,25 +168,25 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="resnet50_lpf4")
-    parser.add_argument("--batch", type=int, default=4, help="images a virtual device")
-    parser.add_argument("--size", type=int, default=64, help="side of their images")
+    parser.add_argument("--batch", type=int, default=4, help="images per virtual device")
+    parser.add_argument("--size", type=int, default=64, help="side in pixels")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument(
-        "--own_statistics", action="store_true", help="batch_stat_groups: one for each device"
+        "--own_statistics", action="store_true", help="batch_stat_groups: one per device"
     )
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
-    cluster = parser.add_argument_group("a cluster, of hosts with eight GPUs")
-    cluster.add_argument("--gpu_rate", type=float, default=4013, help="images/s of a GPU alone")
-    cluster.add_argument("--gpu_batch", type=int, default=264, help="images a GPU and step")
-    cluster.add_argument("--gpu_size", type=int, default=224, help="side of their images")
+    cluster = parser.add_argument_group("a cluster of hosts with eight GPUs")
+    cluster.add_argument("--gpu_rate", type=float, default=4013, help="images/s of a single GPU")
+    cluster.add_argument("--gpu_batch", type=int, default=264, help="images per GPU and step")
+    cluster.add_argument("--gpu_size", type=int, default=224, help="side in pixels")
     cluster.add_argument(
-        "--gpu_link", type=float, default=450, help="GB/s a GPU sends within a host"
+        "--gpu_link", type=float, default=450, help="GB/s that a GPU sends within a host"
     )
     cluster.add_argument(
-        "--host_link", type=float, default=12.5, help="GB/s a GPU sends between hosts"
+        "--host_link", type=float, default=12.5, help="GB/s that a GPU sends between hosts"
     )
-    cluster.add_argument("--latency", type=float, default=20, help="µs of an operation")
+    cluster.add_argument("--latency", type=float, default=20, help="µs per operation")
     cluster.add_argument("--loader_rate", type=float, default=382, help="images/s of a core")
     return parser.parse_args()
 

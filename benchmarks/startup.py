@@ -1,11 +1,11 @@
-"""The time of a start: imports, a random model, first logits, compiling a training step.
+"""Startup times: imports, a random model, first logits, compiling a training step.
 
 python benchmarks/startup.py [--models NAME ...] [--torch_python PYTHON] [--training_step]
     [--repeats 5]
 
-Each time is a fresh process's: the median, the smallest and the largest. `--torch_python` is an
-interpreter with torch and the original package, for the same of theirs; `--training_step` compiles
-densenet121_lpf4's, which takes long. First logits are those of the first model.
+Each time is that of a fresh process: the median, the smallest and the largest. `--torch_python` is
+an interpreter with torch and the original package, to measure these as well; `--training_step`
+compiles the step of densenet121_lpf4, which takes long. First logits are those of the first model.
 """
 
 import argparse
@@ -42,7 +42,7 @@ TORCH_MODEL = "antialiased_cnns.{model}(filter_size=4)"
 
 
 def seconds(python: str, setup: str, timed: str, cache: Path | None = None) -> float:
-    """How long `timed` takes in a fresh process, after `setup`."""
+    """Returns the time of `timed` in a fresh process, after `setup`."""
     code = f"import time\n{setup}\nstart = time.perf_counter()\n{timed}\n"
     code += "print(time.perf_counter() - start)"
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
@@ -60,7 +60,7 @@ def seconds(python: str, setup: str, timed: str, cache: Path | None = None) -> f
 def ours(
     models: Sequence[str], training_step: bool, cache: Path
 ) -> dict[str, tuple[str, str, Path | None]]:
-    """What is timed here: setup, code, folder of compiled programs."""
+    """Returns our timings by name: setup, timed code, compilation cache."""
     create, first = (
         OURS + CREATE.format(model=models[0]),
         "graphdef, state = nnx.split(model)\n" + LOGITS,
@@ -94,7 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=MODELS, help="names that end in _lpf4")
     parser.add_argument("--torch_python", help="an interpreter with torch and antialiased-cnns")
-    parser.add_argument("--training_step", action="store_true", help="compile one, too")
+    parser.add_argument("--training_step", action="store_true", help="compile a training step")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     known = list_models("*_lpf4")
@@ -113,7 +113,7 @@ def main() -> None:
         print("| | median, s | smallest | largest |\n|---|---|---|---|")
         for name, run in tasks:
             if "before" in name:
-                run()  # leaves the compiled program
+                run()  # writes the compilation cache
             times = [run() for _ in range(options.repeats)]
             print(
                 f"| {name} | {statistics.median(times):.2f} | {min(times):.2f} | {max(times):.2f} |"

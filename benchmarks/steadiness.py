@@ -4,7 +4,7 @@
 
 FILE is a MobileNetV2 of 1000 classes with torchvision's names, as for `true_weights.py`; the twenty
 photographs come from a package (`packaged.py`). The vision transformer is timm's with random
-weights, since no package has trained ones: its classes mean nothing, only whether they change.
+weights, since no package has trained ones: its classes are meaningful only in whether they change.
 With `--folder`, the tables are also written there.
 """
 
@@ -25,9 +25,9 @@ from aa_flax.ops import circular_padding
 from benchmarks import reference  # noqa: F401  (timm imports torchvision)
 from benchmarks.packaged import photographs
 
-CROP, MOST = 224, 32  # pixels that a model sees; offsets of a frame are 0..31
+CROP, MOST = 224, 32  # pixels of the model's input; offsets of a frame are 0..31
 FRAMES = (256, 384)  # from which windows are chosen
-PAIRS = 4  # for each photograph
+PAIRS = 4  # per photograph
 Model = tuple[Callable[[Any, Any], Any], Any]  # a function of its state and normalised images
 
 
@@ -39,7 +39,7 @@ def mobilenet(path: Path) -> Model:
 
 
 def transformer() -> Model:
-    """timm's ViT-Tiny of patches of 16 pixels, whose images are (N, 3, H, W)."""
+    """Returns timm's ViT-Tiny with patches of 16 pixels, for images (N, 3, H, W)."""
     import timm
     import torch
 
@@ -55,7 +55,7 @@ def centres(size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.array([label for _, label in found])
 
 
-def answers(model: Model, images: np.ndarray, views: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+def outputs(model: Model, images: np.ndarray, views: list[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Returns the logits of the images `(N, K)` and of every view of them `(V, N, K)`."""
     f, state = model
     run = jax.jit(lambda state, images: f(state, normalise(images)))
@@ -85,13 +85,13 @@ def circular(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rolled_table(classifier: Model) -> Iterator[str]:
-    """Photographs rolled by random numbers of pixels on both axes."""
+    """Yields the rows for photographs rolled by random offsets on both axes."""
     images, labels = centres(CROP)
     shifts = np.random.default_rng(0).integers(0, CROP, (2 * PAIRS, 2))
     views = [np.roll(images, shift, (1, 2)) for shift in shifts]
 
     def row(name: str, model: Model, labels: np.ndarray | None) -> str:
-        still, moved = answers(model, images, views)
+        still, moved = outputs(model, images, views)
         change = np.abs(moved - still).max() / np.abs(still).max()
         return f"| {name} | {' | '.join(cells(still, moved, labels))} | {change:.1e} |"
 
@@ -114,7 +114,7 @@ def rolled_table(classifier: Model) -> Iterator[str]:
 
 
 def crops_table(classifier: Model) -> Iterator[str]:
-    """Windows of frames at random offsets in a photograph."""
+    """Yields the rows for windows of frames at random offsets in a photograph."""
     yield "| frame | window | top-1 | top-1, shifted | consistency | same window | radius |"
     yield "|---" * 7 + "|"
     f, state = classifier
@@ -125,7 +125,7 @@ def crops_table(classifier: Model) -> Iterator[str]:
         middle = np.asarray(center_crop(jnp.asarray(images), size))
         for name, window in WINDOWS.items():
             model = (lambda state, x, window=window: f(state, window(x))), state
-            still, moved = answers(model, middle, views)
+            still, moved = outputs(model, middle, views)
             row = cells(still, moved, labels)
             row += ["", ""] if name == "centre" else certified(views, offsets)
             yield f"| {size} | {name} | {' | '.join(row)} |"
@@ -138,9 +138,9 @@ WINDOWS: dict[str, Callable[[Any], jax.Array]] = {
 
 
 def certified(views: list[np.ndarray], offsets: np.ndarray) -> list[str]:
-    """Returns how often a pair has one window, in percent, and the mean radius.
+    """Returns how often a pair has the same window, in percent, and the mean radius.
 
-    It also checks that pairs within the radius have one.
+    Also checks that pairs within the radius have the same window.
     """
     crop = jax.jit(lambda frames: canonical_crop(frames, CROP)[1:])
     at, radius = map(np.stack, zip(*map(crop, views), strict=True))

@@ -1,4 +1,4 @@
-"""How long something takes."""
+"""Timing of calls."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def median_ms(run: Callable[[], object], repeats: int) -> float:
-    """Median time of a call in milliseconds; a first one is not counted."""
+    """Returns the median time of a call in milliseconds, without a first one that compiles."""
     run()
     times = []
     for _ in range(repeats):

@@ -1,6 +1,6 @@
-"""PyTorch's side of `models.py`: the original's models and torchvision's; see `worker.py`.
+"""The process of `models.py` for PyTorch: models of the original and torchvision; see `worker.py`.
 
-Needs torch, torchvision and antialiased-cnns, and nothing of JAX.
+Needs torch, torchvision and antialiased-cnns, but not JAX.
 """
 
 import re
@@ -20,30 +20,30 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
 SHIFT_RANGE = 32  # pixels
 
 
-def net_of(name: str) -> torch.nn.Module:
-    """torchvision's model, or for `..._lpf<k>` the original antialiased one."""
+def model_of(name: str) -> torch.nn.Module:
+    """Returns torchvision's model, or for `..._lpf<k>` the original antialiased one."""
     if found := re.fullmatch(r"(.+)_lpf(\d)", name):
         originals = import_module("antialiased_cnns")
-        net = getattr(originals, found[1])(filter_size=int(found[2]))
-        if hasattr(net, "avgpool") and hasattr(net, "classifier"):
-            # The original flattens by `view`, which takes no channels_last map.
-            net.avgpool.register_forward_hook(lambda *call: call[-1].contiguous())
-        return net
+        model = getattr(originals, found[1])(filter_size=int(found[2]))
+        if hasattr(model, "avgpool") and hasattr(model, "classifier"):
+            # The original flattens by `view`, which does not accept channels_last maps.
+            model.avgpool.register_forward_hook(lambda *call: call[-1].contiguous())
+        return model
     # PyPI's torchvision has compiled operators for CUDA builds of torch only; models need none.
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("absent"))
     return getattr(import_module("torchvision").models, name)()
 
 
-class Net:
-    """A model in one layout, eager or compiled, and images in that layout."""
+class Model:
+    """A model in one memory layout, eager or compiled, for images in that layout."""
 
     def __init__(self, task: dict[str, Any]):
         channels_last = task["variant"].endswith("channels_last")
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.half = task["precision"] == "bfloat16"
-        self.net = net_of(task["model"]).to(DEVICE).to(memory_format=self.layout)  # pyright: ignore
+        self.module = model_of(task["model"]).to(DEVICE).to(memory_format=self.layout)  # pyright: ignore
         compiles = task["variant"].startswith("compile")
-        self.call: Callable = torch.compile(self.net) if compiles else self.net
+        self.call: Callable = torch.compile(self.module) if compiles else self.module
         self.mean, self.std = (
             torch.tensor(values, device=DEVICE)[:, None, None] for values in (MEAN, STD)
         )
@@ -61,27 +61,29 @@ def random_images(count: int, size: int) -> torch.Tensor:
     return torch.tensor(images, device=DEVICE)
 
 
-def forward(net: Net, task: dict[str, Any]) -> Callable[[], Any]:
-    net.net.eval()
-    images = net.normalised(random_images(task["batch"], task["size"]))
+def forward(model: Model, task: dict[str, Any]) -> Callable[[], Any]:
+    model.module.eval()
+    images = model.normalised(random_images(task["batch"], task["size"]))
 
     @torch.no_grad()
     def run() -> torch.Tensor:
-        return net(images)
+        return model(images)
 
     return run
 
 
-def training(net: Net, task: dict[str, Any]) -> Callable[[], Any]:
-    """A whole update: forward, backward, SGD with momentum and weight decay, from bytes."""
-    net.net.train()
-    sgd = torch.optim.SGD(net.net.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+def training(model: Model, task: dict[str, Any]) -> Callable[[], Any]:
+    """Returns a training step: SGD with momentum and weight decay on uint8 images."""
+    model.module.train()
+    sgd = torch.optim.SGD(
+        model.module.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY
+    )
     images = random_images(task["batch"], task["size"])
     labels = np.random.default_rng(1).integers(0, 1000, task["batch"])
     targets = torch.tensor(labels, device=DEVICE)
 
     def update() -> torch.Tensor:
-        logits = net(net.normalised(images))
+        logits = model(model.normalised(images))
         loss = torch.nn.functional.cross_entropy(logits.float(), targets)
         sgd.zero_grad()
         loss.backward()
@@ -91,9 +93,9 @@ def training(net: Net, task: dict[str, Any]) -> Callable[[], Any]:
     return update
 
 
-def shift(net: Net, task: dict[str, Any]) -> Callable[[], Any]:
-    """Consistency of two batches of images: one pair of crops each, at offsets of the batch's."""
-    net.net.eval()
+def shift(model: Model, task: dict[str, Any]) -> Callable[[], Any]:
+    """Returns the consistency of two batches of images, with one pair of offsets for each batch."""
+    model.module.eval()
     crop, batch = task["size"], task["batch"]
     images = random_images(2 * batch, crop + SHIFT_RANGE)
     rng = np.random.default_rng(0)
@@ -102,9 +104,9 @@ def shift(net: Net, task: dict[str, Any]) -> Callable[[], Any]:
     def run() -> float:
         agreed = []
         for part in images.split(batch):
-            whole = net.normalised(part)
+            whole = model.normalised(part)
             first, second = (
-                net(whole[..., i : i + crop, j : j + crop].contiguous(memory_format=net.layout))
+                model(whole[..., i : i + crop, j : j + crop].contiguous(memory_format=model.layout))
                 for i, j in rng.integers(0, SHIFT_RANGE, (2, 2))
             )
             agreed.append((first.argmax(1) == second.argmax(1)).float().mean())
@@ -117,10 +119,10 @@ MODES = {"forward": forward, "training": training, "consistency": shift}
 
 
 def prepare(task: dict[str, Any]) -> Work:
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX has it
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as in JAX
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    run = MODES[task["mode"]](Net(task), task)
+    run = MODES[task["mode"]](Model(task), task)
     if DEVICE == "cpu":
         return Work(run, lambda result: None)
     return Work(run, lambda result: torch.cuda.synchronize(), torch.cuda.max_memory_allocated)

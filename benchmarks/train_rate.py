@@ -1,12 +1,12 @@
-"""Images a second of `train.py` with its real loader, from JPEG files, and what limits them.
+"""Images per second of `train.py` with its real loader, from JPEG files, and the bottleneck.
 
     python benchmarks/train_rate.py [--model resnet50] [--batch 256] [--dtype bfloat16]
         [--steps 60] [--workers 16] [--output RESULTS.csv]
 
 Writes JPEG files of ImageNet's usual size (500 x 375 pixels, about 90 kB: smooth noise) into a
-temporary folder and trains one short epoch on them. `data_wait` is the share of the time in which
-the step waited for its batch: near 0 the device is the limit, well above it the loader, whose rate
-is then the one that is printed.
+temporary folder and trains one short epoch on them. `data_wait` is the fraction of time that
+the step waits for its batch: near 0 the device is the bottleneck, well above it the loader, whose
+rate is then printed.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 FIELDS: tuple[str, ...] = ("device", "model", "batch", "dtype", "workers", "steps")
 FIELDS += ("images_per_second", "data_wait", "limit")
-FILES = 512  # different photographs, each under several names
-WAITS = 5  # percent of the time, from where on the loader is the limit
+FILES = 512  # distinct photographs, each under several names
+WAITS = 5  # percent of the time; above it, the loader is the limit
 
 
 def write_images(folder: Path, count: int, rng: np.random.Generator) -> None:
-    """`count` files of noise, smooth and fine, in two classes; each of `FILES` again and again."""
+    """Writes `count` files of noise in two classes, which repeat `FILES` distinct ones."""
     contents = []
     for _ in range(min(count, FILES)):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
@@ -45,7 +45,7 @@ def write_images(folder: Path, count: int, rng: np.random.Generator) -> None:
 
 
 def train(folder: Path, args: argparse.Namespace) -> dict:
-    """The last numbers of the run's epoch."""
+    """Trains a run and returns the last values of its epoch."""
     command = [sys.executable, "train.py", "--config", "configs/imagenet.py"]
     values = {
         "model": args.model,
@@ -68,7 +68,7 @@ def train(folder: Path, args: argparse.Namespace) -> dict:
 
 
 def device() -> str:
-    """In a process of its own: a GPU's memory is the run's."""
+    """Returns the device's kind, by a separate process: the memory of a GPU is for the run."""
     code = "import jax; print(jax.devices()[0].device_kind)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -80,11 +80,11 @@ def main() -> None:
     )
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--size", type=int, default=224, help="side of the crops")
+    parser.add_argument("--size", type=int, default=224, help="side of the crops in pixels")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--output", type=Path, help="CSV file, added to")
+    parser.add_argument("--output", type=Path, help="CSV file, appended to")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(0)

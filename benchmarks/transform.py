@@ -1,9 +1,9 @@
-"""What `aa_flax.antialias` costs: a model's forward pass, plain and with one place after another.
+"""The cost of `aa_flax.antialias`: a model's forward pass, plain and with each site antialiased.
 
     python benchmarks/transform.py [--model mobilenet_v2] [--batch 4] [--size 128] [--repeats 7]
 
-For each place that the transformation finds, the forward pass with that place alone antialiased,
-and last with all of them, beside the plain model's. Milliseconds, medians.
+For each site, the forward pass with that site alone antialiased, then with all of them, compared
+with the plain model's. Milliseconds, medians.
 """
 
 import argparse

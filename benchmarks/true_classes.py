@@ -1,5 +1,4 @@
-"""True weights whose batch norms were folded away, given statistics again; a part of
-`true_weights.py`."""
+"""Batch statistics for true weights whose batch norms are folded, used by `true_weights.py`."""
 
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from aa_flax.nn.layers import BatchNorm
 
 
 class _Unfolding(BatchNorm):
-    """Keeps its function and takes up the statistics of the batch: scale and bias follow."""
+    """A batch norm that adopts the batch's statistics, and keeps its function by scale and bias."""
 
     def __call__(self, x: Array) -> Array:
         a = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
@@ -29,10 +28,10 @@ class _Unfolding(BatchNorm):
 
 
 def unfolded(model: nnx.Module, images: UInt8[np.ndarray, "N H W 3"]) -> nnx.Module:
-    """The same function in evaluation, with batch statistics that are those of the images.
+    """Gives a model the batch statistics of images without changing its function in evaluation.
 
-    A file whose batch norms were folded into the convolutions has means of 0 and variances of 1,
-    which no images ever had; statistics estimated anew would then change the model in any case.
+    A file whose batch norms are folded into the convolutions has means of 0 and variances of 1,
+    which are no image's; re-estimated statistics alone would change the model in any case.
     """
     copy = nnx.clone(model)
     for _, layer in nnx.iter_modules(copy):
@@ -42,14 +41,14 @@ def unfolded(model: nnx.Module, images: UInt8[np.ndarray, "N H W 3"]) -> nnx.Mod
 
     @jax.jit
     def with_statistics(state, images):
-        net = nnx.merge(graphdef, state)
-        net(normalise(images))
-        return nnx.state(net)
+        copied = nnx.merge(graphdef, state)
+        copied(normalise(images))
+        return nnx.state(copied)
 
     nnx.update(model, with_statistics(state, images))
     return model
 
 
 def recalibrated(model: nnx.Module, batches: Sequence[UInt8[np.ndarray, "N H W 3"]]) -> nnx.Module:
-    """The model with batch statistics estimated anew, as a copy."""
+    """Returns a copy of the model with re-estimated batch statistics."""
     return recalibrate_batch_norm(nnx.clone(model), map(jax.jit(normalise), batches))

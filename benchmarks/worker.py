@@ -1,8 +1,8 @@
-"""The computing half of `models.py`: one variant of a model, in a separate process.
+"""The measuring process of `models.py`: one variant of a model.
 
-Lines of JSON over stdin and stdout: first the task, answered once the model is compiled and warm;
-then how long to run, answered by the milliseconds of a pass, again and again. Between answers the
-process waits for its next line and computes nothing.
+It reads lines of JSON from stdin and writes answers to stdout. The first line is the task, answered
+once the model is compiled and warm; each further line is a duration, answered by the milliseconds
+of a pass. Between answers the process is idle.
 """
 
 import json
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KEEPS_MEMORY = "NETS_KEEP_MEMORY"  # a variable of the environment
+KEEPS_MEMORY = "NETS_KEEP_MEMORY"  # an environment variable
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Work:
     """A pass to be timed.
 
     Attributes:
-        run: begins a pass; `wait`, given what it returned, comes back when the pass has ended.
-        device_memory: the most bytes the device has held; None: on CPU, where the process counts.
+        run: starts a pass; `wait`, called with its result, returns when the pass has finished.
+        device_memory: peak memory of the device in bytes; None on CPU, where it is the process's.
     """
 
     run: Callable[[], Any]
@@ -36,16 +36,16 @@ class Work:
     device_memory: Callable[[], int] | None = None
 
     def seconds(self, passes: int = 1) -> float:
-        """Of a pass, of several begun at once."""
+        """Returns the mean time of a pass, of several started at once."""
         began = time.perf_counter()
         self.wait([self.run() for _ in range(passes)][-1])
         return (time.perf_counter() - began) / passes
 
     def turn(self, seconds: float) -> float:
-        """Returns the seconds of a pass: of the passes that fit into that time.
+        """Returns the seconds of a pass, measured for about the given time.
 
-        On CPU each is waited for, and the median of five or more counts. Elsewhere they are queued,
-        as in training and evaluation, where the host runs ahead of the device.
+        On CPU, the median of at least five passes, one after another. On other devices, passes are
+        queued, as in training and evaluation, where the host runs ahead of the device.
         """
         if self.device_memory is not None:
             return self.seconds(max(1, math.ceil(seconds / self.seconds())))
@@ -61,12 +61,12 @@ class Work:
 
 
 def device_in_words(device: str) -> str:
-    """The device's name; of a CPU the number of cores this process may use."""
+    """Returns the device's name, or for a CPU the number of cores this process may use."""
     return f"{len(os.sched_getaffinity(0))} CPU cores" if device == "cpu" else device
 
 
 def versions(*modules: Any) -> str:
-    """Of the interpreter and of libraries, in one line, and whether memory is kept."""
+    """Returns the versions of the interpreter and of libraries, and whether memory is kept."""
     names = [f"{module.__name__} {module.__version__}" for module in modules]
     kept = ["memory kept"] if KEEPS_MEMORY in os.environ else []
     return ", ".join([*names, f"Python {platform.python_version()}", *kept])
@@ -78,11 +78,11 @@ def serve(
     """Answers the lines of stdin until it ends.
 
     Args:
-        prepare: makes the task's work.
+        prepare: builds the work of a task.
         identity: `versions` and `device`, for a task without a model.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print does not end up among the answers
+    os.dup2(2, 1)  # so that the output of libraries does not mix with answers
     work: Work | None = None
     for line in sys.stdin:
         task = json.loads(line)
@@ -104,7 +104,7 @@ def serve(
 
 
 def _peak_resident_kib() -> int:
-    """Of this program alone: what `getrusage` tells begins with the process it was forked from."""
+    """Returns this program's peak; that of `getrusage` includes its parent before the fork."""
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())

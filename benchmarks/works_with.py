@@ -1,8 +1,8 @@
-"""What `antialias` finds in models of other packages: docs/works_with.md.
+"""The sites that `antialias` finds in models of other packages: docs/works_with.md.
 
     python -m benchmarks.works_with [--output docs/measured/works_with.txt]
 
-Prints a row for each model: its sites, what is done at them, and the additional work. Models have
+Prints a row for each model: its sites, their treatment, and the additional operations. Models have
 their usual sizes and are traced, not computed.
 """
 
@@ -66,8 +66,8 @@ def haiku(name: str) -> Call:
     def forward(x):
         return getattr(hk.nets, name)(1000)(x, is_training=hk.running_init())
 
-    net, x = hk.without_apply_rng(hk.transform_with_state(forward)), images(1, 224, 224, 3)
-    return net.apply, (*jax.eval_shape(net.init, jax.random.key(0), x), x)
+    model, x = hk.without_apply_rng(hk.transform_with_state(forward)), images(1, 224, 224, 3)
+    return model.apply, (*jax.eval_shape(model.init, jax.random.key(0), x), x)
 
 
 def equinox(module: str, name: str) -> Call:

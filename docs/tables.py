@@ -30,7 +30,7 @@ from benchmarks import digits, models_table  # noqa: E402
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _BLOCK = re.compile(r"(<!-- table: (\S+)([ \w.]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-_OF_NETS: Mapping[str, Callable[[list[models_table.Group]], str]] = {
+_OF_MODELS: Mapping[str, Callable[[list[models_table.Group]], str]] = {
     "summary": models_table.summary,
     "table": models_table.table,
     "overheads": models_table.overheads,
@@ -65,7 +65,7 @@ def _table(source: str, *part: str) -> str:
         return path.read_text().strip()
     if source == "measured/digits.csv":
         return digits.table(digits.read(path), *part)
-    return _OF_NETS[part[0]](_groups(path))
+    return _OF_MODELS[part[0]](_groups(path))
 
 
 def _groups(path: Path) -> list[models_table.Group]:

@@ -38,7 +38,7 @@ def initial(key: jax.Array) -> dict[str, jax.Array]:
     return params | {"linear": jax.random.normal(keys[-1], (WIDTHS[-1], 10)) * 0.1}
 
 
-def net(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+def model(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
     """`(N, H, W, 3)` to 10 logits."""
     x = images
     for i, stride in enumerate((1, 2, 2)):
@@ -55,7 +55,7 @@ def net(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
     return x.mean((1, 2)) @ params["linear"]
 
 
-def train(net: Callable, seed: int, epochs: int, batch: int = 64) -> dict[str, jax.Array]:
+def train(model: Callable, seed: int, epochs: int, batch: int = 64) -> dict[str, jax.Array]:
     """Adam on the centred digits."""
     digits = Digits("train", 32)
     images = jnp.stack([jnp.asarray(digits[i]["image"]) for i in range(len(digits))])
@@ -65,7 +65,7 @@ def train(net: Callable, seed: int, epochs: int, batch: int = 64) -> dict[str, j
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
 
     def loss(params, images, labels):
-        logits = net(params, images)
+        logits = model(params, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @jax.jit
@@ -98,9 +98,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pools", nargs="+", default=["binomial4"], help="those without weights")
     args = parser.parse_args()
-    nets = {"plain": net} | {f"`{p}`": aa_flax.antialias(net, pool=p) for p in args.pools}
+    models = {"plain": model} | {f"`{p}`": aa_flax.antialias(model, pool=p) for p in args.pools}
     print("| pool | centred | shifted | consistency | rolled | ms |\n|---|---|---|---|---|---|")
-    for name, function in nets.items():
+    for name, function in models.items():
         rows = []
         for seed in range(args.seeds):
             predict = jax.jit(partial(function, train(function, seed, args.epochs)))

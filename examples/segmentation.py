@@ -107,8 +107,8 @@ class NormalisedConv(nnx.Module):
 class Probabilities(nnx.Module):
     """The probabilities of the classes instead of their logits."""
 
-    def __init__(self, net: nnx.Module):
-        self.net = net
+    def __init__(self, model: nnx.Module):
+        self.net = model
 
     def __call__(self, images: Float[Array, "N H W 3"]) -> Float[Array, "N H W classes"]:
         return jax.nn.softmax(self.net(images))  # pyright: ignore[reportCallIssue]

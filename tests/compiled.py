@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 
-def run(net, x):
+def run(model, x):
     """What the net gives; in the context of the call, whatever was compiled before."""
-    graph, state = nnx.split(net)
+    graph, state = nnx.split(model)
     return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)

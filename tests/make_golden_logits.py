@@ -9,20 +9,20 @@ import numpy as np
 import torch
 
 from aa_flax.models.registry import base_names, has_reference
-from benchmarks.reference import reference_net
+from benchmarks.reference import reference_model
 from tests.golden import LOGITS, NUM_CLASSES, golden_image, golden_weights
 
 
 def golden_logits(name: str) -> list[float]:
-    net = reference_net(name, num_classes=NUM_CLASSES)
-    state_dict = net.state_dict()
+    model = reference_model(name, num_classes=NUM_CLASSES)
+    state_dict = model.state_dict()
     fixed = ("filt", "num_batches_tracked")
     shapes = {k: tuple(v.shape) for k, v in state_dict.items() if k.rpartition(".")[2] not in fixed}
     weights = {name: torch.tensor(array) for name, array in golden_weights(shapes).items()}
-    net.load_state_dict({**state_dict, **weights})
+    model.load_state_dict({**state_dict, **weights})
     image = torch.tensor(np.moveaxis(golden_image(), -1, 1).copy())
     with torch.no_grad():
-        return [float(f"{logit:.7g}") for logit in net(image)[0]]
+        return [float(f"{logit:.7g}") for logit in model(image)[0]]
 
 
 def main() -> None:

@@ -62,13 +62,13 @@ def test_a_plain_model_gives_the_numbers_of_lpips(name, theirs, images):
     )
 
 
-def give(net, parameters):
+def give(model, parameters):
     """Draws the parameters of a torch trunk, and gives them to ours."""
     rng = np.random.default_rng(0)
     convs = (
-        [net.conv1, net.conv2, net.conv3, net.conv4, net.conv5]
-        if net.name == "alexnet"
-        else [block.conv for stage in net.stages for block in stage]
+        [model.conv1, model.conv2, model.conv3, model.conv4, model.conv5]
+        if model.name == "alexnet"
+        else [block.conv for stage in model.stages for block in stage]
     )
     for conv, kernel, bias in zip(convs, parameters[::2], parameters[1::2], strict=True):
         deviation = np.sqrt(2 / np.prod(kernel.shape[1:]))
@@ -125,8 +125,8 @@ def test_a_shift_of_one_pixel_is_less_to_an_antialiased_trunk(trunk):
         for z in (image, other)
     ]
     shares = []
-    for net in (trunk, create_model("alexnet_lpf4", features_only=True)):
-        distance = distance_of(net)
+    for model in (trunk, create_model("alexnet_lpf4", features_only=True)):
+        distance = distance_of(model)
         shift = distance(smooth[0][:, 1:49, 1:49], smooth[0][:, :48, :48])
         shares.append(float((shift / distance(*(z[:, :48, :48] for z in smooth)))[0]))
     assert shares[1] < 0.8 * shares[0]

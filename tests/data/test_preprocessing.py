@@ -18,7 +18,7 @@ from benchmarks.photos import write_photos
 from benchmarks.reference import (
     abstract_model,
     compiled,
-    reference_net,
+    reference_model,
     relative_difference,
     torchvision,
 )
@@ -148,9 +148,9 @@ def our_batches(folder, resize, crop):
 @pytest.mark.slow
 @pytest.mark.parametrize(("resize", "crop"), [(128, 112), (256, 224)])
 def test_every_photograph_has_the_originals_pixels_logits_and_class(photos, resize, crop):
-    net = reference_net("resnet18_lpf4")
+    reference = reference_model("resnet18_lpf4")
     model = create_model("resnet18_lpf4")
-    load_torch_state_dict(model, {name: x.numpy() for name, x in net.state_dict().items()})
+    load_torch_state_dict(model, {name: x.numpy() for name, x in reference.state_dict().items()})
     logits = compiled(model)
     found, expected = [], []
     for (batch, images), (pixels, labels) in zip(
@@ -160,7 +160,7 @@ def test_every_photograph_has_the_originals_pixels_logits_and_class(photos, resi
         np.testing.assert_array_equal(batch["label"], labels)
         found += list(np.asarray(logits(images)))
         with torch.no_grad():
-            expected += list(net(NORMALISE(pixels / 255)).numpy())
+            expected += list(reference(NORMALISE(pixels / 255)).numpy())
     found, expected = np.stack(found), np.stack(expected)
     for ours, theirs in zip(found, expected, strict=True):
         assert relative_difference(ours, theirs) <= 1e-5

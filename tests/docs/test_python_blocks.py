@@ -140,8 +140,8 @@ def at_a_readers_place(readers_folder, monkeypatch):
     )
     for method in ("__call__", "forward_features"):
         monkeypatch.setattr(Classifier, method, traced(getattr(Classifier, method)))
-    for net in Classifier.__subclasses__():
-        monkeypatch.setattr(net, "forward_head", traced(net.forward_head))
+    for family in Classifier.__subclasses__():
+        monkeypatch.setattr(family, "forward_head", traced(family.forward_head))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)

@@ -175,10 +175,10 @@ def test_images_that_would_be_normalised_differently_are_refused(tmp_path, weigh
     with pytest.raises(InputError, match="1 models could not be evaluated: vgg11"):
         several(tmp_path, "vgg11")
     assert weights["vgg11"].loaded == 0
-    net = weights["vgg11"].net()
-    net.config = ModelConfig(std=halves)
+    model = weights["vgg11"].net()
+    model.config = ModelConfig(std=halves)
     with pytest.raises(InputError, match=r"^vgg11 expects images normalised by the mean \(0\.4"):
-        aa_flax.evaluate(net, np.zeros((2, CROP, CROP, 3), np.uint8))
+        aa_flax.evaluate(model, np.zeros((2, CROP, CROP, 3), np.uint8))
 
 
 def test_a_changed_file_at_the_same_path_is_noticed(tmp_path, weights, capsys):

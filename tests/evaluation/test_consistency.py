@@ -16,7 +16,7 @@ from aa_flax.evaluation.measures.diagonal import diagonal_arrays
 from aa_flax.evaluation.observe import observe
 from aa_flax.evaluation.shifts import random_offsets
 from aa_flax.runtime import data_mesh
-from benchmarks.reference import reference_net
+from benchmarks.reference import reference_model
 from tests.evaluation.tiny import COUNT, CROP, SIZE, Flat, Noise, look, slow_logits
 
 RANGE, PASSES = 5, 3
@@ -185,7 +185,7 @@ def test_agreement_equals_that_of_the_original_image_by_image():
         "index": np.arange(6),
         "mask": np.ones(6, bool),
     }
-    reference = reference_net("resnet18_lpf4", num_classes=10)
+    reference = reference_model("resnet18_lpf4", num_classes=10)
     with torch.no_grad():  # so that a random net does not give one class to all images
         reference.fc.bias -= reference(to_torch(images[:, :40, :40])).mean(0)
     model = load_torch_state_dict(

@@ -47,12 +47,12 @@ def test_a_jax_function_gives_the_numbers_of_the_model(of_model):
 
 def test_a_torch_model_gives_the_numbers_of_the_model(of_model):
     kernel, bias = weights()
-    net = torch.nn.Linear(*kernel.shape)
-    net.load_state_dict({"weight": torch.tensor(kernel.T), "bias": torch.tensor(bias)})
+    model = torch.nn.Linear(*kernel.shape)
+    model.load_state_dict({"weight": torch.tensor(kernel.T), "bias": torch.tensor(bias)})
 
     @torch.no_grad()
     def predict(images):
-        return net(torch.from_numpy(images).flatten(1))
+        return model(torch.from_numpy(images).flatten(1))
 
     found = figures(predict, MEASURES)
     assert found["top1"] == of_model["top1"]
@@ -93,11 +93,11 @@ def test_results_of_a_model_are_extended_and_those_of_another_go_to_the_next_fil
         evaluate(predict, Noise(), measures, output=tmp_path / "r.json", **SETTINGS, **more)
         return {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
 
-    net = Flat()
-    measured(net, "accuracy")
-    assert measured(net, "worst_case")["r.json"].keys() > {"top1", "worst_case"}
-    net.fc.bias = nnx.Param(jnp.arange(6.0))
-    assert measured(net, "accuracy").keys() == {"r.json", "r_2.json"}
+    model = Flat()
+    measured(model, "accuracy")
+    assert measured(model, "worst_case")["r.json"].keys() > {"top1", "worst_case"}
+    model.fc.bias = nnx.Param(jnp.arange(6.0))
+    assert measured(model, "accuracy").keys() == {"r.json", "r_2.json"}
     for _ in range(2):  # nobody knows whether it is the same function
         files = measured(lambda x: x.reshape(len(x), -1)[:, :6], "accuracy", name="f")
     assert files.keys() == {"r.json", "r_2.json", "r_3.json", "r_4.json"}

@@ -63,13 +63,13 @@ def test_only_models_for_inference_are_exported(tmp_path):
     training = resnet()
     training.train()
     backbone = aa_flax.Backbone(resnet(num_classes=0))
-    for net, message in (
+    for model, message in (
         (training, r"in training mode; call model\.eval\(\) before"),
         (backbone, r"takes a model of aa_flax\.create_model, got a Backbone; of a backbone the w"),
         (resnet(dtype="bfloat16"), r"compute in float32, got one that computes in bfloat16; cre"),
     ):
         with pytest.raises(InputError, match=message):
-            aa_flax.export(net, tmp_path / "net.onnx", size=SIZE)
+            aa_flax.export(model, tmp_path / "net.onnx", size=SIZE)
 
 
 @pytest.mark.parametrize(("name", "package"), [("n.onnx", "onnx"), ("n.stablehlo", "flatbuffers")])
@@ -116,9 +116,9 @@ def test_rematerialization_does_not_change_the_file(suffix, tmp_path):
     pytest.importorskip("onnx")
     paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
     for path, remat in zip(paths, (False, True), strict=True):
-        net = small("densenet")
-        net.remat = remat
-        aa_flax.export(net, path, size=SIZE)
+        model = small("densenet")
+        model.remat = remat
+        aa_flax.export(model, path, size=SIZE)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -155,9 +155,9 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
 
 def test_the_command_exports_a_weights_file(tmp_path, capsys):
     onnx = pytest.importorskip("onnx")
-    net = aa_flax.create_model("resnet18_lpf2", num_classes=3)
+    model = aa_flax.create_model("resnet18_lpf2", num_classes=3)
     file, output = str(tmp_path / "w.safetensors"), str(tmp_path / "net.onnx")
-    aa_flax.save_weights(net, file, licence="mine")
+    aa_flax.save_weights(model, file, licence="mine")
     run([file, output, "--size=35", "--preprocessing"])
     assert f"resnet18_lpf2: written to {output}, probabilities within" in capsys.readouterr().out
     facts = {fact.key: fact.value for fact in onnx.load(output).metadata_props}

@@ -14,7 +14,7 @@ pytest.importorskip("flatbuffers")
 KERNEL = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 4, 6)), jnp.float32)
 
 
-def net(images):
+def model(images):
     numbers = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(images, KERNEL, (2, 2), "SAME", dimension_numbers=numbers)
     return jax.nn.relu(x)
@@ -25,11 +25,11 @@ def images(n=2):
 
 
 def test_an_antialiased_function_takes_any_number_of_images(tmp_path):
-    exported = aa_flax.export(antialias(net), tmp_path / "net.stablehlo", images())
+    exported = aa_flax.export(antialias(model), tmp_path / "net.stablehlo", images())
     assert exported.difference <= 1e-6
     program = jax.export.deserialize(bytearray(exported.path.read_bytes()))
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
-    np.testing.assert_allclose(program.call(images(5)), antialias(net)(images(5)), atol=1e-5)
+    np.testing.assert_allclose(program.call(images(5)), antialias(model)(images(5)), atol=1e-5)
     facts = json.loads((tmp_path / "net.stablehlo.json").read_text())
     assert facts["inputs"] == {"images": {"shape": ["batch", 16, 12, 4], "type": "float32"}}
 
@@ -52,13 +52,13 @@ def test_pytrees_of_inputs_and_outputs_keep_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("f", "inputs", "options", "message"),
     [
-        (net, "images", {}, "example_inputs takes arrays, .* got a str"),
-        (net, (), {}, "same number of examples as its first axis, got no array"),
+        (model, "images", {}, "example_inputs takes arrays, .* got a str"),
+        (model, (), {}, "same number of examples as its first axis, got no array"),
         (lambda a, b: a, (images(), images(3)), {}, r"got a \(2, 16, .*, b \(3, 16, .*bind param"),
         (lambda x: x, jnp.ones(()), {}, "same number of examples"),
         (lambda x: x[: x.shape[0] // 2 * 3 - 2], images(), {}, "for any number of examples"),
-        (net, images(), {"size": 0}, "are options of a model; leave them out"),
-        (net, images(), {"int8_min_agreement": 0.5}, "are options of a model; leave them out"),
+        (model, images(), {"size": 0}, "are options of a model; leave them out"),
+        (model, images(), {"int8_min_agreement": 0.5}, "are options of a model; leave them out"),
         (3, images(), {}, "export takes a model or a function, got a int"),
     ],
 )

@@ -21,10 +21,10 @@ from aa_flax.export.onnx_file import run as run_onnx  # noqa: E402
 
 
 @pytest.fixture
-def net():
-    net = small("basic")
-    net.config = aa_flax.ModelConfig(input_size=SIZE, resize_size=SIZE)
-    return net
+def model():
+    model = small("basic")
+    model.config = aa_flax.ModelConfig(input_size=SIZE, resize_size=SIZE)
+    return model
 
 
 @pytest.fixture
@@ -38,20 +38,20 @@ def images(rng):
 ANY = 0.5  # predictions of random models agree by chance
 
 
-def test_an_int8_file_is_small_and_nearly_the_same(net, images, tmp_path):
-    before = aa_flax.export(net, tmp_path / "float.onnx").path
-    exported = aa_flax.export(net, tmp_path / "int8.onnx", int8=images, int8_min_agreement=ANY)
-    model = onnx.load(exported.path)
-    names = {array.name: array for array in model.graph.initializer}
-    kinds = [names[n.input[0]].data_type for n in model.graph.node if n.input[0] in names]
+def test_an_int8_file_is_small_and_nearly_the_same(model, images, tmp_path):
+    before = aa_flax.export(model, tmp_path / "float.onnx").path
+    exported = aa_flax.export(model, tmp_path / "int8.onnx", int8=images, int8_min_agreement=ANY)
+    file = onnx.load(exported.path)
+    names = {array.name: array for array in file.graph.initializer}
+    kinds = [names[n.input[0]].data_type for n in file.graph.node if n.input[0] in names]
     assert kinds.count(onnx.TensorProto.INT8) == sum(
         node.op_type == "Conv" for node in onnx.load(before).graph.node
     )
-    (last,) = (node for node in model.graph.node if node.op_type == "Gemm")
+    (last,) = (node for node in file.graph.node if node.op_type == "Gemm")
     assert names[last.input[1]].data_type == onnx.TensorProto.FLOAT
     assert exported.path.stat().st_size < 0.35 * before.stat().st_size
     x = np.asarray(normalise(images))
-    found, expected = run_onnx(exported.path, x), np.asarray(logits(net, x))
+    found, expected = run_onnx(exported.path, x), np.asarray(logits(model, x))
     assert 1e-5 < np.abs(found - expected).mean() / np.abs(expected).mean() < 0.1
     same = found.argmax(-1) == expected.argmax(-1)
     assert exported.agreement == pytest.approx(same[1::2].mean())
@@ -59,14 +59,14 @@ def test_an_int8_file_is_small_and_nearly_the_same(net, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_of_a_folder_are_preprocessed_by_the_models_config(net, images, tmp_path, capsys):
+def test_images_of_a_folder_are_preprocessed_by_the_models_config(model, images, tmp_path, capsys):
     """Larger ones, which are cropped; inputs are uint8, outputs probabilities."""
     framed = np.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0)))
     for i, image in enumerate(framed):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    net = aa_flax.create_model("resnet18_lpf2", num_classes=3)
-    net.config = aa_flax.ModelConfig(input_size=SIZE, resize_size=0)
-    aa_flax.save_weights(net, weights := tmp_path / "w.safetensors")
+    model = aa_flax.create_model("resnet18_lpf2", num_classes=3)
+    model.config = aa_flax.ModelConfig(input_size=SIZE, resize_size=0)
+    aa_flax.save_weights(model, weights := tmp_path / "w.safetensors")
     more = ["--preprocessing", f"--int8={tmp_path}", f"--int8-min-agreement={ANY}"]
     run([str(weights), str(out := tmp_path / "n.onnx"), *more])
     properties = {fact.key: fact.value for fact in onnx.load(out).metadata_props}
@@ -76,7 +76,9 @@ def test_images_of_a_folder_are_preprocessed_by_the_models_config(net, images, t
         100,
         "resnet18_lpf2",
     )
-    same = run_onnx(out, images).argmax(-1) == np.asarray(logits(net, normalise(images))).argmax(-1)
+    same = run_onnx(out, images).argmax(-1) == np.asarray(logits(model, normalise(images))).argmax(
+        -1
+    )
     assert facts["agreement"] == pytest.approx(same[1::2].mean())
     found = f"the same class for {100 * facts['agreement']:.1f} % of 100 images (calibrated on 100"
     printed = capsys.readouterr().out
@@ -85,14 +87,14 @@ def test_images_of_a_folder_are_preprocessed_by_the_models_config(net, images, t
     assert facts["min_agreement"] == ANY
 
 
-def test_a_file_that_agrees_too_rarely_is_not_kept(net, images, tmp_path, monkeypatch):
+def test_a_file_that_agrees_too_rarely_is_not_kept(model, images, tmp_path, monkeypatch):
     (tmp_path / "n.onnx").write_text("from before")
     monkeypatch.setattr(int8, "_agreement", lambda *files: 0.985)
     message = r"gives only 98\.5 % of 100 images the class that it gave them before, less than 99 %"
     with pytest.raises(InputError, match=message):
-        aa_flax.export(net, tmp_path / "n.onnx", int8=images)
+        aa_flax.export(model, tmp_path / "n.onnx", int8=images)
     assert (tmp_path / "n.onnx").read_text() == "from before"
-    accepted = aa_flax.export(net, tmp_path / "n.onnx", int8=images, int8_min_agreement=0.98)
+    accepted = aa_flax.export(model, tmp_path / "n.onnx", int8=images, int8_min_agreement=0.98)
     assert accepted.metadata["int8"]["min_agreement"] == 0.98
 
 
@@ -114,17 +116,17 @@ def test_a_file_that_agrees_too_rarely_is_not_kept(net, images, tmp_path, monkey
     ],
 )
 def test_invalid_arguments_are_refused_and_nothing_is_written(
-    path, given, options, message, net, images, tmp_path
+    path, given, options, message, model, images, tmp_path
 ):
     given = images if given == "images" else given
     with pytest.raises(InputError, match=message):
-        aa_flax.export(net, tmp_path / path, int8=given, **options)
+        aa_flax.export(model, tmp_path / path, int8=given, **options)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_embedding_has_no_classes_to_compare(images, tmp_path):
-    net = aa_flax.create_model("resnet18_lpf2", num_classes=0)
+    model = aa_flax.create_model("resnet18_lpf2", num_classes=0)
     with pytest.raises(
         InputError, match=r"resnet18_lpf2 has none \(num_classes=0\); export it wit"
     ):
-        aa_flax.export(net, tmp_path / "n.onnx", size=SIZE, int8=images)
+        aa_flax.export(model, tmp_path / "n.onnx", size=SIZE, int8=images)

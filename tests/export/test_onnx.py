@@ -33,13 +33,13 @@ def operators(path) -> Counter:
 def of_the_original(name, size, tmp_path):
     """Returns logits of the original with random weights, those of its export, and the file."""
     torch = pytest.importorskip("torch")
-    from benchmarks.reference import reference_net
+    from benchmarks.reference import reference_model
 
-    net = reference_net(name)
-    model = aa_flax.load_torch_state_dict(create_model(name), net.state_dict())
+    reference = reference_model(name)
+    model = aa_flax.load_torch_state_dict(create_model(name), reference.state_dict())
     x = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
     with torch.no_grad():
-        expected = net(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
+        expected = reference(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
     path = aa_flax.export(model, tmp_path / "net.onnx", size=size).path
     return expected, run_onnx(path, x), path
 
@@ -73,35 +73,35 @@ def test_logits_of_every_model_are_the_originals(name, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_the_same_in_few_operators(name, rng, tmp_path):
-    net = small(name)
-    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
+    model = small(name)
+    path = aa_flax.export(model, tmp_path / "net.onnx", size=SIZE).path
     assert operators(path).keys() <= CLEAN
     # DenseNet's batch norms come before their convolutions.
     assert ("BatchNormalization" in operators(path)) == name.startswith("densenet")
     x = rng.standard_normal((3, SIZE, SIZE, 3), np.float32)
-    assert relative(run_onnx(path, x), logits(net, x)) <= 1e-5
+    assert relative(run_onnx(path, x), logits(model, x)) <= 1e-5
 
 
 def test_height_and_width_may_be_left_open(rng, tmp_path):
-    net = small("densenet_baseline")
-    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE, dynamic_size=True).path
+    model = small("densenet_baseline")
+    path = aa_flax.export(model, tmp_path / "net.onnx", size=SIZE, dynamic_size=True).path
     for sizes in ((1, 33, 61), (2, 40, 47), (5, 50, 35)):
         x = rng.standard_normal((*sizes, 3), np.float32)
-        assert relative(run_onnx(path, x), logits(net, x)) <= 1e-5
+        assert relative(run_onnx(path, x), logits(model, x)) <= 1e-5
 
 
 def test_preprocessing_maps_uint8_to_probabilities(rng, tmp_path):
-    net = small("basic")
-    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE, preprocessing=True).path
+    model = small("basic")
+    path = aa_flax.export(model, tmp_path / "net.onnx", size=SIZE, preprocessing=True).path
     images = rng.integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
     found = run_onnx(path, images)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
-    assert relative(found, jax.nn.softmax(logits(net, normalise(images)))) <= 1e-5
+    assert relative(found, jax.nn.softmax(logits(model, normalise(images)))) <= 1e-5
 
 
 def test_the_file_has_metadata(tmp_path):
-    net = create_model("resnet18_lpf4", num_classes=0)
-    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
+    classifier = create_model("resnet18_lpf4", num_classes=0)
+    path = aa_flax.export(classifier, tmp_path / "net.onnx", size=SIZE).path
     model = onnx.load(path)
     facts = {fact.key: fact.value for fact in model.metadata_props}
     assert facts["model"] == "resnet18_lpf4"
@@ -114,9 +114,9 @@ def test_the_file_has_metadata(tmp_path):
 
 @pytest.mark.parametrize(("names", "expected"), [("abcde", [*"abcde"]), ("abc", [])])
 def test_class_names_are_written_where_there_is_one_for_each_logit(names, expected, tmp_path):
-    net = small("basic")
-    net.config = aa_flax.ModelConfig(class_names=tuple(names))
-    path = aa_flax.export(net, tmp_path / "net.onnx", size=SIZE).path
+    model = small("basic")
+    model.config = aa_flax.ModelConfig(class_names=tuple(names))
+    path = aa_flax.export(model, tmp_path / "net.onnx", size=SIZE).path
     facts = {fact.key: fact.value for fact in onnx.load(path).metadata_props}
     assert json.loads(facts["class_names"]) == expected
 
@@ -134,9 +134,9 @@ def test_published_weights_and_runs_have_class_names(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_pool_into_fixed_bins_takes_no_open_size_even_where_sizes_share_a_map(tmp_path):
-    net = create_model("alexnet_lpf4", num_classes=3)
+    model = create_model("alexnet_lpf4", num_classes=3)
     with pytest.raises(InputError, match="cannot be exported for images of every size"):
-        aa_flax.export(net, tmp_path / "net.onnx", size=95, dynamic_size=True)
+        aa_flax.export(model, tmp_path / "net.onnx", size=95, dynamic_size=True)
 
 
 POOLS = ("average", "gaussian3", "ideal", "learned3", "aps_l2", "lps")
@@ -144,11 +144,11 @@ POOLS = ("average", "gaussian3", "ideal", "learned3", "aps_l2", "lps")
 
 @pytest.mark.parametrize("pool", slow_but(("gaussian3", "ideal", "lps"), POOLS))
 def test_every_pool_is_exported_or_refused(pool, rng, tmp_path):
-    net = randomised(resnet(filter_size=None, pool=pool))
+    model = randomised(resnet(filter_size=None, pool=pool))
     path = tmp_path / "net.onnx"
     if pool.startswith("aps"):
         with pytest.raises(InputError, match=r"ONNX .* as \.stablehlo"):
-            aa_flax.export(net, path, size=SIZE)
+            aa_flax.export(model, path, size=SIZE)
         assert not path.exists()
     else:
-        assert aa_flax.export(net, path, size=SIZE).difference <= 1e-5
+        assert aa_flax.export(model, path, size=SIZE).difference <= 1e-5

@@ -28,7 +28,7 @@ def array(*shape: int, seed: int = 0) -> Any:
 KERNEL = array(3, 3, 4, 6)
 
 
-def net(images):
+def model(images):
     x = lax.conv_general_dilated(images, KERNEL, (2, 2), "SAME", dimension_numbers=NHWC)
     return jax.nn.relu(x)
 
@@ -176,7 +176,7 @@ def test_a_table_may_be_read_at_indices_of_the_input(tmp_path):
 
 
 def test_an_antialiased_function_is_written_without_detours(tmp_path):
-    counts = check(antialias(net), tmp_path, array(3, 16, 12, 4))
+    counts = check(antialias(model), tmp_path, array(3, 16, 12, 4))
     assert counts == {"Transpose": 2, "Conv": 2, "Relu": 1, "Pad": 1}
 
 
@@ -255,12 +255,12 @@ def test_what_cannot_be_written_is_named_with_its_line(f, example, message, tmp_
 
 def test_without_a_runtime_a_function_is_not_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(functions, "find_spec", lambda name: None)
-    assert aa_flax.export(net, tmp_path / "f.onnx", array(1, 8, 8, 4)).difference is None
+    assert aa_flax.export(model, tmp_path / "f.onnx", array(1, 8, 8, 4)).difference is None
 
 
 def test_openvino_agrees(tmp_path):
     openvino = pytest.importorskip("openvino")
-    path = aa_flax.export(antialias(net), tmp_path / "f.onnx", array(1, 16, 12, 4)).path
+    path = aa_flax.export(antialias(model), tmp_path / "f.onnx", array(1, 16, 12, 4)).path
     options = {"INFERENCE_PRECISION_HINT": "f32"}  # bfloat16 by default, where the CPU has it
     compiled, x = openvino.Core().compile_model(path, "CPU", options), array(3, 16, 12, 4)
-    np.testing.assert_allclose(compiled(x)[0], jax.jit(antialias(net))(x), atol=1e-4)
+    np.testing.assert_allclose(compiled(x)[0], jax.jit(antialias(model))(x), atol=1e-4)

@@ -33,8 +33,8 @@ np.savez(sys.argv[3], all=program.call(images), first=program.call(images[:1, :3
 
 @pytest.mark.slow
 def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
-    net = small("basic")
-    path = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE, dynamic_size=True).path
+    model = small("basic")
+    path = aa_flax.export(model, tmp_path / "n.stablehlo", size=SIZE, dynamic_size=True).path
     images = rng.standard_normal((3, 97, 128, 3), np.float32)
     np.save(tmp_path / "images.npy", images)
     files = [str(tmp_path / name) for name in ("n.stablehlo", "images.npy", "logits.npz")]
@@ -42,7 +42,7 @@ def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
     subprocess.run([sys.executable, "-I", "-c", program, *files], check=True)
     found = np.load(files[2])
     for key, given in (("all", images), ("first", images[:1, :96])):
-        expected = np.asarray(logits(net, given))
+        expected = np.asarray(logits(model, given))
         assert np.abs(found[key] - expected).max() <= 1e-5 * np.abs(expected).max()
     exported = jax_export.deserialize(bytearray(path.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -51,17 +51,17 @@ def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
 @pytest.mark.slow  # tests/export/test_onnx.py exports every pool
 @pytest.mark.parametrize("pool", ["aps_l2", "lps"])
 def test_adaptive_pools_are_exported(pool, rng, tmp_path):
-    net = randomised(resnet(filter_size=None, pool=pool))
-    path = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE).path
+    model = randomised(resnet(filter_size=None, pool=pool))
+    path = aa_flax.export(model, tmp_path / "n.stablehlo", size=SIZE).path
     images = rng.standard_normal((3, SIZE, SIZE, 3), np.float32)
     found = jax_export.deserialize(bytearray(path.read_bytes())).call(images)
-    expected = np.asarray(logits(net, images))
+    expected = np.asarray(logits(model, images))
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_metadata_is_written_next_to_the_file(tmp_path):
-    net = randomised(resnet(num_classes=0))
-    exported = aa_flax.export(net, tmp_path / "n.stablehlo", size=SIZE)
+    model = randomised(resnet(num_classes=0))
+    exported = aa_flax.export(model, tmp_path / "n.stablehlo", size=SIZE)
     metadata = json.loads((tmp_path / "n.stablehlo.json").read_text())
     assert metadata == exported.metadata
     assert metadata["output"] == "embedding"
@@ -76,7 +76,7 @@ def test_the_file_contains_no_operation_of_this_package(tmp_path):
 
 @pytest.mark.parametrize("name", ["alexnet_lpf4", "vgg11"])
 def test_a_classifier_of_fixed_bins_takes_one_size(name):
-    net = aa_flax.nn.initializers.abstract(lambda rngs: create_model(name, rngs=rngs))
-    program = Program(net, 224, open_size=True, preprocessing=False, logits=net)
+    model = aa_flax.nn.initializers.abstract(lambda rngs: create_model(name, rngs=rngs))
+    program = Program(model, 224, open_size=True, preprocessing=False, logits=model)
     with pytest.raises(InputError, match=f"^{name} cannot be exported for images of every size.*"):
         smallest_open_size(program)

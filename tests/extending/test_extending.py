@@ -48,31 +48,31 @@ def test_a_family_is_listed_in_its_filter_sizes():
 
 def torch_stack() -> torch.nn.Module:
     """The plain model as someone would write it in torch."""
-    net = torch.nn.Module()
-    net.blocks = torch.nn.ModuleList(
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList(
         torch.nn.Sequential(
             torch.nn.Conv2d(i, o, 3, 2, 1, bias=False), torch.nn.BatchNorm2d(o), torch.nn.ReLU()
         )
         for i, o in ((3, 8), (8, 16))
     )
-    net.fc = torch.nn.Linear(16, 10)
-    return randomised(net)
+    model.fc = torch.nn.Linear(16, 10)
+    return randomised(model)
 
 
 def test_a_family_takes_weights_from_torch_and_gives_them_back():
-    net = torch_stack()
+    reference = torch_stack()
     model = aa_flax.create_model("stack2", num_classes=10)
-    aa_flax.load_torch_state_dict(model, net.state_dict())
+    aa_flax.load_torch_state_dict(model, reference.state_dict())
     x = np.random.default_rng(0).standard_normal((2, 33, 32, 3), np.float32)
     with torch.no_grad():
         y = torch.tensor(x.transpose(0, 3, 1, 2).copy())
-        for block in net.blocks:
+        for block in reference.blocks:
             y = block(y)
-        expected = net.fc(y.mean((2, 3))).numpy()
+        expected = reference.fc(y.mean((2, 3))).numpy()
     assert relative_difference(compiled(model)(x), expected) <= 1e-5
     back = aa_flax.to_torch_state_dict(model)
-    assert list(back) == list(net.state_dict())
-    assert all(np.array_equal(back[k], v.numpy()) for k, v in net.state_dict().items())
+    assert list(back) == list(reference.state_dict())
+    assert all(np.array_equal(back[k], v.numpy()) for k, v in reference.state_dict().items())
 
 
 def test_a_family_gives_its_pooled_embedding_where_there_are_no_classes(rng):
@@ -91,7 +91,7 @@ def test_a_pool_goes_into_any_model_by_name(name):
     plain = nnx.eval_shape(lambda: aa_flax.create_model(name, num_classes=10))
     boxed = nnx.eval_shape(lambda: aa_flax.create_model(name, num_classes=10, pool="box"))
     assert boxed.options == {"pool": "box"}
-    shapes = [jax.tree.map(lambda x: x.shape, nnx.state(net)) for net in (plain, boxed)]
+    shapes = [jax.tree.map(lambda x: x.shape, nnx.state(model)) for model in (plain, boxed)]
     assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from aa_flax import create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.models.registry import base_names, has_reference
 from aa_flax.weights.state_dicts import torch_slots
-from benchmarks.reference import abstract_model, reference_net, relative_difference
+from benchmarks.reference import abstract_model, reference_model, relative_difference
 from tests.sweeps import slow_but
 
 FAMILIES = (
@@ -79,7 +79,7 @@ def blocks(model):
 @families("resnet18_lpf4", "mobilenet_v2_lpf4")
 def test_every_block_equals_the_originals(name):
     """Within 1e-5 of float64's values, or not much further than the original's own float32 is."""
-    reference = reference_net(name)
+    reference = reference_model(name)
     for layer in reference.modules():
         if hasattr(layer, "inplace"):
             layer.inplace = False  # a later ReLU would change what a hook has kept
@@ -114,7 +114,7 @@ def test_every_block_equals_the_originals(name):
 
 def trainable_pair(name):
     """The original in training mode without dropout, and our model with the same weights."""
-    reference = reference_net(name, num_classes=10)
+    reference = reference_model(name, num_classes=10)
     for layer in reference.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
@@ -151,10 +151,10 @@ def training_step(model, x, labels, dtype):
 
 
 def torch_training_step(reference, x, labels, dtype):
-    net = copy.deepcopy(reference).to(dtype)
-    loss = torch.nn.functional.cross_entropy(net(to_torch(x).to(dtype)), torch.tensor(labels))
+    model = copy.deepcopy(reference).to(dtype)
+    loss = torch.nn.functional.cross_entropy(model(to_torch(x).to(dtype)), torch.tensor(labels))
     loss.backward()
-    return loss.item(), net
+    return loss.item(), model
 
 
 @families("resnet18_lpf4")

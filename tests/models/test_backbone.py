@@ -23,7 +23,7 @@ from aa_flax.models.resnet import BasicBlock, ResNet
 from aa_flax.models.vgg import VGG
 from aa_flax.nn.initializers import initialised
 from aa_flax.nn.layers import conv2d, linear
-from benchmarks.reference import abstract_model, reference_net, relative_difference
+from benchmarks.reference import abstract_model, reference_model, relative_difference
 from tests.extending.model_family import Stack
 from tests.sweeps import slow_but
 
@@ -106,12 +106,12 @@ def test_every_model_has_its_levels(base, ending):
 def test_maps_are_torchvisions_intermediate_activations(name):
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    net = reference_net(name)
-    for layer in net.modules():
+    reference = reference_model(name)
+    for layer in reference.modules():
         if hasattr(layer, "inplace"):
             layer.inplace = False
-    extractor = create_feature_extractor(net, return_nodes=list(TORCHVISIONS[name]))
-    model = Backbone(load_torch_state_dict(create_model(name), net.state_dict()))
+    extractor = create_feature_extractor(reference, return_nodes=list(TORCHVISIONS[name]))
+    model = Backbone(load_torch_state_dict(create_model(name), reference.state_dict()))
     x = images(64 if name != "alexnet" else 96)
     with torch.no_grad():  # in float64: what both round to float32 differs between processors
         expected = extractor.double()(torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float64))
@@ -130,12 +130,12 @@ def test_the_last_map_classified_is_what_the_model_gives(family):
 
     @jax.jit
     def run(state, x):
-        net = nnx.merge(graphdef, state)
-        features = net.forward_features(x)
-        embedding = net.forward_head(features, pre_logits=True)
-        again = getattr(net, net.last_layer)(embedding)
+        merged = nnx.merge(graphdef, state)
+        features = merged.forward_features(x)
+        embedding = merged.forward_head(features, pre_logits=True)
+        again = getattr(merged, merged.last_layer)(embedding)
         last = Backbone(nnx.merge(graphdef, state))(x)[-1]
-        return net(x), net.forward_head(features), again, features, last
+        return merged(x), merged.forward_head(features), again, features, last
 
     logits, *others, features, last = run(state, images(96 if family == "alexnet" else 64))
     assert logits.shape == (2, 5)
@@ -161,12 +161,12 @@ def test_a_classifier_is_replaced_taken_out_and_put_back(family):
 
 
 def test_a_new_classifier_is_initialised_as_its_family_does_it():
-    net = TINY["mobilenet"](num_classes=0)
-    net.reset_classifier(4)
-    assert not net.classifier.bias[...].any()
-    assert 0.005 < float(net.classifier.kernel[...].std()) < 0.02  # normal(0.01)
+    model = TINY["mobilenet"](num_classes=0)
+    model.reset_classifier(4)
+    assert not model.classifier.bias[...].any()
+    assert 0.005 < float(model.classifier.kernel[...].std()) < 0.02  # normal(0.01)
     with pytest.raises(InputError, match="num_classes must be an integer of at least 0, got -1"):
-        net.reset_classifier(-1)
+        model.reset_classifier(-1)
 
 
 QUICK = ("alexnet", "densenet")  # without and with batch norms

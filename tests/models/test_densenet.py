@@ -9,7 +9,7 @@ from aa_flax.models.densenet import DenseNet
 from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,
-    assert_same_net,
+    assert_same_model,
     randomised,
     state_shapes,
     torchvision,
@@ -20,7 +20,7 @@ SIZES = ((224, 224), (101, 75))
 SMALL = {"block_config": (2, 3, 2, 2), "growth_rate": 8, "num_init_features": 16, "bn_size": 2}
 
 
-def small_net(*, remat: bool = False, **options) -> DenseNet:
+def small_model(*, remat: bool = False, **options) -> DenseNet:
     model = DenseNet(**SMALL, num_classes=10, rngs=nnx.Rngs(0), **options)
     model.remat = remat
     model.eval()
@@ -30,13 +30,13 @@ def small_net(*, remat: bool = False, **options) -> DenseNet:
 @pytest.mark.parametrize(("k", "pool_only"), [(1, True), (3, True), (4, False), (7, True)])
 def test_small_model_equals_the_original(k, pool_only):
     options = {"filter_size": k, "pool_only": pool_only}
-    net = antialiased_cnns.densenet.DenseNet(**SMALL, num_classes=10, **options)
-    assert_same_net(small_net(**options), randomised(net), (107, 75))
+    model = antialiased_cnns.densenet.DenseNet(**SMALL, num_classes=10, **options)
+    assert_same_model(small_model(**options), randomised(model), (107, 75))
 
 
 def test_small_baseline_equals_torchvision():
-    net = torchvision.models.DenseNet(**SMALL, num_classes=10)
-    assert_same_net(small_net(), randomised(net), (224, 224), (107, 75))
+    model = torchvision.models.DenseNet(**SMALL, num_classes=10)
+    assert_same_model(small_model(), randomised(model), (224, 224), (107, 75))
 
 
 def test_logits_equal_torch():
@@ -79,15 +79,15 @@ def training_step(model: DenseNet, x: np.ndarray):
 @pytest.mark.slow  # tests/models/test_remat.py is not
 def test_remat_keeps_less_and_changes_nothing(rng):
     x = rng.standard_normal((4, 64, 64, 3), np.float32)
-    plain, plain_bytes = training_step(small_net(filter_size=3), x)
-    remat, remat_bytes = training_step(small_net(filter_size=3, remat=True), x)
+    plain, plain_bytes = training_step(small_model(filter_size=3), x)
+    remat, remat_bytes = training_step(small_model(filter_size=3, remat=True), x)
     for a, b in zip(plain, remat, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
     assert remat_bytes < 0.7 * plain_bytes
 
 
 def test_dropout_acts_in_training_only(rng):
-    layer = small_net(drop_rate=0.5).blocks[0][0]
+    layer = small_model(drop_rate=0.5).blocks[0][0]
     x = jnp.asarray(rng.standard_normal((2, 4, 4, 16), np.float32))
     assert layer([x]).all()
     layer.train()

@@ -16,8 +16,8 @@ from tests.randomised import randomised
 from tests.sweeps import slow_but
 
 
-def folded(net: aa_flax.Classifier) -> int:
-    return sum(isinstance(layer, Folded) for _, layer in nnx.iter_modules(net))
+def folded(model: aa_flax.Classifier) -> int:
+    return sum(isinstance(layer, Folded) for _, layer in nnx.iter_modules(model))
 
 
 def small_resnet(block, **options) -> ResNet:
@@ -53,45 +53,45 @@ QUICK = ("bottleneck",)
 )
 def test_logits_are_the_same(name, rng):
     x = jnp.asarray(rng.standard_normal((1, 96, 96, 3)), jnp.float32)
-    net = randomised(MODELS[name]())
-    fused = fuse(net)
+    model = randomised(MODELS[name]())
+    fused = fuse(model)
     assert folded(fused) == FOLDED[name]
-    assert folded(net) == 0
-    expected = logits(net, x)
+    assert folded(model) == 0
+    expected = logits(model, x)
     difference = jnp.abs(logits(fused, x) - expected).max() / jnp.abs(expected).max()
     assert difference <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg"])
 def test_a_model_without_batch_norm_is_unchanged(name):
-    net = nnx.eval_shape(MODELS[name])
-    assert jax.tree.structure(nnx.state(fuse(net))) == jax.tree.structure(nnx.state(net))
+    model = nnx.eval_shape(MODELS[name])
+    assert jax.tree.structure(nnx.state(fuse(model))) == jax.tree.structure(nnx.state(model))
 
 
 @pytest.mark.slow
 def test_bfloat16_is_kept(rng):
     x = jnp.asarray(rng.standard_normal((2, 64, 64, 3)), jnp.float32)
-    net = randomised(MODELS["basic"](dtype=jnp.bfloat16))
-    fused, expected = logits(fuse(net), x), logits(net, x)
+    model = randomised(MODELS["basic"](dtype=jnp.bfloat16))
+    fused, expected = logits(fuse(model), x), logits(model, x)
     assert fused.dtype == expected.dtype == jnp.bfloat16
     difference = jnp.abs(fused - expected).max() / jnp.abs(expected).max()
     assert difference <= 0.05
 
 
 def test_numpy_arrays_are_not_written_to(rng):
-    net = randomised(MODELS["basic"]())
-    nnx.update(net, jax.device_get(nnx.state(net)))
-    for array in jax.tree.leaves(nnx.state(net)):
+    model = randomised(MODELS["basic"]())
+    nnx.update(model, jax.device_get(nnx.state(model)))
+    for array in jax.tree.leaves(nnx.state(model)):
         array.setflags(write=False)
     x = jnp.asarray(rng.standard_normal((1, 64, 64, 3)), jnp.float32)
-    expected = logits(net, x)
-    np.testing.assert_allclose(logits(fuse(net), x), expected, rtol=1e-3, atol=1e-4)
+    expected = logits(model, x)
+    np.testing.assert_allclose(logits(fuse(model), x), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_rematerialized_blocks_are_fused_too():
-    net = randomised(MODELS["bottleneck"]())
-    net.remat = True
-    assert folded(fuse(net, image_size=64)) == FOLDED["bottleneck"]
+    model = randomised(MODELS["bottleneck"]())
+    model.remat = True
+    assert folded(fuse(model, image_size=64)) == FOLDED["bottleneck"]
 
 
 def test_a_fused_backbone_gives_the_same_maps(rng):
@@ -141,19 +141,19 @@ class Registered(aa_flax.Classifier):
 
 
 def test_only_plain_pairs_are_folded(rng):
-    net = randomised(Registered())
-    fused = fuse(net, image_size=5)
+    model = randomised(Registered())
+    fused = fuse(model, image_size=5)
     assert folded(fused) == 1
     assert isinstance(fused.plain[1], Folded)  # pyright: ignore
     x = jnp.asarray(rng.standard_normal((2, 5, 4, 3)), jnp.float32)
-    np.testing.assert_allclose(fused(x), net(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fused(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_in_training_mode_is_refused():
-    net = small_resnet(BasicBlock)
-    net.train()
+    model = small_resnet(BasicBlock)
+    model.train()
     with pytest.raises(InputError, match=r"batch norm bn1 .*call model\.eval\(\)"):
-        fuse(net)
+        fuse(model)
 
 
 def test_other_objects_are_refused():

@@ -70,8 +70,8 @@ def assert_same_moments(found, expected, axis=-1, rtol=1e-3):
 
 def resnets():
     options = {"num_classes": 3, "rngs": nnx.Rngs(0)}
-    nets = (ResNet(BasicBlock, (1, 1, 1, 1), filter_size=size, **options) for size in (4, None))
-    return tuple(map(randomised, nets))
+    models = (ResNet(BasicBlock, (1, 1, 1, 1), filter_size=size, **options) for size in (4, None))
+    return tuple(map(randomised, models))
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_outputs_of_every_batch_norm_have_the_sources_moments(make, norms, monke
         return outputs[-1]
 
     monkeypatch.setattr(BatchNorm, "__call__", recorded)
-    for net in (model, source):
-        net(x)
+    for each in (model, source):
+        each(x)
     assert len(outputs) == 2 * norms
     for found, expected in zip(outputs[:norms], outputs[norms:], strict=True):
         assert_same_moments(found, expected)
@@ -98,14 +98,14 @@ def test_outputs_of_every_batch_norm_have_the_sources_moments(make, norms, monke
 @pytest.mark.parametrize("norm", [BatchNorm, nnx.BatchNorm])
 def test_nothing_but_the_statistics_of_the_model_changes(norm):
     model, source = pair(norm=norm)
-    before = [nnx.to_pure_dict(nnx.state(nnx.clone(net), nnx.Param)) for net in (model, source)]
+    before = [nnx.to_pure_dict(nnx.state(nnx.clone(each), nnx.Param)) for each in (model, source)]
     before.append(statistics(source))
     model.train()
     match_statistics(model, source, images())
     assert model.norm1.use_running_average
     assert not np.allclose(model.norm2.mean[...], source.norm2.mean[...])
     assert_same_moments(model(images()), source(images()))
-    after = [nnx.to_pure_dict(nnx.state(net, nnx.Param)) for net in (model, source)]
+    after = [nnx.to_pure_dict(nnx.state(each, nnx.Param)) for each in (model, source)]
     jax.tree.map(np.testing.assert_array_equal, before, [*after, statistics(source)])
 
 
@@ -151,8 +151,8 @@ def test_folded_batch_norms_are_matched_to_the_same_function_and_not_re_estimate
 
 def test_channels_that_are_constant_keep_their_scale():
     model, source = pair()
-    for net in (model, source):
-        net.conv2.kernel.set_value(net.conv2.kernel[...].at[..., 0].set(0))
+    for each in (model, source):
+        each.conv2.kernel.set_value(each.conv2.kernel[...].at[..., 0].set(0))
     match_statistics(model, source, images())
     np.testing.assert_array_equal(model.norm2.var[...][0], source.norm2.var[...][0])
     assert_same_moments(model(images()), source(images()))
@@ -191,11 +191,11 @@ class LinenNet(linen.Module):
 
 def test_a_function_of_linen():
     x = images()
-    net = LinenNet()
-    params = net.init(jax.random.key(0), x)
-    f = antialias(net.apply, min_channels=0, before=False)
-    new = match_statistics(f, net.apply, x, params)
-    assert_same_moments(f(new, x), net.apply(params, x))
+    model = LinenNet()
+    params = model.init(jax.random.key(0), x)
+    f = antialias(model.apply, min_channels=0, before=False)
+    new = match_statistics(f, model.apply, x, params)
+    assert_same_moments(f(new, x), model.apply(params, x))
     jax.tree.map(np.testing.assert_array_equal, new["params"], params["params"])
     assert not np.allclose(f(params, x).mean((0, 1, 2)), f(new, x).mean((0, 1, 2)), atol=1e-3)
 
@@ -207,9 +207,9 @@ def test_a_function_of_torch_in_its_layout():
     torch.manual_seed(0)
     layers = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU)
     conv, norm, relu = layers
-    net = torch.nn.Sequential(conv(3, 8, 3, stride=2), norm(8), relu(), conv(8, 8, 3), norm(8))
+    model = torch.nn.Sequential(conv(3, 8, 3, stride=2), norm(8), relu(), conv(8, 8, 3), norm(8))
     x = images().transpose(0, 3, 1, 2)
-    f, params = from_torch(net, x)
+    f, params = from_torch(model, x)
     blurred = antialias(f, min_channels=0)
     new = match_statistics(blurred, f, x, params)
     assert_same_moments(blurred(new, x), f(params, x), axis=1)
@@ -229,11 +229,11 @@ def test_a_function_of_haiku():
             x = hk.BatchNorm(True, True, 0.9)(x, is_training=hk.running_init())
         return x
 
-    net = hk.without_apply_rng(hk.transform_with_state(forward))
-    params = net.init(jax.random.key(0), x)
+    model = hk.without_apply_rng(hk.transform_with_state(forward))
+    params = model.init(jax.random.key(0), x)
 
     def f(params, x):
-        return net.apply(*params, x)[0]
+        return model.apply(*params, x)[0]
 
     blurred = antialias(f, min_channels=0, before=False)
     new = match_statistics(blurred, f, x, params)
@@ -301,8 +301,8 @@ def without_one():
 )
 def test_invalid_input_is_refused_and_nothing_is_changed(make, given, message):
     model, source = make()
-    net = getattr(model, "function", model)
-    before = statistics(net)
+    module = getattr(model, "function", model)
+    before = statistics(module)
     with pytest.raises(InputError, match=message):
         match_statistics(model, source, given)
-    jax.tree.map(np.testing.assert_array_equal, statistics(net), before)
+    jax.tree.map(np.testing.assert_array_equal, statistics(module), before)

@@ -63,8 +63,8 @@ def test_a_number_of_classes_is_a_whole_number(number):
 
 def test_numpys_numbers_are_numbers():
     assert abstract("resnet18", num_classes=np.int64(7), groups=np.int32(1)).num_classes == 7
-    net = nnx.eval_shape(lambda: MobileNetV2(filter_size=np.int64(2), rngs=nnx.Rngs(0)))
-    assert net.filter_size == 2
+    model = nnx.eval_shape(lambda: MobileNetV2(filter_size=np.int64(2), rngs=nnx.Rngs(0)))
+    assert model.filter_size == 2
 
 
 REFUSED = [
@@ -110,14 +110,14 @@ def test_an_option_that_makes_no_sense_says_what_is_accepted(name, options, mess
 
 
 @pytest.mark.parametrize("size", [True, 0, -2, 2.5, "4"])
-@pytest.mark.parametrize("net", [MobileNetV2, lambda **o: ResNet(Bottleneck, (1, 1, 1, 1), **o)])
-def test_a_filter_size_is_a_whole_number(net, size):
+@pytest.mark.parametrize("model", [MobileNetV2, lambda **o: ResNet(Bottleneck, (1, 1, 1, 1), **o)])
+def test_a_filter_size_is_a_whole_number(model, size):
     with pytest.raises(InputError, match="filter_size must be an integer of at least 1"):
-        net(filter_size=size, rngs=nnx.Rngs(0))
+        model(filter_size=size, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(
-    "net",
+    "model",
     [
         lambda: VGG((1, 1, 1), rngs=nnx.Rngs(0)),
         lambda: ResNet(Bottleneck, (1, 1, 1, 1, 1), rngs=nnx.Rngs(0)),
@@ -125,9 +125,9 @@ def test_a_filter_size_is_a_whole_number(net, size):
         lambda: DenseNet((), rngs=nnx.Rngs(0)),
     ],
 )
-def test_depths_are_as_many_numbers_as_there_are_stages(net):
+def test_depths_are_as_many_numbers_as_there_are_stages(model):
     with pytest.raises(InputError, match=r"(layers|block_config) must"):
-        net()
+        model()
 
 
 def test_no_dilation_may_be_said_in_either_way():

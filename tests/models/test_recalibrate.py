@@ -10,7 +10,7 @@ from aa_flax import InputError, create_model, fuse, load_torch_state_dict, recal
 from aa_flax.models.resnet import BasicBlock, ResNet
 from aa_flax.nn.layers import BatchNorm
 from aa_flax.runtime import data_mesh, put_batch
-from benchmarks.reference import reference_net
+from benchmarks.reference import reference_model
 
 
 def images(count=4, seed=0):
@@ -41,13 +41,17 @@ def assert_close(found, expected):
 
 def test_statistics_are_torchs_cumulative_average_over_the_same_batches():
     options = {"width_mult": 0.25, "num_classes": 5}
-    net = reference_net("mobilenet_v2_lpf4", **options)
-    model = load_torch_state_dict(create_model("mobilenet_v2_lpf4", **options), net.state_dict())
+    reference = reference_model("mobilenet_v2_lpf4", **options)
+    model = load_torch_state_dict(
+        create_model("mobilenet_v2_lpf4", **options), reference.state_dict()
+    )
     batches = [images(4), images(6, seed=1)]
     recalibrate_batch_norm(model, batches)
     loader = [torch.tensor(x.transpose(0, 3, 1, 2).copy()) for x in batches]
-    torch.optim.swa_utils.update_bn(loader, net)
-    expected = load_torch_state_dict(create_model("mobilenet_v2_lpf4", **options), net.state_dict())
+    torch.optim.swa_utils.update_bn(loader, reference)
+    expected = load_torch_state_dict(
+        create_model("mobilenet_v2_lpf4", **options), reference.state_dict()
+    )
     assert_close(statistics(model), statistics(expected))
 
 

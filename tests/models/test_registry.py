@@ -35,12 +35,12 @@ def test_models_are_created_in_evaluation_mode_and_know_their_name():
     assert model.bn1.use_running_average
 
 
-def test_published_models_alone_have_a_reference_and_only_some_names_have_weights(own_net):
+def test_published_models_alone_have_a_reference_and_only_some_names_have_weights(own_model):
     assert registry.has_reference("resnet50_lpf4")
-    assert not registry.has_reference(own_net)
+    assert not registry.has_reference(own_model)
     names = list_models(pretrained=True)
     assert {"resnet50", "resnet50_lpf5", "vgg16_bn_lpf2"} <= set(names) <= set(list_models())
-    assert not set(names) & {"resnet50_lpf1", "resnet50_lpf6", own_net}
+    assert not set(names) & {"resnet50_lpf1", "resnet50_lpf6", own_model}
     assert list_models("resnet18*", pretrained=True) == [f"resnet18{e}" for e in ENDINGS]
 
 
@@ -60,15 +60,15 @@ class Own(Classifier):
 
 
 @pytest.fixture
-def own_net(monkeypatch):
+def own_model(monkeypatch):
     """A model of the user, registered for one test."""
     monkeypatch.setattr(registry._MODELS, "_items", dict(registry._MODELS._items))
     registry.register_model("own.net", Own)
     return "own.net"
 
 
-def test_a_custom_model_is_listed_built_and_has_its_filter_sizes(own_net):
-    assert list_models("own*") == [own_net, *(f"{own_net}_lpf{k}" for k in range(1, 8))]
+def test_a_custom_model_is_listed_built_and_has_its_filter_sizes(own_model):
+    assert list_models("own*") == [own_model, *(f"{own_model}_lpf{k}" for k in range(1, 8))]
     model = registry.build("own.net_lpf3", width=8, rngs=nnx.Rngs(0))
     assert (model.name, model.filter_size, model.num_classes) == ("own.net_lpf3", 3, 2)
     assert model.options == {"width": 8}
@@ -77,7 +77,7 @@ def test_a_custom_model_is_listed_built_and_has_its_filter_sizes(own_net):
         model.torch_layers()
 
 
-def test_a_constructor_without_filter_size_makes_the_plain_model_alone(own_net):
+def test_a_constructor_without_filter_size_makes_the_plain_model_alone(own_model):
     registry.register_model("plain", lambda *, num_classes, rngs: Own(num_classes=4, rngs=rngs))
     registry.register_model("two", Own, filter_sizes=(2, 4))
     assert list_models("plain*") == ["plain"]

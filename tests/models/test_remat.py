@@ -14,7 +14,7 @@ from aa_flax.models.remat import rematerialised
 from aa_flax.models.vgg import VGG
 from aa_flax.nn.layers import BatchNorm
 
-NETS = {
+MODELS = {
     "alexnet": partial(build, "alexnet_lpf4"),
     "vgg": partial(VGG, (1, 1, 1, 1, 1), batch_norm=True, filter_size=2),
     "resnet": partial(build, "resnet18_lpf2"),
@@ -23,9 +23,9 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("family", MODELS)
 def test_every_named_block_is_rematerialised_and_nothing_else(family):
-    model = nnx.eval_shape(lambda: NETS[family](num_classes=2, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MODELS[family](num_classes=2, rngs=nnx.Rngs(0)))
     model.train()
     blocks = len(list(model.named_blocks()))
     assert count_of_remats(model) == 0

@@ -10,9 +10,9 @@ from aa_flax.weights.state_dicts import to_torch_state_dict
 from benchmarks.reference import (
     abstract_model,
     assert_same_as_reference,
-    assert_same_net,
+    assert_same_model,
     randomised,
-    reference_net,
+    reference_model,
     state_shapes,
 )
 from tests.compiled import run
@@ -52,14 +52,14 @@ def test_with_options_the_model_is_the_references(name, options):
 )
 def test_an_output_stride_is_torchvisions_dilation(name, output_stride, dilated):
     model = create_model(name, output_stride=output_stride)
-    net = reference_net(name, replace_stride_with_dilation=dilated)
-    assert_same_net(model, net, (101, 75))
+    reference = reference_model(name, replace_stride_with_dilation=dilated)
+    assert_same_model(model, reference, (101, 75))
 
 
 def test_basic_blocks_are_dilated_as_timms_are():
     timm = pytest.importorskip("timm")
-    net = randomised(timm.create_model("resnet18", output_stride=8))
-    assert_same_net(create_model("resnet18", output_stride=8), net, (70, 64))
+    model = randomised(timm.create_model("resnet18", output_stride=8))
+    assert_same_model(create_model("resnet18", output_stride=8), model, (70, 64))
 
 
 def test_any_weights_serve_an_output_stride_that_is_asked_for(tmp_path):

@@ -23,7 +23,7 @@ def dense(pool):
     return DenseNet((1, 1, 1, 1), pool=pool, pool_only=False, rngs=nnx.Rngs(0), **options)
 
 
-NETS = {
+MODELS = {
     "basic blocks, l2": lambda: residual(BasicBlock, "aps_l2"),
     "bottlenecks, learned": lambda: residual(Bottleneck, "lps"),
     "dense, linf": lambda: dense("aps_linf"),
@@ -39,18 +39,18 @@ def is_rolled(one, other, tolerance) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NETS],
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS],
 )
 def test_a_rolled_image_gives_the_rolled_features_and_the_same_logits(name, rng):
-    net = NETS[name]()
-    net.eval()
-    graph, state = nnx.split(net)
+    model = MODELS[name]()
+    model.eval()
+    graph, state = nnx.split(model)
     x = jnp.asarray(rng.standard_normal((2, 64, 64, 3)), jnp.float32)
 
     @jax.jit
     def run(state, x):
-        net = nnx.merge(graph, state)
-        return net.forward_features(x), net(x)
+        model = nnx.merge(graph, state)
+        return model.forward_features(x), model(x)
 
     with circular_padding():
         features, logits = map(np.asarray, run(state, x))
@@ -64,9 +64,9 @@ def test_a_rolled_image_gives_the_rolled_features_and_the_same_logits(name, rng)
 
 
 def test_blur_pool_is_not_exact(rng):
-    net = dense("binomial3")
-    net.eval()
+    model = dense("binomial3")
+    model.eval()
     x = jnp.asarray(rng.standard_normal((2, 64, 64, 3)), jnp.float32)
     with circular_padding():
-        difference = jnp.abs(run(net, jnp.roll(x, 1, 1)) - run(net, x)).max()
+        difference = jnp.abs(run(model, jnp.roll(x, 1, 1)) - run(model, x)).max()
     assert difference > 1e-3

@@ -19,7 +19,7 @@ from aa_flax.models.resnet_timm import AveragePool, TimmResNet
 from aa_flax.nn.layers import Folded
 from benchmarks.reference import (
     abstract_model,
-    assert_same_net,
+    assert_same_model,
     compiled,
     logits_shape,
     randomised,
@@ -70,49 +70,49 @@ def theirs(name, **options):
     With gates on every branch, maps of 33 blocks would grow so far that timm's own logits in
     float32 and float64 differ by 40 %: smaller branches keep rounding errors small.
     """
-    net = randomised(timm.create_model(name, **options))
-    for path, layer in net.named_modules():
+    reference = randomised(timm.create_model(name, **options))
+    for path, layer in reference.named_modules():
         if name.startswith("se") and path.endswith(".bn3"):
             layer.weight.data *= 0.2
-    return net
+    return reference
 
 
 @pytest.fixture(scope="module", params=slow_but(QUICK, NAMES))
-def net(request):
-    net = theirs(request.param)
-    net.name = request.param
-    return net
+def reference(request):
+    reference = theirs(request.param)
+    reference.name = request.param
+    return reference
 
 
-def test_the_model_is_timms(net):
-    size = (97, 65) if "aa" in net.name else (75, 101)
-    assert_same_net(create_model(net.name), net, size)
+def test_the_model_is_timms(reference):
+    size = (97, 65) if "aa" in reference.name else (75, 101)
+    assert_same_model(create_model(reference.name), reference, size)
 
 
 def test_a_short_resnext_with_squeeze_and_excitation_is_timms():
     model = short_resnet(rngs=nnx.Rngs(0))
     model.eval()
-    assert_same_net(model, theirs("seresnextaa101d_32x8d", layers=SHORT), (64, 97))
+    assert_same_model(model, theirs("seresnextaa101d_32x8d", layers=SHORT), (64, 97))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".pth", marks=pytest.mark.slow)])
-def test_weights_are_read_from_timms_files_and_survive_our_own(net, suffix, tmp_path):
+def test_weights_are_read_from_timms_files_and_survive_our_own(reference, suffix, tmp_path):
     path = tmp_path / f"model{suffix}"
     if suffix == ".pth":
-        torch.save(net.state_dict(), path)
+        torch.save(reference.state_dict(), path)
     else:
         from safetensors.torch import save_file
 
-        save_file(net.state_dict(), path, {"format": "pt"})
-    model = create_model(net.name, pretrained=path)
+        save_file(reference.state_dict(), path, {"format": "pt"})
+    model = create_model(reference.name, pretrained=path)
     x = images(96, 96)
     with torch.no_grad():
-        expected = net(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
+        expected = reference(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
     assert relative_difference(compiled(model)(x), expected) <= 1e-5
     assert model.config.weights == str(path)
 
     aa_flax.save_weights(model, tmp_path / "ours.safetensors")
-    again = create_model(net.name, pretrained=tmp_path / "ours.safetensors")
+    again = create_model(reference.name, pretrained=tmp_path / "ours.safetensors")
     assert again.config == model.config
     pairs = zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, again)), strict=True)
     assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)

@@ -46,10 +46,10 @@ class EveryKernel(Classifier):
 
 
 @pytest.fixture(scope="module")
-def net() -> EveryKernel:
-    net = EveryKernel()
-    net.eval()
-    return net
+def model() -> EveryKernel:
+    model = EveryKernel()
+    model.eval()
+    return model
 
 
 def lowered(function, x, *platforms: str) -> str:
@@ -139,11 +139,11 @@ def test_gather_by_name_gives_way_to_definitions():
         assert "conv_general_dilated" in str(program(arrays(1, 8, 8, 2)))
 
 
-def test_a_model_has_the_same_values_and_derivatives_by_its_definitions(net):
+def test_a_model_has_the_same_values_and_derivatives_by_its_definitions(model):
     x = arrays(2, 12, 12, 3)
 
     def derivatives(x):
-        return jax.jvp(net, (x,), (jnp.cos(x),)), jax.grad(lambda x: jnp.sin(net(x)).sum())(x)
+        return jax.jvp(model, (x,), (jnp.cos(x),)), jax.grad(lambda x: jnp.sin(model(x)).sum())(x)
 
     fast = jax.jit(derivatives)(x)
     with ops.definitions():
@@ -155,20 +155,20 @@ def test_a_model_has_the_same_values_and_derivatives_by_its_definitions(net):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_model_runs_without_jit(net):
+def test_a_model_runs_without_jit(model):
     x = arrays(2, 12, 12, 3)
-    derivatives = jax.value_and_grad(lambda x: jnp.sin(net(x)).sum())
+    derivatives = jax.value_and_grad(lambda x: jnp.sin(model(x)).sum())
     with jax.disable_jit():
         found = derivatives(x)
     for a, b in zip(*map(jax.tree.leaves, (found, jax.jit(derivatives)(x))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_model_has_a_hessian(net):
+def test_a_model_has_a_hessian(model):
     direction, x = arrays(2, 1, 8, 8, 3)
 
     def loss(step):
-        return jnp.sin(net(x + step * direction)).sum()
+        return jnp.sin(model(x + step * direction)).sum()
 
     curvature = jax.jit(jax.hessian(loss))(0.3)
     with ops.definitions():
@@ -187,8 +187,8 @@ def test_a_model_has_a_hessian(net):
     ],
 )
 def test_every_family_has_forward_mode(name):
-    net = nnx.eval_shape(lambda: create_model(name, num_classes=3))
-    graph, state = nnx.split(net)
+    model = nnx.eval_shape(lambda: create_model(name, num_classes=3))
+    graph, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
 
     def derivative(state, x):
@@ -198,10 +198,10 @@ def test_every_family_has_forward_mode(name):
     assert primal.shape == tangent.shape == (1, 3)
 
 
-def test_no_rank_is_promoted(net):
+def test_no_rank_is_promoted(model):
     image = arrays(2, 12, 12, 3)
     with jax.numpy_rank_promotion("raise"):
-        jax.make_jaxpr(jax.grad(lambda x: net(x).sum()))(image)
+        jax.make_jaxpr(jax.grad(lambda x: model(x).sum()))(image)
         BatchNorm(3, rngs=nnx.Rngs(0))(image)
         normalise(jnp.zeros((2, 4, 4, 3), jnp.uint8))
         for operation, shape in OPERATIONS.values():

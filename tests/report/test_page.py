@@ -117,14 +117,14 @@ def test_results_without_images_keep_their_curves(folders, tmp_path):
 
 
 def test_arrows_lead_from_each_baseline_to_its_antialiased_models():
-    nets = [Point("a", None, 1, 2), Point("a", 4, 3, 4), Point("b", 4, 5, 6)]
-    arrows = [t for t in models_chart(nets, "x", "y")["data"] if t["mode"] == "lines+markers"]
+    models = [Point("a", None, 1, 2), Point("a", 4, 3, 4), Point("b", 4, 5, 6)]
+    arrows = [t for t in models_chart(models, "x", "y")["data"] if t["mode"] == "lines+markers"]
     assert [(arrow["x"], arrow["y"]) for arrow in arrows] == [([1, 3, None], [2, 4, None])]
 
 
 def test_several_seeds_have_error_bars_and_one_has_none():
-    nets = [Point("a", None, 1, 2, 0.5, 0.0, "a")]
-    (trace,) = models_chart(nets, "x (%)", "y (ms)")["data"]
+    models = [Point("a", None, 1, 2, 0.5, 0.0, "a")]
+    (trace,) = models_chart(models, "x (%)", "y (ms)")["data"]
     assert trace["error_x"]["array"] == [0.5]
     assert "error_y" not in trace
     assert trace["customdata"] == [["a", "1.00 ± 0.50", "2.000"]]

@@ -7,7 +7,7 @@ from tests.training.tiny import register
 
 
 @pytest.fixture(autouse=True)
-def tiny_net() -> None:
+def tiny_model() -> None:
     """`create_model("tiny")` works."""
     register()
 

@@ -17,7 +17,7 @@ from aa_flax.training.log import read_json_lines
 from aa_flax.training.start import read_torch_run
 from aa_flax.training.step import init_state, make_optimizer, make_schedule, make_train_step
 from benchmarks.photos import originals
-from benchmarks.reference import reference_net
+from benchmarks.reference import reference_model
 from tests.training.tiny import tiny_config
 
 STEPS, STEPS_PER_EPOCH, SIZE = 20, 5, 40
@@ -49,11 +49,11 @@ def torchs_run(config, photos):
     """The original's losses, its weights before, and its training checkpoint half way."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # idle ones spin, and slow down whatever runs beside them
-    net = reference_net("resnet18_lpf4", num_classes=16).train()
-    before = copy.deepcopy(net.state_dict())
+    model = reference_model("resnet18_lpf4", num_classes=16).train()
+    before = copy.deepcopy(model.state_dict())
     options = config.optimizer
     sgd = torch.optim.SGD(
-        net.parameters(),
+        model.parameters(),
         lr=options.learning_rate,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
@@ -68,12 +68,12 @@ def torchs_run(config, photos):
                 "epoch": scheduler.last_epoch,
                 "arch": "resnet18_lpf4",
                 "state_dict": {
-                    f"module.{k}": v for k, v in copy.deepcopy(net.state_dict()).items()
+                    f"module.{k}": v for k, v in copy.deepcopy(model.state_dict()).items()
                 },
                 "best_acc1": torch.tensor(50.0),
                 "optimizer": copy.deepcopy(sgd.state_dict()),
             }
-        loss = torch.nn.functional.cross_entropy(net(images), labels)
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
         sgd.zero_grad()
         loss.backward()
         sgd.step()

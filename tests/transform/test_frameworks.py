@@ -31,21 +31,21 @@ def check(f, arguments, kinds):
 
 def test_linen():
     resnet = pytest.importorskip("jax_resnet")
-    net = resnet.ResNet18(n_classes=3)
+    model = resnet.ResNet18(n_classes=3)
     x = images(2, 64, 64, 3)
-    variables = jax.eval_shape(net.init, jax.random.key(0), x)
-    report = check(net.apply, (variables, x), ["max pool"] + 6 * ["convolution"])
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    report = check(model.apply, (variables, x), ["max pool"] + 6 * ["convolution"])
     assert "ConvBlock_0" in report.antialiased[1].site.layer
 
 
 def test_haiku():
     hk = pytest.importorskip("haiku")
-    net = hk.transform_with_state(lambda x: hk.nets.ResNet18(3)(x, is_training=hk.running_init()))
+    model = hk.transform_with_state(lambda x: hk.nets.ResNet18(3)(x, is_training=hk.running_init()))
     x = images(2, 64, 64, 3)
-    params, state = jax.eval_shape(net.init, jax.random.key(0), x)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), x)
 
     def f(params, state, x):
-        return net.apply(params, state, None, x)[0]
+        return model.apply(params, state, None, x)[0]
 
     check(f, (params, state, x), ["max pool"] + 6 * ["convolution"])
 
@@ -55,8 +55,8 @@ def test_equinox():
         warnings.simplefilter("ignore")
         mobilenet = pytest.importorskip("equimo.models.mobilenet")
     eqx = pytest.importorskip("equinox")
-    net = eqx.filter_eval_shape(mobilenet.mobilenetv3_small, num_classes=3, key=jax.random.key(0))
-    arrays, rest = eqx.partition(net, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    model = eqx.filter_eval_shape(mobilenet.mobilenetv3_small, num_classes=3, key=jax.random.key(0))
+    arrays, rest = eqx.partition(model, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
     def f(arrays, x):
         run = eqx.combine(arrays, rest)
@@ -83,12 +83,12 @@ def test_a_report_has_every_strided_operation_of_the_models_that_the_page_shows(
 def test_equinox_layers_have_the_names_of_their_parameters(closed_over):
     eqx = pytest.importorskip("equinox")
     keys = jax.random.split(jax.random.key(0), 2)
-    net = eqx.nn.Sequential([eqx.nn.Conv2d(4, 4, 3, 2, 1, key=key) for key in keys])
-    arrays, rest = eqx.partition(net, eqx.is_array)
+    model = eqx.nn.Sequential([eqx.nn.Conv2d(4, 4, 3, 2, 1, key=key) for key in keys])
+    arrays, rest = eqx.partition(model, eqx.is_array)
 
     def f(arrays, x):
         return jax.vmap(eqx.combine(arrays, rest))(x)
 
-    call = (jax.vmap(net),) if closed_over else (f, arrays)
+    call = (jax.vmap(model),) if closed_over else (f, arrays)
     names = [row.site.layer for row in antialias.report(*call, images(2, 4, 16, 16))]
     assert names == ["layers.0.weight", "layers.1.weight"]

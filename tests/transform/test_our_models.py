@@ -46,10 +46,10 @@ def pair(name, filter_size=4, **options):
     def abstract(size):
         return nnx.eval_shape(lambda: build(filter_size=size, rngs=nnx.Rngs(0)))
 
-    nets = [abstract(size) for size in (None, filter_size)]
-    for net in nets if name == "vgg" else ():
-        net.fc1 = net.fc2 = None  # of a hundred million parameters, after the features
-    plain, blurred = map(randomised, nets)
+    models = [abstract(size) for size in (None, filter_size)]
+    for model in models if name == "vgg" else ():
+        model.fc1 = model.fc2 = None  # of a hundred million parameters, after the features
+    plain, blurred = map(randomised, models)
     return plain, blurred
 
 
@@ -71,7 +71,7 @@ def relative_difference(a, b):
     ],
 )
 def test_values_and_gradients_are_those_of_the_antialiased_model(name):
-    plain, blurred = (functional(net) for net in pair(name))
+    plain, blurred = (functional(model) for model in pair(name))
     x, weights = images(), jax.random.normal
     assert jax.tree.structure(plain.state) == jax.tree.structure(blurred.state)
 
@@ -95,7 +95,7 @@ def scale(x):
 
 @pytest.mark.parametrize("name", ["densenet", "resnet"])
 def test_training_uses_the_antialiased_models_statistics(name):
-    plain, blurred = (functional(net, train=True) for net in pair(name))
+    plain, blurred = (functional(model, train=True) for model in pair(name))
     (y, state), (expected, expected_state) = (
         jax.jit(f)(plain.state, images()) for f in (antialias(plain), blurred)
     )
@@ -108,7 +108,7 @@ def test_training_uses_the_antialiased_models_statistics(name):
 
 @pytest.mark.parametrize("filter_size", [1, 3, 7])
 def test_every_filter_size_matches_the_antialiased_model(filter_size):
-    plain, blurred = (functional(net) for net in pair("densenet", filter_size))
+    plain, blurred = (functional(model) for model in pair("densenet", filter_size))
     expected, _ = jax.jit(blurred)(plain.state, images())
     weak = pytest.warns(UserWarning, match="filter_size=1 passes 100%")
     with weak if filter_size == 1 else nullcontext():
@@ -117,14 +117,14 @@ def test_every_filter_size_matches_the_antialiased_model(filter_size):
 
 
 def test_half_precision_is_kept():
-    plain, blurred = (functional(net) for net in pair("resnet", dtype=jnp.bfloat16))
+    plain, blurred = (functional(model) for model in pair("resnet", dtype=jnp.bfloat16))
     found, expected = (jax.jit(f)(plain.state, images())[0] for f in (antialias(plain), blurred))
     assert found.dtype == expected.dtype == jnp.bfloat16
     assert relative_difference(found.astype(jnp.float32), expected.astype(jnp.float32)) < 0.05
 
 
 def test_an_antialiased_model_is_left_alone():
-    _, blurred = (functional(net) for net in pair("resnet"))
+    _, blurred = (functional(model) for model in pair("resnet"))
     with pytest.warns(UserWarning, match="antialias changes nothing"):
         found = jax.jit(antialias(blurred))(blurred.state, images())[0]
     expected = jax.jit(blurred)(blurred.state, images())[0]

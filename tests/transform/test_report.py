@@ -18,7 +18,7 @@ def conv(x, kernel, stride):
     return lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=numbers)
 
 
-def net(params, x):
+def model(params, x):
     """A stem, a strided block with its shortcut, and a slice."""
     x = jax.nn.relu(conv(x, params["stem"], 2))
     y = jax.nn.relu(conv(x, params["block"]["kernel"], 2))
@@ -41,7 +41,7 @@ _WIDE = tuple(np.array([1, 3, 6, 10, 12, 12, 10, 6, 3, 1]) / 64)  # three means 
 
 
 def test_every_site_has_a_row():
-    report = antialias.report(net, PARAMS, X)
+    report = antialias.report(model, PARAMS, X)
     assert [row.site.layer for row in report] == ["stem", "block.kernel", "shortcut", "last"]
     assert [row.site.kind for row in report] == 3 * ["convolution"] + ["slice"]
     assert [row.site.strides for row in report] == 4 * [(2, 2)]
@@ -53,7 +53,7 @@ def test_every_site_has_a_row():
 
 
 def test_extra_work_is_that_of_density_and_blurs():
-    report = antialias.report(net, PARAMS, X)
+    report = antialias.report(model, PARAMS, X)
     outputs, block, blur = 2 * 8 * 8 * 8, 2 * 9 * 8, 2 * 16
     assert report[1].extra_flops == 3 * outputs * block + outputs * blur
     assert report[2].extra_flops == outputs * blur
@@ -61,7 +61,7 @@ def test_extra_work_is_that_of_density_and_blurs():
 
 
 def test_a_report_prints_as_a_table():
-    lines = str(antialias.report(net, PARAMS, X)).splitlines()
+    lines = str(antialias.report(model, PARAMS, X)).splitlines()
     assert lines[0].split()[:3] == ["layer", "site", "shape"]
     assert "left alone" in lines[2]
     assert "fewer than min_channels=4" in lines[2]
@@ -77,7 +77,7 @@ def test_loops_count_as_often_as_they_run():
 
 
 def test_min_channels_where_and_filter_size_choose():
-    stem = antialias(net, 3, min_channels=0, where=lambda site: site.channels == 3)
+    stem = antialias(model, 3, min_channels=0, where=lambda site: site.channels == 3)
     assert [bool(row.done) for row in antialias.report(stem, PARAMS, X)] == [True] + 3 * [False]
     y = jax.nn.relu(
         conv(blur_pool(jax.nn.relu(conv(X, PARAMS["stem"], 1)), 3), PARAMS["block"]["kernel"], 2)
@@ -161,7 +161,7 @@ def test_where_returns_the_place_of_the_blur():
     ],
 )
 def test_a_place_that_where_may_not_return_is_named(place, options, message):
-    f = antialias(net, where=lambda site: place, **options)
+    f = antialias(model, where=lambda site: place, **options)
     with pytest.raises(InputError, match=message):
         f(PARAMS, X)
 
@@ -249,13 +249,13 @@ def test_a_function_without_strides_gets_a_warning():
 )
 def test_invalid_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        antialias(net, **options)
+        antialias(model, **options)
 
 
 def test_only_functions_without_gradients_are_taken():
     with pytest.raises(InputError, match="antialias takes a function, got a dict"):
         antialias(PARAMS)  # pyright: ignore[reportArgumentType]
-    gradient = jax.grad(lambda x: net(PARAMS, x).sum())
+    gradient = jax.grad(lambda x: model(PARAMS, x).sum())
     with pytest.raises(InputError, match=r"jax.grad\(aa_flax.antialias\(loss\)\)"):
         antialias(gradient)(X)
 

@@ -9,7 +9,7 @@ from aa_flax import InputError
 from aa_flax.data.pixels import center_image, normalise
 from benchmarks import packaged
 from benchmarks.reference import relative_difference
-from benchmarks.true_parity import our_trunk, run, their_net, their_trunk
+from benchmarks.true_parity import our_trunk, run, their_model, their_trunk
 
 pytestmark = pytest.mark.true_weights
 
@@ -38,7 +38,7 @@ def x():
 )
 def test_true_weights_give_torchs_maps_on_photographs(x, name):
     base, _, _ = name.partition("_lpf")
-    theirs = their_trunk(their_net(name, packaged.trunk(base)), name)
+    theirs = their_trunk(their_model(name, packaged.trunk(base)), name)
     with torch.no_grad():
         expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
     assert relative_difference(run(our_trunk(name), x), expected) <= 2e-5
@@ -47,7 +47,7 @@ def test_true_weights_give_torchs_maps_on_photographs(x, name):
 def test_antialiasing_alone_makes_true_features_steadier(x):
     moved = {}
     for name in ("alexnet", "alexnet_lpf4"):
-        net = our_trunk(name)
-        here, there = (run(net, part).mean((2, 3)) for part in (x[:, :-1, :-1], x[:, 1:, 1:]))
+        model = our_trunk(name)
+        here, there = (run(model, part).mean((2, 3)) for part in (x[:, :-1, :-1], x[:, 1:, 1:]))
         moved[name] = np.linalg.norm(here - there) / np.linalg.norm(here[0] - here[1])
     assert moved["alexnet_lpf4"] < moved["alexnet"] / 1.5

@@ -15,7 +15,7 @@ from aa_flax.models import registry
 from aa_flax.models.densenet import DenseNet
 from aa_flax.models.registry import ReleasedWeights
 from aa_flax.weights import published
-from benchmarks.reference import reference_net
+from benchmarks.reference import reference_model
 
 NAME = "mobilenet_v2_lpf4"
 TINY = "tiny_densenet_lpf4"  # of a few layers, and as quick to build
@@ -25,17 +25,17 @@ register_model(
 
 
 @pytest.fixture(scope="session")
-def net() -> torch.nn.Module:
+def reference() -> torch.nn.Module:
     """The original's smallest model, with random weights."""
-    return reference_net(NAME)
+    return reference_model(NAME)
 
 
 @pytest.fixture(scope="session")
-def released_folder(net, tmp_path_factory) -> Path:
+def released_folder(reference, tmp_path_factory) -> Path:
     """A folder with one file, named by its hash and in torch's legacy format."""
     folder = tmp_path_factory.mktemp("released")
     path = folder / "file.pth"
-    content = {"state_dict": net.state_dict()}
+    content = {"state_dict": reference.state_dict()}
     torch.save(content, path, _use_new_zipfile_serialization=False)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path.rename(folder / f"{NAME}_finetune-{digest[:8]}.pth")

@@ -20,7 +20,7 @@ from aa_flax.weights.checkpoints import Checkpoints
 from aa_flax.weights.convert_files import num_parameters
 from aa_flax.weights.fit import named_weights, set_weights
 from aa_flax.weights.read import read_metadata, read_weights
-from benchmarks.reference import assert_same_net, reference_net, torchvision
+from benchmarks.reference import assert_same_model, reference_model, torchvision
 from tests.weights.conftest import NAME, TINY
 
 LARGE = ("resnet101", "resnet152", "densenet161", "densenet169", "densenet201")
@@ -32,7 +32,7 @@ def convert():
 
 
 def test_a_released_file_becomes_safetensors_that_say_where_they_come_from(
-    convert, released, released_folder, net, tmp_path, capsys
+    convert, released, released_folder, reference, tmp_path, capsys
 ):
     output = tmp_path / "new" / "w.safetensors"
     assert convert(released_folder / released.filename, output) == 0
@@ -42,7 +42,7 @@ def test_a_released_file_becomes_safetensors_that_say_where_they_come_from(
     assert metadata["source"] == released.filename
     assert metadata["sha256"].startswith(released.sha256_prefix)
     assert "CC BY-NC-SA 4.0" in metadata["licence"]
-    assert_same_net(create_model(NAME, pretrained=output), net, (40, 37))
+    assert_same_model(create_model(NAME, pretrained=output), reference, (40, 37))
 
 
 @pytest.mark.parametrize("name", [NAME, "mobilenet_v2"])
@@ -52,9 +52,9 @@ def test_the_way_back_loads_strictly_in_the_original_and_in_torchvision(name, co
     convert("--to-torch", weights, output)
     content = torch.load(output, weights_only=True)
     baseline = name == "mobilenet_v2"
-    net = torchvision.models.mobilenet_v2(num_classes=10) if baseline else None
-    net = net or reference_net(name, num_classes=10)
-    net.load_state_dict(content if baseline else content["state_dict"], strict=True)
+    reference = torchvision.models.mobilenet_v2(num_classes=10) if baseline else None
+    reference = reference or reference_model(name, num_classes=10)
+    reference.load_state_dict(content if baseline else content["state_dict"], strict=True)
     before = read_weights(weights).arrays
     found = named_weights(create_model(name, pretrained=output))
     assert all(np.array_equal(found[key], array) for key, array in before.items())
@@ -102,14 +102,14 @@ def test_weights_for_another_filter_size_name_the_model_they_fit(
         )
 
 
-def test_the_model_follows_from_a_checkpoints_arch_or_a_files_name(convert, net, tmp_path):
-    content = {"arch": NAME, "state_dict": net.state_dict()}
+def test_the_model_follows_from_a_checkpoints_arch_or_a_files_name(convert, reference, tmp_path):
+    content = {"arch": NAME, "state_dict": reference.state_dict()}
     torch.save(content, tmp_path / "checkpoint.pth.tar")
     convert(tmp_path / "checkpoint.pth.tar", tmp_path / "a.safetensors")
-    torch.save(net.state_dict(), tmp_path / f"{NAME}_mine.pth")
+    torch.save(reference.state_dict(), tmp_path / f"{NAME}_mine.pth")
     convert(tmp_path / f"{NAME}_mine.pth", tmp_path / "b.safetensors")
     assert read_metadata(tmp_path / "b.safetensors")["model"] == NAME
-    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    torch.save(reference.state_dict(), tmp_path / "mine.pth")
     with pytest.raises(
         InputError, match=r"mine\.pth does not say which model .* give --model NAME"
     ):
@@ -144,10 +144,10 @@ def test_a_runs_checkpoints_become_weights_of_either_kind(convert, tmp_path):
 def test_options_are_given_where_a_torch_file_cannot_say_them(convert, tmp_path):
     first, torchs, again = (tmp_path / name for name in ("a.safetensors", "a.pth", "b.safetensors"))
     options = {"pool": "binomial3", "pool_only": False}
-    net, rng = abstract_model("resnet18", 3, **options), np.random.default_rng(0)
-    arrays = {name: rng.random(v.shape, np.float32) for name, v in named_weights(net).items()}
-    set_weights(net, arrays)
-    save_weights(net, first)
+    model, rng = abstract_model("resnet18", 3, **options), np.random.default_rng(0)
+    arrays = {name: rng.random(v.shape, np.float32) for name, v in named_weights(model).items()}
+    set_weights(model, arrays)
+    save_weights(model, first)
     convert("--to-torch", first, torchs)
     given = ["--option=pool_only=False", "--option=pool=binomial3"]
     with pytest.raises(InputError, match="pool_only=False needs an antialiased model"):
@@ -233,16 +233,18 @@ def test_a_file_of_this_package_is_not_converted_to_itself(convert, tmp_path):
         convert(tmp_path / "w.safetensors", tmp_path / "o.safetensors")
 
 
-def test_averaged_weights_and_torchs_safetensors_are_converted(convert, net, tmp_path):
+def test_averaged_weights_and_torchs_safetensors_are_converted(convert, reference, tmp_path):
     from safetensors.torch import save_file
 
-    save_file({f"model.{k}": v for k, v in net.state_dict().items()}, tmp_path / f"{NAME}.bin")
+    save_file(
+        {f"model.{k}": v for k, v in reference.state_dict().items()}, tmp_path / f"{NAME}.bin"
+    )
     convert(tmp_path / f"{NAME}.bin", tmp_path / "a.safetensors")
-    averaged = {f"module.{k}": v + 0 for k, v in net.state_dict().items()}
+    averaged = {f"module.{k}": v + 0 for k, v in reference.state_dict().items()}
     averaged["module.classifier.0.bias"] += 1
-    torch.save({"model": net.state_dict(), "model_ema": averaged}, tmp_path / "c.pth")
+    torch.save({"model": reference.state_dict(), "model_ema": averaged}, tmp_path / "c.pth")
     convert(f"{tmp_path}/c.pth#ema", tmp_path / "b.safetensors", f"--model={NAME}")
     plain, ema = (read_weights(tmp_path / f"{file}.safetensors").arrays for file in "ab")
-    bias = net.state_dict()["classifier.0.bias"].numpy()
+    bias = reference.state_dict()["classifier.0.bias"].numpy()
     np.testing.assert_array_equal(plain["classifier.bias"], bias)
     np.testing.assert_array_equal(ema["classifier.bias"], bias + 1)

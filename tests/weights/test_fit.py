@@ -16,7 +16,7 @@ from aa_flax.weights.convert_files import whole_model
 from aa_flax.weights.fit import fit, last_layer, named_weights
 from aa_flax.weights.locate import locate
 from aa_flax.weights.read import weights_in
-from benchmarks.reference import antialiased_cnns, reference_net, torchvision
+from benchmarks.reference import antialiased_cnns, reference_model, torchvision
 
 NAME, OPTIONS = "mobilenet_v2_lpf4", {"width_mult": 0.25}
 FILTER = "features.2.conv.2.filt"
@@ -25,7 +25,7 @@ FILTER = "features.2.conv.2.filt"
 @pytest.fixture(scope="module")
 def state():
     """The original's narrow net, in torch's tensors."""
-    return reference_net(NAME, num_classes=5, **OPTIONS).state_dict()
+    return reference_model(NAME, num_classes=5, **OPTIONS).state_dict()
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def model():
     return abstract_model(NAME, 5, **OPTIONS)
 
 
-def zeros(net):
-    return {name: np.zeros(t.shape, np.float32) for name, t in net.state_dict().items()}
+def zeros(reference):
+    return {name: np.zeros(t.shape, np.float32) for name, t in reference.state_dict().items()}
 
 
 def test_every_name_of_the_original_has_its_variable(model, state):
@@ -49,19 +49,19 @@ def test_every_name_of_the_original_has_its_variable(model, state):
 )
 def test_weights_of_a_model_built_with_other_options_are_refused(name, options):
     with torch.device("meta"):
-        net = getattr(antialiased_cnns, name)(filter_size=4, num_classes=3, **options)
+        reference = getattr(antialiased_cnns, name)(filter_size=4, num_classes=3, **options)
     with pytest.raises(
         InputError, match=r"missing in the weights: .*filt; not in the model: .*filt"
     ):
-        load_torch_state_dict(abstract_model(f"{name}_lpf4", 3), zeros(net))
+        load_torch_state_dict(abstract_model(f"{name}_lpf4", 3), zeros(reference))
 
 
 @pytest.mark.parametrize(("given", "asked"), [("resnet18", "resnet50"), ("vgg13", "vgg11")])
 def test_weights_of_another_model_are_one_error_whatever_their_shapes(given, asked):
     with torch.device("meta"):
-        net = getattr(antialiased_cnns, given)(filter_size=4)
+        reference = getattr(antialiased_cnns, given)(filter_size=4)
     with pytest.raises(InputError, match="other shapes: "):
-        load_torch_state_dict(abstract_model(f"{asked}_lpf4", 1000), zeros(net))
+        load_torch_state_dict(abstract_model(f"{asked}_lpf4", 1000), zeros(reference))
 
 
 def without(state, *names):
@@ -152,8 +152,8 @@ def test_another_number_of_classes_leaves_out_the_last_layer_alone(state):
 def trunk():
     """VGG's `features.*` alone, as a file holds them."""
     with torch.device("meta"):
-        net = torchvision.models.vgg11()
-    return {name: a for name, a in zeros(net).items() if name.startswith("features.")}
+        reference = torchvision.models.vgg11()
+    return {name: a for name, a in zeros(reference).items() if name.startswith("features.")}
 
 
 def vgg(*, num_classes, rngs=None):

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from aa_flax import InputError, load_torch_state_dict, to_torch_state_dict
 from aa_flax.weights.building import abstract_model
-from benchmarks.reference import reference_net
+from benchmarks.reference import reference_model
 
 NAME, OPTIONS = "mobilenet_v2_lpf4", {"width_mult": 0.1}
-NET = reference_net(NAME, num_classes=5, **OPTIONS)
-STATE = {name: tensor.clone() for name, tensor in NET.state_dict().items()}
+MODEL = reference_model(NAME, num_classes=5, **OPTIONS)
+STATE = {name: tensor.clone() for name, tensor in MODEL.state_dict().items()}
 MODEL = abstract_model(NAME, 5, **OPTIONS)
 OTHER = abstract_model("mobilenet_v2", 5, **OPTIONS)
 NAMES = [name for name in STATE if "num_batches" not in name]

@@ -14,7 +14,7 @@ from tests.hub_server import COMMIT
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
-NET = "mobilenet_v2_lpf2"
+MODEL = "mobilenet_v2_lpf2"
 CONFIG = {
     "architecture": "resnetblur50",
     "pretrained_cfg": {
@@ -33,7 +33,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def small():
     """A net, and the file of its weights."""
-    return create_model(NET, num_classes=3, width_mult=0.0625)
+    return create_model(MODEL, num_classes=3, width_mult=0.0625)
 
 
 @pytest.fixture
@@ -47,20 +47,20 @@ def stored(small, hub_files, tmp_path) -> bytes:
 def test_a_name_with_revision_and_hash_loads_the_weights_and_their_config(small, stored):
     digest = hashlib.sha256(stored).hexdigest()
     name = f"hf-hub:me/net@v1#sha256={digest[:12]}"
-    model = create_model(NET, pretrained=name, width_mult=0.0625)
+    model = create_model(MODEL, pretrained=name, width_mult=0.0625)
     kernel = small.blocks[2].project.kernel[...]
     np.testing.assert_array_equal(model.blocks[2].project.kernel[...], kernel)
     assert model.config == ModelConfig(288, 303, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     said = (model.config.weights, model.config.sha256, model.config.licence)
     assert said == (f"hf-hub:me/net@{COMMIT}", digest, "apache-2.0")
-    description = locate("hf-hub:me/net", model=NET).description()
+    description = locate("hf-hub:me/net", model=MODEL).description()
     assert description["kind"] == "hub"
     assert describe(description) == f"hf-hub:me/net@{COMMIT} (SHA-256 {digest[:8]})"
 
 
 def test_a_file_with_another_hash_is_refused(stored):
     with pytest.raises(InputError, match=r"SHA-256 begins with .{8}, not 0{8}; correct it"):
-        locate("hf-hub:me/net#sha256=00000000", model=NET).load({})
+        locate("hf-hub:me/net#sha256=00000000", model=MODEL).load({})
 
 
 def test_torchs_file_is_used_where_there_is_no_other(hub_files):
@@ -86,13 +86,13 @@ def test_torchs_file_is_used_where_there_is_no_other(hub_files):
 )
 def test_a_name_that_the_hub_does_not_have_is_one_error(hub_files, name, message):
     with pytest.raises(InputError, match=message):
-        locate(name, model=NET).description()
+        locate(name, model=MODEL).description()
 
 
 def test_a_missing_connection_is_one_error(hub_files, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="could not be downloaded"):
-        locate("hf-hub:me/net", model=NET).description()
+        locate("hf-hub:me/net", model=MODEL).description()
 
 
 def test_published_weights_of_timms_models_are_those_of_the_hub():
@@ -116,7 +116,7 @@ def test_a_config_that_makes_no_sense_is_refused_by_file_field_and_value(
 ):
     hub_files["config.json"] = config
     with pytest.raises(InputError, match=rf"^hf-hub:me/net: config\.json: .*{message}"):
-        locate("hf-hub:me/net", model=NET).description()
+        locate("hf-hub:me/net", model=MODEL).description()
 
 
 @pytest.mark.parametrize(

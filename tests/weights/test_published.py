@@ -15,8 +15,8 @@ from aa_flax.weights.read import read_weights
 from tests.weights.conftest import NAME
 
 
-def assert_has_weights_of(model, net):
-    expected = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+def assert_has_weights_of(model, reference):
+    expected = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     found = to_torch_state_dict(model)
     assert list(found) == list(expected)
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
@@ -49,25 +49,25 @@ def test_weights_that_were_never_released_are_refused_with_those_that_were(name,
         choose(name, training)
 
 
-def test_a_download_is_checked_converted_and_kept(net, released, serve, cache):
+def test_a_download_is_checked_converted_and_kept(reference, released, serve, cache):
     requests = serve()
-    assert_has_weights_of(create_model(f"{NAME}_finetune", pretrained=True), net)
-    assert_has_weights_of(create_model(NAME, pretrained="finetuned"), net)
+    assert_has_weights_of(create_model(f"{NAME}_finetune", pretrained=True), reference)
+    assert_has_weights_of(create_model(NAME, pretrained="finetuned"), reference)
     assert requests == [f"/{released.filename}"]
     assert [path.suffix for path in cache.iterdir() if path.suffix != ".lock"] == [".safetensors"]
 
 
 def test_a_file_in_the_local_folder_is_used_before_any_download(
-    net, released, released_folder, serve, monkeypatch
+    reference, released, released_folder, serve, monkeypatch
 ):
     requests = serve()
     monkeypatch.setenv("AA_FLAX_WEIGHTS", str(released_folder))
-    assert_has_weights_of(create_model(NAME, pretrained=True), net)
+    assert_has_weights_of(create_model(NAME, pretrained=True), reference)
     assert requests == []
 
 
 def test_a_converted_file_in_the_local_folder_needs_no_torch_file(
-    net, released, serve, cache, tmp_path, monkeypatch
+    reference, released, serve, cache, tmp_path, monkeypatch
 ):
     serve()
     converted = published_file(released)
@@ -131,7 +131,7 @@ def test_a_local_folder_may_begin_with_the_home_folder(
 
 
 def test_without_a_cache_a_download_is_kept_as_long_as_the_process(
-    net, released, serve, tmp_path, monkeypatch
+    reference, released, serve, tmp_path, monkeypatch
 ):
     requests = serve()
     (tmp_path / "file").touch()
@@ -140,7 +140,7 @@ def test_without_a_cache_a_download_is_kept_as_long_as_the_process(
     assert path == published_file(released)
     assert tmp_path not in path.parents
     arrays = read_weights(path).arrays
-    bias = net.state_dict()["classifier.0.bias"].numpy()
+    bias = reference.state_dict()["classifier.0.bias"].numpy()
     np.testing.assert_array_equal(arrays["classifier.bias"], bias)
     assert len(requests) == 1
 
@@ -181,7 +181,7 @@ def test_processes_that_want_the_same_weights_download_them_once(released, serve
     assert len(requests) == 1
 
 
-def test_a_new_number_of_classes_keeps_all_but_the_last_layer(net, released, serve):
+def test_a_new_number_of_classes_keeps_all_but_the_last_layer(reference, released, serve):
     serve()
     full = create_model(NAME, pretrained=True)
     other = create_model(NAME, pretrained=True, num_classes=7)

@@ -185,8 +185,8 @@ def test_a_file_that_was_pickled_in_another_way_says_how_to_save_it(tmp_path):
         read_weights(tmp_path / "w.pth")
 
 
-def assert_reads_as(path, net):
-    expected = net.state_dict()
+def assert_reads_as(path, reference):
+    expected = reference.state_dict()
     found = read_weights(path).arrays
     found = match_names(found, expected, path)
     assert list(found) == list(expected)
@@ -195,15 +195,15 @@ def assert_reads_as(path, net):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_both_of_torchs_formats_are_read_bare_and_wrapped(zipped, wrapped, net, tmp_path):
-    state_dict = net.state_dict()
+def test_both_of_torchs_formats_are_read_bare_and_wrapped(zipped, wrapped, reference, tmp_path):
+    state_dict = reference.state_dict()
     content = {"state_dict": state_dict} if wrapped else state_dict
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    assert_reads_as(tmp_path / "w.pth", net)
+    assert_reads_as(tmp_path / "w.pth", reference)
 
 
-def test_a_training_checkpoint_of_data_parallel_is_read(net, tmp_path):
-    parallel = torch.nn.DataParallel(net)
+def test_a_training_checkpoint_of_data_parallel_is_read(reference, tmp_path):
+    parallel = torch.nn.DataParallel(reference)
     optimizer = torch.optim.SGD(parallel.parameters(), 0.1, momentum=0.9)
     content = {
         "epoch": 3,
@@ -213,7 +213,7 @@ def test_a_training_checkpoint_of_data_parallel_is_read(net, tmp_path):
         "optimizer": optimizer.state_dict(),
     }
     torch.save(content, tmp_path / "checkpoint.pth.tar")
-    assert_reads_as(tmp_path / "checkpoint.pth.tar", net)
+    assert_reads_as(tmp_path / "checkpoint.pth.tar", reference)
 
 
 class Attack:
@@ -244,9 +244,9 @@ def test_code_in_a_file_is_refused_and_not_run(zipped, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_truncated_file_is_named(zipped, net, tmp_path):
+def test_a_truncated_file_is_named(zipped, reference, tmp_path):
     path = tmp_path / "w.pth"
-    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    torch.save(reference.state_dict(), path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(InputError, match=r"w\.pth cannot be read as torch weights: it is damaged"):
         read_weights(path)

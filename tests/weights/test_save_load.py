@@ -67,14 +67,14 @@ def test_create_model_takes_weights_and_classes_from_a_file(tmp_path):
 
 def test_the_images_of_a_model_are_stored_with_its_weights(model, path):
     options = {"num_classes": 3, "width_mult": 0.25}
-    net = create_model("mobilenet_v2_lpf4", **options)
+    classifier = create_model("mobilenet_v2_lpf4", **options)
     halves = (0.5, 0.5, 0.5)
-    net.config = ModelConfig(40, 0, "bicubic", halves, (0.25, 0.5, 0.75))
-    save_weights(net, path)
+    classifier.config = ModelConfig(40, 0, "bicubic", halves, (0.25, 0.5, 0.75))
+    save_weights(classifier, path)
     found = create_model("mobilenet_v2_lpf4", pretrained=path, **options).config
-    assert found == net.config
+    assert found == classifier.config
     for damaged in ("[1]", "40", '{"mean": 1}', "{", "[" * 100_000, '{"std": [0, 1, 1]}'):
-        save_weights(net, path, images=damaged)
+        save_weights(classifier, path, images=damaged)
         with pytest.raises(InputError, match=r"w\.safetensors: images: .*(got|not JSON)"):
             locate(path, model="mobilenet_v2_lpf4").config_changes()
 

@@ -9,7 +9,7 @@ import torch
 
 from aa_flax import InputError, create_model, load_torch_state_dict, to_torch_state_dict
 from aa_flax.weights.state_dicts import as_float32, find_state_dict, match_names, todays_name
-from benchmarks.reference import reference_net
+from benchmarks.reference import reference_model
 
 WEIGHTS = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2)}
 OTHERS = {
@@ -168,7 +168,7 @@ def test_old_names_become_todays(name, today):
 
 
 def test_old_names_of_a_densenet_load():
-    weights = {k: v.numpy() for k, v in reference_net("densenet121").state_dict().items()}
+    weights = {k: v.numpy() for k, v in reference_model("densenet121").state_dict().items()}
     old = {
         name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
         for name, value in weights.items()
