@@ -12,11 +12,12 @@ from benchmarks.reference import (
     state_shapes,
 )
 from tests.compiled import run
+from tests.sweeps import slow_but
 
 SIZES = ((224, 224), (151, 143))
 
 
-@pytest.mark.parametrize("name", ["alexnet", "alexnet_lpf4"])
+@pytest.mark.parametrize("name", slow_but(["alexnet_lpf4"], ["alexnet", "alexnet_lpf4"]))
 def test_logits_equal_torch(name):
     assert_same_as_reference(name, *SIZES)
 

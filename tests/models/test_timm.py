@@ -40,7 +40,7 @@ NAMES = (
     "densenetblur121d",
     "mobilenetv4_conv_blur_medium",
 )
-QUICK = ("resnetblur50", "densenetblur121d", "mobilenetv4_conv_blur_medium")
+QUICK = ("resnetblur50", "mobilenetv4_conv_blur_medium")
 
 SHORT = (1, 1, 1, 1)  # blocks of each stage
 NEXT = {"stem": "deep", "groups": 32, "width_per_group": 8, "squeeze_excitation": True}
@@ -51,7 +51,6 @@ TINY = {  # a model of each family, and the batch norms that are folded of it
     "densenet": (partial(TimmDenseNet, (1, 1)), 3 + 2),
     "mobilenet": (partial(MobileNetV4, ROWS), 1 + 2 + 4 + 3 + 2),
 }
-families = pytest.mark.parametrize("family", TINY)
 
 
 def tiny(family):
@@ -89,10 +88,17 @@ def test_the_model_is_timms(reference):
     assert_same_model(create_model(reference.name), reference, size)
 
 
-def test_a_short_resnext_with_squeeze_and_excitation_is_timms():
-    model = short_resnet(rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("ours", "name", "options"),
+    [
+        (short_resnet, "seresnextaa101d_32x8d", {"layers": SHORT}),
+        (partial(TimmDenseNet, SHORT), "densenetblur121d", {"block_config": SHORT}),
+    ],
+)
+def test_a_short_model_is_timms(ours, name, options):
+    model = ours(rngs=nnx.Rngs(0))
     model.eval()
-    assert_same_model(model, theirs("seresnextaa101d_32x8d", layers=SHORT), (64, 97))
+    assert_same_model(model, theirs(name, **options), (64, 97))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".pth", marks=pytest.mark.slow)])
@@ -146,7 +152,7 @@ def test_maps_of_odd_sides_do_not_fit_average_pools():
         logits_shape(model, 37)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(QUICK, NAMES))
 def test_they_are_backbones_without_a_pool_of_choice(name):
     model = abstract_model(name, features_only=True)
     levels = timm.create_model(name, features_only=True).feature_info
@@ -156,7 +162,7 @@ def test_they_are_backbones_without_a_pool_of_choice(name):
         abstract_model(name, pool="binomial3")
 
 
-@pytest.mark.parametrize("family", slow_but(("densenet", "mobilenet"), TINY))
+@pytest.mark.parametrize("family", slow_but(("mobilenet",), TINY))
 def test_gradients_are_finite(family):
     model = tiny(family)
     model.train()
@@ -172,7 +178,7 @@ def test_gradients_are_finite(family):
         assert jnp.abs(gradient).max() > 0 or "bias" in str(path), path
 
 
-@families
+@pytest.mark.parametrize("family", slow_but(("densenet", "mobilenet"), TINY))
 def test_they_are_fused_and_exported(family, tmp_path):
     pytest.importorskip("onnxruntime")
     from aa_flax.export.onnx_file import run
