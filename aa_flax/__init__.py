@@ -88,8 +88,8 @@ __all__ = [
 
 __version__ = "0.2.0"
 
-# Loaded when they are asked for: evaluation brings Grain and Orbax with it, which take as long to
-# import as JAX. All of them by way of the built-in measures, which so stand before those of users.
+# Loaded on first use: evaluation imports Grain and Orbax, which takes as long as importing JAX.
+# `Measure` is loaded from the built-in measures, so that these are registered before those of users.
 _LAZY = {
     "distill": "aa_flax.training.distill",
     "evaluate": "aa_flax.evaluation.evaluate",

@@ -57,7 +57,7 @@ def convert(arguments: Sequence[str]) -> int:
             args.source, args.output, args.model, to_torch=args.to_torch, **options
         )
     elif options:
-        raise InputError(f"--option is of a file's model; {args.source} says its own")
+        raise InputError(f"--option is for a file's model; {args.source} has its options")
     else:
         name = _export(source, args.output, to_torch=args.to_torch)
     print(f"{name}: written to {args.output}")

@@ -158,7 +158,7 @@ def _trunk(net: str | Classifier | Backbone, pretrained: Pretrained) -> Backbone
     whole = net.net if isinstance(net, Backbone) else net
     if not isinstance(whole, Classifier):
         raise InputError(
-            "the net of a perceptual distance is a name or a model of create_model, got "
+            "a perceptual distance takes a name or a model of create_model, got "
             f"{type(net).__name__}"
         )
     levels = _LEVELS[_kind(whole)]

@@ -19,5 +19,5 @@ def get_config(pool: str = "") -> Config:
     config.eval.passes = 5
     if pool != "none":
         config.pool = pool or "binomial4"
-        config.model_options = {"pool_only": False}  # the stem's convolution, too
+        config.model_options = {"pool_only": False}  # including the stem's convolution
     return config

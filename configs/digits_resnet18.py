@@ -18,7 +18,7 @@ def get_config() -> Config:
     config.optimizer.schedule = "one_cycle"
     config.optimizer.learning_rate = 0.05  # the highest of the cycle
     config.data.name = "digits"
-    config.data.resize_size = 0  # as they are
+    config.data.resize_size = 0  # no resizing
     config.data.image_size = 48
     config.data.crop_size = 40
     config.data.augmentation = "center_crop"

@@ -1,4 +1,4 @@
-"""MobileNetV2 with 4-tap BlurPools: 150 epochs along a cosine from a rate of 0.05.
+"""MobileNetV2 with 4-tap BlurPools: 150 epochs, cosine schedule from a rate of 0.05.
 
     python train.py --config configs/mobilenet_v2_lpf4.py --config.data.path=ILSVRC2012
 

@@ -41,9 +41,9 @@ from benchmarks import packaged  # noqa: E402
 from examples import segmentation  # noqa: E402
 
 OUTPUT, MEASURED = ROOT / "docs/gallery", ROOT / "docs/measured"
-COLOURS = ("#c44e52", "#4c72b0")  # plain, antialiased
-CROP, REACH = 224, 32  # of photographs: pixels of a view, and by how many it moves, one stride
-Views = UInt8[np.ndarray, "T h w 3"]  # an image at each step of its motion
+COLOURS = ("#c44e52", "#4c72b0")  # plain and antialiased
+CROP, REACH = 224, 32  # pixels: a view of photographs, and its motion, one stride
+Views = UInt8[np.ndarray, "T h w 3"]  # images by step of the motion
 
 
 def crops(image: UInt8[np.ndarray, "H W 3"], offsets: Int[np.ndarray, "T 2"], size: int) -> Views:
@@ -214,7 +214,7 @@ def draw_masks(_: Path | None) -> None:
 
 
 def draw_aliasing(_: Path | None) -> None:
-    """Draws the aliasing energy at each layer that subsamples, from the table of it."""
+    """Draws the aliasing energy at each layer that subsamples, from its table."""
     lines = (MEASURED / "aliasing.txt").read_text().splitlines()[2:]
     rows = [line.strip("| ").split(" | ") for line in lines]
     models = dict.fromkeys(row[0] for row in rows)
@@ -235,7 +235,7 @@ def draw_aliasing(_: Path | None) -> None:
 
 def draw_maps(_: Path | None) -> None:
     """Draws how far the pools of VGG16 are from moving their maps with the image."""
-    # With torch, which no other part needs.
+    # It imports torch, which no other part needs.
     from true_weights import Results, maps_of, measure_maps, opened
 
     results = Results(ROOT / "runs/gallery.json")

@@ -1,4 +1,4 @@
-"""Makes links out of `docs/`, which work in a clone, work in the documentation site as well.
+"""Makes links out of `docs/` work in the documentation site, as they do in a clone.
 
 `mkdocs` calls this file. Every file of the project that a page links to becomes a page of the
 site, below `project/`: Markdown unchanged, a notebook with its outputs, code as a listing.

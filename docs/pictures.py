@@ -23,7 +23,7 @@ from aa_flax.ops import blur_pool, max_pool
 from aa_flax.ops.blur import binomial_taps
 
 PLAIN, BLURRED, DENSE = "#c44e52", "#4c72b0", "#999999"
-SIGNAL = np.array([0, 0, 1, 1] * 4, np.float32)  # that of Zhang (2019), fig. 4
+SIGNAL = np.array([0, 0, 1, 1] * 4, np.float32)  # the signal of Zhang (2019), fig. 4
 
 
 def draw_signal(output: Path) -> None:

@@ -1,11 +1,11 @@
-"""A small CNN of one's own, plain and antialiased by `aa_flax.antialias`, on the digits.
+"""A small custom CNN, plain and antialiased by `aa_flax.antialias`, on the digits.
 
     python examples/antialias_cnn.py [--epochs 30] [--seeds 3] [--pools binomial4 aps_l2 ...]
 
 The model is a plain function of its parameters, with strides in two convolutions and a max pool.
-All versions see centred digits in training; then their accuracy and consistency are measured on
-digits that are moved by 0 to 8 pixels, and their consistency on digits that are rolled. Prints a
-Markdown table, percent, mean ± standard deviation; and milliseconds of 256 images, median of 9.
+All versions are trained on centred digits; then accuracy and consistency are measured on digits
+moved by 0 to 8 pixels, and consistency on rolled digits. Prints a Markdown table in percent, mean ±
+standard deviation, and the milliseconds for 256 images, median of 9.
 """
 
 import argparse
@@ -29,7 +29,7 @@ WIDTHS = (3, 16, 32, 64)
 
 
 def initial(key: jax.Array) -> dict[str, jax.Array]:
-    """Kernels of three convolutions and one linear layer."""
+    """Returns kernels of three convolutions and one linear layer."""
     keys = jax.random.split(key, len(WIDTHS))
     params = {
         f"conv{i}": jax.random.normal(keys[i], (3, 3, m, n)) * (2 / (9 * m)) ** 0.5
@@ -39,7 +39,7 @@ def initial(key: jax.Array) -> dict[str, jax.Array]:
 
 
 def model(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-    """`(N, H, W, 3)` to 10 logits."""
+    """Returns 10 logits of images `(N, H, W, 3)`."""
     x = images
     for i, stride in enumerate((1, 2, 2)):
         x = lax.conv_general_dilated(
@@ -56,7 +56,7 @@ def model(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
 
 
 def train(model: Callable, seed: int, epochs: int, batch: int = 64) -> dict[str, jax.Array]:
-    """Adam on the centred digits."""
+    """Trains with Adam on the centred digits."""
     digits = Digits("train", 32)
     images = jnp.stack([jnp.asarray(digits[i]["image"]) for i in range(len(digits))])
     images = ((images / 255 - MEAN) / STD).astype(jnp.float32)
@@ -83,13 +83,13 @@ def train(model: Callable, seed: int, epochs: int, batch: int = 64) -> dict[str,
 
 
 def milliseconds(predict: Callable) -> float:
-    """The median time of a forward pass of 256 images."""
+    """Returns the median time of a forward pass of 256 images."""
     images, times = jnp.zeros((256, 32, 32, 3)), []
     for _ in range(10):
         start = time.perf_counter()
         jax.block_until_ready(predict(images))
         times.append(1000 * (time.perf_counter() - start))
-    return float(np.median(times[1:]))  # the first compiles
+    return float(np.median(times[1:]))  # the first one compiles
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Pictures to try `eval.py --images`, `--clip` and `--tiles` with, of photographs in packages.
+"""Writes pictures for `eval.py --images`, `--clip` and `--tiles` from photographs in packages.
 
     python examples/own_pictures.py FOLDER
 
 FOLDER gets `photos/`, nine photographs that come with scikit-image and scikit-learn; `clip/`, 100
 frames of a camera that drifts over one of them, a fraction of a pixel a frame; `large.png`, one of
-1411 pixels cut to 896 x 1120; `digits/`, 40 of scikit-learn's handwritten
-digits, held out from training, on a ground of 48 pixels; and `digit_clip/`, 100 frames of one that
-drifts. Nothing is downloaded.
+1411 pixels cut to 896 x 1120; `digits/`, 40 of scikit-learn's handwritten digits, held out from
+training, on a ground of 48 pixels; and `digit_clip/`, 100 frames of a drifting one.
+Nothing is downloaded.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from sklearn.datasets import load_sample_images
 from aa_flax.data.digits import Digits
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "coins", "moon")
-FRAMES, SIZE = 100, 256  # of the clip
+FRAMES, SIZE = 100, 256  # of a clip
 DIGIT, MOVED = 48, 0  # pixels of a digit's ground; which one drifts
 
 
 def photographs() -> dict[str, Image.Image]:
-    """By name."""
+    """Returns the photographs by name."""
     found = {name: getattr(skimage.data, name)() for name in PHOTOGRAPHS}
     china, flower = load_sample_images().images
     found |= {"china": china, "flower": flower}
@@ -33,9 +33,9 @@ def photographs() -> dict[str, Image.Image]:
 
 
 def drifting(image: Image.Image, frames: int, size: int, reach: float) -> list[Image.Image]:
-    """A window of `size` pixels on a slow curve about the middle, `reach` pixels wide.
+    """Yields a window of `size` pixels on a slow curve about the middle, `reach` pixels wide.
 
-    It moves by fractions of a pixel (bicubic), as what a camera sees does.
+    It moves by fractions of a pixel (bicubic), as the view of a camera does.
     """
     found = []
     for i in range(frames):
@@ -48,14 +48,14 @@ def drifting(image: Image.Image, frames: int, size: int, reach: float) -> list[I
 
 
 def write(folder: Path, images: dict[str, Image.Image]) -> None:
-    """Each image as a PNG file under its name."""
+    """Writes each image as a PNG file under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
         image.save(folder / f"{name}.png")
 
 
 def main() -> None:
-    """The command; see the top of this file."""
+    """Writes the pictures; the module's docstring describes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder

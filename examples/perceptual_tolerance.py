@@ -1,14 +1,14 @@
-"""How much of a perceptual distance is a shift of one pixel? A plain trunk beside an antialiased.
+"""The perceptual distance of a shift by one pixel, with plain and antialiased trunks.
 
-The distance (LPIPS) between crops of a photograph one pixel apart, which look the same, beside that
-to crops with noise, compressed or blurred, which do not, and to another photograph; in percent of
-the last. The photographs come with scikit-learn.
+Prints the distance (LPIPS) between crops of a photograph one pixel apart, which look the same, and
+those to noisy, compressed or blurred crops, which do not, and to another photograph; in percent of
+the last one. The photographs come with scikit-learn.
 
     python examples/perceptual_tolerance.py [--weights alexnet.pth] [--models alexnet alexnet_lpf4]
 
-All models have the weights of the plain one, copied (AlexNet and VGG16 have no batch statistics
-that would not fit); without a file they are random. The weights of the channels are those of the
-package lpips, where it is installed.
+All models have copies of the plain one's weights (AlexNet and VGG16 have no batch statistics, which
+would need matching); without a file they are random. The weights of the channels are those of the
+package lpips, if it is installed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CROP, NOISE = 128, 0.05  # pixels; standard deviation of values in 0..1
 
 
 def crops(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Crops of photographs, and the same one pixel away on each axis; values in 0..1."""
+    """Returns crops of photographs, and the same one pixel away on each axis, in 0..1."""
     rng, pairs = np.random.default_rng(seed), []
     photographs = load_sample_images().images
     for i in range(count):
@@ -46,13 +46,13 @@ def _near(top: int, left: int) -> list[tuple[int, int]]:
 
 
 def noisy(images: np.ndarray) -> np.ndarray:
-    """White noise."""
+    """Adds white noise."""
     noise = np.random.default_rng(1).normal(scale=NOISE, size=images.shape)
     return np.clip(images + noise, 0, 1).astype(np.float32)
 
 
 def compressed(images: np.ndarray) -> np.ndarray:
-    """As JPEG of quality 10."""
+    """Compresses as JPEG of quality 10."""
     found = []
     for image in images:
         file = io.BytesIO()
@@ -62,12 +62,12 @@ def compressed(images: np.ndarray) -> np.ndarray:
 
 
 def blurred(images: np.ndarray) -> np.ndarray:
-    """By a Gaussian of 2 pixels."""
+    """Blurs with a Gaussian of 2 pixels."""
     return gaussian_filter(images, (0, 2, 2, 0))
 
 
 def with_plain_weights(name: str, weights: str | None) -> Backbone:
-    """A trunk that has the weights of its model without antialiasing."""
+    """Returns a trunk with the weights of its model without antialiasing."""
     plain = aa_flax.create_model(
         name.partition("_lpf")[0], pretrained=weights or False, features_only=True
     )
@@ -77,7 +77,7 @@ def with_plain_weights(name: str, weights: str | None) -> Backbone:
 
 
 def distances(distance: aa_flax.PerceptualDistance, count: int) -> dict[str, float]:
-    """The mean distance of crops to those one pixel away, to spoilt ones, and to other crops."""
+    """Returns the mean distance of crops to shifted ones, to degraded ones, and to others."""
     graphdef, state = nnx.split(distance)
     compare = jax.jit(lambda x, y: nnx.merge(graphdef, state)(x, y).mean())
     first, shifted = crops(count)

@@ -1,4 +1,4 @@
-"""Segmentation of scenes of handwritten digits: how steady are the masks when the camera moves?
+"""Segmentation of scenes of handwritten digits, and the stability of masks as the camera moves.
 
 A feature pyramid on a backbone of this package, trained for a minute or two on two CPU cores. The
 scenes are composed here, from the digits that come with scikit-learn: four of them, of several
@@ -6,8 +6,8 @@ sizes, on a noisy ground; each pixel of ink is labelled with its digit. Nothing 
 
     python examples/segmentation.py [--variants plain antialiased ...] [--steps 300] [--seeds 1]
 
-It prints a table: the mean intersection over union, how often two crops of one scene label the
-pixels that both see alike, and how well the model commutes with translations.
+It prints a table: the mean intersection over union, how often two crops of a scene agree on their
+common pixels, and how well the model commutes with translations.
 """
 
 import argparse
@@ -29,27 +29,31 @@ from aa_flax.data.pixels import normalise
 from aa_flax.evaluation.measures.maps import mask_consistency, translation_psnr
 from aa_flax.nn.layers import BatchNorm, conv2d
 
-SCENE, CROP = 80, 64  # pixels of a side
+SCENE, CROP = 80, 64  # side in pixels
 CLASSES = 11  # the ground, and ten digits
-LEVELS = (0, 1, 2)  # of the backbone, down to an eighth of the resolution: a digit is 3 or 4 pixels
-GROUND_WEIGHT = 0.2  # of a pixel of the ground in the loss: there are five times as many
-HELD_OUT = 450  # digits, the last of the data set: their writers are not among the others
+LEVELS = (
+    0,
+    1,
+    2,
+)  # of the backbone, down to 1/8 of the resolution, where a digit has 3 or 4 pixels
+GROUND_WEIGHT = 0.2  # weight of ground pixels in the loss: they are five times as many
+HELD_OUT = 450  # digits, the last of the data set, by other writers
 BATCH = 16
 
 Upsample = Callable[[Array], Array]
 
 
 def nearest(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-    """Each value four times."""
+    """Repeats each value four times."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def blurred(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
-    """Zeros between the values, then a low-pass filter of 4 taps."""
+    """Inserts zeros between the values, and applies a low-pass filter of 4 taps."""
     return aa_flax.blur_upsample(x, filter_size=4, stride=2, gain="constant")
 
 
-# The backbone, and how its maps are brought to the resolution of the next finer ones.
+# The backbone, and the upsampling of its maps to the next finer resolution.
 VARIANTS: dict[str, tuple[str, Upsample]] = {
     "plain": ("resnet18", nearest),
     "antialiased": ("resnet18_lpf4", nearest),
@@ -58,14 +62,14 @@ VARIANTS: dict[str, tuple[str, Upsample]] = {
 
 
 class FeaturePyramid(nnx.Module):
-    """Coarse maps are upsampled and added to finer ones (Lin et al., CVPR 2017).
+    """A feature pyramid: coarse maps are upsampled and added to finer ones (Lin et al., CVPR 2017).
 
     Every convolution but the last is normalised. Without that, the sums grow with each level, the
-    first logits are in the tens, and the first steps of training kill the units behind a ReLU.
+    first logits are in the tens, and the first training steps kill the units of ReLUs.
 
     Args:
-        backbone: its levels begin at half the resolution and halve it each time.
-        classes: logits of each pixel.
+        backbone: its levels start at half the resolution, and each halves it.
+        classes: number of logits per pixel.
         upsample: doubles the resolution of maps.
         width: channels of the pyramid.
     """
@@ -94,7 +98,7 @@ class FeaturePyramid(nnx.Module):
 
 
 class NormalisedConv(nnx.Module):
-    """A convolution that keeps the resolution, and a batch norm."""
+    """A convolution with stride 1, and a batch norm."""
 
     def __init__(self, in_features: int, features: int, kernel_size: int, *, rngs: nnx.Rngs):
         self.conv = conv2d(in_features, features, kernel_size, padding=kernel_size // 2, rngs=rngs)
@@ -105,20 +109,20 @@ class NormalisedConv(nnx.Module):
 
 
 class Probabilities(nnx.Module):
-    """The probabilities of the classes instead of their logits."""
+    """A model that returns probabilities instead of logits."""
 
     def __init__(self, model: nnx.Module):
-        self.net = model
+        self.model = model
 
     def __call__(self, images: Float[Array, "N H W 3"]) -> Float[Array, "N H W classes"]:
-        return jax.nn.softmax(self.net(images))  # pyright: ignore[reportCallIssue]
+        return jax.nn.softmax(self.model(images))  # pyright: ignore[reportCallIssue]
 
 
 class Scenes:
-    """Random scenes of digits: images uint8 `(N, 80, 80, 3)`, and a label of each pixel.
+    """Returns random scenes of digits: images uint8 `(N, 80, 80, 3)`, and a label per pixel.
 
     Args:
-        held_out: compose them of the digits that are kept for the test.
+        held_out: use the digits of the test set.
     """
 
     def __init__(self, *, held_out: bool, seed: int):
@@ -137,7 +141,7 @@ class Scenes:
         grey = self.rng.integers(0, 80, (SCENE, SCENE), np.uint8)
         labels = np.zeros((SCENE, SCENE), np.int32)
         cell = SCENE // 2
-        for row, column in np.ndindex(2, 2):  # a digit in each quarter, so that none hides another
+        for row, column in np.ndindex(2, 2):  # one digit per quarter, so that none hides another
             size = int(self.rng.integers(24, 37))
             index = self.rng.integers(len(self.labels))
             digit = Image.fromarray(self.digits[index]).resize(
@@ -152,7 +156,7 @@ class Scenes:
 
 
 def crop(arrays: np.ndarray, offsets: Int[np.ndarray, "N 2"]) -> np.ndarray:
-    """A square of 64 pixels of each, at its own offset."""
+    """Returns a crop of 64 pixels of each scene, at its own offset."""
     return np.stack(
         [
             a[top : top + CROP, left : left + CROP]
@@ -170,7 +174,7 @@ def batches(seed: int, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def train(name: str, upsample: Upsample, *, steps: int, seed: int) -> FeaturePyramid:
-    """A pyramid on a backbone of this name, trained with AdamW."""
+    """Trains a pyramid on a backbone of this name with AdamW."""
     rngs = nnx.Rngs(seed)
     backbone = aa_flax.create_model(name, features_only=True, out_indices=LEVELS, rngs=rngs)
     model = FeaturePyramid(backbone, CLASSES, upsample, rngs=rngs)
@@ -201,7 +205,7 @@ def train(name: str, upsample: Upsample, *, steps: int, seed: int) -> FeaturePyr
 
 
 def evaluate(model: FeaturePyramid, *, count: int) -> dict[str, float]:
-    """Measures on new scenes of held-out digits.
+    """Evaluates a model on new scenes of held-out digits.
 
     Returns:
         Mean intersection over union of centre crops, in percent; consistency (mean over classes)
@@ -225,7 +229,7 @@ def evaluate(model: FeaturePyramid, *, count: int) -> dict[str, float]:
 
 
 def mean_iou(model: FeaturePyramid, images: np.ndarray, labels: np.ndarray) -> float:
-    """Of centre crops, mean over the classes, in percent."""
+    """Returns the mean over classes for centre crops, in percent."""
     graphdef, state = nnx.split(model)
     masks = jax.jit(lambda s, x: nnx.merge(graphdef, s, copy=True)(normalise(x)).argmax(-1))
     confusion = np.zeros((CLASSES, CLASSES), np.int64)
@@ -259,7 +263,7 @@ def main() -> None:
 
 
 def table(runs: dict[str, list[dict[str, float]]]) -> str:
-    """Mean and standard deviation over the seeds, as Markdown."""
+    """Returns mean and standard deviation over the seeds, as Markdown."""
     names = list(next(iter(runs.values()))[0])
     lines = [f"| variant | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for variant, found in runs.items():

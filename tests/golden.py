@@ -1,4 +1,4 @@
-"""Weights and an image that follow from names and shapes alone, so that they need not be stored.
+"""Weights and an image that depend on names and shapes only, so that they are not stored.
 
 NumPy guarantees that `RandomState` gives the same numbers in every version.
 """
@@ -15,12 +15,12 @@ _SIZE = 96  # pixels; AlexNet's smallest is 95
 
 
 def golden_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """A state dict with torch's names: He-uniform kernels, and batch norms that do something."""
+    """Returns a state dict with torch's names: He-uniform kernels, and non-trivial batch norms."""
     return {name: _array(name, shape) for name, shape in shapes.items()}
 
 
 def golden_image() -> np.ndarray:
-    """`(1, 96, 96, 3)` float32."""
+    """Returns a random image, float32 `(1, 96, 96, 3)`."""
     return np.random.RandomState(0).uniform(-2, 2, (1, _SIZE, _SIZE, 3)).astype(np.float32)
 
 

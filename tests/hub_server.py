@@ -1,4 +1,4 @@
-"""A server that answers as the Hugging Face Hub does, for one repository `me/net`."""
+"""A mock Hugging Face Hub with one repository `me/net`."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers requests for the files of one repository, and takes what is pushed to it."""
+    """Serves the files of one repository, and stores pushed ones."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012 (of the one server of a test)
 
@@ -72,7 +72,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def serve(tmp_path, monkeypatch) -> Iterator[dict[str, bytes]]:
-    """What the hub holds in `me/net`."""
+    """The files of the hub in `me/net`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Writes tests/models/golden_logits.json from the original's and torchvision's nets.
+"""Writes tests/models/golden_logits.json from models of the original and torchvision.
 
 python -m tests.make_golden_logits
 """

@@ -1,4 +1,4 @@
-"""Models with random variables, whose batch norms show where they are left out."""
+"""Models with random variables, so that missing batch norms are noticed."""
 
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ def randomised(model: Model) -> Model:
     """Draws every variable of a model, which may be abstract, and puts it in evaluation mode.
 
     Models with the same variables get the same values. An abstract model (`nnx.eval_shape`) costs
-    nothing to build, where a layer for layer initialization takes seconds.
+    nothing to build, while initialization layer by layer takes seconds.
     """
     rng = np.random.default_rng(0)
     graphdef, state, others = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)

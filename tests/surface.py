@@ -1,6 +1,6 @@
 """The public surface: names, signatures, flags, keys of results, variables of models.
 
-`python -m tests.surface` records it in `tests/surface.json`, which a test compares with.
+`python -m tests.surface` records it in `tests/surface.json`, which a test compares with it.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Sweeps of which the quick run takes a part."""
+"""Sweeps of which a part is slow."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,5 +7,5 @@ import pytest
 
 
 def slow_but(quick: Collection[Any], values: Iterable[Any]) -> list[Any]:
-    """Returns values for `parametrize`, of which all but the quick ones are marked slow."""
+    """Returns values for `parametrize`; all but the quick ones are marked slow."""
     return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]

@@ -1,4 +1,4 @@
-"""The commands as a user runs them, the mistakes users make, recipes and plug-ins."""
+"""The commands as users run them, their mistakes, recipes and plug-ins."""
 
 import os
 import re
@@ -61,7 +61,7 @@ def test_help_shows_the_flags_people_need_and_every_value_of_the_config():
     assert "optimizer.learning_rate" in done.stdout
     assert "resnet50_lpf4_finetune" in done.stdout
     assert "aa_flax.train" not in done.stdout
-    assert "--pdb" not in done.stdout  # absl's own are left out
+    assert "--pdb" not in done.stdout  # without absl's flags
 
 
 @pytest.mark.parametrize(
@@ -235,10 +235,10 @@ def test_a_cache_that_cannot_be_written_and_no_home_keep_nobody_from_running(tmp
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_user_without_a_home_has_a_cache_folder_of_its_own(tmp_path, monkeypatch):
+def test_a_user_without_a_home_has_a_private_cache_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a KeyError, as of an unknown user
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a KeyError, as for an unknown user
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     files._folder_without_home.cache_clear()
     folder = files.cache_folder()
@@ -336,7 +336,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name(given, message, tmp_
 
 @pytest.fixture
 def own_modules(monkeypatch):
-    """Modules and paths that a test adds are removed after it."""
+    """Removes modules and paths that a test adds."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
 

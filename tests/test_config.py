@@ -1,4 +1,4 @@
-"""Recipes as the commands read them, and the one place where a config is checked."""
+"""Recipes as the commands read them, and the checks of a config."""
 
 import importlib
 import inspect
@@ -25,7 +25,7 @@ def module(name):
 
 
 def types(tree, prefix=""):
-    """The type of every field, by its path; options are of the net, and of any kind."""
+    """Returns the type of every field by its path; options of the model have any type."""
     found = {}
     for key, value in tree.items():
         if key == "model_options":
@@ -49,7 +49,7 @@ def test_every_docstring_has_the_command(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_baseline_differs_in_the_net_alone(name):
+def test_the_baseline_differs_in_the_model_alone(name):
     get_config = module(name).get_config
     if "variant" not in inspect.signature(get_config).parameters:
         pytest.skip("fine-tuning begins with the baseline")
@@ -62,7 +62,7 @@ def test_the_baseline_differs_in_the_net_alone(name):
 
 
 def changed(**changes):
-    """The base recipe with other values, by dotted name."""
+    """Returns the base recipe with other values, by dotted name."""
     config = Config().to_dict()
     for name, value in changes.items():
         *groups, last = name.split(".")
@@ -155,7 +155,7 @@ def test_every_recipe_passes_and_keeps_its_values(name):
         ("checkpoint.keep_every", 0, r"keep_every is 0; it has to be at least 1"),
     ],
 )
-def test_a_mistake_is_told_with_what_is_accepted(name, value, message):
+def test_a_mistake_is_reported_with_accepted_values(name, value, message):
     with pytest.raises(InputError, match=message):
         check_config(changed(**{name: value}))
 
@@ -179,7 +179,7 @@ def test_what_training_cannot_use_is_refused(changes, message):
         check_config(changed(**changes), training=True)
 
 
-def test_numbers_of_numpy_whole_numbers_for_others_and_paths_are_taken(tmp_path):
+def test_numbers_of_numpy_integers_for_floats_and_paths_are_accepted(tmp_path):
     config = check_config(
         changed(
             **{
@@ -211,7 +211,7 @@ def test_a_number_that_cannot_be_printed_is_refused():
         check_config({"batch_size": 10**5000})
 
 
-def test_a_placeholder_that_nobody_filled_is_told():
+def test_an_unset_placeholder_is_reported():
     config = ConfigDict({"data": {"path": config_dict.required_placeholder(str)}})
     with pytest.raises(InputError, match=r"config cannot be read"):
         check_config(config)
@@ -235,7 +235,7 @@ ANYTHING = st.one_of(
 
 @settings(max_examples=400, derandomize=True, deadline=None)
 @given(st.sampled_from(config_fields()), ANYTHING)
-def test_any_value_of_any_field_is_taken_or_refused_in_one_line(name, value):
+def test_any_value_of_any_field_is_accepted_or_refused_in_one_line(name, value):
     try:
         config = check_config(changed(**{name: value}), training=True)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Files that appear whole, and JSON that users or other tools wrote."""
+"""Atomic writes, and JSON of users or other tools."""
 
 import os
 import threading

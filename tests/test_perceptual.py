@@ -37,7 +37,7 @@ def distance_of(trunk, weights=None):
     return PerceptualDistance(trunk, channel_weights=weights)
 
 
-@pytest.mark.filterwarnings("ignore")  # lpips calls torchvision in a manner of the past
+@pytest.mark.filterwarnings("ignore")  # lpips uses a deprecated call of torchvision
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [("alexnet", "alex"), pytest.param("vgg16", "vgg", marks=pytest.mark.slow)],
@@ -46,7 +46,7 @@ def test_a_plain_model_gives_the_numbers_of_lpips(name, theirs, images):
     torch = pytest.importorskip("torch")
     if find_spec("lpips") is None:
         pytest.skip("the package lpips is not there")
-    import_module("benchmarks.reference")  # after which torchvision can be imported
+    import_module("benchmarks.reference")  # makes torchvision importable
     lpips = import_module("lpips")
     reference = lpips.LPIPS(net=theirs, pnet_rand=True, verbose=False)
     model = create_model(name, features_only=True)
@@ -78,7 +78,7 @@ def give(model, parameters):
         conv.bias[...] = jnp.asarray(bias.numpy())
 
 
-@pytest.mark.slow  # what `lpips` gives is not
+@pytest.mark.slow  # the output of `lpips` is not
 def test_it_equals_the_formula_of_the_paper(trunk, images, some_weights):
     x, y = images
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -169,7 +169,7 @@ def test_the_given_model_is_not_changed():
 
 @pytest.fixture
 def package(tmp_path, monkeypatch, some_weights):
-    """A package lpips with weights of the same form, which would fail if it were imported."""
+    """Writes a package lpips with weights in its format, which fails if it is imported."""
     torch = pytest.importorskip("torch")
     folder = tmp_path / "lpips" / "weights" / "v0.1"
     folder.mkdir(parents=True)

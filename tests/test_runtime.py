@@ -1,4 +1,4 @@
-"""Programs on CPU: memory that is kept, and oneDNN; progress bars on terminals only."""
+"""Programs on CPU: kept memory and oneDNN; progress bars on terminals only."""
 
 import os
 import platform
@@ -106,7 +106,7 @@ def run(code: str) -> str:
 @glibc
 def test_a_pass_finds_its_memory_where_the_last_one_left_it():
     returned, kept = (run(PAGES.format(keep=keep)).split() for keep in (False, True))
-    assert int(kept[0]) * 4 < int(returned[0])  # pages that the system cleared and mapped
+    assert int(kept[0]) * 4 < int(returned[0])  # pages that the system clears and maps
     assert kept[1] == returned[1]
 
 
@@ -158,12 +158,12 @@ def test_without_glibc_no_option_of_jax_changes(monkeypatch):
     [
         ("0.12.0.1", "avx2 avx512_bf16 fma", "--xla_a=1", True),
         ("0.12.3", "avx512_bf16", "", True),
-        ("0.12.0", "avx2 avx512f", "", False),  # a processor on which nobody has measured it
-        ("0.13.0", "avx512_bf16", "", False),  # XLA ends the process at a flag it does not know
+        ("0.12.0", "avx2 avx512f", "", False),  # a processor without measurements
+        ("0.13.0", "avx512_bf16", "", False),  # XLA ends the process at an unknown flag
         ("0.12.0", "avx512_bf16", "--xla_cpu_experimental_ynn_fusion_type=", False),  # the user's
     ],
 )
-def test_onednn_is_asked_for_where_it_is_faster(
+def test_onednn_is_requested_where_it_is_faster(
     version, features, flags, expected, monkeypatch, tmp_path
 ):
     cpuinfo = tmp_path / "cpuinfo"
@@ -246,7 +246,7 @@ def test_a_bar_is_drawn_on_a_terminal():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     subprocess.run([sys.executable, "-c", DRAW], stderr=theirs, check=True)
-    os.write(theirs, b"end")  # so that there is something to read in any case
+    os.write(theirs, b"end")  # so that there is some output in any case
     drawn = os.read(ours, 10000).decode()
     os.close(theirs)
     os.close(ours)

@@ -1,4 +1,4 @@
-"""What users write against stays as recorded; a change on purpose: `python -m tests.surface`."""
+"""The public surface is as recorded; `python -m tests.surface` records intended changes."""
 
 import json
 

@@ -257,7 +257,7 @@ def _check_output(layer: Layer, x: Images, number: int) -> tuple[int, ...]:
         found: Any = jax.eval_shape(lambda x: layer(x), x)  # a ufunc has no weak reference
     except jax.errors.JAXTypeError as error:  # a tracer became an array of NumPy
         raise InputError(
-            f"{name} cannot be differentiated, since it is no function of JAX: {first_line(error)}"
+            f"{name} cannot be differentiated, as it is not a function of JAX: {first_line(error)}"
         ) from error
     shape: tuple[int, ...] = getattr(found, "shape", ())
     dtype = getattr(found, "dtype", None)

@@ -20,7 +20,7 @@ class Row:
 
     model: str
     results: tuple[dict[str, Any], ...]  # of each seed, as an evaluation writes them
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what was run, by name, like `crop`
+    facts: Mapping[str, Any] = field(default_factory=dict)  # facts of the run by name, like `crop`
     label: str = ""  # the facts that distinguish this row from others of the report
 
     @property

@@ -123,7 +123,7 @@ class _Walk:
         specs = [self._spec(v.aval, w.aval, eqn) for v, w in pairs]
         if not any(map(_in_graph, operands)):
             return _folded(eqn, specs, operands)
-        if all(0 in spec.shape for spec in specs):  # what padding by no pixels adds
+        if all(0 in spec.shape for spec in specs):  # added by padding with no pixels
             return [np.zeros(spec.shape, spec.dtype) for spec in specs]
         for spec in specs:
             if np.issubdtype(spec.dtype, np.inexact) and spec.dtype != np.float32:

@@ -171,7 +171,7 @@ class _Program:
         self.leaves = {name: leaf for name, (_, leaf) in zip(self.names, paths, strict=True)}
         self.images = images
         jaxpr, self.consts = opened(flat_program(f, params, images))
-        # Without what nothing depends on: `antialias` may have run a layer on another grid.
+        # Without unused values: `antialias` may have run a layer on another grid.
         self.jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
         found = find_layers(self.jaxpr, len(paths))
         norms = any(layer.is_norm for layer in found.values())

@@ -283,7 +283,7 @@ def check_same_data(
     if not accept:
         raise InputError(
             f"the data is not that of the run in {workdir}: {'; '.join(changed)}. Give "
-            "--accept_data_change to continue all the same, or another --workdir"
+            "--accept_data_change to continue nevertheless, or another --workdir"
         )
     log_line(f"the data has changed, as accepted: {'; '.join(changed)}")
     old_steps, new_steps = before["steps_per_epoch"], data["steps_per_epoch"]

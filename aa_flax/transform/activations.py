@@ -98,7 +98,7 @@ def _site(run: Interpreter, eqn: Any, inputs: Sequence[Value]) -> Site:
     ones = (1,) * m.roles.count("s")
     site = site_of(eqn, run.layer(eqn, inputs), "activation", ones, ones)
     *_, channels = channels_last_shape(value.shape, m.roles)
-    # What a function with a derivative rule does is in its program: `max` in `jax.nn.relu`.
+    # A function with a derivative rule has its operation in its program: `max` in `jax.nn.relu`.
     inner = (found.primitive.name for p in sub_jaxprs(eqn) for found in eqns_in(p[0]))
     name = next((name for name in inner if name in ACTIVATIONS), eqn.primitive.name)
     return replace(site, channels=channels, shape=value.shape, primitive=name)

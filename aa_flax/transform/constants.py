@@ -235,5 +235,5 @@ def _pool_along_one_axis(program: _Program, eqn: Any) -> tuple[Site, str] | None
         return None
     kind = "average pool" if eqn.primitive.name == "reduce_sum" else "max pool"
     layer, sizes = program.layer(eqn), tuple(windows.values())
-    reason = "its axis is not one of an image, as far as a reshape can tell"
+    reason = "its axis is not known to be one of an image"
     return site_of(eqn, layer, kind, sizes, sizes, source=source), reason

@@ -185,7 +185,7 @@ class Options:
             if dilated or max(params.get("window_dilation", ()), default=1) > 1:
                 yield "it is dilated"
         elif site.kind == "other pool":
-            yield f"{site.primitive} is no pool that is known here"
+            yield f"{site.primitive} is not a known pool"
         elif site.kind == "slice":
             yield from _reasons_against_slice(site, eqn, jaxpr)
         elif dilated:
@@ -246,7 +246,7 @@ def _reasons_against_slice(site: Site, eqn: Any, jaxpr: Any) -> Iterator[str]:
     axes = tuple(i for i, stride in enumerate(strides) if stride > 1)
     images = {(1, 2), (2, 3), (1, 2, 3), (2, 3, 4), (0, 1)}
     if axes not in images or len(strides) < 3:
-        yield "its axes are not those of images, as far as a slice can tell"
+        yield "its axes are not known to be those of images"
     # As in space-to-depth, a wavelet transform, or a mean of shifted slices.
     phases = {
         tuple(map(mod, other.params["start_indices"], strides))

@@ -72,7 +72,7 @@ class Interpreter:
     begun: dict[Any, Row] = field(default_factory=dict)
     counted: set[Any] = field(default_factory=set)
     kept: list[Any] = field(default_factory=list)  # programs whose equations are keys, likewise
-    deciding: list[Phase] = field(default_factory=list)  # of pools that decide something
+    deciding: list[Phase] = field(default_factory=list)  # of pools that choose a grid
     alone: dict[int, Row] = field(default_factory=dict)  # left alone because of their constants
     linear: frozenset[Any] = frozenset()  # keys of sites that no nonlinearity follows
     # Keys of sites whose maps were read before, or after, a nonlinearity.
@@ -297,7 +297,7 @@ class Interpreter:
         seen = {key[-1] for key in self.rows}
         unseen = (row for key, row in self.alone.items() if key not in seen)
         by_themselves = {p.sites[0] for p in self.deciding if len(set(p.sites)) == 1}
-        reason = "its pool decides by itself: no other site has the same input"
+        reason = "its pool chooses its grid by itself: no other site has the same input"
         notes = dict.fromkeys(by_themselves, reason)
         notes |= {
             key: f"it hardly filters: {weak}"

@@ -62,7 +62,9 @@ def _densely(
     operands = [_at_size(v, largest) for v in inputs]
     if any(operand is None for operand in operands):
         return None
-    reduced = all(v.reduced for v in pending)  # the maximum of a variance and 0 activates nothing
+    reduced = all(
+        v.reduced for v in pending
+    )  # the maximum of a variance and 0 is not an activation
     activates = curved or (eqn.primitive.name in ACTIVATIONS and not reduced)
     activated = activates or any(v.activated for v in pending)
     sites = frozenset().union(*(v.sites for v in pending))
@@ -140,7 +142,7 @@ def reduction(run: Interpreter, eqn: Any, inputs: list[Value]) -> list[Value] | 
     axes = set(eqn.params["axes"])
     if not isinstance(value, Pending):
         return None
-    if value.plain is not None:  # of squares, say: a statistic is none of the activation
+    if value.plain is not None:  # of squares, say: a statistic is not the activation's
         return reduction(run, eqn, [value.plain]) or bind(eqn, [run.settle(value.plain, eqn)])
     kept = [i for i in range(value.dense.ndim) if i not in axes]
     if not axes & set(value.strided):

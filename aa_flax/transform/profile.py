@@ -131,7 +131,7 @@ class Contributions:
         kept = dense[every]
         found = jnp.zeros((), jnp.promote_types(dense.dtype, jnp.float32))
         for i, (axis, stride) in enumerate(strides.items()):
-            # The total stride so far, a product of strides: without padding, sizes only tell about.
+            # The total stride so far, a product of strides; without padding, sizes are inexact.
             ratio, known = self.sizes[i] / dense.shape[axis], self.strides[i]
             total = min(known, key=lambda s, ratio=ratio: abs(log(s / ratio)))
             known.add(total * stride)

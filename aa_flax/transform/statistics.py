@@ -85,7 +85,7 @@ class _Search:
             for i, v in enumerate(parameters)
             if v.aval.ndim and _is_long(v.aval.shape)
         }
-        # What has a factor sqrt(var + epsilon)**power: the number of var, epsilon, and the power.
+        # Values with a factor sqrt(var + epsilon)**power: the index of var, epsilon, and the power.
         self.powers: dict[Any, tuple[int, float, int]] = {}
         # Maps minus a vector, by which equation, and the vector.
         self.centred: dict[Any, tuple[Any, tuple[int, int | None]]] = {}

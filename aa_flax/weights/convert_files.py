@@ -64,7 +64,7 @@ def convert_file(
         facts |= {"training": released.training, "licence": licence_of(released)}
     name = name_of(weights, model, source)
     if weights.model not in ("", name):
-        raise InputError(f"{source} holds weights of {weights.model}, not of {name}")
+        raise InputError(f"{source} has weights of {weights.model}, not of {name}")
     whole = whole_model(fitted(weights, name, options), **options)
     if released is not None and num_parameters(whole) != released.parameters:
         raise InputError(

@@ -73,7 +73,7 @@ def check_same_model(weights: Weights, model: nnx.Module) -> None:
         return
     if weights.model and weights.model != own:
         raise InputError(
-            f"{weights.label} holds weights of {weights.model}, not of {own}; create that model "
+            f"{weights.label} has weights of {weights.model}, not of {own}; create that model "
             f"(to start {own} from them: nnx.update(model, nnx.state(other)){_STATISTICS})"
         )
     if weights.options is None:
@@ -84,7 +84,7 @@ def check_same_model(weights: Weights, model: nnx.Module) -> None:
     dilation = {name: value for name, value in options.items() if name == "output_stride"}
     if {**weights.options, **dilation} != options:
         raise InputError(
-            f"{weights.label} holds weights of {own} with {_listed(weights.options)}, this model "
+            f"{weights.label} has weights of {own} with {_listed(weights.options)}, this model "
             f"has {_listed(options)}; create it with the former (to start it from them all the "
             "same: nnx.update(model, nnx.state(other)))"
         )

@@ -71,7 +71,7 @@ def _check_named(path: Path, options: Mapping[str, Any]) -> None:
         if re.search(r"<lambda>|<locals>| at 0x[0-9a-f]+", json.dumps(value)):
             raise InputError(
                 f"{path}: {option}={value!r} is a function without a unique name, so models with "
-                "several such cannot be told apart; register a pool (aa_flax.register_pool) and "
+                "several such cannot be distinguished; register a pool (aa_flax.register_pool) and "
                 "give its name, or define the function at the top of a module"
             )
 

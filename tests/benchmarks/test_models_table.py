@@ -44,7 +44,7 @@ def test_the_geometric_mean_of_a_number_and_its_inverse_is_one():
     assert geometric_mean([4, 0.25]) == pytest.approx(1)
 
 
-def test_torch_is_taken_at_its_best_and_what_failed_is_none_of_it():
+def test_the_best_variant_of_torch_is_used_without_failed_ones():
     (group,) = groups(ROWS)
     assert group.ratio() == Ratio(2, 1, 3)
     assert ("torch", "compile") in group.has_run
@@ -63,14 +63,14 @@ def test_other_versions_are_another_comparison():
     assert len(groups([*ROWS, *newer])) == 2
 
 
-def test_the_mean_of_antialiased_nets_is_apart_from_that_of_their_baselines():
+def test_antialiased_models_and_their_baselines_have_separate_means():
     plain = [one | {"model": "resnet18", "rounds_ms": "10"} for one in ROWS[:2]]
     lines = report([*ROWS, *plain])
     assert "| forward | 8 | float32 | antialiased | 1 | 2.00 | 2.00 (resnet18_lpf4) |" in lines
     assert "| forward | 8 | float32 | baseline | 1 | 1.00 | 1.00 (resnet18) |" in lines
 
 
-def test_overhead_is_that_over_the_nets_own_baseline():
+def test_overhead_is_that_over_the_models_baseline():
     plain = [
         row("aa_flax", "default", "5;10;10", model="resnet18", started="2"),
         row("torch", "eager", "10;10;10", model="resnet18", started="2"),

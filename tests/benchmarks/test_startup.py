@@ -5,7 +5,7 @@ import pytest
 from benchmarks import startup
 
 
-def test_a_net_that_there_is_not_is_named_before_anything_is_timed(monkeypatch, capsys):
+def test_an_unknown_model_is_named_before_anything_is_timed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["startup.py", "--models", "resnet18_lpf4", "resnet19_lpf4"])
     monkeypatch.setattr(startup, "seconds", lambda *_: pytest.fail("timed"))
     with pytest.raises(SystemExit):

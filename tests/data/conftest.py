@@ -39,7 +39,7 @@ def _encoded(image: Image.Image, format: str, **options) -> bytes:
 
 @pytest.fixture(scope="session")
 def odd_files() -> dict[str, bytes]:
-    """Image files of every kind that a data set may contain, by the name of the file."""
+    """Returns image files of every kind that a data set may contain, by name."""
     photo = originals()["chelsea"].crop((37, 20, 370, 271))
     rotated = Image.Exif()
     rotated[0x0112] = 6  # orientation: a quarter turn

@@ -21,7 +21,7 @@ COUNT = 10
 
 
 class Numbered:
-    """Ten images, the number of each in its pixels and its label; some cannot be read."""
+    """Ten images, each with its index as pixels and label; some cannot be read."""
 
     num_classes = COUNT
     class_names = tuple(map(str, range(COUNT)))

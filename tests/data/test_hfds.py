@@ -1,4 +1,4 @@
-"""On parquet files and folders that `datasets` and pyarrow write here."""
+"""Hugging Face data sets, in parquet files and folders that `datasets` and pyarrow write."""
 
 import os
 import pickle
@@ -35,7 +35,7 @@ def source(path, split, tmp_path, parts="", class_order=""):
 
 @pytest.fixture(params=["parquet", "disk"])
 def folder(request, tmp_path, odd_files):
-    """A training set of five images and a validation set of two, as parquet or as saved."""
+    """Writes a training set of five images and a validation set of two, as parquet or as saved."""
     parts = {
         "train": table(odd_files, [2, 0, 1, 1, 0]),
         "validation": table(odd_files, [1, 2], count=2),
@@ -79,7 +79,7 @@ def test_splits_that_number_their_classes_differently_are_refused(tmp_path, odd_
     path = tmp_path / "set"
     if kind == "disk":
         datasets.DatasetDict(parts).save_to_disk(str(path))
-    else:  # of which `datasets` takes the names in the first file for all
+    else:  # `datasets` uses the names in the first one for all
         path.mkdir()
         for name, part in parts.items():
             part.to_parquet(str(path / f"{name}.parquet"))
@@ -88,7 +88,7 @@ def test_splits_that_number_their_classes_differently_are_refused(tmp_path, odd_
     for split, message in (("train", differently), ("val", f"({differently}|{reverse})")):
         with pytest.raises(InputError, match=message):
             source(path, split, tmp_path)
-    if kind == "disk":  # where names place the labels
+    if kind == "disk":  # labels in the order of the names
         (tmp_path / "order.txt").write_text("goldfish\nnewt\ntabby\n")
         val = source(path, "val", tmp_path, class_order=str(tmp_path / "order.txt"))
         assert [val[i]["label"] for i in range(2)] == [2, 0]

@@ -22,7 +22,7 @@ EXPECTED = {
 
 @pytest.fixture
 def val(tmp_path):
-    """A flat folder of four images, each containing its number."""
+    """Writes a flat folder of four images, each containing its number."""
     folder = tmp_path / "flat"
     folder.mkdir()
     for i in range(1, 5):
@@ -32,7 +32,7 @@ def val(tmp_path):
 
 @pytest.fixture
 def devkit(tmp_path):
-    """A devkit of four classes: numbers, WordNet ids and other fields."""
+    """Writes a devkit of four classes: numbers, WordNet ids and other fields."""
     data = tmp_path / "devkit/data"
     data.mkdir(parents=True)
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{i}\n" for i in TRUTH))

@@ -78,7 +78,7 @@ def test_pils_limit_of_pixels_is_checked_before_decoding(monkeypatch, format):
     buffer = io.BytesIO()
     Image.new("RGB", (30, 20), (9, 9, 9)).save(buffer, format)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
-    with pytest.warns(Image.DecompressionBombWarning):  # as PIL does, from half the limit on
+    with pytest.warns(Image.DecompressionBombWarning):  # as in PIL, from half the limit on
         assert decode(buffer.getvalue(), "as large as may be").size == (30, 20)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
     monkeypatch.setattr(simplejpeg, "decode_jpeg", None)

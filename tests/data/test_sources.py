@@ -43,7 +43,7 @@ def test_unknown_splits_sources_and_sizes_are_refused():
 
 
 class Squares:
-    """A source as a user writes it: one square of each of two greys."""
+    """A source as users write them: one square of each of two greys."""
 
     num_classes = 2
     class_names = ("dark", "light")
@@ -65,7 +65,7 @@ class Squares:
 
 @pytest.fixture
 def table(monkeypatch):
-    """Sources that a test registers are gone after it."""
+    """Removes the sources that a test registers."""
     monkeypatch.setattr(sources._SOURCES, "_items", dict(sources._SOURCES))
 
 

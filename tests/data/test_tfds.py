@@ -1,4 +1,4 @@
-"""On a real data set that TFDS prepares here, as it can without TensorFlow from encoded images."""
+"""A data set that TFDS prepares here, without TensorFlow, from encoded images."""
 
 import io
 import shutil
@@ -155,7 +155,7 @@ def test_damaged_metadata_give_an_error_of_one_line(data_dir, tmp_path, name, co
 
 
 class Builder:
-    """A stand-in for a TFDS builder."""
+    """A mock TFDS builder."""
 
     data_path = "here"
 

@@ -1,4 +1,4 @@
-"""Images as users give them: which are accepted, what they lose as RGB, which are refused."""
+"""Images of users: accepted ones, their conversion to RGB, refused ones."""
 
 import os
 
@@ -32,7 +32,7 @@ def translucent(photo, mode):
 
 
 def save_sixteen_bits(path, pixels):
-    """A colour PPM of 16 bits, which PIL reads but does not write."""
+    """Writes a colour PPM of 16 bits, which PIL reads but does not write."""
     header = f"P6 {pixels.shape[1]} {pixels.shape[0]} 65535\n".encode()
     path.write_bytes(header + (257 * pixels.astype(">u2")).tobytes())
 

@@ -1,4 +1,4 @@
-"""On tar files that Python's tarfile writes, as WebDataset's own writer does."""
+"""WebDataset shards, written by Python's tarfile as WebDataset's writer does."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from aa_flax.data.webdataset import expand
 
 
 def write_tar(path, *members):
-    """`write_tar(path, ("1.jpg", b"..."), ...)`"""
+    """Writes a tar file: `write_tar(path, ("1.jpg", b"..."), ...)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in members:
@@ -30,14 +30,14 @@ def write_tar(path, *members):
 
 
 def age(*paths):
-    """Dates files a minute back, each a little more than the one before."""
+    """Dates files a minute back, each a little earlier than the one before."""
     for i, path in enumerate(paths):
         os.utime(path, (time.time() - 60 - i,) * 2)
 
 
 @pytest.fixture
 def shards(tmp_path, odd_files):
-    """Two shards of two images for training, one of one for validation."""
+    """Writes two shards of two images for training, and one of one for validation."""
     for number, (key, label) in enumerate([("420", 4), ("grey", 0)]):
         write_tar(
             tmp_path / f"train/shard-{number:04}.tar",
@@ -133,7 +133,7 @@ def test_the_index_is_kept_until_a_shard_changes(shards, monkeypatch, odd_files)
     monkeypatch.setattr(webdataset, "_scan", lambda shards: scans.append(1) or scan(shards))
     digest = source(shards, "val").digest()
     assert source(shards, "val").digest() == digest
-    assert len(scans) == 2  # of either split, both are read for the classes
+    assert len(scans) == 2  # for either split, both are read to find the classes
     write_tar(files[2], ("1.png", odd_files["rgba.png"]), ("1.cls", b"1"))
     age(*files)
     assert source(shards, "val")[0]["label"] == 1

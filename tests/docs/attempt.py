@@ -1,8 +1,8 @@
-"""Gives a command of the documentation to the program it names, as far as the work would begin.
+"""Runs a command of the documentation until its work would start.
 
-A server imports what the programs import and forks for every command (`forkserver`), so that each
-runs in a process of its own and all of them take seconds. There, whatever opens data, connects to
-somewhere or has read an `argparse` command line stops instead, and says so.
+A server imports the programs' modules and forks for every command (`forkserver`), so that each runs
+in a separate process, and all of them take seconds. There, a program that opens data, connects to a
+server or has parsed an `argparse` command line stops and reports it.
 """
 
 import argparse
@@ -22,19 +22,19 @@ from absl import flags
 
 import aa_flax.cli
 import aa_flax.report
-import aa_flax.training.train  # noqa: F401 with the above, what the programs take long to import
+import aa_flax.training.train  # noqa: F401 with the above, slow imports of the programs
 from aa_flax import InputError
 from aa_flax.data.sources import make_source
 from aa_flax.runtime import start_distributed
 
 ROOT = Path(__file__).parents[2]
-REACHED = "understood"  # the command line is right, and the work would begin
-# What benchmarks compare with is not imported: only their flags matter.
+REACHED = "understood"  # the command line is valid, and the work would start
+# References of benchmarks, which are not imported, since only flags matter.
 _COMPARED = ("torch", "torch.utils", "torch.utils.data", "torchvision", "antialiased_cnns")
 
 
 def attempt(command: str, folder: Path) -> tuple[str, list[str]]:
-    """What `python ...` says in `folder`, and the flags that its program knows."""
+    """Returns the output of `python ...` in `folder`, and the flags of its program."""
     program, *arguments = shlex.split(command.removeprefix("python "))
     run = partial(runpy.run_path, str(ROOT / program), run_name="__main__")
     if program == "-m":
@@ -43,25 +43,25 @@ def attempt(command: str, folder: Path) -> tuple[str, list[str]]:
     sys.argv[:] = [program, *arguments]
     sys.path.insert(0, str(ROOT / Path(program).parent))
     os.chdir(folder)
-    known = _stop_where_work_begins()
+    known = _stop_before_work()
     if program.startswith("benchmarks/"):
-        tensor = type("Tensor", (), {})  # SciPy asks whether what it gets is one
+        tensor = type("Tensor", (), {})  # SciPy checks whether its arguments are one
         sys.modules.update({name: MagicMock(Tensor=tensor) for name in _COMPARED})
-    return _said_by(run), known or [f"--{name}" for name in flags.FLAGS]
+    return _output_of(run), known or [f"--{name}" for name in flags.FLAGS]
 
 
-def _said_by(run: Callable[[], object]) -> str:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+def _output_of(run: Callable[[], object]) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             run()
         except SystemExit as end:
             print(end.code)
-    return said.getvalue()
+    return output.getvalue()
 
 
-def _stop_where_work_begins() -> list[str]:
-    """Returns where the flags of an `argparse` program will stand."""
+def _stop_before_work() -> list[str]:
+    """Returns a list that the flags of an `argparse` program will be added to."""
     known: list[str] = []
     parse_args = argparse.ArgumentParser.parse_args
 
@@ -81,7 +81,7 @@ def _stop_where_work_begins() -> list[str]:
 
 
 def _replace_everywhere(function: Callable, replacement: Callable) -> None:
-    """In each module that has imported it."""
+    """Replaces a function in each module that has imported it."""
     for module in list(sys.modules.values()):
         if vars(module).get(function.__name__) is function:
             setattr(module, function.__name__, replacement)

@@ -39,7 +39,7 @@ def python_blocks(page: Path) -> list[str]:
 
 
 def commands(page: Path) -> list[Found]:
-    """Every command of a page, a line each: of its blocks, and of its text."""
+    """Returns every command of a page, in its blocks and in its text, one per line."""
     text = page.read_text()
     blocks = [block for language, block in _FENCED.findall(text) if language in ("bash", "sh")]
     rest = _FENCED.sub("", text)
@@ -51,7 +51,7 @@ def commands(page: Path) -> list[Found]:
 
 
 def other_lines(page: Path) -> list[Found]:
-    """The first line of each block, of those outside Python, that is no command."""
+    """Returns the first line that is not a command, of each block that is not Python."""
     text = page.read_text()
     blocks = [block for language, block in _FENCED.findall(text) if language != "python"]
     blocks += _INDENTED.findall(_FENCED.sub("", text))
@@ -60,14 +60,14 @@ def other_lines(page: Path) -> list[Found]:
 
 
 def flags(page: Path) -> list[Found]:
-    """Every flag that the text mentions by itself, with its value if it has one."""
+    """Returns every flag that the text mentions by itself, with its value if it has one."""
     spans = [span for span in _spans(_FENCED.sub("", page.read_text())) if span.startswith("--")]
     found = dict.fromkeys(word for span in spans for word in span.split() if word[:2] == "--")
     return [Found(page.name, word) for word in found]
 
 
 def fields(page: Path) -> list[Found]:
-    """Every field of a config that the text mentions by itself, e.g. `optimizer.schedule`."""
+    """Returns every config field that the text mentions by itself, e.g. `optimizer.schedule`."""
     sections = (
         r"(?:config\.)?((?:optimizer|data|eval|log|checkpoint)\.(?!(?:py|json)$)\w+)(?:=\S+)?"
     )
@@ -76,7 +76,7 @@ def fields(page: Path) -> list[Found]:
 
 
 def links(page: Path) -> list[Found]:
-    """Every link to a file of the project, with its anchor."""
+    """Returns every link to a file of the project, with its anchor."""
     targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
     return [Found(page.name, target) for target in dict.fromkeys(targets) if "://" not in target]
 
@@ -95,7 +95,7 @@ def _spans(text: str) -> list[str]:
 
 
 def _joined(block: str) -> list[str]:
-    """The lines of a block of commands, with those that end in a backslash continued."""
+    """Returns the lines of a block of commands, joined at backslashes."""
     return [line.strip() for line in re.sub(r"\\\n\s*", "", block).splitlines()]
 
 

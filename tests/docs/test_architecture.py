@@ -1,4 +1,4 @@
-"""The architecture page lists the parts of the package, and they import downwards alone."""
+"""The architecture page lists the parts of the package, which import only downwards."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from tests.docs.markdown import ROOT
 PACKAGE = ROOT / "aa_flax"
 PAGE = (ROOT / "docs/architecture.md").read_text()
 LAYOUT = PAGE.partition("## Layout")[2].partition("\n## ")[0]
-# Parts in the order of the page, a path each: a part imports from those above it.
+# Paths of the parts in the order of the page: a part imports from those above it.
 PARTS = [
     path
     for row in re.findall(r"^\| (`.+?) \|", LAYOUT, re.M)
@@ -26,7 +26,7 @@ def part_of(path: str) -> str:
 
 
 def imported(path) -> list[str]:
-    """Returns the files of this package that a file imports, but for types alone."""
+    """Returns the files of this package that a file imports, except for types."""
     tree = ast.parse(path.read_text())
     for_types = {
         id(node)

@@ -1,4 +1,4 @@
-"""Every command, flag and link of the documentation is one that works."""
+"""Every command, flag and link of the documentation works."""
 
 import multiprocessing
 import re
@@ -22,8 +22,8 @@ from tests.docs.markdown import (
     other_lines,
 )
 
-# What a page writes for something that each reader has another of.
-STANDS_FOR = {
+# Placeholders of pages, and examples of their values.
+PLACEHOLDERS = {
     " DATA": " --config.data.path=ILSVRC2012",
     "--config.data.path=...": "--config.data.path=ILSVRC2012",
     "--config ...": "",
@@ -46,7 +46,7 @@ NOT_TRIED = {
     "pip install pre-commit": "not of this project",
     "pre-commit": "needs a program that the extras do not have",
 }
-# What a block that is not Python begins with, where it is no command that is tried, and why.
+# The start of blocks that are neither Python nor commands to be tried, with the reason.
 NOT_COMMANDS = {
     "(f + z²": "a formula",
     "p(T_d x) =": "a formula",
@@ -60,13 +60,12 @@ NOT_COMMANDS = {
     "FLOWERS/": "how a folder looks",
     "benchmarks/gpu.sh": "needs a GPU",
     "chromium ": "needs Chromium; test_browser.py opens the page",
-    'create_model("resnetblur50"': "downloads; test_hub.py does from a server of its own",
+    'create_model("resnetblur50"': "downloads; test_hub.py does so from a local server",
     "'--config.data.name=": "ends of commands; test_splits.py reads these names",
     "options:": "settings of the site's generator, which .ci/run runs",
 }
-TOLD = tuple(NOT_COMMANDS)
 THE_ORIGINALS = {"--pretrained", "--force_nonfinetuned", "--out-dir", "--no-data-aug", "--gpu"}
-# A workdir without a run, and a file that is not there, are told before data is opened.
+# Missing runs and files are reported before data is opened.
 MISSING = ("no run in", "no file", "no such file", "no folder")
 COMMANDS = [command for page in PAGES for command in commands(page)]
 PYTHON = [c for c in COMMANDS if "python " in c.text]
@@ -74,7 +73,7 @@ TRAINING = [c for c in PYTHON if "train.py" in c.text or "aa_flax.train" in c.te
 OTHERS = [c for c in COMMANDS if "python " not in c.text]
 
 
-# The file that the README's command hands over.
+# The plug-in of the README's command.
 MY_POOL = """import aa_flax
 aa_flax.register_pool("my_pool", lambda stride: aa_flax.BlurPool(filter_size=3, stride=stride))
 """
@@ -82,7 +81,7 @@ aa_flax.register_pool("my_pool", lambda stride: aa_flax.BlurPool(filter_size=3, 
 
 @pytest.fixture(scope="module")
 def try_out(tmp_path_factory):
-    """`attempt` in a fresh process, in a folder where `configs/` and `tests/` are."""
+    """Returns `attempt` in a fresh process, in a folder with `configs/` and `tests/`."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("configs", "tests"):
         (folder / name).symlink_to(ROOT / name)
@@ -94,8 +93,8 @@ def try_out(tmp_path_factory):
 
 
 def readers(command: str) -> str:
-    """The command as a reader would give it."""
-    for placeholder, example in STANDS_FOR.items():
+    """Returns the command as a reader would type it."""
+    for placeholder, example in PLACEHOLDERS.items():
         command = command.replace(placeholder, example)
     return re.sub(r"[\[\]]", "", command[command.index("python ") :])
 
@@ -111,16 +110,16 @@ def reason_not_to_try(command: Found) -> str | None:
 def test_every_command_is_understood(command, try_out):
     if reason := reason_not_to_try(command):
         pytest.skip(reason)
-    said, _ = try_out(readers(command.text))
-    last = said.strip().splitlines()[-1]
-    helped = command.text.endswith("--help") and "Flags:" in said
-    assert helped or REACHED in last or any(missing in last for missing in MISSING), said
+    output, _ = try_out(readers(command.text))
+    last = output.strip().splitlines()[-1]
+    helped = command.text.endswith("--help") and "Flags:" in output
+    assert helped or REACHED in last or any(missing in last for missing in MISSING), output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_is_tried_or_says_why_not(page):
-    untold = [str(line) for line in other_lines(page) if not line.text.startswith(TOLD)]
-    assert untold == []
+def test_every_block_is_tried_or_has_a_reason_not_to_be(page):
+    known = tuple(NOT_COMMANDS)
+    assert [str(line) for line in other_lines(page) if not line.text.startswith(known)] == []
 
 
 @pytest.mark.parametrize("command", TRAINING, ids=str)
@@ -164,7 +163,7 @@ def test_every_flag_is_one_of_a_program(try_out):
         for page in PAGES
         for flag in flags(page)
         if re.split(r"[=\[,]", flag.text)[0] not in known
-        and not flag.text.startswith("--config.model_options.")  # whatever the net takes
+        and not flag.text.startswith("--config.model_options.")  # any option of the model
     ]
     assert unknown == []
 
@@ -184,7 +183,7 @@ def test_every_link_leads_somewhere(page):
 
 
 def _fields(config, prefix: str = "") -> list[str]:
-    """Every field of a config, by its path."""
+    """Returns every field of a config by its path."""
     found = []
     for key, value in config.items():
         found += _fields(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]

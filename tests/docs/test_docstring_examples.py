@@ -8,8 +8,8 @@ import aa_flax
 from aa_flax.models import registry
 from aa_flax.nn import pool_registry
 
-# Records, what only subclasses or `except` clauses use, what comes before JAX computes, and what
-# needs a server.
+# Records, names for subclasses and `except` clauses only, functions to call before JAX is used, and
+# functions that need a server.
 WITHOUT = {"Column", "FeatureLevel", "InputError", "Option", "tune_cpu", "push_to_hub"}
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
@@ -20,7 +20,7 @@ def examples(name: str) -> doctest.DocTest:
 
 
 @pytest.mark.parametrize("name", sorted(set(aa_flax.__all__) - WITHOUT))
-def test_an_example_is_there_and_gives_what_it_says(name, tmp_path, monkeypatch):
+def test_every_example_exists_and_has_its_documented_output(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for table in (registry._MODELS, pool_registry._POOLS):  # examples that register are undone
         monkeypatch.setattr(table, "_items", dict(table._items))

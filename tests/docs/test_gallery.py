@@ -1,4 +1,4 @@
-"""The gallery shows what its program computes and draws."""
+"""The gallery shows the outputs of its program."""
 
 import re
 import runpy
@@ -20,7 +20,7 @@ def gallery():
 
 
 class Corner(nnx.Module):
-    """Logits that depend on the pixel in the corner alone."""
+    """Returns logits that depend only on the corner pixel."""
 
     def __call__(self, images):
         return images[:, 0, 0] * jnp.array([3.0, -1.0, 2.0])

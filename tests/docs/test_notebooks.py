@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and are committed with what they gave."""
+"""The notebooks run from top to bottom, and are committed with their outputs."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tests.docs.markdown import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SLOW = ("antialias_your_own",)  # trains two models
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# Of a file on somebody's machine: "/home/...", "C:\\...", but not "and/or" or "https://...".
+# Paths on somebody's machine: "/home/...", "C:\\...", but not "and/or" or "https://...".
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:\w[\w.-]*/)+\w|\b[A-Z]:\\\\")
 
 
@@ -51,7 +51,7 @@ def test_it_runs(path, tmp_path, monkeypatch):
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:  # one epoch shows that it runs; the outputs are of a whole training
+    for cell in notebook.cells:  # one epoch suffices to run; the outputs are of full training
         cell.source = re.sub(r"(epochs(?:: int)? ?= ?)\d+", r"\g<1>1", cell.source)
     place = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()

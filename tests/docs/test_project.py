@@ -14,7 +14,7 @@ from tests.docs.markdown import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = [c.rsplit(" ")[-1] for c in PROJECT["classifiers"] if "Python :: 3." in c]
-# A docstring of a listing that needs its neighbours to be understood.
+# Docstrings that need others of a listing to be understood.
 LEANING = re.compile(r"(Of|That of|Those of|As|Likewise|The same)\b")
 
 
@@ -74,7 +74,7 @@ def test_the_container_installs_the_wheel_and_the_extra_that_is_asked_for(extra,
 
 
 def test_the_readme_begins_with_two_commands():
-    """`.ci/run` takes them from there."""
+    """`.ci/run` reads them from there."""
     blocks = re.findall(r"^```bash\n(.*?)\n```$", (ROOT / "README.md").read_text(), re.M | re.S)
     first, second = (block.split(" && ")[1:] for block in blocks)
     assert first[:2] == ["python train.py --config configs/digits_resnet18.py", "python train.py"]
@@ -88,7 +88,7 @@ def test_no_benchmark_reaches_into_the_tests(script):
     assert not re.search(r"^\s*(from|import) tests\b", text, re.MULTILINE)
 
 
-def test_docstrings_stand_alone():
+def test_docstrings_are_clear_by_themselves():
     leaning = []
     for path in sorted((ROOT / "aa_flax").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

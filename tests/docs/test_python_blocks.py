@@ -1,7 +1,7 @@
 """Every block of Python in the documentation runs, in the order of its page.
 
-Nets have their published names and sizes, so parameters are zeros and outputs follow from tracing
-alone: what is checked are names, arguments, files and shapes.
+Models have their published names and sizes. Parameters are zeros and outputs follow from tracing:
+only names, arguments, files and shapes are tested.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from aa_flax.models import registry
 from aa_flax.models.classifier import Classifier
 from tests.docs.markdown import PAGES, python_blocks
 
-# Files of weights that the pages name and a reader would have; `kept` is AA_FLAX_WEIGHTS.
+# Weights files that the pages name and a reader would have; `kept` is AA_FLAX_WEIGHTS.
 FILES = {
     "resnet50": ["kept/resnet50-0676ba61.safetensors"],
     "resnet50_lpf4": [
@@ -29,7 +29,7 @@ FILES = {
         "resnet50_lpf4.pth",
     ],
 }
-# What comments in the blocks promise.
+# Values that comments in the blocks state.
 PROMISED = {
     "README.md": {
         "len(aa_flax.list_models('*_lpf4'))": 23,
@@ -54,23 +54,23 @@ PROMISED = {
         "small.conv1.kernel.shape": (3, 3, 3, 64),
     },
 }
-# The first line of a block, and why not.
+# The first line of a block, and the reason.
 NOT_RUN = {
     'folder = aa_flax.save_pretrained(model, "my_model", licence="apache-2.0")': (
         "its model is one of zeros; the examples of both functions run"
     ),
     "from flax import nnx  # to copy weights": "needs a file of MobileNetV2",
     'model = aa_flax.create_model("resnet50_lpf4", pretrained="runs/mine/weights.safetensors")': (
-        "tests/export exports smaller nets"
+        "tests/export exports smaller models"
     ),
     "def classify(images):": "its model is one of zeros; test_functions.py exports a function",
-    "from flax import nnx  # JaxNN": "needs JaxNN, which asks for an older Pillow",
-    "import onnxruntime": "needs what the block before writes; test_onnx.py does it",
-    "from jax import export": "likewise; test_stablehlo.py does it",
-    "from aa_flax import evaluate": "needs ImageNet and a model of the reader's",
+    "from flax import nnx  # JaxNN": "needs JaxNN, which requires an older Pillow",
+    "import onnxruntime": "needs the output of the block before; test_onnx.py has one",
+    "from jax import export": "likewise; test_stablehlo.py has one",
+    "from aa_flax import evaluate": "needs ImageNet and the reader's model",
     'distance = aa_flax.PerceptualDistance("alexnet_lpf4", pretrained=True)': "needs AlexNet's "
     "weights and the package lpips; test_perceptual.py has both",
-    "@torch.no_grad()": "needs a net of the reader's; test_functions.py evaluates one of torch",
+    "@torch.no_grad()": "needs the reader's model; test_functions.py evaluates one of torch",
     "filters = {k: v for k, v in aa_flax.to_torch_state_dict(model).items() if "
     'k.endswith(".filt")}': "needs a file without filters; test_fit.py has one",
 }
@@ -78,7 +78,7 @@ create_model = aa_flax.create_model
 
 
 def of_zeros(name: str, *, pretrained=None, rngs=None, **options) -> Classifier:
-    """`create_model`, without drawing numbers."""
+    """Returns the result of `create_model` with zeros as parameters."""
     if pretrained:
         return create_model(name, pretrained=pretrained, **options)
     model = nnx.eval_shape(lambda: create_model(name, **options))
@@ -87,7 +87,7 @@ def of_zeros(name: str, *, pretrained=None, rngs=None, **options) -> Classifier:
 
 
 def traced(method):
-    """The method of a net, giving zeros of the shape that it would give."""
+    """Returns a method of a model that returns zeros in the shape of its outputs."""
 
     def shape_alone(model, *arguments, **options):
         graph, state = nnx.split(model)
@@ -103,7 +103,7 @@ def traced(method):
 
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory):
-    """Where the files are that the pages name."""
+    """Writes the files that the pages name."""
     torch = pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("reader")
     for name, files in FILES.items():
@@ -121,13 +121,13 @@ def readers_folder(tmp_path_factory):
     shutil.rmtree(folder)  # hundreds of megabytes
 
 
-# Without those that tests register.
+# The package's models, without those that tests register.
 OF_THE_PACKAGE = {name: e for name, e in registry._MODELS._items.items() if e.published or e.hub}
 
 
 @pytest.fixture
 def at_a_readers_place(readers_folder, monkeypatch):
-    """In that folder, with nets that compute nothing."""
+    """Prepares this folder, and models that compute nothing."""
     monkeypatch.chdir(readers_folder)
     monkeypatch.setenv("AA_FLAX_WEIGHTS", str(readers_folder / "kept"))
     monkeypatch.setattr(registry._MODELS, "_items", dict(OF_THE_PACKAGE))

@@ -1,4 +1,4 @@
-"""The site: every page has its place, every public name its entry, every picture its program."""
+"""Every page of the site is in the navigation, every public name in the reference."""
 
 import ast
 import importlib
@@ -24,7 +24,7 @@ ENTRIES = {
     for entry in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
 }
 NAMED = {entry.removeprefix("aa_flax.") for entry in ENTRIES}  # those of `aa_flax` itself
-# Modules that serve others of this package alone, and may change without notice.
+# Modules for use inside this package only, which may change without notice.
 INTERNAL = {
     "data": "cache clips unlabelled",
     "evaluation": (
@@ -37,7 +37,7 @@ INTERNAL = {
 
 
 class Loader(yaml.SafeLoader):
-    """Takes what `!!python/...` says as text."""
+    """A YAML loader that reads `!!python/...` as text."""
 
 
 Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, tag, node: tag)
@@ -61,8 +61,8 @@ def test_every_page_is_in_the_navigation_once():
     "package", [aa_flax, aa_flax.ops, aa_flax.pools, aa_flax.transform], ids=lambda p: p.__name__
 )
 def test_every_public_name_is_in_the_reference(package):
-    """By its own name, or by the name it has in `aa_flax`."""
-    assert "aa_flax.transform.antialias.Antialias" in ENTRIES  # whose one object `antialias` is
+    """By its full name, or by its name in `aa_flax`."""
+    assert "aa_flax.transform.antialias.Antialias" in ENTRIES  # the class of `antialias`
     named = NAMED | {"antialias"}
     names = {name for name in package.__all__ if package is aa_flax or name not in named}
     own = package.__name__.removeprefix("aa_flax").lstrip(".")
@@ -70,8 +70,8 @@ def test_every_public_name_is_in_the_reference(package):
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_every_module_is_in_the_reference_or_said_to_be_internal(name):
-    """Add a new one to a page of docs/reference, or above if it is of no use to others."""
+def test_every_module_is_in_the_reference_or_listed_as_internal(name):
+    """Add a new one to a page of docs/reference, or above if users do not need it."""
     package = importlib.import_module(f"aa_flax.{name}")
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
     homes = [getattr(aa_flax, public).__module__ for public in aa_flax.__all__ if public in NAMED]
@@ -83,8 +83,8 @@ def test_every_module_is_in_the_reference_or_said_to_be_internal(name):
 
 
 def entry_named(entry: str):
-    """The module, class or function of an entry."""
-    if entry == "aa_flax.export":  # the function, which the module of that name gives way to
+    """Returns the module, class or function of an entry."""
+    if entry == "aa_flax.export":  # the function replaces the module of that name
         return importlib.import_module(entry).export
     owner, names = entry, []
     while True:
@@ -100,12 +100,11 @@ def entry_named(entry: str):
 
 
 def test_every_entry_has_a_docstring():
-    """Read from the files, as the site is."""
     assert [e for e in sorted(ENTRIES) if not (entry_named(e).__doc__ or "").strip()] == []
 
 
 def functions_of(found):
-    """Public functions and methods by name, each with its docstring or that of its class."""
+    """Yields public functions and methods with their docstrings and those of their classes."""
     if inspect.ismodule(found):
         members = [m for n, m in vars(found).items() if not n.startswith("_")]
         for member in members:
@@ -118,23 +117,23 @@ def functions_of(found):
                 str(ROOT / "aa_flax")
             )
             if written and (called or not name.startswith("_")):
-                told = found.__doc__ if called else ""
-                documented = inspect.getdoc(getattr(found, name))  # a base's, where it has none
-                yield member, f"{documented} {told}"
+                text = found.__doc__ if called else ""
+                documented = inspect.getdoc(getattr(found, name))  # or that of a base class
+                yield member, f"{documented} {text}"
     elif inspect.isfunction(found):
         yield found, found.__doc__ or ""
 
 
 def test_every_error_that_an_entry_raises_is_in_its_docstring():
-    """By its own `raise`; those of what it calls are for readers to see."""
+    """Only its own `raise` statements are tested, not those of functions that it calls."""
     found = [pair for entry in sorted(ENTRIES) for pair in functions_of(entry_named(entry))]
     assert len(found) > 300
     silent = []
-    for function, told in found:
+    for function, text in found:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
         raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc]
         kinds = {ast.unparse(exc).partition("(")[0] for exc in raised} - {"NotImplementedError"}
-        if any(kind.endswith("Error") for kind in kinds) and "aises" not in told:
+        if any(kind.endswith("Error") for kind in kinds) and "aises" not in text:
             silent.append(f"{function.__module__}.{function.__qualname__}")
     assert silent == [], silent
 

@@ -9,7 +9,7 @@ from tests.docs.markdown import PAGES, ROOT
 
 TABLES = runpy.run_path(str(ROOT / "docs/tables.py"))
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-# A measurement beside its spread: "72.6 ± 2.3", "1.23 (1.21 to 1.27)".
+# A measurement with its spread: "72.6 ± 2.3", "1.23 (1.21 to 1.27)".
 SPREAD = re.compile(r"^\|.*\d (?:± \d|\(\d\S* to \d)", re.MULTILINE)
 
 

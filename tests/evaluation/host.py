@@ -1,4 +1,4 @@
-"""One of two processes that evaluate together: host.py PORT PROCESS OUTPUT."""
+"""Runs one of two processes that evaluate together: host.py PORT PROCESS OUTPUT."""
 
 import sys
 from pathlib import Path

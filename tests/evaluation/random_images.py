@@ -16,7 +16,7 @@ SIZES = {
     "batch_size": 4,
     "passes": 3,
 }
-SMOOTH_SIDE = 19  # of the images of `Smooth`
+SMOOTH_SIDE = 19  # labels and classes of `Smooth`
 KERNEL = np.random.default_rng(5).standard_normal((CROP * CROP * 3, CLASSES)).astype(np.float32)
 
 
@@ -26,7 +26,7 @@ def flat(images):
 
 
 def on_host(images):
-    """The same as a function that JAX cannot trace."""
+    """Returns the same logits in a function that JAX cannot trace."""
     return np.asarray(images).reshape(len(images), -1) @ KERNEL
 
 
@@ -56,7 +56,7 @@ def strided(images):
 
 
 class Smooth:
-    """Smooth images; every other label is the class that `flat` gives to the centre crop."""
+    """Smooth images; every other label is `flat`'s class of the centre crop."""
 
     num_classes = CLASSES
     class_names = tuple("abcdef")

@@ -1,4 +1,4 @@
-"""The measure of aliasing, and its figure."""
+"""The aliasing measure and its figure."""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,9 @@ def test_a_function_of_numpy_is_refused(tmp_path):
     def predict(images):
         return np.zeros((len(images), 6)) + float(np.asarray(images).sum())
 
-    with pytest.raises(InputError, match="aliasing traces a function of JAX, and predict is none"):
+    with pytest.raises(
+        InputError, match="aliasing traces a function of JAX, and predict is not one"
+    ):
         evaluate(predict, Noise(), ["aliasing"], output=tmp_path / "r.json", crop_size=CROP)
 
 

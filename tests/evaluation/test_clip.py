@@ -1,4 +1,4 @@
-"""--clip: how often the top-1 class changes from frame to frame."""
+"""The clip measure: how often the top-1 class changes between frames."""
 
 import re
 from fractions import Fraction
@@ -139,7 +139,7 @@ def test_a_video_without_pyav_names_the_package_to_install(tmp_path, monkeypatch
 
 
 def film(path, count=7, codec="ffv1", pixel="bgr0", times=None, **options):
-    """A video of random frames, lossless by default, 10 a second or at `times` (ms)."""
+    """Writes a video of random frames, lossless by default, 10 per second or at `times` (ms)."""
     av = pytest.importorskip("av")
     pixels = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
     with av.open(str(path), "w", options=options) as container:

@@ -1,4 +1,4 @@
-"""Flicker of masks, maps and points against definitions that are written out."""
+"""Flicker of masks, maps and points, compared with their definitions written out."""
 
 from itertools import pairwise
 
@@ -24,7 +24,7 @@ def classes(images):
 
 
 def in_common(maps, motion):
-    """Pairs of values at the same content, pixel by pixel."""
+    """Yields pairs of values of the same content, pixel by pixel."""
     down, right = motion
     for before, after in pairwise(maps):
         for i in range(SIDE):

@@ -1,4 +1,4 @@
-"""The command eval.py: one model or several, which resumes, and does not stop at a failure."""
+"""The command eval.py: one model or several; it resumes, and continues after a failure."""
 
 import json
 import subprocess
@@ -41,13 +41,13 @@ class Weights:
         return {"weights": self.facts["file"], **self.images}
 
     def abstract_model(self, num_classes):
-        return nnx.eval_shape(self.net)
+        return nnx.eval_shape(self.build)
 
     def load_model(self, **_):
         self.loaded += 1
-        return self.net()
+        return self.build()
 
-    def net(self):
+    def build(self):
         model = Flat(self.crop)
         model.name = self.name
         return model
@@ -55,7 +55,7 @@ class Weights:
 
 @pytest.fixture
 def weights(monkeypatch):
-    """Returns the located weights, by model; for `alexnet` there are none."""
+    """Returns the located weights by model, without `alexnet`'s."""
     there: dict[str, Weights] = {}
 
     def locate(source, *, model):
@@ -175,7 +175,7 @@ def test_images_that_would_be_normalised_differently_are_refused(tmp_path, weigh
     with pytest.raises(InputError, match="1 models could not be evaluated: vgg11"):
         several(tmp_path, "vgg11")
     assert weights["vgg11"].loaded == 0
-    model = weights["vgg11"].net()
+    model = weights["vgg11"].build()
     model.config = ModelConfig(std=halves)
     with pytest.raises(InputError, match=r"^vgg11 expects images normalised by the mean \(0\.4"):
         aa_flax.evaluate(model, np.zeros((2, CROP, CROP, 3), np.uint8))
@@ -312,7 +312,7 @@ def test_an_interrupted_evaluation_of_several_models_reports_what_is_kept(
 
 
 def test_results_of_training_are_those_of_eval(tmp_path, weights):
-    """What `evaluate_config` writes exists already for `evaluate_in_turn`."""
+    """The output of `evaluate_config` exists already for `evaluate_in_turn`."""
     config = noise_config()
     config.model = "vgg11"
     found = Weights("vgg11")

@@ -1,4 +1,4 @@
-"""Numbers of shifted, rolled, sub-pixel and jittered pairs, against one crop at a time."""
+"""Metrics of shifted, rolled, sub-pixel and jittered pairs, compared with single crops."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ INDEX = jnp.arange(COUNT)
 
 
 def crops_at(offsets):
-    """The crops of each image at its own offsets `(n, ..., 2)`."""
+    """Returns the crops of each image at its offsets `(n, ..., 2)`."""
     images = Noise().images
     crops = np.empty((*offsets.shape[:-1], CROP, CROP, 3), np.uint8)
     for place in np.ndindex(offsets.shape[:-1]):
@@ -39,7 +39,7 @@ def center(images):
 
 
 def slow_figures(crops):
-    """The figures by their definitions, from crops `(n, passes, 2, h, w, 3)`."""
+    """Returns the metrics by their definitions, for crops `(n, passes, 2, h, w, 3)`."""
     logits = slow_logits(crops)
     classes, labels = logits.argmax(-1), Noise().labels[:, None]
     p = torch.softmax(torch.tensor(logits), -1).numpy()
@@ -186,7 +186,7 @@ def test_agreement_equals_that_of_the_original_image_by_image():
         "mask": np.ones(6, bool),
     }
     reference = reference_model("resnet18_lpf4", num_classes=10)
-    with torch.no_grad():  # so that a random net does not give one class to all images
+    with torch.no_grad():  # so that a random model does not give all images one class
         reference.fc.bias -= reference(to_torch(images[:, :40, :40])).mean(0)
     model = load_torch_state_dict(
         create_model("resnet18_lpf4", num_classes=10), reference.state_dict()

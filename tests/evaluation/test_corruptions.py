@@ -1,4 +1,4 @@
-"""ImageNet-C and ImageNet-P trees, small: numbers against their definitions."""
+"""Small ImageNet-C and ImageNet-P trees: metrics compared with their definitions."""
 
 import shutil
 from pathlib import Path
@@ -29,7 +29,7 @@ from tests.evaluation.tiny import CLASSES, CROP, Flat, Noise
 
 
 class Data(Noise):
-    """The data of the model, with the classes of the trees below."""
+    """The model's data set, with the classes of the trees below."""
 
     class_names = tuple(f"class{i}" for i in range(CLASSES))
 
@@ -127,7 +127,7 @@ def test_a_tree_is_known_by_its_images_wherever_it_is(tmp_path, rng, name):
 
 def test_alexnets_errors_are_the_published_means():
     assert len(ALEXNET_ERRORS) == 15
-    # Of the five severities, as published apart.
+    # The five severities, which are published separately.
     assert ALEXNET_ERRORS["fog"] == pytest.approx(
         np.mean([67.474, 76.05, 84.378, 87.26, 94.5]), abs=1e-4
     )

@@ -1,4 +1,4 @@
-"""Curves by the largest shift, against one crop at a time."""
+"""Curves over the largest shift, compared with single crops."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def measured(*names, predict=flat, **options):
 
 
 def slow_classes(view, axis):
-    """The class of each image at each shift `(down, right)`, by `view(image, down, right)`."""
+    """Returns the class of each image at each shift `(down, right)` of `view`."""
     shifts = [(down, right) for down in axis for right in axis]
     return {
         shift: np.array([probabilities(view(image, *shift)).argmax() for image in Smooth().images])
@@ -48,7 +48,7 @@ def moved(image, down, right):
 
 
 def slow_curve(classes, steps=1):
-    """The percentage of images that are right at every shift, by the radius."""
+    """Returns the percentage of images that are correct at every shift, by radius."""
     radius = max(max(shift) for shift in classes)
     curve = {}
     for r in np.arange(0, radius + 1e-6, 1 / steps):
@@ -109,7 +109,7 @@ def test_stable_images_are_those_with_one_class_at_every_shift():
         assert found["stable"][str(r)] == pytest.approx(100 * stable.mean())
         assert found["accuracy_stable"][str(r)] == pytest.approx(100 * right[stable].mean())
         if r == 0:
-            assert found["accuracy_unstable"]["0"] is None  # none is unstable
+            assert found["accuracy_unstable"]["0"] is None  # no image is unstable
         else:
             assert found["accuracy_unstable"][str(r)] == pytest.approx(100 * right[~stable].mean())
     others = [c == centre for shift, c in classes.items() if any(shift)]
@@ -142,7 +142,7 @@ def test_the_report_has_a_table_of_the_curves(rows):
     text = MEASURES["stability"].section(rows)
     assert "| steady | same class at every shift | 100.00 | 100.00 |" in text
     assert "| plain | of the others, right at the centre |  | " in text
-    assert "| steady | of the others, right at the centre |" not in text  # there are none
+    assert "| steady | of the others, right at the centre |" not in text  # there are no such images
     assert MEASURES["worst_circular"].section(rows) == ""
 
 

@@ -1,4 +1,4 @@
-"""--drift: how far shifts move an embedding, against one crop and one pair at a time."""
+"""The drift of embeddings under shifts, compared with single crops and pairs."""
 
 from itertools import combinations
 
@@ -15,7 +15,7 @@ from tests.evaluation.tiny import CROP, Noise, Small
 
 
 class Pooled(Small):
-    """Its head is the default one: the mean over positions, and the last layer."""
+    """A model with the default head: the mean over positions, and the last layer."""
 
     __call__ = Classifier.__call__
 

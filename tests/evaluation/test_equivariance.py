@@ -1,4 +1,4 @@
-"""Maps of shift-equivariance on small circular stacks, where theory says what they are."""
+"""Equivariance maps of small circular stacks, compared with theory."""
 
 import functools
 import itertools
@@ -86,7 +86,7 @@ def test_a_linear_layer_without_aliasing_is_equivariant_at_every_shift():
     waves = [np.sin(place[:, None] + i * place + phase) for i in (0, 1) for phase in (0, 1)]
     images = np.stack([128 + 120 * np.stack([w, w.T, -w], -1) for w in waves])
     found = maps_of(Stack(1, relu=lambda x: x), images.round().astype(np.uint8))
-    assert found.maps[:3].max() < 1e-3  # of rounding the waves to bytes
+    assert found.maps[:3].max() < 1e-3  # of rounding the waves to uint8
 
 
 def test_a_map_equals_one_shift_at_a_time(noise):
@@ -154,7 +154,7 @@ def test_strides_do_not_depend_on_the_crop(name):
     ("name", "crop", "sizes"),
     [
         ("resnet18", 40, "64 or 32"),
-        ("resnet18_lpf4", 40, "64"),  # which cannot see 32 pixels
+        ("resnet18_lpf4", 40, "64"),  # whose receptive field is less than 32 pixels
         ("resnet18", 48, "64 or 32"),
         ("resnet18_lpf4", 60, "64"),
         ("resnet18_lpf4", 232, "256 or 224"),
@@ -172,7 +172,7 @@ def test_a_crop_that_is_a_multiple_of_the_stride_is_accepted(name):
 
 
 class Third(Stack):
-    """Subsamples by three, and then shrinks whatever it sees to one size."""
+    """A model that subsamples by three, and then resizes any map to one size."""
 
     def __init__(self, fixed: bool):
         super().__init__(1)

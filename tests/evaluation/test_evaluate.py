@@ -1,4 +1,4 @@
-"""Evaluation by config: what is written, kept, refused; with one host and with two."""
+"""Evaluation by config: files, resuming and errors, with one host and with two."""
 
 import json
 import re
@@ -56,7 +56,7 @@ class Counted(Noise):
 
 
 class Rectangles(Noise):
-    """Noise of odd and even sizes, some smaller than the centre that is cut."""
+    """A source of noise in odd and even sizes, some smaller than the centre crop."""
 
     def __init__(self):
         super().__init__()
@@ -126,15 +126,15 @@ def test_accuracy_is_that_of_the_centre_crop_together_with_shifts_of_any_size(
     config.data.crop_size, config.data.image_size, config.eval.shift_range = crop, image, 2
     args = {"model": Flat(crop), "config": config, "source": Rectangles()}
     alone = run(tmp_path / "alone.json", **args)
-    beside = run(tmp_path / "beside.json", "shift", **args)
+    together = run(tmp_path / "together.json", "shift", **args)
     for key in ("top1", "top5", "loss"):
-        assert alone[key] == beside[key]
+        assert alone[key] == together[key]
 
 
 def test_results_of_the_same_model_are_added(tmp_path):
     output, config = tmp_path / "results.json", noise_config()
     run(output, "shift")
-    config.data.num_workers = 1  # which changes no number
+    config.data.num_workers = 1  # which changes no result
     run(output, "worst_case", config=config)
     assert {"consistency", "shift", "worst_case"} <= read(output).keys()
     measured = read(output)["measured"]

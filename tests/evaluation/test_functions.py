@@ -98,7 +98,7 @@ def test_results_of_a_model_are_extended_and_those_of_another_go_to_the_next_fil
     assert measured(model, "worst_case")["r.json"].keys() > {"top1", "worst_case"}
     model.fc.bias = nnx.Param(jnp.arange(6.0))
     assert measured(model, "accuracy").keys() == {"r.json", "r_2.json"}
-    for _ in range(2):  # nobody knows whether it is the same function
+    for _ in range(2):  # it may be another function
         files = measured(lambda x: x.reshape(len(x), -1)[:, :6], "accuracy", name="f")
     assert files.keys() == {"r.json", "r_2.json", "r_3.json", "r_4.json"}
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""--images: stability of predictions on images without labels."""
+"""The stability of predictions on images without labels (`--images`)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Confidence intervals, against SciPy's and by how often they contain the truth."""
+"""Confidence intervals, compared with SciPy's and by their coverage."""
 
 import numpy as np
 import pytest
@@ -39,8 +39,9 @@ def test_equal_images_give_an_interval_with_a_width(fraction):
 @pytest.mark.parametrize("truth", [0.6, 0.9, 0.99])
 @pytest.mark.parametrize("likeness", [0.02, 0.9])
 def test_it_contains_the_truth_in_about_95_of_100_samples(truth, likeness, rng):
-    """Images whose probabilities scatter (beta), five pairs each. ± 1.96 standard errors contains
-    the last truth in 47 of 100 samples, where pairs are alike.
+    """Images with beta-distributed probabilities have five pairs each.
+
+    With similar pairs, ± 1.96 standard errors contain the last truth in 47 of 100 samples.
     """
     total = (1 - likeness) / likeness
     images = rng.beta(truth * total, (1 - truth) * total, (2000, 50))

@@ -1,4 +1,4 @@
-"""The Lie derivative against finite differences, on layers whose equivariance is known."""
+"""The Lie derivative compared with finite differences, on layers of known equivariance."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ SETTINGS: Any = {"crop_size": CROP, "image_size": SIZE, "resize_size": 0, "shift
 
 
 def weights_at(position: float, size: int) -> np.ndarray:
-    """The value there of the trigonometric polynomial through each unit impulse."""
+    """Returns the trigonometric polynomials through each unit impulse at a position."""
     distance = position - np.arange(size)
     total = np.ones(size)
     for frequency in range(1, (size - 1) // 2 + 1):
@@ -62,7 +62,7 @@ def moved(x: np.ndarray, name: str, t: float, stride: int = 1) -> np.ndarray:
 
 
 def to_maps(x):
-    """Circular differences, a nonlinearity, and every second position."""
+    """A function of circular differences, a nonlinearity and every second position."""
     return jnp.tanh(x + 2 * jnp.roll(x, 1, 1) * jnp.roll(x, (2, 1), (1, 2)))[:, ::2, ::2]
 
 
@@ -99,7 +99,7 @@ def noise(rng):
 
 @pytest.fixture
 def waves():
-    """Images of frequencies up to 2 of 16 pixels."""
+    """Returns images of 16 pixels with frequencies up to 2."""
     y, x = 2 * np.pi * np.indices((16, 16)) / 16
     images = [np.sin(2 * y + x), np.cos(y - 2 * x), np.cos(x) + np.sin(y)]
     return jnp.asarray(np.stack(images, -1)[None], jnp.float32)
@@ -237,7 +237,7 @@ ONES = np.ones((2, 8, 8, 3), np.float32)
         (lambda x: x.reshape(2, 64, 3), ONES, r"returns float32 of shape \(2, 64, 3\) for"),
         (lambda x: x.mean((0, 1)), ONES, r"returns float32 of shape \(8, 3\) .*vectors \(2, K\)"),
         (lambda x: (x, x), ONES, "returns tuple"),
-        (np.tanh, ONES, "tanh cannot be differentiated, since it is no function of JAX"),
+        (np.tanh, ONES, "tanh cannot be differentiated, as it is not a function of JAX"),
     ],
 )
 def test_what_has_no_derivative_is_refused(f, images, message):
@@ -317,7 +317,7 @@ def test_the_measure_takes_functions_of_jax_and_models_without_blocks():
 
 
 def test_the_measure_refuses_functions_of_other_frameworks_and_no_images():
-    with pytest.raises(InputError, match="which is no function of JAX"):
+    with pytest.raises(InputError, match="which is not a function of JAX"):
         evaluate(lambda x: np.array(x).mean((1, 2)), Noise(), "lee", **SETTINGS)
     with pytest.raises(InputError, match="--lee_images must be an integer of at least 1, got 0"):
         evaluate(Flat(), Noise(), "lee", lee_images=0, **SETTINGS)

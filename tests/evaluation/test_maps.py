@@ -26,7 +26,7 @@ def conv(x, stride=1, mode="wrap"):
 
 
 def glued(x):
-    """A pattern that stays where it is, whatever is seen."""
+    """A function to a constant pattern, for any image."""
     pattern = np.random.default_rng(1).normal(size=(*x.shape[1:3], 4))
     return jnp.broadcast_to(jnp.asarray(pattern, jnp.float32), (len(x), *pattern.shape))
 
@@ -79,7 +79,7 @@ def test_mask_consistency_equals_a_computation_pixel_by_pixel():
     confusion, shares = np.zeros((4, 4)), []
     for image, pairs in zip(IMAGES, offsets, strict=True):
         for pair in pairs:
-            labels = []  # where the image is not seen: -1
+            labels = []  # -1 outside of the image
             for top, left in pair:
                 crop = image[None, top : top + CROP, left : left + CROP]
                 label = maps(predict, crop)[0].argmax(-1).repeat(2, 0).repeat(2, 1)
@@ -134,7 +134,7 @@ def test_fractional_shifts_of_smooth_images_are_exact_up_to_the_resampling(rolle
     images = np.repeat(np.stack([waves(0), waves(1)])[..., None], 3, axis=-1)
     options = {"crop_size": 32 if rolled else 24, "fractional": True, "rolled": rolled}
     smooth = translation_psnr(lambda x: 2 * x, images, **options)["psnr"]
-    assert 40 < smooth < 100  # what Lanczos' filter allows: App. E.2 of the paper
+    assert 40 < smooth < 100  # the limit of Lanczos' filter: App. E.2 of the paper
     stepped = translation_psnr(lambda x: jnp.sign(x[:, ::2, ::2]), images, **options)["psnr"]
     assert stepped < smooth - 15
 

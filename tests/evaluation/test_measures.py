@@ -1,4 +1,4 @@
-"""A measure from outside: its option, its line, its column, its figures; and what is refused."""
+"""A user's measure: its option, line, column and figures; and invalid ones."""
 
 import json
 

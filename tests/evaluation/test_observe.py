@@ -1,4 +1,4 @@
-"""The loop: what is kept of each image, however the images come."""
+"""The evaluation loop: statistics of each image for any batches and devices."""
 
 import dataclasses
 

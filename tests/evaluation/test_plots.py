@@ -18,7 +18,7 @@ MAPS = EquivarianceMaps(("stem", "logits"), (2, 4), np.full((2, 4, 4), 1.25), np
 
 @pytest.fixture
 def kept(monkeypatch):
-    """The figures, which are not closed when they are saved."""
+    """Keeps figures open after they are saved, and returns them."""
     pyplot, figures = plots.pyplot(), []
     monkeypatch.setattr(pyplot, "close", figures.append)
     yield figures

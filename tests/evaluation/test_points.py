@@ -1,4 +1,4 @@
-"""Jitter of points and boxes under shifts, against one crop at a time."""
+"""Jitter of points and boxes under shifts, compared with single crops."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ def jitter(predict, images=IMAGES, **options):
 
 
 def centroids(x):
-    """Two points (x, y): the centroids of two powers of the brightness, by NumPy or JAX."""
+    """Returns two points (x, y): centroids of two powers of the brightness, by NumPy or JAX."""
     weight = (x[..., :1] + 3) ** np.array([1.0, 3.0])
     place = np.arange(CROP)
     right = (weight.sum(1) * place[:, None]).sum(1)
@@ -29,7 +29,7 @@ def centroids(x):
 
 
 def shifts():
-    """The shifts (down, right) of each image and pass."""
+    """Returns the shifts (down, right) of each image and pass."""
     drawn = random_offsets(0, jnp.arange(len(IMAGES)), PASSES, 2 * REACH + 1)
     return np.asarray(drawn)[:, :, 0] - REACH
 
@@ -53,7 +53,7 @@ def test_it_is_the_mean_distance_from_the_moved_points():
 
 
 def spots(count=6):
-    """Black images with one bright pixel, which every crop sees."""
+    """Black images with one bright pixel, which every crop contains."""
     images = np.zeros((count, SIZE, SIZE, 3), np.uint8)
     for i, image in enumerate(images):
         image[6 + i % 3, 5 + i // 3] = 255

@@ -1,4 +1,4 @@
-"""Shifts before the resize, against one window at a time, cut and resized by PIL."""
+"""Shifts before the resize, compared with single windows, cropped and resized by PIL."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Files of results: concurrent writers, and what is read or refused."""
+"""Files of results: concurrent writers, valid and invalid content."""
 
 import copy
 import errno
@@ -41,7 +41,7 @@ def listed(folder):
 
 
 def evaluate_two(folder, *measures):
-    """Two functions, both of which are called before either evaluation has finished."""
+    """Both functions are called before either evaluation has finished."""
     together, met = threading.Barrier(2), set()
 
     def start(name, label):
@@ -111,7 +111,7 @@ def test_where_nothing_can_be_locked_results_are_written_and_that_is_reported_on
 
 
 def test_all_passes_over_unknown_weights_go_to_one_file(tmp_path):
-    """A function without weights is a new one each time, but not in one evaluation."""
+    """A function without weights is a new one in each evaluation, but the same within one."""
     sizes = SIZES | {"output": tmp_path / "r.json", "jit": False}
     evaluate(lambda x: np.ones((len(x), CLASSES)), Noise(), ("accuracy", "time"), **sizes)
     assert listed(tmp_path) == ["r.json"]
@@ -192,7 +192,7 @@ def complete(tmp_path_factory):
     config = {"data": {"path": "a", "crop_size": 10}, "eval": {"shift_range": 5}}
     facts = {"dtype": "float32", "options": {"pool": "box"}, "config": config}
     found = read_results(path) | facts | STORED
-    for group in ("per_class", "measured"):  # two of a kind will do
+    for group in ("per_class", "measured"):  # two of each kind suffice
         found[group] = dict([*found[group].items()][:2])
     found["worst_case"]["offsets"] = found["worst_case"]["offsets"][:2]
     path.write_text(json.dumps(found))

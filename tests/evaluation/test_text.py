@@ -1,4 +1,4 @@
-"""Numbers as texts: never more digits than are known, and never fewer."""
+"""Numbers as text have their significant digits, no more and no fewer."""
 
 import pytest
 

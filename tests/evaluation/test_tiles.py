@@ -1,4 +1,4 @@
-"""--tiles: one large image, tile by tile and whole."""
+"""The evaluation of one large image, in tiles and whole (`--tiles`)."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ from tests.evaluation.tiny import CLASSES, Small
 TILE = 8
 
 
-class Net(Small):
-    """`Small`, as families define themselves."""
+class Family(Small):
+    """A model like `Small`, defined as families are."""
 
     __call__ = aa_flax.Classifier.__call__
     forward_head = aa_flax.Classifier.forward_head
@@ -60,12 +60,12 @@ def test_a_pointwise_model_does_not_differ(image):
 
 
 def test_maps_of_labels_are_compared_as_labels(image):
-    def labels(x):  # which channel is brightest; of a tile's first row, always the first
+    def labels(x):  # the brightest channel; in a tile's first row, always the first
         return np.argmax(np.asarray(x), -1) * (np.arange(x.shape[1]) > 0)[None, :, None]
 
     found = measured(labels, image)
     whole = labels(np.asarray(normalise(image[None])))[0]
-    wrong = np.count_nonzero(whole[[8, 10]])  # where rows of tiles begin
+    wrong = np.count_nonzero(whole[[8, 10]])  # first rows of tiles
     assert found["label_agreement"] == pytest.approx(100 * (1 - wrong / (9 * 8 * 8)))
     assert "difference" not in found
 
@@ -82,7 +82,7 @@ def test_logits_of_tiles_are_compared_with_those_of_the_whole_image(image):
 
 def test_features_and_classes_of_tiles_are_compared_for_a_model(image, tmp_path):
     output = tmp_path / "runs" / "r.json"
-    found = measured(Net(), image, output=output)
+    found = measured(Family(), image, output=output)
     assert found["stride"] == 2
     assert found["difference"] > 0
     assert 0 <= found["label_agreement"] <= 100
@@ -94,7 +94,7 @@ def test_features_and_classes_of_tiles_are_compared_for_a_model(image, tmp_path)
 
 def test_positions_deep_inside_a_tile_do_not_depend_on_the_cut(rng):
     image = rng.integers(0, 256, (48, 48, 3), np.uint8)
-    found = measured(Net(), image, tile_size=16, tile_border=3)
+    found = measured(Family(), image, tile_size=16, tile_border=3)
     assert found["difference_inside"] == pytest.approx(0, abs=1e-4)  # a kernel of three pixels
     assert found["difference"] > 0.1
 
@@ -106,7 +106,7 @@ def test_tiles_overlap_and_the_last_ends_within_the_image():
     assert grid.used == (18, 30)
     depth = grid.depth(0, 8)
     assert depth.shape == (6, 6)
-    assert depth[0].tolist() == [1, 3, 5, 5, 3, 1]  # the upper edge is the image's own
+    assert depth[0].tolist() == [1, 3, 5, 5, 3, 1]  # the upper edge is that of the image
     assert depth[5].tolist() == [1] * 6
 
 
@@ -133,7 +133,7 @@ def test_sizes_that_do_not_fit_are_refused(image, options, message):
 
 
 def only_tiles(x):
-    """A function that larger images are too large for."""
+    """A function that fails for larger images."""
     return np.asarray(x).reshape(len(x), TILE, TILE, 3)
 
 

@@ -1,4 +1,4 @@
-"""Random images, and a model that every shift disturbs, for the tests of evaluation."""
+"""Random images and a model that is sensitive to shifts, for the tests of evaluation."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +38,7 @@ class Noise:
 
 
 class Flat(Classifier):
-    """A linear classifier of pixels: as sensitive to shifts as can be."""
+    """A linear classifier of pixels: very sensitive to shifts."""
 
     name = "flat"
 
@@ -50,7 +50,7 @@ class Flat(Classifier):
 
 
 class Small(Classifier):
-    """One strided convolution; its features have a place, so equivariance can be measured."""
+    """One strided convolution; its features are a map, so equivariance can be measured."""
 
     name = "small"
 
@@ -67,7 +67,7 @@ class Small(Classifier):
 
 
 def noise_config():
-    """A config of the evaluation of `Noise`."""
+    """Returns a config for the evaluation of `Noise`."""
     config = digits_resnet18.get_config()
     config.data.crop_size, config.data.image_size = CROP, SIZE
     config.eval.batch_size, config.eval.shift_range, config.eval.passes = 8, 5, 3
@@ -86,7 +86,7 @@ def look(views: Views, batch_size: int = 8, devices=None, model=None) -> Observa
 
 
 def slow_logits(crops: np.ndarray) -> np.ndarray:
-    """One crop at a time; any number of leading axes."""
+    """Returns logits, computed one crop at a time; crops have any number of leading axes."""
     flat = crops.reshape(-1, *crops.shape[-3:])
     logits = [np.asarray(Flat(flat.shape[1])(normalise(jnp.asarray(crop)[None]))) for crop in flat]
     return np.concatenate(logits).reshape(*crops.shape[:-3], CLASSES)

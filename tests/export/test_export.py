@@ -1,4 +1,4 @@
-"""`aa_flax.export` and its command: both names, and errors of users."""
+"""The function `aa_flax.export` and its command: file types and errors."""
 
 import re
 import subprocess

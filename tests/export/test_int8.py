@@ -1,4 +1,4 @@
-"""ONNX files in int8: nearly the same function, judged on images they were not calibrated on."""
+"""ONNX files in int8: nearly the same function, on other images than those of calibration."""
 
 import json
 
@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture
 def images(rng):
-    """Distinct colours and waves: uint8 `(200, 40, 40, 3)`."""
+    """Returns distinct colours and waves: uint8 `(200, 40, 40, 3)`."""
     waves = np.sin(np.arange(SIZE) * rng.uniform(0.05, 1.5, (200, 1)))
     waves = waves[:, :, None, None] * rng.uniform(-1, 1, (200, 1, 1, 3)) + np.zeros((SIZE, 1))
     return (127 + 80 * waves + rng.uniform(-45, 45, (200, 1, 1, 3))).astype(np.uint8)
@@ -60,7 +60,7 @@ def test_an_int8_file_is_small_and_nearly_the_same(model, images, tmp_path):
 
 @pytest.mark.slow
 def test_images_of_a_folder_are_preprocessed_by_the_models_config(model, images, tmp_path, capsys):
-    """Larger ones, which are cropped; inputs are uint8, outputs probabilities."""
+    """Larger images are cropped; inputs are uint8, outputs are probabilities."""
     framed = np.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0)))
     for i, image in enumerate(framed):
         Image.fromarray(image).save(tmp_path / f"{i}.png")

@@ -1,4 +1,4 @@
-"""ONNX files: the same function as the PyTorch original, in the operators one expects."""
+"""ONNX files: the same function as the PyTorch original, in the expected operators."""
 
 import json
 from collections import Counter
@@ -53,7 +53,7 @@ def test_logits_are_the_originals(tmp_path):
     assert relative(found, expected) <= 1e-5
     assert operators(path) == {
         "Transpose": 1,
-        "Conv": 20 + 7,  # the net's, and a blur for each pad
+        "Conv": 20 + 7,  # the model's, and a blur for each pad
         "Pad": 7,
         "Relu": 17,
         "Add": 8,

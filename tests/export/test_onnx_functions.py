@@ -1,4 +1,4 @@
-"""Functions as files of ONNX: what JAX computes, for other batches and at every optimization."""
+"""Functions as ONNX files: the same outputs as JAX, for other batches and optimization levels."""
 
 from collections import Counter
 from functools import partial

@@ -1,4 +1,4 @@
-"""Files of StableHLO: a process that has JAX alone computes what the net does."""
+"""StableHLO files: a process with JAX alone computes the model's outputs."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def test_a_process_without_this_package_computes_the_same(rng, tmp_path):
     images = rng.standard_normal((3, 97, 128, 3), np.float32)
     np.save(tmp_path / "images.npy", images)
     files = [str(tmp_path / name) for name in ("n.stablehlo", "images.npy", "logits.npz")]
-    program = ELSEWHERE.replace(":35", ":96")  # the least that this net takes when sizes are open
+    program = ELSEWHERE.replace(":35", ":96")  # the smallest size of this model when sizes are open
     subprocess.run([sys.executable, "-I", "-c", program, *files], check=True)
     found = np.load(files[2])
     for key, given in (("all", images), ("first", images[:1, :96])):
@@ -71,7 +71,7 @@ def test_the_file_contains_no_operation_of_this_package(tmp_path):
     path = aa_flax.export(small("basic"), tmp_path / "n.stablehlo", size=SIZE).path
     text = jax_export.deserialize(bytearray(path.read_bytes())).mlir_module()
     calls = set(re.findall(r"custom_call @(\w+)", text))
-    assert calls <= {"shape_assertion"}  # that there is an image
+    assert calls <= {"shape_assertion"}  # the number of images is at least 1
 
 
 @pytest.mark.parametrize("name", ["alexnet_lpf4", "vgg11"])

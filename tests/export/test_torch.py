@@ -1,4 +1,4 @@
-"""Models of PyTorch, converted and antialiased, as files of ONNX that compute what torch does."""
+"""PyTorch models, converted and antialiased, as ONNX files: the same function as in torch."""
 
 from importlib.util import find_spec
 
@@ -52,7 +52,7 @@ def test_an_antialiased_torch_model_is_written(name, tmp_path):
     function, params = from_torch(randomised(MODELS[name]()), images())
     steady = antialias(function, stem="blur")  # transformers have no other site
     path, operators = written(lambda x: steady(params, x), tmp_path)
-    assert "Pad" in operators  # each blur continues its map at the border
+    assert "Pad" in operators  # each blur pads its map at the border
     expected = jax.tree.leaves(jax.jit(steady)(params, BATCH))
     for level in LEVELS:
         found = list(run(path, BATCH, level=level).values())

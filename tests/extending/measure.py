@@ -1,4 +1,4 @@
-"""A user's measure in one file: how often a model keeps its answer when an image is mirrored.
+"""A user's measure in one file: how often a model's class is the same for mirrored images.
 
 python eval.py --plugin tests/extending/measure.py --mirror
 """
@@ -13,7 +13,7 @@ from aa_flax.data.pixels import center_crop
 
 @dataclass(frozen=True)
 class AsIsAndMirrored:
-    """Two views: the centre of an image, and the same mirrored."""
+    """Two views: the centre of an image, and its mirror image."""
 
     crop_size: int
     calls = 1
@@ -28,7 +28,7 @@ class AsIsAndMirrored:
 
 
 class Mirror(aa_flax.Measure):
-    """The share of images with the same top-1 class when mirrored."""
+    """The fraction of images with the same top-1 class when mirrored."""
 
     options = (aa_flax.Option("mirror", "agreement of an image and its mirror image"),)
     columns = (aa_flax.Column("mirrored", ("agreement",)),)

@@ -46,7 +46,7 @@ class Stack(aa_flax.Classifier):
             yield f"blocks.{i}", block
 
     def torch_layers(self):
-        """The names in a torch model whose blocks are `Sequential(conv, bn, relu)`."""
+        """Yields the names in a torch model whose blocks are `Sequential(conv, bn, relu)`."""
         for i, block in enumerate(self.blocks):
             yield f"blocks.{i}.0", block.conv
             yield f"blocks.{i}.1", block.bn

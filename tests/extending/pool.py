@@ -10,7 +10,7 @@ from aa_flax.ops import avg_pool
 
 
 class Box(nnx.Module):
-    """`(N, H, W, C)` to the means of squares of `stride` pixels; H and W divide by the stride."""
+    """A pool that averages squares of `stride` pixels; the stride divides H and W."""
 
     def __init__(self, stride: int):
         self.stride = stride

@@ -1,4 +1,4 @@
-"""A user's data source in one file: bars of four directions, drawn as they are asked for.
+"""A user's data source in one file: bars of four directions, drawn on request.
 
 python train.py --plugin tests/extending/source.py --config.data.name=bars:120
 """
@@ -12,7 +12,7 @@ DIRECTIONS = {"-": (0, 1), "|": (1, 0), "\\": (1, 1), "/": (1, -1)}
 
 
 class Bars:
-    """`count` grey bars on black, of a random place, in the four directions in turn."""
+    """`count` grey bars on black at random positions, in four alternating directions."""
 
     class_names = tuple(DIRECTIONS)
     num_classes = len(DIRECTIONS)
@@ -39,7 +39,7 @@ class Bars:
 
 
 def bars(data, split: str) -> Bars:
-    """`bars:COUNT`: so many for training, a quarter of it for validation."""
+    """Creates the source `bars:COUNT`: COUNT for training, a quarter of it for validation."""
     count = data.name.partition(":")[2]
     if not count.isdecimal() or int(count) < 16:
         raise InputError(f"{data.name!r}: give a number of bars, 16 or more, e.g. bars:120")

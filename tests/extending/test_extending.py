@@ -1,4 +1,4 @@
-"""Models, pools, measures and data sources of a user's, each one file outside the package."""
+"""Models, pools, measures and data sources of users, each one file outside the package."""
 
 import importlib
 import json
@@ -33,7 +33,7 @@ def plugins():
 
 
 def command(script: str, *arguments: str | Path, plugins: tuple[str, ...]) -> str:
-    """What a command of the project prints, with some of the files here as its plug-ins."""
+    """Returns the output of a command of the project, with some files here as its plug-ins."""
     files = ",".join(f"tests/extending/{name}.py" for name in plugins)
     words = [sys.executable, script, f"--plugin={files}", *map(str, arguments)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -47,7 +47,7 @@ def test_a_family_is_listed_in_its_filter_sizes():
 
 
 def torch_stack() -> torch.nn.Module:
-    """The plain model as someone would write it in torch."""
+    """Returns the plain model as written in torch."""
     model = torch.nn.Module()
     model.blocks = torch.nn.ModuleList(
         torch.nn.Sequential(
@@ -95,7 +95,7 @@ def test_a_pool_goes_into_any_model_by_name(name):
     assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
 
 
-def test_a_pool_does_what_it_says():
+def test_a_pool_computes_the_means_of_squares():
     x = np.random.default_rng(0).standard_normal((1, 16, 12, 3), np.float32)
     box = make_pool(pool_factory(None, "box"), 2, features=3, rngs=nnx.Rngs(0))
     assert np.allclose(box(x), x.reshape(1, 8, 2, 6, 2, 3).mean((2, 4)), atol=1e-6)
@@ -128,7 +128,7 @@ def test_a_family_and_a_pool_are_trained_measured_and_converted_by_commands(tmp_
         "--model=stack2",
         plugins=("model_family", "pool"),
     )
-    plain = aa_flax.create_model("stack2", pretrained=back)  # a plain file says nothing of a pool
+    plain = aa_flax.create_model("stack2", pretrained=back)  # a plain file does not name a pool
     boxed = aa_flax.create_model("stack2", pretrained=run / "weights.safetensors", pool="box")
     for one, other in zip(*(jax.tree.leaves(nnx.state(m)) for m in (plain, boxed)), strict=True):
         assert np.array_equal(one, other)
@@ -178,7 +178,7 @@ def test_a_data_source_is_trained_on_and_evaluated(tmp_path):
         "--config.model=stack2_lpf3",
         "--config.data.name=bars:160",
         *SMALL,
-        "--config.data.worker_type=process",  # which have to find the plug-in, too
+        "--config.data.worker_type=process",  # which need the plug-in as well
         "--config.data.num_workers=1",
         "--workdir",
         run,

@@ -1,4 +1,4 @@
-"""One model of each family, inside and in training, next to the original."""
+"""One model of each family compared with the original, block by block and in training."""
 
 import copy
 from functools import partial
@@ -29,7 +29,7 @@ QUICK_BASES = ("alexnet", "resnet18", "resnext50_32x4d", "densenet121", "mobilen
 
 
 def families(*quick, names=FAMILIES):
-    """One model of each family; those that are not named take long enough to be marked slow."""
+    """Returns one model of each family; all but the named ones are marked slow."""
     return pytest.mark.parametrize("name", slow_but(quick, names))
 
 
@@ -42,7 +42,7 @@ def to_torch(x):
 
 
 def blocks(model):
-    """Our blocks in order, each with the name of the torch module that ends where it ends."""
+    """Yields our blocks in order, each with the name of the torch module with the same output."""
     family = type(model).__name__
     if family == "ResNet":
         yield "maxpool", model.stem
@@ -78,11 +78,11 @@ def blocks(model):
 
 @families("resnet18_lpf4", "mobilenet_v2_lpf4")
 def test_every_block_equals_the_originals(name):
-    """Within 1e-5 of float64's values, or not much further than the original's own float32 is."""
+    """Outputs are within 1e-5 of float64, or not much further than the original's in float32."""
     reference = reference_model(name)
     for layer in reference.modules():
         if hasattr(layer, "inplace"):
-            layer.inplace = False  # a later ReLU would change what a hook has kept
+            layer.inplace = False  # a later ReLU would change the stored tensor in place
     model = load_torch_state_dict(create_model(name), reference.state_dict())
     kept = {}
     for module_name, module in reference.named_modules():
@@ -96,7 +96,7 @@ def test_every_block_equals_the_originals(name):
         reference.double()(to_torch(x).double())
     graphdef, state = nnx.split(model)
 
-    # As users compile it, and not as the other tests: the bound is that of rounding.
+    # Compiled as users do, unlike in the other tests: the bound is that of rounding.
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def run(state, x):
         outputs = {}
@@ -113,7 +113,7 @@ def test_every_block_equals_the_originals(name):
 
 
 def trainable_pair(name):
-    """The original in training mode without dropout, and our model with the same weights."""
+    """Returns the original in training mode without dropout, and our model with its weights."""
     reference = reference_model(name, num_classes=10)
     for layer in reference.modules():
         if isinstance(layer, torch.nn.Dropout):
@@ -143,10 +143,10 @@ def loss_and_gradients(model, dtype=jnp.float32):
 
 
 def training_step(model, x, labels, dtype):
-    """Loss, gradients and new batch statistics of one step, by their names in torch."""
+    """Returns loss, gradients and new batch statistics of one step, by their names in torch."""
     params, rest, step = loss_and_gradients(model, dtype)
     (value, rest), gradients = step(params, rest, jnp.asarray(x, dtype), labels)
-    nnx.update(model, gradients, rest)  # gradients in place of weights, to be named as weights are
+    nnx.update(model, gradients, rest)  # gradients in place of weights, to get the names of weights
     return float(value), to_torch_state_dict(model)
 
 
@@ -159,10 +159,10 @@ def torch_training_step(reference, x, labels, dtype):
 
 @families("resnet18_lpf4")
 def test_a_training_step_has_the_originals_gradients_and_statistics(name):
-    """In float64, where both compute the same function or do not.
+    """In float64, where rounding does not hide differences.
 
-    In float32 the original's own gradients are up to 10 % from its float64 ones, since one value
-    on the other side of a ReLU changes every gradient behind it (docs/fidelity.md).
+    In float32 the original's gradients differ from float64 by up to 10 %, since one value on the
+    other side of a ReLU changes every gradient before it (docs/fidelity.md).
     """
     reference, model = trainable_pair(name)
     x, labels = images(8, 64 if "alexnet" not in name else 96), np.arange(8)
@@ -173,7 +173,7 @@ def test_a_training_step_has_the_originals_gradients_and_statistics(name):
     gradients = {key: p.grad.numpy() for key, p in expected.named_parameters()}
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for key, gradient in gradients.items():
-        if np.abs(gradient).max() < 1e-9 * largest:  # a bias that batch norm takes away again
+        if np.abs(gradient).max() < 1e-9 * largest:  # a bias that batch norm cancels
             assert np.abs(found[key]).max() <= 1e-9 * largest, key
         else:
             assert relative_difference(found[key], gradient) <= 1e-7, key

@@ -1,4 +1,4 @@
-"""Backbones: maps of several resolutions, next to torchvision's own intermediate activations."""
+"""Backbones: maps of several resolutions, compared with torchvision's activations."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from benchmarks.reference import abstract_model, reference_model, relative_diffe
 from tests.extending.model_family import Stack
 from tests.sweeps import slow_but
 
-# Channels of every level; they are timm's, where it has the model. The last level is 1/32.
+# Channels of every level, as in timm if it has the model. The last level is 1/32.
 CHANNELS = {
     "alexnet": (64, 192, 256, 256),
     **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), (64, 128, 256, 512, 512, 512)),
@@ -41,7 +41,7 @@ CHANNELS = {
 BOTTLENECKS = (64, 256, 512, 1024, 2048)
 SLOW = ("resnet101", "resnet152", "101", "densenet161", "densenet169", "densenet201")
 
-# Where each level ends in torchvision's models.
+# The last layer of each level in torchvision's models.
 TORCHVISIONS = {
     "alexnet": ("features.1", "features.4", "features.11", "features.12"),
     "vgg11_bn": [f"features.{i}" for i in (2, 6, 13, 20, 27, 28)],
@@ -71,7 +71,7 @@ def images(size: int = 96):
 
 
 def traced(model, size: int):
-    """What a model gives for one image, by shape."""
+    """Returns the shapes of a model's outputs for one image."""
     graphdef, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, image)
@@ -93,7 +93,7 @@ def test_every_model_has_its_levels(base, ending):
     assert [level.reduction for level in model.feature_info] == reductions
     size = 224
     shapes = [tuple(x.shape) for x in traced(model, size)]
-    if base != "alexnet":  # whose stem has less padding than it would need
+    if base != "alexnet":  # whose stem has too little padding
         assert shapes == [
             (1, size // r, size // r, c) for c, r in zip(channels, reductions, strict=True)
         ]
@@ -113,7 +113,7 @@ def test_maps_are_torchvisions_intermediate_activations(name):
     extractor = create_feature_extractor(reference, return_nodes=list(TORCHVISIONS[name]))
     model = Backbone(load_torch_state_dict(create_model(name), reference.state_dict()))
     x = images(64 if name != "alexnet" else 96)
-    with torch.no_grad():  # in float64: what both round to float32 differs between processors
+    with torch.no_grad():  # in float64: rounding to float32 differs between processors
         expected = extractor.double()(torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float64))
     graphdef, state = nnx.split(model)
     maps = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(state, x)
@@ -141,7 +141,7 @@ def test_the_last_map_classified_is_what_the_model_gives(family):
     assert logits.shape == (2, 5)
     for other in others:
         np.testing.assert_allclose(other, logits, rtol=1e-5, atol=1e-5)
-    if family != "mobilenet":  # whose last convolution serves the classifier
+    if family != "mobilenet":  # whose last convolution belongs to the classifier
         np.testing.assert_allclose(last, features, rtol=1e-5, atol=1e-5)
 
 
@@ -258,7 +258,7 @@ def test_a_backbone_refuses_images_that_are_too_small_or_none():
 
 
 class CallAlone(Classifier):
-    """A model that defines `__call__`, with a head of its own in it, and names its last layer."""
+    """A model whose `__call__` has a custom head, and which names its last layer."""
 
     last_layer = "out"
 

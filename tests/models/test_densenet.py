@@ -59,7 +59,7 @@ def test_baseline_and_antialiased_have_the_same_state(name):
 
 
 def training_step(model: DenseNet, x: np.ndarray):
-    """Loss, batch statistics and gradients; and the bytes kept for the backward pass."""
+    """Returns loss, batch statistics and gradients, and the bytes kept for the backward pass."""
     model.train()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -72,7 +72,7 @@ def training_step(model: DenseNet, x: np.ndarray):
     return jax.tree.leaves(results), sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(kept))
 
 
-@pytest.mark.slow  # tests/models/test_remat.py is not
+@pytest.mark.slow  # tests/models/test_remat.py does not compile
 def test_remat_keeps_less_and_changes_nothing(rng):
     x = rng.standard_normal((4, 64, 64, 3), np.float32)
     plain, plain_bytes = training_step(small_model(filter_size=3), x)

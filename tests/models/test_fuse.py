@@ -1,4 +1,4 @@
-"""A fused model is the same function, whatever the family, and can only run."""
+"""A fused model is the same function, in every family, and is for inference only."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Every model against logits of the original that are stored here: needs no torch."""
+"""Every model compared with stored logits of the original, without torch."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Matched batch statistics: the outputs of every batch norm get the source's moments."""
+"""Matched batch statistics: outputs of every batch norm get the source's moments."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def images(count=4, seed=0, shape=(32, 32, 3)):
     return np.random.default_rng(seed).standard_normal((count, *shape), np.float32)
 
 
-class Net(nnx.Module):
+class Model(nnx.Module):
     """Two strided convolutions, each with a batch norm; antialiased: a blur after the first."""
 
     def __init__(self, blur=False, norm=BatchNorm, bias=False, dtype=None):
@@ -51,7 +51,7 @@ class Net(nnx.Module):
 
 def pair(**options):
     """Returns an antialiased model and its source, with the same random variables."""
-    return randomised(Net(blur=True, **options)), randomised(Net(**options))
+    return randomised(Model(blur=True, **options)), randomised(Model(**options))
 
 
 def statistics(model):
@@ -110,7 +110,7 @@ def test_nothing_but_the_statistics_of_the_model_changes(norm):
 
 
 def test_a_model_that_is_its_source_keeps_its_statistics():
-    model, source = (randomised(Net()) for _ in range(2))
+    model, source = (randomised(Model()) for _ in range(2))
     model.norm1.mean.set_value(model.norm1.mean[...] + 3)  # has no influence
     match_statistics(model, source, images())
     jax.tree.map(
@@ -180,7 +180,7 @@ def test_without_batch_norm_biases_are_corrected():
     np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
 
 
-class LinenNet(linen.Module):
+class LinenModel(linen.Module):
     @linen.compact
     def __call__(self, x, train=False):
         for stride in (2, 1):  # a blur after the last batch norm would change its moments
@@ -191,7 +191,7 @@ class LinenNet(linen.Module):
 
 def test_a_function_of_linen():
     x = images()
-    model = LinenNet()
+    model = LinenModel()
     params = model.init(jax.random.key(0), x)
     f = antialias(model.apply, min_channels=0, before=False)
     new = match_statistics(f, model.apply, x, params)

@@ -1,4 +1,4 @@
-"""Options of the models: what is kept of them, what is refused, and models without a classifier."""
+"""Options of the models: stored ones, refused ones, and models without a classifier."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +55,7 @@ def test_the_embedding_is_what_the_classifier_sees(rng):
 
 
 @pytest.mark.parametrize("number", [-1, True, False, 10.0, "10", None])
-def test_a_number_of_classes_is_a_whole_number(number):
+def test_a_number_of_classes_is_an_integer(number):
     for base in EMBEDDINGS:
         with pytest.raises(InputError, match="num_classes must be an integer of at least 0, g"):
             abstract(base, num_classes=number)
@@ -104,14 +104,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "options", "message"), REFUSED)
-def test_an_option_that_makes_no_sense_says_what_is_accepted(name, options, message):
+def test_the_error_for_an_invalid_option_lists_accepted_values(name, options, message):
     with pytest.raises(InputError, match=message):
         abstract(name, **options)
 
 
 @pytest.mark.parametrize("size", [True, 0, -2, 2.5, "4"])
 @pytest.mark.parametrize("model", [MobileNetV2, lambda **o: ResNet(Bottleneck, (1, 1, 1, 1), **o)])
-def test_a_filter_size_is_a_whole_number(model, size):
+def test_a_filter_size_is_an_integer(model, size):
     with pytest.raises(InputError, match="filter_size must be an integer of at least 1"):
         model(filter_size=size, rngs=nnx.Rngs(0))
 
@@ -153,4 +153,4 @@ def test_no_dilation_may_be_said_in_either_way():
 def test_options_that_make_another_function_are_kept(name, given, kept):
     model = abstract(name, **given)
     assert model.options == kept
-    assert hash(nnx.graphdef(model)) is not None  # what a jitted function is compiled for
+    assert hash(nnx.graphdef(model)) is not None  # the key of a jitted function's cache

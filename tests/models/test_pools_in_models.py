@@ -1,4 +1,4 @@
-"""Models with another pool in BlurPool's place."""
+"""Models with another pool instead of BlurPool."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +93,7 @@ def test_the_shortcut_keeps_the_positions_that_the_main_branch_chose(rng, monkey
 
 
 def test_a_block_that_chooses_phases_commutes_with_every_shift(rng):
-    """What a stride of 2 cannot do, and a choice made twice, apart, would not either."""
+    """A stride of 2 fails this test, as would separate choices in branch and shortcut."""
     x = jnp.asarray(rng.standard_normal((4, 8, 8, 4), np.float32))
     block = residual_block(0)
     with circular_padding():

@@ -78,14 +78,14 @@ def test_a_batch_split_over_devices_has_the_statistics_of_the_whole():
 
 
 def test_batch_norms_of_flax_are_estimated_too():
-    class Net(nnx.Module):
+    class Model(nnx.Module):
         def __init__(self):
             self.bn = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
 
         def __call__(self, x):
             return self.bn(x)
 
-    model = recalibrate_batch_norm(Net(), images())
+    model = recalibrate_batch_norm(Model(), images())
     np.testing.assert_allclose(model.bn.var[...], images().var((0, 1, 2)), rtol=1e-4)
 
 

@@ -61,7 +61,7 @@ class Own(Classifier):
 
 @pytest.fixture
 def own_model(monkeypatch):
-    """A model of the user, registered for one test."""
+    """Registers a user's model for one test."""
     monkeypatch.setattr(registry._MODELS, "_items", dict(registry._MODELS._items))
     registry.register_model("own.net", Own)
     return "own.net"

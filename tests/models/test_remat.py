@@ -1,4 +1,4 @@
-"""What `remat` means, the same for every model; by tracing alone where numbers are not needed."""
+"""The option `remat` in every family, by tracing where values are not needed."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def count_of_remats(model) -> int:
     return sum("remat" in str(equation.primitive) for equation in jaxpr.eqns)
 
 
-class Held(nnx.Module):
+class Block(nnx.Module):
     def __init__(self):
         self.norm = BatchNorm(2, rngs=nnx.Rngs(0))
         self.scale = nnx.Param(jnp.array(3.0))
@@ -52,26 +52,26 @@ class Held(nnx.Module):
         return self(x)
 
     def forms(self):
-        """The same function, held in every way that a block may be."""
+        """Returns the same function, as every kind of callable that a block may be."""
         return {
             "module": self,
             "method": self.method,
             "lambda": lambda x: self.norm(jnp.sin(x * self.scale[...])),
-            "default": lambda x, held=self: held(x),
-            "partial": partial(lambda held, x, *, times: held(x * times), self, times=1.0),
+            "default": lambda x, block=self: block(x),
+            "partial": partial(lambda block, x, *, times: block(x * times), self, times=1.0),
         }
 
 
-@pytest.mark.parametrize("form", Held().forms())
-def test_a_block_of_any_form_has_its_gradients_and_statistics(rng, form):
+@pytest.mark.parametrize("form", Block().forms())
+def test_a_block_of_any_kind_has_its_gradients_and_statistics(rng, form):
     x = jnp.asarray(rng.standard_normal((5, 2), np.float32))
 
     def gradients(wrap):
-        graphdef, params, stats = nnx.split(Held(), nnx.Param, ...)
+        graphdef, params, stats = nnx.split(Block(), nnx.Param, ...)
 
         def loss(params, x):
-            held = nnx.merge(graphdef, params, stats, copy=True)
-            return (wrap(held.forms()[form])(x) ** 3).sum(), nnx.state(held, nnx.BatchStat)
+            block = nnx.merge(graphdef, params, stats, copy=True)
+            return (wrap(block.forms()[form])(x) ** 3).sum(), nnx.state(block, nnx.BatchStat)
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 

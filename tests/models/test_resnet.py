@@ -67,7 +67,7 @@ def test_any_weights_serve_an_output_stride_that_is_asked_for(tmp_path):
     save_weights(create_model("resnet18"), path)
     assert create_model("resnet18", pretrained=path, output_stride=16).output_stride == 16
     save_weights(create_model("resnet18", output_stride=8), path)
-    with pytest.raises(InputError, match="holds weights of resnet18 with output_stride=8, this"):
+    with pytest.raises(InputError, match="has weights of resnet18 with output_stride=8, this"):
         create_model("resnet18", pretrained=path)
 
 

@@ -1,4 +1,4 @@
-"""Images that a model does not take are refused in one line, for every model."""
+"""Unsuitable images are refused in one line, by every model."""
 
 import re
 
@@ -65,7 +65,7 @@ def test_batch_norms_own_complaint_is_not_taken_for_the_size():
         ([[0.0]], "a list; give a JAX array"),
     ],
 )
-def test_what_is_no_batch_of_images_says_what_is_expected(images, message):
+def test_the_error_for_other_arrays_describes_a_batch_of_images(images, message):
     expected = r"the model takes images \(N, H, W, 3\) of normalised floats, got .*"
     with pytest.raises(InputError, match=expected + message):
         check_images(images)
@@ -92,7 +92,7 @@ def test_models_are_tabulated():
 
 
 @pytest.mark.parametrize("name", ["resnet18_lpf4", "mobilenet_v2_lpf4"])
-def test_the_bound_that_an_open_size_is_told_to_have_is_one_that_exports(name):
+def test_the_suggested_bound_of_an_open_size_can_be_exported(name):
     graphdef, state = nnx.split(abstract_model(name))
 
     def export(constraints=()):

@@ -1,4 +1,4 @@
-"""Models whose every stride is a pool that chooses phases: 100 % consistent, untrained."""
+"""Models with phase-choosing pools for all strides are 100 % consistent without training."""
 
 import jax
 import jax.numpy as jnp

@@ -9,7 +9,7 @@ from aa_flax.models.shapes import smallest_size
 from benchmarks.reference import abstract_model, logits_shape, state_shapes
 from tests.sweeps import slow_but
 
-# How many times smaller than the images the last map is.
+# Ratio of the sizes of the image and the last map.
 REDUCTIONS = {"resnet18": 8, "resnet50": 8, "densenet121": 8, "mobilenet_v2": 16}
 
 

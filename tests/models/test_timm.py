@@ -1,4 +1,4 @@
-"""timm's antialiased models, next to timm; their weights from files that timm writes."""
+"""timm's antialiased models compared with timm; weights are from files that timm writes."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ from benchmarks.reference import (
 from tests import randomised as of_flax
 from tests.sweeps import slow_but
 
-timm = pytest.importorskip("timm")  # behind the import that lets torchvision be imported
+timm = pytest.importorskip("timm")  # after the module that makes torchvision importable
 
 NAMES = (
     "resnetblur50",
@@ -42,11 +42,11 @@ NAMES = (
 )
 QUICK = ("resnetblur50", "mobilenetv4_conv_blur_medium")
 
-SHORT = (1, 1, 1, 1)  # blocks of each stage
+SHORT = (1, 1, 1, 1)  # number of blocks per stage
 NEXT = {"stem": "deep", "groups": 32, "width_per_group": 8, "squeeze_excitation": True}
 short_resnet = partial(TimmResNet, Bottleneck, SHORT, AveragePool, None, NEXT)
 ROWS = ((48, [(0, 3, 0, 4)]), (80, [(3, 1, 5, 4), (0, 1, 3, 2)]))
-TINY = {  # a model of each family, and the batch norms that are folded of it
+TINY = {  # a model of each family, and the number of its folded batch norms
     "resnet": (short_resnet, 3 + 4 * 3 + 4),
     "densenet": (partial(TimmDenseNet, (1, 1)), 3 + 2),
     "mobilenet": (partial(MobileNetV4, ROWS), 1 + 2 + 4 + 3 + 2),
@@ -66,8 +66,8 @@ def images(*sides):
 def theirs(name, **options):
     """Returns timm's model with random weights.
 
-    With gates on every branch, maps of 33 blocks would grow so far that timm's own logits in
-    float32 and float64 differ by 40 %: smaller branches keep rounding errors small.
+    With gates on every branch, maps of 33 blocks would grow so much that timm's logits in float32
+    and float64 differ by 40 %; smaller branches keep rounding errors small.
     """
     reference = randomised(timm.create_model(name, **options))
     for path, layer in reference.named_modules():

@@ -17,7 +17,7 @@ NAMES = [f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn
 SIZES = ((224, 224), (101, 75))
 
 
-@pytest.mark.slow  # the golden logits of vgg11_bn are not
+@pytest.mark.slow  # the golden logits of vgg11_bn are not slow
 def test_logits_equal_torch():
     assert_same_as_reference("vgg11_bn_lpf4", *SIZES)
 

@@ -1,4 +1,4 @@
-"""What all pools of the table have in common."""
+"""Common properties of all registered pools."""
 
 import re
 
@@ -11,7 +11,7 @@ from flax import nnx
 from aa_flax.ops import circular_padding
 from aa_flax.pools import list_pools, make_pool, pool_factory, subsample
 
-# One of each name that ends in a number.
+# One pool of each name that ends in a number.
 KINDS = {re.sub(r"\d+$", "", name): name for name in list_pools()}
 every_kind = pytest.mark.parametrize("name", KINDS.values())
 

@@ -1,4 +1,4 @@
-"""Initial values: their distributions, that seed and name alone decide them, and Flax's own."""
+"""Initial values: distributions, dependence on seed and name only, and Flax's initializers."""
 
 import hashlib
 from functools import partial
@@ -34,7 +34,7 @@ DISTRIBUTIONS = [
 
 
 class Bag(nnx.Module):
-    """A variable for each initialiser, all of one shape."""
+    """A model with a variable for each initializer, all of one shape."""
 
     def __init__(self, *initializers, shape=SHAPE, rngs):
         self.values = nnx.List([nnx.Param(init(rngs.params(), shape)) for init in initializers])
@@ -77,7 +77,7 @@ def test_seed_name_and_stream_make_other_values():
 
 
 def test_values_are_the_same_on_every_platform():
-    """Philox is a published algorithm; NumPy could make other normals of it, which this tells."""
+    """Detects a change of NumPy's normal variates; Philox itself is a published algorithm."""
     bell, even = drawn(normal(1), torch_uniform(1), shape=(3, 700_001))
     np.testing.assert_allclose(bell[0, :3], [0.7852255, 0.79644996, 2.018001], rtol=1e-6)
     assert hashlib.sha256(even.tobytes()).hexdigest()[:16] == "9c36c1f542e3fcf3"
@@ -116,7 +116,7 @@ def test_a_model_has_the_constructors_distributions_and_random_state():
 
 
 class Mixed(nnx.Module):
-    """Flax's initializers, ours changed afterwards, ours under `vmap`, and the keys themselves."""
+    """Builds Flax's initializers, modified ones, ones under `vmap`, and the keys themselves."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.linear = nnx.Linear(3, 4, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Pools that choose a phase: APS and LPS, and putting values back."""
+"""Pools that choose a phase: APS and LPS, and their inverse."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def made(name, stride=2, **options):
 
 
 def is_rolled(one, other) -> bool:
-    """Whether a map is another one, moved circularly."""
+    """Checks whether a map is another one, moved circularly."""
     places = np.ndindex(*one.shape[:2])
     return min(np.abs(np.roll(one, place, (0, 1)) - other).max() for place in places) < 1e-5
 
@@ -72,8 +72,8 @@ def test_the_phase_of_the_largest_norm_is_chosen(norm, order, rng):
         assert choice == np.argmax(norms)
 
 
-def test_phases_of_the_same_largest_value_are_told_apart_by_their_squares(rng):
-    """As behind a max pool, which spreads the largest value over all phases."""
+def test_phases_of_the_same_largest_value_are_distinguished_by_their_squares(rng):
+    """As after a max pool, which spreads the largest value over all phases."""
     pool = AdaptivePool(2, "linf")
     x = jnp.asarray(rng.standard_normal((4, 8, 8, 3)), jnp.float32)
     with circular_padding():
@@ -89,7 +89,7 @@ def test_with_a_filter_both_the_choice_and_the_values_are_blurred(rng):
     np.testing.assert_allclose(subsample(filtered, x), subsample(plain, blurred))
 
 
-def test_putting_back_keeps_the_mean_behind_a_filter(rng):
+def test_putting_back_keeps_the_mean_after_a_filter(rng):
     y = jnp.asarray(rng.standard_normal((2, 4, 6, 3)), jnp.float32)
     choice = jnp.array([1, 2])
     bare = upsample_phase(y, choice)

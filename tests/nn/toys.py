@@ -1,4 +1,4 @@
-"""Pools as a user would write them: plain, with weights, and one that chooses."""
+"""Pools as users write them: without weights, with weights, and one that chooses a phase."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from flax import nnx
 
 
 class Box(nnx.Module):
-    """The mean of adjoining squares; each side of the image a multiple of the stride."""
+    """The mean of adjacent squares; each side of the image is a multiple of the stride."""
 
     def __init__(self, stride: int):
         self.stride = stride
@@ -34,7 +34,7 @@ class WeightedBox(Box):
 
 
 class LargestPhase(nnx.Module):
-    """Keeps the positions, among the stride's phases, where the map is largest (polyphase)."""
+    """Keeps the phase of the stride in which the map is largest (polyphase)."""
 
     def __init__(self, stride: int):
         self.stride = stride

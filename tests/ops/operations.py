@@ -1,4 +1,4 @@
-"""Every operation with more than one form, small, as a function of one array."""
+"""Every operation with more than one implementation, as a function of one small array."""
 
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +40,7 @@ IMAGE = (2, 4, 5, 4)
 DEPTHWISE, GROUPED, DENSE = (3, 3, 1, 4), (3, 3, 2, 6), (3, 3, 2, 3)
 NARROW = (2, 2, 2, 2)
 
-# Each takes an array of the shape next to it.
+# Functions, and the shapes of their arrays.
 OPERATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], tuple[int, ...]]] = {
     "blur": (ops.blur_pool, IMAGE),
     "blur of an axis": (partial(ops.blur_pool, filter_size=3, padding="zero"), (2, 7, 3)),

@@ -1,4 +1,4 @@
-"""Batch norm's derivative in affine form, against automatic differentiation of its definition."""
+"""Batch norm's affine derivative, compared with automatic differentiation of its definition."""
 
 import jax
 import jax.numpy as jnp

@@ -19,14 +19,14 @@ SLOW = pytest.mark.slow
 
 
 def reference_blur(x: np.ndarray, k: int, stride: int, padding: str, pad_offset: int = 0):
-    """The original's layer on a channels-last array."""
+    """Applies the original's layer to a channels-last array."""
     layer = antialiased_cnns.BlurPool if x.ndim == 4 else antialiased_cnns.BlurPool1D
     blur = layer(x.shape[-1], REFERENCE_PADDING[padding], k, stride, pad_offset)
     return np.moveaxis(blur(torch.tensor(np.moveaxis(x, -1, 1))).numpy(), 1, -1)
 
 
 def blur_all(x: np.ndarray, padding, implementation) -> dict[tuple[int, int], np.ndarray]:
-    """By filter size and stride, compiled together."""
+    """Returns results by filter size and stride, compiled together."""
     options = list(itertools.product(range(1, 8), range(1, 5)))
 
     @jax.jit

@@ -54,7 +54,7 @@ def test_cpu_convolutions_equal_xlas_forward_and_gradient(
 def test_kernels_for_onednn_equal_the_definition(features, groups, stride, dtype, rng, monkeypatch):
     monkeypatch.setenv(
         "XLA_FLAGS", runtime._ONEDNN_FLAGS
-    )  # chosen at trace time; JAX has read its own
+    )  # read at trace time; JAX has read its own already
     x = jnp.asarray(rng.standard_normal((2, 7, 8, features)), dtype)
     kernel = jnp.asarray(rng.standard_normal((3, 3, features // groups, features)), dtype)
 

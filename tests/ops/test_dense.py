@@ -1,4 +1,4 @@
-"""Dense convolutions by the CPU's forms, against their definitions."""
+"""Dense convolutions by CPU kernels, compared with their definitions."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from jax import export
 from aa_flax import ops
 
 ZERO, ONE, TWO = (((n, n), (n, n)) for n in (0, 1, 2))
-# Image, taps, stride, padding: products, and sums by rows, several at a time and one by one.
+# Image, taps, stride, padding, for products, and for sums by rows, several or one at a time.
 CASES = {
     "product": ((2, 5, 4, 3), 1, 1, ZERO),
     "strided product": ((2, 5, 4, 3), 1, 2, ZERO),

@@ -1,4 +1,4 @@
-"""The implementation in a program, and the operations of the definitions."""
+"""The choice of an implementation, and programs of the definitions."""
 
 import re
 

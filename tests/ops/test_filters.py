@@ -62,7 +62,7 @@ def test_what_is_no_filter_is_refused(call, message):
 
 
 def by_fft(x: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Crop the spectrum, and transform back."""
+    """Crops the spectrum, and transforms back."""
     spectrum = np.moveaxis(np.fft.fft(x, axis=axis), axis, 0)
     kept = np.zeros((length, *spectrum.shape[1:]), complex)
     for f in range(-((length - 1) // 2), (length - 1) // 2 + 1):
@@ -82,7 +82,7 @@ def test_the_ideal_pool_crops_the_spectrum(size, stride, rng):
 
 
 def wave(places: np.ndarray, coefficients: np.ndarray, period: int) -> np.ndarray:
-    """Cosines and sines of the first whole frequencies, at places that need not be whole."""
+    """Returns cosines and sines of the first integer frequencies, at real positions."""
     phase = 2 * np.pi * np.outer(places, np.arange(len(coefficients))) / period
     return np.cos(phase) @ coefficients[:, 0] + np.sin(phase) @ coefficients[:, 1]
 
@@ -96,7 +96,7 @@ def test_band_limited_signals_are_sampled_exactly_wherever_they_lie(shift, rng):
 
 
 def test_every_shift_commutes_by_parts_of_a_pixel(rng):
-    """Moving a map by 1 pixel moves the result by half a pixel, band-limited or not."""
+    """Moving a map by a pixel moves the result by half a pixel, also without a band limit."""
     x = jnp.asarray(rng.standard_normal((1, 24, 2)), jnp.float32)
     y, moved = ideal_pool(x), ideal_pool(jnp.roll(x, 1, 1))
     turn = np.exp(-2j * np.pi * np.fft.fftfreq(12) / 2)[:, None]

@@ -23,11 +23,11 @@ def filtered(x, taps, mode):
 
 
 def slowly(x, factor, padding):
-    """A signal and its interpolation, continued at both ends, then the filter's result."""
+    """Returns the interpolation of a padded signal, and the filter's result."""
     taps, wide = np.array(kaiser_taps(6 * factor + 1, factor)), continued(x, 8, padding)
     stuffed, ones = np.zeros((2, x.shape[0], factor * wide.shape[1], x.shape[2]))
     stuffed[:, ::factor], ones[:, ::factor] = wide, 1
-    # Over the gain of a constant at each position between those of the map.
+    # Divided by the gain of a constant at each position between those of the map.
     fine = filtered(stuffed, taps, "same") / filtered(ones, taps, "same")
     size = factor * x.shape[1] if padding == "circular" else factor * (x.shape[1] - 1) + 1
     fine = fine[:, 8 * factor : 8 * factor + size]

@@ -1,4 +1,4 @@
-"""`circular_padding`, on every operation that pads."""
+"""The context `circular_padding` with every operation that pads."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from aa_flax.ops import blur_pool, circular_padding, max_pool
 
 
 def shifted_maps(layer, x, stride):
-    """A layer's maps of an image and of the same image rolled by its stride, to be compared."""
+    """Returns a layer's maps of an image, and of the image rolled by the stride."""
     with circular_padding():
         still, moved = layer(x), layer(jnp.roll(x, (stride, -2 * stride), (1, 2)))
     assert still.shape[1:3] == (x.shape[1] // stride, x.shape[2] // stride)

@@ -12,7 +12,7 @@ from aa_flax.ops import adaptive_avg_pool, avg_pool, max_pool
 
 
 def torch_pool(pool, x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A torch pool on a channels-last array, and its gradient for the cotangent arange."""
+    """Applies a torch pool to a channels-last array; returns also its gradient for arange."""
     x_torch = torch.tensor(x, requires_grad=True)
     y = pool(x_torch.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
     (y * torch.arange(float(y.numel())).reshape(y.shape)).sum().backward()

@@ -1,4 +1,4 @@
-"""JAX's transformations of the CPU forms, against those of the definitions, which are JAX's own."""
+"""JAX's transformations of the CPU kernels, compared with those of the definitions."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ few = pytest.mark.parametrize("name", slow_but(QUICK, OPERATIONS))  # one of eac
 
 
 def both_forms(function, *operands):
-    """A jitted function's results by the forms of this platform, and by the definitions."""
+    """Returns a jitted function's results by this platform's kernels, and by the definitions."""
     fast = jax.jit(function)(*operands)
     with ops.definitions():
         return fast, jax.jit(lambda *operands: function(*operands))(*operands)
@@ -73,7 +73,7 @@ def test_jacobian_and_hessian_are_the_definitions(name):
     operation, shape = OPERATIONS[name]
 
     def of_few(few):
-        """The operation on an array that has those few numbers in its first places."""
+        """Applies the operation to an array, with these numbers added to its first values."""
         return operation(arrays(*shape).ravel().at[: len(few)].add(few).reshape(shape))
 
     def derivatives(few):
@@ -139,7 +139,7 @@ def test_types_that_hold_shardings_are_kept():
     assert_equal((jax.device_get(split), blurred(x, kernel)))
 
 
-def test_unchecked_shard_map_keeps_the_fast_form():
+def test_unchecked_shard_map_keeps_the_fast_kernel():
     x, kernel = arrays(*IMAGE), arrays(*DEPTHWISE)
     mesh, specs = two_devices(AxisType.Auto), (BATCH, PartitionSpec())
     inner = partial(conv, groups=4)

@@ -47,7 +47,7 @@ def test_options_of_each_axis_are_those_of_blur_pool(stride, rng):
 
 @pytest.mark.parametrize("k", range(1, 8))
 def test_it_stuffs_zeros_blurs_and_multiplies_by_the_stride(k, rng):
-    """On a circle, against NumPy's convolution."""
+    """Compares with NumPy's convolution on a circle."""
     x = rng.standard_normal(8)
     stuffed = np.zeros(24)
     stuffed[::3] = 3 * x
@@ -78,7 +78,7 @@ def test_with_the_constant_gain_it_stays_one_everywhere(k, stride, padding):
 
 @pytest.mark.parametrize("gain", ["stride", "constant"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_both_forms_are_equal_forward_and_gradient(dtype, gain, rng):
+def test_both_implementations_are_equal_forward_and_gradient(dtype, gain, rng):
     x = jnp.asarray(rng.standard_normal((2, 5, 4, 3)), dtype)
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-5  # of numbers up to 4
 

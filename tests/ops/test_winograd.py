@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's algorithm, against their definition."""
+"""3x3 convolutions by Winograd's algorithm, compared with their definition."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ from aa_flax.ops.dispatch import Multilinear, Static, apply
 from tests.sweeps import slow_but
 
 ONE = ((1, 1), (1, 1))
-# Image and padding: even and odd sizes, and every padding that a gradient turns into another.
+# Image and padding: even and odd sizes, and every padding that differs in the gradient.
 CASES = {
     "even": ((2, 6, 4, 5), ONE),
     "odd": ((2, 5, 7, 5), ONE),
@@ -48,7 +48,7 @@ def operands(image, outputs: int = 3):
 
 
 def both(function, padding):
-    """`function` of the fast convolution, and of the definition."""
+    """Returns `function` of the fast convolution, and of the definition."""
     conv = definition(padding)
     kernels = {"cpu": winograd.winograd_conv(window(padding))}
     fast = partial(apply, Multilinear(conv), kernels)
@@ -74,7 +74,7 @@ def test_values_and_derivatives_are_the_definitions(name):
 
 @pytest.mark.parametrize("numbers", slow_but([360], [1, 120, 360]))
 def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
-    monkeypatch.setattr(winograd, "_VALUES", numbers)  # of five images one, one and three
+    monkeypatch.setattr(winograd, "_VALUES", numbers)  # parts of five images: one, one and three
     fast, slow = both(derivatives, ONE)
     arrays = operands((5, 4, 6, 5))
     assert_agree(fast(*arrays), slow(*arrays))
@@ -82,7 +82,7 @@ def test_images_can_be_taken_a_few_at_a_time(monkeypatch, numbers):
 
 @pytest.mark.parametrize("before", slow_but([1], [0, 1, 2]))
 @pytest.mark.parametrize(("numbers", "rows"), [(7, 1), pytest.param(13, 2, marks=pytest.mark.slow)])
-def test_large_images_are_taken_in_strips(monkeypatch, numbers, rows, before):
+def test_large_images_are_computed_in_strips(monkeypatch, numbers, rows, before):
     monkeypatch.setattr(winograd, "_VALUES", numbers)
     x, kernel = operands((2, 6, 5, 5))
     padding = ((before, 2 - before), (1, 1))
@@ -108,12 +108,12 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once():
     wide = [x.astype(jnp.float32) for x in halves]
     tangents = [jnp.cos(x).astype(jnp.float32) for x in halves]
     expected, expected_tangent = jax.jvp(definition(ONE), wide, tangents)
-    cotangent = jnp.cos(value).astype(jnp.float32)  # as the net hands it on, rounded
+    cotangent = jnp.cos(value).astype(jnp.float32)  # rounded, as in a model
     expected_gradients = jax.vjp(definition(ONE), *wide)[1](cotangent)
     pairs = zip((value, *gradients), (expected, *expected_gradients), strict=True)
     for result, reference in pairs:
         assert result.dtype == jnp.bfloat16
-        # Half a unit in the last place of each, and float32's rounding.
+        # Half a unit in the last place of each term, and float32's rounding.
         bound = 2**-8 * jnp.abs(reference) + 1e-5 * jnp.abs(reference).max()
         assert (jnp.abs(result.astype(jnp.float32) - reference) <= bound).all()
     assert_agree(tangent.astype(jnp.float32), expected_tangent, 2**-7)  # a sum of two

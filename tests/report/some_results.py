@@ -1,4 +1,4 @@
-"""Made-up results of a few models, with everything that a report can show."""
+"""Invented results of a few models, with everything that a report can show."""
 
 import json
 from pathlib import Path

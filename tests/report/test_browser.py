@@ -1,4 +1,4 @@
-"""The page in a browser: Chromium without a screen, driven by playwright."""
+"""The page in a browser: headless Chromium, driven by playwright."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def browser():
 
 @pytest.fixture(scope="module", params=[1280, 390], ids=["desk", "phone"])
 def opened(request, browser, path):
-    """The page at a width in pixels, shared by the tests; its console must stay empty."""
+    """Returns the page at a width in pixels, shared by the tests; its console must stay empty."""
     tab = browser.new_page(viewport={"width": request.param, "height": 800}, offline=True)
     messages = []
     tab.on("console", lambda message: messages.append(message.text))

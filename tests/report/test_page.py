@@ -135,7 +135,7 @@ def test_plotly_accepts_the_charts(data):
     charts = [chart for name, chart in data.items() if name != "walks"]
     charts += [{"layout": walk["layout"]} for walk in data["walks"]]
     for chart in charts:
-        graph_objects.Figure(chart)  # raises for what it does not know
+        graph_objects.Figure(chart)  # raises for unknown entities
 
 
 def test_colours_end_in_blue_and_red():

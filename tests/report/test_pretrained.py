@@ -1,4 +1,4 @@
-"""Models as folders and repositories of the Hub, whose server here is a local one."""
+"""Models as folders and repositories of the Hub, with a local server."""
 
 import json
 from dataclasses import replace
@@ -68,7 +68,7 @@ def test_every_image_size_survives(size, model, tmp_path):
     assert from_pretrained(save_pretrained(model, tmp_path, licence="mit")).config == model.config
 
 
-def test_sizes_are_not_rounded_in_the_form_of_the_hub(model):
+def test_sizes_are_not_rounded_in_the_format_of_the_hub(model):
     for side in range(64, 420, 7):
         model.config = replace(IMAGES, input_size=side, resize_size=side * 8 // 7 + side % 5)
         found = image_config(hub_config(model, "mit")["pretrained_cfg"])

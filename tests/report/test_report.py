@@ -44,7 +44,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def without_matplotlib(monkeypatch):
-    """Reports without figures, which take seconds to draw."""
+    """Disables figures, which take seconds to draw."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
@@ -194,7 +194,7 @@ def test_html_without_output_is_refused(capsys):
 
 
 def of_run(top1, *, seed=0, crop=40, passes=5, epochs=5, lr=0.1, **more):
-    """Results as `eval.py` writes them for a run of `train.py`."""
+    """Writes results as `eval.py` does for a run of `train.py`."""
     config = {
         "name": f"run{seed}",
         "seed": seed,

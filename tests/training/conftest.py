@@ -8,19 +8,19 @@ from tests.training.tiny import register
 
 @pytest.fixture(autouse=True)
 def tiny_model() -> None:
-    """`create_model("tiny")` works."""
+    """Registers `tiny` for `create_model`."""
     register()
 
 
 @pytest.fixture
 def no_final_evaluation(monkeypatch):
-    """Saves the time of a compilation where the final results do not matter."""
+    """Skips a compilation for final results, which do not matter here."""
     monkeypatch.setattr(train, "evaluate_config", lambda *_, **__: {})
 
 
 @pytest.fixture
 def heard():
-    """Ctrl-C as a terminal gives it, whatever started the tests."""
+    """Handles Ctrl-C as on a terminal, for any parent process of the tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Runs of the tiny net as processes of their own, and what they end with."""
+"""Runs of the tiny model in separate processes, and their final states."""
 
 import os
 import subprocess
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[2]
 def start(
     workdir: Path, *arguments: str, devices: int = 1, group: bool = False
 ) -> subprocess.Popen:
-    """Starts `tiny.py`; compiled programs are kept, so that later starts are quick.
+    """Starts `tiny.py`; compiled programs are cached for later starts.
 
     Args:
-        group: it leads a group of processes of its own, as a command on a terminal does.
+        group: whether it leads a separate process group, as a command on a terminal does.
     """
     return subprocess.Popen(
         [sys.executable, "tests/training/tiny.py", str(workdir), *arguments],
@@ -43,7 +43,7 @@ def start(
 
 
 def finish(process: subprocess.Popen, exit_code: int = 0, seconds: float = 120) -> str:
-    """What the process wrote, once it has ended as expected."""
+    """Waits for the expected end of a process, and returns its output."""
     output, errors = process.communicate(timeout=seconds)
     assert process.returncode == exit_code, errors[-3000:]
     return output + errors
@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: 
 
 
 def final_state(workdir: Path) -> tuple[Record, list[np.ndarray]]:
-    """The last checkpoint, and its parameters and batch statistics."""
+    """Returns the last checkpoint, its parameters and batch statistics."""
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         latest = checkpoints.latest
     assert latest is not None

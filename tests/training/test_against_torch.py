@@ -1,4 +1,4 @@
-"""Training beside the original: the same loss curve, and its checkpoints resume here."""
+"""Training compared with the original: the same losses; its checkpoints resume here."""
 
 import copy
 
@@ -25,7 +25,7 @@ STEPS, STEPS_PER_EPOCH, SIZE = 20, 5, 40
 
 @pytest.fixture(scope="module")
 def config():
-    """The recipe of ResNet-18, in short: a step of the rate after half of the twenty updates."""
+    """Returns a short recipe of ResNet-18: a step of the rate after half of the twenty updates."""
     config = resnet18_lpf4.get_config()
     config.num_epochs = STEPS // STEPS_PER_EPOCH
     config.data.crop_size = SIZE
@@ -35,7 +35,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def photos():
-    """Sixteen photographs, each a class of its own; half of them are mirrored."""
+    """Sixteen photographs of different classes; half of them are mirrored."""
     images = [
         photo.resize((SIZE, SIZE), Image.Resampling.BILINEAR) for photo in originals().values()
     ]
@@ -46,9 +46,9 @@ def photos():
 
 @pytest.fixture(scope="module")
 def torchs_run(config, photos):
-    """The original's losses, its weights before, and its training checkpoint half way."""
+    """Returns the original's losses, initial weights, and training checkpoint half way."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # idle ones spin, and slow down whatever runs beside them
+    torch.set_num_threads(1)  # idle threads spin, and slow down others
     model = reference_model("resnet18_lpf4", num_classes=16).train()
     before = copy.deepcopy(model.state_dict())
     options = config.optimizer
@@ -86,7 +86,7 @@ def torchs_run(config, photos):
 
 @pytest.fixture(scope="module")
 def our_losses(config, photos):
-    """A function: the losses of the steps that are left to a model, by one compiled step."""
+    """Returns a function to a model's losses in its remaining steps, by one compiled step."""
     mesh, schedule = (
         data_mesh(),
         make_schedule(
@@ -123,7 +123,7 @@ def test_twenty_steps_follow_the_originals_loss(torchs_run, our_losses):
     expected, before, _ = torchs_run
     model = load_torch_state_dict(create_model("resnet18_lpf4", num_classes=16), before)
     np.testing.assert_allclose(our_losses(model), expected, rtol=1e-3)
-    assert expected[-1] < 0.5 * expected[0]  # it does learn
+    assert expected[-1] < 0.5 * expected[0]  # it learns
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_the_originals_training_checkpoint_resumes_here(torchs_run, our_losses, 
 
 @pytest.fixture
 def tiny_checkpoint():
-    """A training checkpoint, as torch would make one, of a model that trains in a moment."""
+    """Returns a training checkpoint like torch's, of a model that trains quickly."""
     weights = to_torch_state_dict(create_model("tiny", num_classes=10))
     names = [name for name in weights if "running" not in name and "num_batches" not in name]
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-4, "nesterov": False}

@@ -29,7 +29,7 @@ def initial(devices):
 
 
 def state_at(step, devices=2):
-    """A state of about 160 kB, another one for each step."""
+    """Returns a state of about 160 kB that depends on the step."""
     state = initial(devices)
     params = jax.tree.map(lambda x: x + step, state.params)
     return state._replace(step=state.step + step, params=params)
@@ -48,7 +48,7 @@ def assert_equal(state, expected):
 
 
 def damage(folder, step, kind):
-    """Deletes or cuts the largest file of a checkpoint, or changes a bit of it, or empties all."""
+    """Deletes or truncates the largest file of a checkpoint, changes a bit, or empties all."""
     if kind == "description":
         (folder / str(step) / "_CHECKPOINT_METADATA").write_text("{")
         return
@@ -118,11 +118,11 @@ def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(kind, tmp_path,
         output = capsys.readouterr().out
         assert "the checkpoint of step 2 is damaged" in output
         assert "going back to the one before" in output
-        save(checkpoints, 2)  # reached again
+        save(checkpoints, 2)  # the step is reached again
     with Checkpoints(tmp_path) as checkpoints:
         assert_equal(checkpoints.restore_latest(state_at(0))[0], state_at(2))
     assert (tmp_path / "2.damaged").is_dir()
-    gc.collect()  # pytest reports here what the failed load has left
+    gc.collect()  # pytest reports here an unraised error of the failed load
 
 
 @pytest.mark.parametrize(
@@ -143,14 +143,14 @@ def test_a_bit_of_a_description_is_damage_and_never_another_best(old, new, tmp_p
             checkpoints.find(1)
         save(checkpoints, 3, epoch=3)
         save(checkpoints, 4, epoch=4)
-    assert (tmp_path / "1").is_dir()  # its arrays may be whole
+    assert (tmp_path / "1").is_dir()  # its arrays may be complete
 
 
 def refused(*_):
     raise PermissionError(13, "Permission denied")
 
 
-def as_tensorstore_says(code, text):
+def as_in_tensorstore(code, text):
     def load(*_):
         raise ValueError(f"{text}: Error reading 'fc.bias/c/0' [os_error_code='{code}']")
 
@@ -166,8 +166,8 @@ def no_memory(*_):
     [
         (refused, r"Permission denied"),
         (no_memory, "MemoryError"),
-        (as_tensorstore_says(5, "UNKNOWN"), "UNKNOWN: Error reading"),
-        (as_tensorstore_says(24, "RESOURCE_EXHAUSTED"), "RESOURCE_EXHAUSTED: Error reading"),
+        (as_in_tensorstore(5, "UNKNOWN"), "UNKNOWN: Error reading"),
+        (as_in_tensorstore(24, "RESOURCE_EXHAUSTED"), "RESOURCE_EXHAUSTED: Error reading"),
     ],
 )
 def test_a_file_out_of_reach_is_an_error_and_no_damage(load, reason, tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_a_file_out_of_reach_is_an_error_and_no_damage(load, reason, tmp_path, m
 
 def test_a_missing_file_is_damage_also_in_tensorstores_words():
     with pytest.raises(ValueError, match="os_error_code") as caught:
-        as_tensorstore_says(2, "NOT_FOUND")()
+        as_in_tensorstore(2, "NOT_FOUND")()
     assert not is_out_of_reach(caught.value)
 
 
@@ -228,12 +228,12 @@ def test_a_half_written_checkpoint_of_a_killed_run_is_ignored(tmp_path):
         save(checkpoints, 1)
     half = tmp_path / "2.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "1", half)
-    with Checkpoints(tmp_path) as checkpoints:  # a reader: it may be in the making
+    with Checkpoints(tmp_path) as checkpoints:  # a reader: another process may be writing it
         assert checkpoints.latest.step == 1
     assert half.exists()
     with Checkpoints(tmp_path, of_run=True) as checkpoints:
         assert checkpoints.latest.step == 1
-        save(checkpoints, 3)  # Orbax removes in a thread, which this waits for
+        save(checkpoints, 3)  # waits for Orbax's thread that removes it
     assert not half.exists()
 
 

@@ -1,4 +1,4 @@
-"""train.py on a tree of JPEG files, as an ImageNet user runs it; overrides make it short."""
+"""The command train.py on a tree of JPEG files like ImageNet, shortened by overrides."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_digits(folder: Path, count: int, side: int) -> None:
-    """A tree like ImageNet's: `train/<digit>/<number>.jpg` and `val/...`, `count` images each."""
+    """Writes a tree like ImageNet's: `train/<digit>/<number>.jpg`, `val/...`, `count` images."""
     for split in ("train", "val"):
         digits = Digits(split, image_size=32)
         for i in range(count):

@@ -1,4 +1,4 @@
-"""Runs that learn from a teacher's answers."""
+"""Runs that are trained on a teacher's outputs."""
 
 import math
 import os
@@ -30,7 +30,7 @@ quick = pytest.mark.usefixtures("no_final_evaluation")
 
 @pytest.fixture
 def teacher(tmp_path):
-    """A file of a model with decided answers."""
+    """Writes a file of a model with confident predictions."""
     return saved_teacher(tmp_path / "teacher.safetensors")
 
 
@@ -42,7 +42,7 @@ def saved_teacher(path, seed=2, num_classes=10):
 
 
 def divergence(logits, target, temperature):
-    """The loss by its definition, image by image."""
+    """Returns the loss by its definition, image by image."""
     losses = []
     for row, wanted in zip(logits.tolist(), target.tolist(), strict=True):
         total = sum(math.exp(x / temperature) for x in row)

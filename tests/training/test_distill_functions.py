@@ -1,4 +1,4 @@
-"""`distill`: any function that learns another one's answers."""
+"""The function `distill`: training of any function on another one's outputs."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ def params_of(classes=5, seed=1):
 
 TEACHER, IMAGES = params_of(seed=7), normal(6, 8, 8, 3)
 teacher = partial(linear, TEACHER)
-one_step = partial(distill, optimizer=optax.sgd(1.0))  # new params: old ones minus the gradient
+one_step = partial(distill, optimizer=optax.sgd(1.0))  # new params are old ones minus the gradient
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -80,7 +80,7 @@ def test_without_an_optimizer_it_is_adam_at_a_small_rate():
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_answers_are_averaged_over_crops_of_which_the_first_is_the_students(layout):
-    def corner(images):  # so that each crop has another answer
+    def corner(images):  # so that outputs differ between crops
         return 4 * (images[:, 0, 0] if layout == "NHWC" else images[..., 0, 0])
 
     def student(params, images):
@@ -114,7 +114,7 @@ def test_maps_add_their_relative_distance():
 
 
 def normalised(params, images):
-    """A model with a batch norm, a number that counts, and a kernel."""
+    """A model with a batch norm, a counter and a kernel."""
     x = (images - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5)
     return jax.nn.relu(x).mean((1, 2)) @ params["kernel"] + 0 * params["count"]
 
@@ -161,7 +161,7 @@ def test_a_model_of_torch_is_antialiased_matched_and_distilled():
     model = torch.nn.Sequential(*layers).eval()
     images = [normal(16, 3, 16, 16, seed=seed) for seed in range(4)]
     f, params = from_torch(model, images[0])
-    params["9.weight"] = 20 * params["9.weight"]  # decided answers
+    params["9.weight"] = 20 * params["9.weight"]  # confident predictions
     steady, losses = antialias(f), []
     matched = match_statistics(steady, f, images, params)
     found = distill(

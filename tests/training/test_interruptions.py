@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, damaged or out of room, as commands of their own."""
+"""Runs that are killed, stopped, damaged or out of disk space, in separate processes."""
 
 import os
 import random
@@ -52,15 +52,15 @@ def test_a_run_killed_at_arbitrary_moments_ends_bit_for_bit_as_one_that_was_not(
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_told_to_stop_it_saves_within_the_epoch_and_has_an_exit_code_of_its_own(number, tmp_path):
+def test_asked_to_stop_it_saves_within_the_epoch_and_has_a_special_exit_code(number, tmp_path):
     long_epoch = ["max_steps_per_epoch=20", "num_epochs=2"]
     finish(start(tmp_path / "whole", *long_epoch))
     process = start(tmp_path / "cut", *long_epoch)
     assert any("compiled the training step" in line for line in iter(process.stdout.readline, ""))
     process.send_signal(number)
-    told = finish(process, exit_code=75)
-    assert f"asked to stop ({number.name}): saving first" in told
-    assert "all is saved; the same command continues" in told
+    output = finish(process, exit_code=75)
+    assert f"asked to stop ({number.name}): saving first" in output
+    assert "all is saved; the same command continues" in output
     output = finish(start(tmp_path / "cut", *long_epoch))
     assert "continuing after" in output
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
@@ -68,23 +68,23 @@ def test_told_to_stop_it_saves_within_the_epoch_and_has_an_exit_code_of_its_own(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("heard")
-@pytest.mark.parametrize("processes", [0, 3])  # 3: those of an evaluation start
+@pytest.mark.parametrize("processes", [0, 3])  # 3: those of an evaluation start as well
 def test_ctrl_c_on_a_terminal_leaves_the_processes_that_read_alone(processes, tmp_path):
     options = ["max_steps_per_epoch=20", "num_epochs=2", 'data.worker_type="process"']
     process = start(tmp_path / "run", *options, group=True)
     assert any("compiled the training step" in line for line in iter(process.stdout.readline, ""))
     wait_for(lambda: len(readers(process.pid)) >= processes, process)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal tells all of the command's processes
-    told = finish(process, exit_code=75)
-    assert "all is saved" in told
-    assert "Traceback" not in told
-    assert "leaked" not in told
-    finish(start(tmp_path / "run", *options[:2]))  # threads, which are quicker
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals all processes of the command
+    output = finish(process, exit_code=75)
+    assert "all is saved" in output
+    assert "Traceback" not in output
+    assert "leaked" not in output
+    finish(start(tmp_path / "run", *options[:2]))  # threads, which start faster
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A file of weights that eval.py takes."""
+    """Writes a weights file for eval.py."""
     path = tmp_path_factory.mktemp("saved") / "w.safetensors"
     aa_flax.save_weights(aa_flax.create_model("resnet18", num_classes=10), path)
     return path
@@ -115,14 +115,14 @@ def test_ctrl_c_amid_an_evaluation_ends_it_with_one_line(worker_type, tries, sav
         assert any("450 images of 10 classes" in line for line in process.stdout)
         time.sleep(0.5 + wait)
         os.killpg(process.pid, signal.SIGINT)
-        said = finish(process, exit_code=130)
-        assert said.strip().splitlines()[-1] == "stopped; nothing was measured yet"
-        assert "Traceback" not in said
-        assert "leaked" not in said
+        output = finish(process, exit_code=130)
+        assert output.strip().splitlines()[-1] == "stopped; nothing was measured yet"
+        assert "Traceback" not in output
+        assert "leaked" not in output
 
 
 def readers(pid: int) -> list[str]:
-    """Processes that a command has started to read images."""
+    """Returns the processes that a command has started to read images."""
     command = ["pgrep", "-P", str(pid), "-f", "spawn_main"]
     return subprocess.run(command, capture_output=True, text=True).stdout.split()
 
@@ -160,7 +160,7 @@ def test_a_run_of_many_epochs_survives_kills_and_whatever_happens_between(kills,
 
 
 def disturb(data: Path, workdir: Path, chance: random.Random) -> None:
-    """Files are touched, at dates of now, of yesterday and of tomorrow; the log is cut."""
+    """Changes dates of files, and adds an incomplete line to the log."""
     files = [*data.rglob("*"), *(path for path in workdir.rglob("*") if path.is_file())]
     for path in chance.sample(files, len(files) // 4):
         date = time.time() + chance.choice((0, -86_400, 86_400))

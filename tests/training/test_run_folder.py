@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, the same run, nobody else's files, and a full disk."""
+"""The folder of a run: locks, resuming the same run, foreign files, and a full disk."""
 
 import copy
 import errno
@@ -34,7 +34,7 @@ quick = pytest.mark.usefixtures("no_final_evaluation")
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
-    for _ in range(2):  # whatever the first attempt left
+    for _ in range(2):  # despite files of the first attempt
         with (
             RunFolder(tmp_path).locked(),
             pytest.raises(InputError, match=r"in progress .*\(process \d+ on"),
@@ -60,7 +60,7 @@ def test_a_file_system_without_locks_is_reported_and_trained_on(
 def test_a_link_of_somebody_else_is_never_followed(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake_wandb([], []))
     precious, content = tmp_path / "precious", "precious"
-    if name == "wandb_run_id":  # an id that is there is used; a link to nothing is no id
+    if name == "wandb_run_id":  # an existing id is used; a broken link is not one
         content = None
     else:
         precious.write_text(content)
@@ -104,13 +104,13 @@ def test_weights_whose_checkpoints_are_gone_are_not_replaced(tmp_path):
 
 @pytest.fixture
 def full_disk():
-    """A function, after which this process can write to no file."""
+    """Returns a function after which this process cannot write to files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-# Orbax awaits its writes together and ends at the first that fails; the others report to nobody.
+# Orbax awaits its writes together and stops at the first failure; nobody awaits the others.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @quick
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_any_other_error_of_the_system_is_one_line_of_the_command(monkeypatch):
 
 
 class Images:
-    """A source's classes, their number, and its digest."""
+    """A source with given classes, number of images, and digest."""
 
     def __init__(self, count, names="abc", digest=None):
         self.class_names, self.num_classes, self._count = tuple(names), len(names), count
@@ -249,7 +249,7 @@ def test_a_damaged_data_json_is_an_error(content, tmp_path):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder but its lock."""
+    """Returns every file in a folder except its lock."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
@@ -257,9 +257,9 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_finished_run_is_reported_at_once_if_nothing_is_missing(tmp_path, capsys, monkeypatch):
     config = tiny_config(num_epochs=1, max_steps_per_epoch=2)
     results = train.train(config, tmp_path)
-    assert f"in {tmp_path}" in capsys.readouterr().out  # the line at the start
+    assert f"in {tmp_path}" in capsys.readouterr().out  # the initial line
     with monkeypatch.context() as patch:
-        patch.setattr(train, "new_model", None)  # not even the model is made
+        patch.setattr(train, "new_model", None)  # before the model is created
         assert train.train(config, tmp_path) == results
     output = capsys.readouterr().out
     assert f"the run in {tmp_path} is finished" in output
@@ -317,5 +317,5 @@ def test_a_folder_of_images_that_gets_a_class_or_an_image_keeps_its_run(tmp_path
     assert files(tmp_path / "run") == checkpoints
     changes["num_epochs"] = 2
     train.train(tiny_config(**changes), tmp_path / "run", accept_data_change=True)
-    train.train(tiny_config(**changes), tmp_path / "run")  # it is this run's data now
+    train.train(tiny_config(**changes), tmp_path / "run")  # it is this run's data from now on
     assert json.loads((tmp_path / "run" / "data.json").read_text())["train"]["images"] == 8

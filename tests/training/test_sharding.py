@@ -1,4 +1,4 @@
-"""Many devices and several processes compute what one device does."""
+"""Many devices and several processes compute the same as one device."""
 
 import signal
 import socket
@@ -15,7 +15,7 @@ TEN_STEPS = ('model="tiny_plain"', "num_epochs=1", "max_steps_per_epoch=10")
 
 
 def start_two(workdir, *arguments):
-    """Two processes of two devices each; the first leads."""
+    """Runs two processes of two devices each; the first one leads."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -26,7 +26,7 @@ def start_two(workdir, *arguments):
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    """The state of a run on one device after ten steps."""
+    """Returns the state of a run on one device after ten steps."""
     register()
     workdir = tmp_path_factory.mktemp("runs") / "one"
     finish(start(workdir, *TEN_STEPS))
@@ -57,14 +57,14 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(number,
     processes = start_two(tmp_path / "two", *arguments)
     assert any("compiled" in line for line in iter(processes[0].stdout.readline, ""))
     processes[1].send_signal(number)
-    told = [finish(process, exit_code=75) for process in processes]
-    assert "all is saved" in told[0]
-    assert told[1].count("all is saved") == 1
+    outputs = [finish(process, exit_code=75) for process in processes]
+    assert "all is saved" in outputs[0]
+    assert outputs[1].count("all is saved") == 1
     record, _ = final_state(tmp_path / "two")
     assert record.top1 is None
     finish(start(tmp_path / "two", *arguments, devices=4))  # on another number of devices
 
 
-def test_processes_that_do_not_find_each_other_say_what_to_give():
+def test_the_error_of_processes_that_do_not_connect_names_the_flags():
     with pytest.raises(InputError, match="give each process --coordinator=HOST:PORT"):
         start_distributed("localhost:1", None, None)

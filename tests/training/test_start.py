@@ -110,7 +110,7 @@ def test_a_backbone_without_its_head_starts_a_model_with_a_random_last_layer(
 
 @pytest.fixture
 def tiny_weights(tmp_path):
-    """A file of a model whose batch norm has a trained bias, mean 0 and variance 1."""
+    """Writes a file of a model whose batch norm has a trained bias, mean 0 and variance 1."""
     model = create_model("tiny", num_classes=10, rngs=nnx.Rngs(2))
     model.bn.bias.set_value(model.bn.bias[...] + 1)
     save_weights(model, tmp_path / "tiny.safetensors")

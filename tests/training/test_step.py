@@ -30,7 +30,7 @@ def batch(rng, size=16):
 
 
 def after_steps(model, batches, devices=1, rate=LR, **options):
-    """The state after a step on each batch, and the last step's metrics."""
+    """Returns the state after a step on each batch, and the last step's metrics."""
     mesh = data_mesh(jax.devices()[:devices])
     optimizer = optax.sgd(rate, momentum=0.9)
     step = make_train_step(
@@ -163,7 +163,7 @@ def test_in_bfloat16_sums_statistics_and_losses_are_float32(name):
 
 
 def residual_bytes(model, size):
-    """What the forward pass of training keeps for the backward pass, counted in the trace."""
+    """Returns the bytes that training keeps for the backward pass, counted in the trace."""
     model.train()
     graphdef, params, batch_stats, random_state = split_model(model)
 
@@ -208,13 +208,13 @@ def schedule_of(config, steps):
 
 
 def rates(config, steps):
-    """The learning rate at every step of every epoch: (num_epochs, steps)."""
+    """Returns the learning rate at every step of every epoch: (num_epochs, steps)."""
     schedule = jax.jit(jax.vmap(schedule_of(config, steps)))
     return np.asarray(schedule(jnp.arange(config.num_epochs * steps))).reshape(-1, steps)
 
 
 def torchs_rates(config, scheduler, **options):
-    """What torch's scheduler, moved once an epoch, makes of the config's learning rate."""
+    """Returns the learning rates of torch's scheduler, which steps once per epoch."""
     sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.optimizer.learning_rate)
     moving, found = scheduler(sgd, **options), []
     for _ in range(config.num_epochs):
@@ -260,7 +260,7 @@ def test_warm_up_rises_linearly_over_the_steps_of_its_epochs_and_leaves_the_rest
     np.testing.assert_array_equal(warm[5:], plain[5:])
 
 
-def test_the_rate_scales_with_the_batch_if_asked():
+def test_the_rate_scales_with_the_batch_on_request():
     config = imagenet.get_config()
     plain = rates(config, 2)
     config.optimizer.scale_lr = True
@@ -269,7 +269,7 @@ def test_the_rate_scales_with_the_batch_if_asked():
     np.testing.assert_allclose(rates(config, 2), 4 * plain, rtol=1e-6)
 
 
-def test_weight_decay_leaves_out_all_but_kernels_if_asked():
+def test_weight_decay_excludes_all_but_kernels_on_request():
     config = imagenet.get_config()
     params = {"kernel": jnp.ones((3, 3, 2, 4)), "scale": jnp.ones(4), "bias": jnp.ones(4)}
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -292,7 +292,7 @@ def test_one_cycle_equals_torchs_at_every_step():
         optimizer, config.optimizer.learning_rate, total, cycle_momentum=False
     )
     for step in range(total - 1):
-        # torch turns over at step 0.3 n - 1, optax at 0.3 n: they may be one step apart.
+        # The peak is at step 0.3 n - 1 in torch and 0.3 n in optax: they may differ by a step.
         near = [float(schedule(max(step + d, 0))) for d in (0, 1)]
         assert min(near) * 0.98 <= reference.get_last_lr()[0] <= max(near) * 1.02
         optimizer.step()

@@ -86,7 +86,7 @@ def test_a_config_without_a_checkpoint_yet_may_be_changed(tmp_path):
     train.train(short_config(), tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
     config = tiny_config(**{"optimizer.schedule": "step", "optimizer.learning_rate": 1e30})
     with pytest.raises(InputError, match=r"after step \d at learning rate 1e\+30; there is no"):
         train.train(config, tmp_path)
@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_stops_at_once():
         assert stop.reached(1)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):  # and after it Ctrl-C is Python's again
+    with pytest.raises(KeyboardInterrupt):  # afterwards Ctrl-C is handled by Python again
         os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -188,14 +188,14 @@ def test_lines_that_are_not_rows_are_removed(tmp_path):
 
 
 @quick
-def test_a_profile_is_written_if_asked(tmp_path, capsys):
+def test_a_profile_is_written_on_request(tmp_path, capsys):
     train.train(tiny_config(num_epochs=1, max_steps_per_epoch=11, profile=True), tmp_path)
     assert f"profile written to {tmp_path / 'profile'}" in capsys.readouterr().out
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 @quick
-def test_a_start_too_short_for_a_profile_says_so(tmp_path, capsys):
+def test_a_start_too_short_for_a_profile_is_reported(tmp_path, capsys):
     train.train(short_config(profile=True), tmp_path)
     assert "no profile: it begins after 5 steps, this start had 2" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""A net that compiles in a second, its run on the digits, and that run as a command.
+"""A model that compiles in a second, its run on the digits, and a command for this run.
 
 python tests/training/tiny.py WORKDIR [KEY=VALUE ...] [--coordinator ADDRESS N I]
 """
@@ -21,7 +21,7 @@ from aa_flax.nn.layers import BatchNorm, conv2d, linear
 
 
 class TinyNet(Classifier):
-    """Convolution, batch norm (unless told otherwise), BlurPool, dropout, linear layer."""
+    """A model of a convolution, an optional batch norm, BlurPool, dropout and a linear layer."""
 
     def __init__(
         self, *, num_classes=10, filter_size=None, batch_norm=True, dropout=0.1, dtype=None, rngs
@@ -51,13 +51,13 @@ class TinyNet(Classifier):
 
 
 def register() -> None:
-    """Makes `tiny` a name of `create_model`, and `tiny_plain`, which drops nothing."""
+    """Registers `tiny`, and `tiny_plain` without dropout."""
     register_model("tiny", TinyNet, replace=True)
     register_model("tiny_plain", partial(TinyNet, dropout=0.0), replace=True)
 
 
 def tiny_config(**changes) -> Config:
-    """Three short epochs on the digits; `changes` by dotted name."""
+    """Returns a config of three short epochs on the digits; `changes` have dotted names."""
     config = digits_resnet18.get_config()
     config.name = config.model = "tiny"
     config.num_epochs = 3
@@ -72,12 +72,12 @@ def tiny_config(**changes) -> Config:
 
 
 def short_config(**changes) -> Config:
-    """One epoch of two steps."""
+    """Returns a config of one epoch of two steps."""
     return tiny_config(num_epochs=1, max_steps_per_epoch=2, **changes)
 
 
 def fake_wandb(began: list, logged: list) -> types.SimpleNamespace:
-    """The module wandb as a run uses it; the lists get what it is given."""
+    """A mock of the module wandb, which records its arguments in lists."""
     run = types.SimpleNamespace(
         log=lambda figures, step: logged.append((step, figures)), finish=lambda: None
     )
@@ -103,7 +103,7 @@ def main(workdir: str, *arguments: str) -> None:
     pairs = (change.split("=", 1) for change in changes)
     config = tiny_config(**{key: json.loads(value) for key, value in pairs})
     try:
-        train.evaluate_config = lambda *_, **__: {}  # the final results are not looked at
+        train.evaluate_config = lambda *_, **__: {}  # the final results do not matter
         train.train(config, Path(workdir))
     except Stopped as stopped:
         leave(str(stopped), EXIT_CODE)

@@ -1,4 +1,4 @@
-"""Models as functions of their state, and a count of what subsamples in them."""
+"""Models as functions of their state, and counts of their subsampling operations."""
 
 from collections import Counter
 from typing import Any
@@ -11,9 +11,9 @@ from aa_flax import ops
 
 
 def strided_operations(f, *arguments) -> Counter[str]:
-    """Counts operations with a stride, by name, in a function's program and in those inside it.
+    """Counts operations with a stride by name, in a function's program and in nested ones.
 
-    Sums over windows of a constant, which count the pixels of each window, are none.
+    Sums over windows of a constant, which count the pixels of each window, are excluded.
     """
     with ops.definitions():
         return _strided(jax.make_jaxpr(f)(*arguments).jaxpr)
@@ -40,7 +40,7 @@ def _program(x: Any) -> bool:
 
 
 class functional:
-    """The features of a model as a function of its state and images; also returns its state."""
+    """Returns the features of a model as a function of its state and images, and the state."""
 
     def __init__(self, model: nnx.Module, *, train: bool = False):
         model.train() if train else model.eval()

@@ -1,4 +1,4 @@
-"""`antialias(f, activations=2)`: activations on a finer grid."""
+"""Activations on a finer grid: `antialias(f, activations=2)`."""
 
 from typing import Any
 
@@ -79,7 +79,7 @@ def test_an_activation_of_several_operations_is_filtered_once(name):
 
 
 def moved(x, shifts):
-    """A periodic signal moved by fractions of a pixel, by its Fourier series."""
+    """Moves a periodic signal by fractions of a pixel, by its Fourier series."""
     for axis, shift in enumerate(shifts, 1):
         size = x.shape[axis]
         waves = np.exp(-2j * np.pi * np.fft.fftfreq(size) * shift)
@@ -191,7 +191,7 @@ def test_the_cost_is_that_of_filters_one_axis_after_the_other(ideal):
     if ideal:  # products with matrices
         rows_up, columns_up = 16 * 8 * 9, 18 * 9 * 16
         rows_down, columns_down = 8 * 16 * 18, 9 * 18 * 8
-    else:  # 6 taps for each value between two others; 13 for each that is kept, of 15 x 17
+    else:  # 6 taps for each value between two others; 13 for each remaining value, of 15 x 17
         rows_up, columns_up = 6 * 8 * 9, 6 * 9 * 15
         rows_down, columns_down = 13 * 8 * 17, 13 * 9 * 8
     total = rows_up + columns_up + rows_down + columns_down

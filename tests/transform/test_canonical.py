@@ -1,4 +1,4 @@
-"""`canonical`: any function gets the same pixels for every roll of an image."""
+"""With `canonical`, any function gets the same pixels for every roll of an image."""
 
 from functools import partial
 
@@ -19,17 +19,17 @@ KERNEL = jnp.asarray(RNG.normal(size=(3, 3, 3, 4)), jnp.float32)
 BITS = RNG.integers(0, 2, (H, W, 3), np.uint8)
 
 
-# The images that a function gets.
+# Images for the functions.
 seen = jax.jit(canonical(lambda x: x, maps=False))
 
 
 def dense(images):
-    """Has no equivariance at all."""
+    """A function without any equivariance."""
     return images.astype(jnp.float32).reshape(len(images), -1) @ WEIGHTS
 
 
 def strided(images):
-    """Is equivariant to cyclic shifts by multiples of 4 alone."""
+    """A function that is equivariant only to cyclic shifts by multiples of 4."""
     padded = jnp.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="wrap")
     numbers = ("NHWC", "HWIO", "NHWC")
     y = lax.conv_general_dilated(padded, KERNEL, (4, 4), "VALID", dimension_numbers=numbers)
@@ -37,7 +37,7 @@ def strided(images):
 
 
 def hashes(image):
-    """Returns both hashes of what is seen from each position."""
+    """Returns both hashes of the image as seen from each position."""
     return np.asarray(_hashes(image[None])).reshape(2, -1).T
 
 
@@ -82,7 +82,7 @@ def test_logits_of_any_function_are_invariant_to_the_bit():
 
 
 def test_ties_are_broken_by_the_whole_image():
-    """Two equal things whose rows and columns tie, but which see one another elsewhere."""
+    """Two equal objects have the same rows and columns, but at different distances."""
     image = np.zeros((H, W, 3), np.uint8)
     image[0, 0] = image[4, 2] = 9
     assert scores.seams(jnp.asarray(image[None])).sum() == 8
@@ -107,7 +107,7 @@ def test_a_rolled_photograph_is_rolled_back():
 def test_maps_of_any_function_move_by_the_shift_over_their_stride():
     images = RNG.normal(size=(2, 8, 6, 3)).astype(np.float32)
 
-    def f(x):  # a map of stride (4, 3), which no shift leaves equivariant
+    def f(x):  # a map of stride (4, 3), which is not equivariant to any shift
         x = x.cumsum(1)
         return {"map": x.reshape(2, 2, 4, 2, 3, 3).sum((2, 4)), "images": x}
 

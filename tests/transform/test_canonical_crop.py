@@ -1,4 +1,4 @@
-"""`canonical_crop`: the window follows the content, as far as its certificate says."""
+"""With `canonical_crop`, the window follows the content within its certified radius."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def frames_of(scene):
 
 @pytest.fixture(scope="module", params=SCENES)
 def of_all_frames(request):
-    """Windows of all frames of a scene: pixels, offsets in the scene, and radius, by frame."""
+    """Returns the windows of all frames of a scene: pixels, offsets in the scene, and radius."""
     found = crop(frames_of(SCENES[request.param]))
     pixels, offsets, radius = (np.asarray(x).reshape(MOVES, MOVES, *x.shape[1:]) for x in found)
     at = np.moveaxis(np.indices((MOVES, MOVES)), 0, -1)
@@ -55,7 +55,7 @@ def test_within_the_radius_every_frame_has_the_same_window(of_all_frames):
 
 
 def test_beyond_the_radius_another_window_may_win(of_all_frames):
-    """Unless the radius is the largest that a frame can vouch for, or windows tie."""
+    """Except where the radius is the largest that a frame can certify, or windows tie."""
     name, _, offsets, radius = of_all_frames
     inner = [
         (i, j)
@@ -69,7 +69,7 @@ def test_beyond_the_radius_another_window_may_win(of_all_frames):
 
 
 def test_the_middle_of_the_window_has_most_contrast():
-    """Against sums in NumPy, window by window."""
+    """Compares with sums in NumPy, window by window."""
     frame = RNG.integers(0, 256, (24, 30, 3), np.uint8)
     (window,), (offset,), _ = canonical_crop(frame[None], (12, 16))
     grey = frame.astype(int).sum(-1) // 3

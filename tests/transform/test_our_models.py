@@ -1,4 +1,4 @@
-"""Plain models, transformed, are the antialiased models with the same weights."""
+"""Transformed plain models are the antialiased models with the same weights."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -21,7 +21,7 @@ from tests.transform.models import functional
 
 
 class ResNetWithWindow3(ResNet):
-    """The antialiased stem with the plain model's max pool, not the original's smaller one."""
+    """Computes the antialiased stem with the plain model's max pool, not the original's."""
 
     def stem(self, x):
         if self.pool is None:
@@ -48,7 +48,7 @@ def pair(name, filter_size=4, **options):
 
     models = [abstract(size) for size in (None, filter_size)]
     for model in models if name == "vgg" else ():
-        model.fc1 = model.fc2 = None  # of a hundred million parameters, after the features
+        model.fc1 = model.fc2 = None  # a hundred million parameters after the features
     plain, blurred = map(randomised, models)
     return plain, blurred
 

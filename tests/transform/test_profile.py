@@ -1,4 +1,4 @@
-"""The aliasing of every site, its cost and its share of the derivative, and budgets."""
+"""The aliasing of every site, its cost and its fraction of the derivative, and budgets."""
 
 from itertools import accumulate
 
@@ -19,7 +19,7 @@ def every_other(x):
 
 
 def wave(cycles, size=16, across=0):
-    """A cosine of so many cycles down, and across, an image of `size` pixels, above 1."""
+    """Returns 1 plus a cosine of a number of cycles down, and across, an image of `size` pixels."""
     phase = 2 * np.pi * np.arange(size) / size
     return 1 + np.cos(cycles * phase[:, None] + across * phase)[None, :, :, None]
 
@@ -186,7 +186,7 @@ def test_shapes_and_traced_arrays_cannot_be_profiled():
 
 
 def two_layers(x):
-    x = jax.nn.relu(convolve(x, KERNEL, 2))  # dense, it costs about three times what f costs
+    x = jax.nn.relu(convolve(x, KERNEL, 2))  # dense, it costs about three times as much as f
     return convolve(x, jnp.ones((1, 1, 5, 5)), 2)  # 1x1: its blur is cheap
 
 
@@ -209,7 +209,7 @@ def test_a_budget_needs_a_count_of_flops(monkeypatch):
 def test_the_sites_of_a_budget_are_chosen_once():
     f = antialias(two_layers, budget=0.3)
     first = f(MAPS)
-    np.testing.assert_array_equal(jax.jit(f)(MAPS), first)  # traced, of the sites chosen before
+    np.testing.assert_array_equal(jax.jit(f)(MAPS), first)  # traced for the sites chosen before
     assert len(f.report(jnp.zeros((1, 33, 33, 4))).antialiased) == 1  # of another size
 
 
@@ -238,7 +238,7 @@ def mean_square(x):
 
 
 def shares_by_layer(layers, images, strides=None):
-    """Each layer's part of |Lf|^2, translated down and right, by `aa_flax.evaluation.lie`."""
+    """Returns each layer's part of |Lf|^2, translated down and right, by `lie_derivative`."""
     products = 0
     for name in ("translation_down", "translation_right"):
         found = np.array(lie_derivative_by_layer(layers, images, name, strides=strides))
@@ -284,14 +284,14 @@ def test_a_strided_layer_is_a_dense_one_and_a_subsampling():
     assert first == pytest.approx(second, rel=1e-3)
 
 
-def test_a_map_without_aliasing_has_no_share():
+def test_a_map_without_aliasing_has_no_fraction():
     images = jnp.asarray(wave(3) * wave(0, across=2), jnp.float32)
-    f = composed([every_other, jnp.tanh, lambda x: x[:, 1, 1]])  # of one position: it varies
+    f = composed([every_other, jnp.tanh, lambda x: x[:, 1, 1]])  # of one position, which varies
     (row,) = antialias.profile(f, images, lie="NHWC")
     assert row.lie_share == pytest.approx(0, abs=1e-4)
 
 
-def test_a_site_inside_calls_has_the_same_share():
+def test_a_site_inside_calls_has_the_same_fraction():
     def looped(x):
         x = lax.scan(lambda x, _: (jnp.tanh(x), None), x, None, 2)[0]
         return mean_square(jax.jit(jax.checkpoint(every_other))(x))

@@ -19,7 +19,7 @@ def conv(x, kernel, stride):
 
 
 def model(params, x):
-    """A stem, a strided block with its shortcut, and a slice."""
+    """A model with a stem, a strided block with its shortcut, and a slice."""
     x = jax.nn.relu(conv(x, params["stem"], 2))
     y = jax.nn.relu(conv(x, params["block"]["kernel"], 2))
     x = y + conv(x, params["shortcut"], 2)
@@ -91,7 +91,7 @@ def test_an_ensemble_vectorised_inside_keeps_its_stems_stride(channels):
     def stem(kernel, x):
         return jax.nn.relu(conv(x, kernel, 2))
 
-    nested = jax.vmap(jax.vmap(stem), (None, 0))  # members inside, views outside
+    nested = jax.vmap(jax.vmap(stem), (None, 0))  # members are inside, views outside
     kernels, x = normal(5, 3, 3, channels, 8), normal(5, 2, 16, 16, channels)
     for f, images in ((jax.vmap(stem), x), (nested, x[None])):
         (row,) = antialias.report(f, kernels, images)
@@ -130,12 +130,12 @@ def test_a_stem_is_left_or_reads_a_blurred_image_or_is_dense():
     }
     for choice, y in expected.items():
         np.testing.assert_allclose(jax.jit(antialias(stem, stem=choice))(X), y, atol=1e-4)
-    # `where` decides for a stem as well.
+    # `where` decides about a stem as well.
     found = jax.jit(antialias(stem, where=lambda site: "before"))(X)
     np.testing.assert_allclose(found, expected["blur"], atol=1e-4)
 
 
-def test_where_returns_the_place_of_the_blur():
+def test_where_returns_the_position_of_the_blur():
     def linear(x):
         return conv(x, PARAMS["block"]["kernel"], 2)
 
@@ -160,7 +160,7 @@ def test_where_returns_the_place_of_the_blur():
         ("before", {"pool": "binomial3"}, "where returned 'before': only BlurPool filters"),
     ],
 )
-def test_a_place_that_where_may_not_return_is_named(place, options, message):
+def test_a_position_that_where_may_not_return_is_named(place, options, message):
     f = antialias(model, where=lambda site: place, **options)
     with pytest.raises(InputError, match=message):
         f(PARAMS, X)
@@ -209,9 +209,9 @@ def test_branches_of_one_input_take_one_decision():
     assert not any(row.reason for row in antialias.report(f, x))
 
 
-def test_a_pool_that_decides_by_itself_says_so():
+def test_a_pool_that_chooses_its_grid_is_reported():
     f = antialias(lambda x: x[:, ::2, ::2], pool=LargestPhase)
-    assert "decides by itself" in antialias.report(f, X)[0].reason
+    assert "chooses its grid by itself" in antialias.report(f, X)[0].reason
 
 
 def test_sites_inside_shard_map_are_left_alone():

@@ -1,4 +1,4 @@
-"""A transformed model is more consistent under shifts."""
+"""Transformed models are more consistent under shifts."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def conv(x, kernel, stride):
 
 
 def features(x):
-    """Strides of 2 in a convolution, a max pool, a 1x1 convolution and an average: 16 in all."""
+    """A model with strides of 2 in a convolution, a max pool, a 1x1 convolution and an average."""
     x = jax.nn.relu(conv(wrapped(x, 1, 1), K1, 2))
     x = lax.reduce_window(wrapped(x, 0, 1), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     x = jax.nn.silu(conv(wrapped(x, 1, 1), K2, 1)) + x

@@ -209,7 +209,7 @@ SITES = {
 
 
 def smooth(x, stride):
-    """The filter that fits a stride, without that stride."""
+    """Applies the filter of a stride with stride 1."""
     box = np.ones(stride) / stride
     taps = np.convolve(np.convolve(box, box), box)
     widths = ((len(taps) - 1) // 2, len(taps) // 2)
@@ -223,7 +223,7 @@ def smooth(x, stride):
 
 
 def filtered(x, stride):
-    """A blur that is not of this package: a depthwise convolution with a constant kernel."""
+    """A blur of another package: a depthwise convolution with a constant kernel."""
     taps = jnp.array([1, 2, 1]) / 4
     kernel = jnp.tile(jnp.outer(taps, taps)[..., None, None], (1, 1, 1, x.shape[-1]))
     return conv(x, kernel, (stride, stride), PADS, feature_group_count=x.shape[-1])

@@ -1,4 +1,4 @@
-"""JAX transformations of the transformed function, and inside it."""
+"""JAX transformations of a transformed function, and inside it."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def close(a, b, tolerance=1e-5):
 
 
 def keeps_size(x):
-    """Subsamples, and repeats: a block inside a loop has to keep the size."""
+    """A function that subsamples and repeats, since a block inside a loop has to keep the size."""
     return jnp.repeat(jnp.repeat(block(x), 2, 1), 2, 2)
 
 
@@ -88,7 +88,7 @@ def test_gradients_reach_kernels():
 
 
 def test_relu_keeps_its_derivative_at_zero():
-    """Its rule gives 0, the derivative of a maximum 0.5."""
+    """The function's rule gives 0, the derivative of a maximum 0.5."""
     x = jnp.zeros((1, 8, 8, 4))
     found = jax.grad(lambda x: antialias(lambda x: jax.nn.relu(conv(x)))(x).sum())(x)
     close(found, jnp.zeros_like(x))

@@ -1,4 +1,4 @@
-"""The parts of a benchmark import one another as scripts do."""
+"""Lets the files of a benchmark import one another, as in scripts."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nets with true ImageNet weights, on photographs, beside torch."""
+"""Models with true ImageNet weights on photographs, compared with torch."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.true_weights
 
 @pytest.fixture(scope="module")
 def x():
-    """Two photographs as nets see them; skips where the packages are not there."""
+    """Returns two preprocessed photographs; skips without the packages."""
     try:
         images = [center_image(image, 256, 224) for image, _ in packaged.photographs()[:2]]
         for name in ("alexnet", "mobilenet_v2"):

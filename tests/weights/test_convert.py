@@ -1,4 +1,4 @@
-"""`python -m aa_flax.convert`, by its arguments."""
+"""The command `python -m aa_flax.convert`, by its arguments."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def convert():
     return lambda *arguments: aa_flax.convert.convert([*map(str, arguments)])
 
 
-def test_a_released_file_becomes_safetensors_that_say_where_they_come_from(
+def test_a_released_file_becomes_safetensors_with_its_origin(
     convert, released, released_folder, reference, tmp_path, capsys
 ):
     output = tmp_path / "new" / "w.safetensors"
@@ -141,7 +141,7 @@ def test_a_runs_checkpoints_become_weights_of_either_kind(convert, tmp_path):
         convert(tmp_path, tmp_path / "third.pth")
 
 
-def test_options_are_given_where_a_torch_file_cannot_say_them(convert, tmp_path):
+def test_options_are_given_where_a_torch_file_cannot_contain_them(convert, tmp_path):
     first, torchs, again = (tmp_path / name for name in ("a.safetensors", "a.pth", "b.safetensors"))
     options = {"pool": "binomial3", "pool_only": False}
     model, rng = abstract_model("resnet18", 3, **options), np.random.default_rng(0)

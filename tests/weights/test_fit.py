@@ -1,4 +1,4 @@
-"""Every name of a file has its variable, or there is one error and no change."""
+"""Every name of a file has its variable; otherwise there is one error and no change."""
 
 import json
 
@@ -24,7 +24,7 @@ FILTER = "features.2.conv.2.filt"
 
 @pytest.fixture(scope="module")
 def state():
-    """The original's narrow net, in torch's tensors."""
+    """Returns the state dict of the original's narrow model."""
     return reference_model(NAME, num_classes=5, **OPTIONS).state_dict()
 
 
@@ -150,7 +150,7 @@ def test_another_number_of_classes_leaves_out_the_last_layer_alone(state):
 
 @pytest.fixture(scope="module")
 def trunk():
-    """VGG's `features.*` alone, as a file holds them."""
+    """Returns VGG's `features.*` alone, as in a file."""
     with torch.device("meta"):
         reference = torchvision.models.vgg11()
     return {name: a for name, a in zeros(reference).items() if name.startswith("features.")}
@@ -167,7 +167,7 @@ def test_a_trunk_alone_warns_of_layers_that_are_random(trunk):
         filled(weights, vgg, 7)
     with pytest.warns(UserWarning, match="fc2.kernel: random; features_only=True gives the maps"):
         filled(weights, vgg, 0)
-    filled(weights, vgg, 0, trunk_only=True)  # and no warning
+    filled(weights, vgg, 0, trunk_only=True)  # without a warning
 
 
 def test_a_trunk_alone_gives_its_maps(trunk, tmp_path):
@@ -180,7 +180,7 @@ def test_a_trunk_alone_gives_its_maps(trunk, tmp_path):
     np.testing.assert_array_equal(first[...], kernel.transpose(2, 3, 1, 0))
 
 
-def test_a_trunk_is_neither_loaded_nor_converted_as_a_whole_net(trunk, tmp_path):
+def test_a_trunk_is_neither_loaded_nor_converted_as_a_whole_model(trunk, tmp_path):
     with pytest.raises(InputError, match=r"classifier\.0\.weight.*features_only=True leaves"):
         load_torch_state_dict(vgg(num_classes=7), trunk)
     with pytest.raises(InputError, match=r"fc1\.bias.*too; the trunk needs no conversion: .*True"):

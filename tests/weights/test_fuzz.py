@@ -77,7 +77,7 @@ WRONG = [renamed, dropped, doubled, transposed, added, as_integers, cut]
 
 @st.composite
 def changed_states(draw):
-    """A state dict, and whether it still is the net's."""
+    """Draws a state dict, and whether it is still the model's."""
     state, right = STATE, True
     for change in draw(st.lists(st.sampled_from(WRONG), max_size=1)):
         state, right = change(state, draw(st.sampled_from(NAMES))), False

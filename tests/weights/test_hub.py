@@ -1,4 +1,4 @@
-"""Weights of the Hugging Face hub, from a server that answers as the hub does."""
+"""Weights of the Hugging Face hub, from a mock server."""
 
 import hashlib
 import json
@@ -32,7 +32,6 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def small():
-    """A net, and the file of its weights."""
     return create_model(MODEL, num_classes=3, width_mult=0.0625)
 
 
@@ -51,8 +50,8 @@ def test_a_name_with_revision_and_hash_loads_the_weights_and_their_config(small,
     kernel = small.blocks[2].project.kernel[...]
     np.testing.assert_array_equal(model.blocks[2].project.kernel[...], kernel)
     assert model.config == ModelConfig(288, 303, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    said = (model.config.weights, model.config.sha256, model.config.licence)
-    assert said == (f"hf-hub:me/net@{COMMIT}", digest, "apache-2.0")
+    facts = (model.config.weights, model.config.sha256, model.config.licence)
+    assert facts == (f"hf-hub:me/net@{COMMIT}", digest, "apache-2.0")
     description = locate("hf-hub:me/net", model=MODEL).description()
     assert description["kind"] == "hub"
     assert describe(description) == f"hf-hub:me/net@{COMMIT} (SHA-256 {digest[:8]})"

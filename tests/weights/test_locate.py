@@ -1,4 +1,4 @@
-"""Weights are found by the names that people give them."""
+"""Weights are found by name, path, run or repository."""
 
 import hashlib
 import json
@@ -91,7 +91,7 @@ def test_a_file_is_described_by_its_hash_and_metadata(tmp_path):
         "sha256": digest,
     }
     assert describe(weights.description()) == f"{path} (epoch 7, SHA-256 {digest[:8]})"
-    with pytest.raises(InputError, match="holds weights of mobilenet_v2, not of resnet18"):
+    with pytest.raises(InputError, match="has weights of mobilenet_v2, not of resnet18"):
         create_model("resnet18", pretrained=path)
     save_weights(model, path, training="other")
     with pytest.raises(InputError, match="has changed since it was described"):
@@ -122,8 +122,8 @@ def test_a_run_is_a_model_with_its_best_weights(tmp_path):
     other = create_model("tiny", pretrained=tmp_path, num_classes=5)
     assert (other.conv.kernel[...] == models[1].conv.kernel[...]).all()
     assert other.fc.kernel.shape == (4, 5)
-    assert (other.config.input_size, other.config.resize_size) == (40, 0)  # what it was tested on
-    with pytest.raises(InputError, match="holds weights of tiny, not of resnet18"):
+    assert (other.config.input_size, other.config.resize_size) == (40, 0)  # the data of its test
+    with pytest.raises(InputError, match="has weights of tiny, not of resnet18"):
         create_model("resnet18", pretrained=tmp_path)
     second, sentence = model_from_workdir(tmp_path, 2)
     assert (second.fc.kernel[...] == models[2].fc.kernel[...]).all()

@@ -103,7 +103,7 @@ def test_without_a_network_the_address_is_named(released, monkeypatch):
     what = f"{closed}{released.filename} could not be downloaded. Download it"
     with pytest.raises(InputError, match=rf"^no connection \(.*refused\): {what}") as error:
         create_model(NAME, pretrained=True)
-    assert error.value.__suppress_context__  # what urllib raised is not printed before
+    assert error.value.__suppress_context__  # without urllib's exception before
 
 
 def test_without_torch_nothing_is_downloaded(released, serve, monkeypatch):

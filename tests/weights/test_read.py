@@ -179,7 +179,7 @@ def test_torchs_advice_to_run_the_code_in_a_file_is_not_passed_on(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_file_that_was_pickled_in_another_way_says_how_to_save_it(tmp_path):
+def test_a_file_pickled_in_another_way_is_refused_with_how_to_save_it(tmp_path):
     torch.save(WEIGHTS, tmp_path / "w.pth", pickle_protocol=4)
     with pytest.raises(InputError, match=r"its default pickle_protocol$"):
         read_weights(tmp_path / "w.pth")
@@ -234,7 +234,7 @@ def test_code_in_a_file_is_refused_and_not_run(zipped, tmp_path):
         InputError, match=r"contains more than tensors .*GLOBAL _?io\.open"
     ) as error:
         read_weights(tmp_path / "w.pth")
-    assert "weights_only" not in str(error.value)  # torch's advice to load it all the same
+    assert "weights_only" not in str(error.value)  # torch's advice to load it nevertheless
     assert not (tmp_path / "ran").exists()
     with open(tmp_path / "plain.pth", "wb") as file:
         pickle.dump(attack, file)

@@ -28,7 +28,7 @@ def model():
 
 @contextmanager
 def full_disk(size):
-    """No file grows beyond a size, as on a full disk."""
+    """Limits the size of files, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -159,7 +159,7 @@ def test_a_number_alone_is_a_weight_like_any_other(tmp_path):
 
 def test_weights_of_another_model_are_refused_by_name(path):
     other = create_model("mobilenet_v2_lpf3", num_classes=10)
-    with pytest.raises(InputError, match=r"holds weights of mobilenet_v2_lpf4, not of .*_lpf3"):
+    with pytest.raises(InputError, match=r"has weights of mobilenet_v2_lpf4, not of .*_lpf3"):
         load_weights(other, path)
 
 
@@ -271,7 +271,7 @@ def nameless():
     [lambda stride: BlurPool(5, stride), nameless(), partial(lambda k, s: BlurPool(k, s), 3)],
 )
 def test_a_pool_without_a_name_is_not_stored_under_one_that_others_have(pool, tmp_path):
-    model = made(pool)  # usable all the same
+    model = made(pool)  # usable nevertheless
     with pytest.raises(InputError, match=r"mine.*pool=.* without a unique name.*register"):
         save_weights(model, tmp_path / "mine.safetensors")
     assert not list(tmp_path.iterdir())

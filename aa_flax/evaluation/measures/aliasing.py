@@ -49,7 +49,7 @@ class Aliasing(StoredMeasure):
         predictor = subject.predictor
         if predictor.on_host:
             raise InputError(
-                f"the measure aliasing traces a function of JAX, and {predictor.name} is none; "
+                f"the measure aliasing traces functions of JAX, and {predictor.name} is not one; "
                 "aa_flax.from_torch makes one of a model of PyTorch"
             )
 

@@ -68,7 +68,7 @@ class LocalEquivarianceError(Measure):
         self.settings(subject)
         if subject.predictor.on_host:
             raise InputError(
-                f"the measure lee differentiates {subject.name}, which is no function of JAX; "
+                f"the measure lee differentiates {subject.name}, which is not a function of JAX; "
                 "leave it out, or convert a model of PyTorch by aa_flax.from_torch"
             )
 
