@@ -18,9 +18,8 @@ def prepare(task: dict[str, Any]) -> Work:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # other processes alternate
+    # Other processes alternate.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(task["file"], options, ["CPUExecutionProvider"])
     (taken,) = session.get_inputs()
     kind = np.uint8 if taken.type == "tensor(uint8)" else np.float32

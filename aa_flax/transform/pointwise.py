@@ -62,9 +62,7 @@ def _densely(
     operands = [_at_size(v, largest) for v in inputs]
     if any(operand is None for operand in operands):
         return None
-    reduced = all(
-        v.reduced for v in pending
-    )  # the maximum of a variance and 0 is not an activation
+    reduced = all(v.reduced for v in pending)  # max(variance, 0) is not an activation
     activates = curved or (eqn.primitive.name in ACTIVATIONS and not reduced)
     activated = activates or any(v.activated for v in pending)
     sites = frozenset().union(*(v.sites for v in pending))

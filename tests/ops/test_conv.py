@@ -52,9 +52,8 @@ def test_cpu_convolutions_equal_xlas_forward_and_gradient(
     ("features", "groups", "stride"), [(32, 32, 1), (32, 32, 2), (16, 4, 1), (16, 4, 2)]
 )
 def test_kernels_for_onednn_equal_the_definition(features, groups, stride, dtype, rng, monkeypatch):
-    monkeypatch.setenv(
-        "XLA_FLAGS", runtime._ONEDNN_FLAGS
-    )  # read at trace time; JAX has read its own already
+    # Read at trace time; JAX has read its flags already.
+    monkeypatch.setenv("XLA_FLAGS", runtime._ONEDNN_FLAGS)
     x = jnp.asarray(rng.standard_normal((2, 7, 8, features)), dtype)
     kernel = jnp.asarray(rng.standard_normal((3, 3, features // groups, features)), dtype)
 
