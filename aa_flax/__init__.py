@@ -89,7 +89,7 @@ __all__ = [
 __version__ = "0.2.0"
 
 # Loaded on first use: evaluation imports Grain and Orbax, which takes as long as importing JAX.
-# `Measure` is loaded from the built-in measures, so that these are registered before those of users.
+# `Measure` is loaded from the built-in measures, which are thus registered before those of users.
 _LAZY = {
     "distill": "aa_flax.training.distill",
     "evaluate": "aa_flax.evaluation.evaluate",

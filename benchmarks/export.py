@@ -43,12 +43,14 @@ def write_files(name: str, size: int, folder: Path) -> dict[str, str]:
     return {"ours": ours, "torch_onnx": theirs, "eager": ""}
 
 
-def alternating(tasks: dict[str, dict[str, Any]], rounds: int, turn: float) -> list[list[float]]:
+def alternating_times(
+    tasks: dict[str, dict[str, Any]], rounds: int, turn: float
+) -> list[list[float]]:
     """Returns the milliseconds of a pass for each task and round, in separate processes."""
     workers = [models.Worker("export", label, executable) for label in tasks]
     for worker in workers:
         worker.ask(tasks[worker.variant])
-    models.take_turns(workers, rounds, turn)
+    models.alternate(workers, rounds, turn)
     for worker in workers:
         worker.close()
         if worker.error:
@@ -62,7 +64,7 @@ def measure(name: str, args: argparse.Namespace) -> list[list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(name, args.size, Path(folder))
         tasks = {v: {**task, "variant": v, "file": files[v]} for v in VARIANTS}
-        return alternating(tasks, args.rounds, args.turn)
+        return alternating_times(tasks, args.rounds, args.turn)
 
 
 def main() -> None:

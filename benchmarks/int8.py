@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from export import alternating
+from export import alternating_times
 from models_table import ratio
 
 import aa_flax
@@ -78,7 +78,7 @@ def measure(run: str, args: argparse.Namespace, folder: Path) -> str:
         f"{100 * same[centre].mean():.1f}",
         f"{100 * same.mean():.1f}",
         " → ".join(f"{file.stat().st_size / 2**20:.1f}" for file in files.values()),
-        str(ratio(*alternating(tasks, args.rounds, args.turn))),
+        str(ratio(*alternating_times(tasks, args.rounds, args.turn))),
     ]
     return f"| {' | '.join(cells)} |"
 

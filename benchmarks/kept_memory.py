@@ -13,7 +13,7 @@ import itertools
 import statistics
 import sys
 
-from models import Worker, take_turns
+from models import Worker, alternate
 from models_table import OURS, THEIRS, Setting, ratio
 
 # Without oneDNN, which `tune_cpu` would enable as well.
@@ -30,7 +30,7 @@ def measure(setting: Setting, side: tuple[str, str], args: argparse.Namespace) -
     workers = [Worker(*side, python, keeps_memory) for keeps_memory in (False, True)]
     for worker in workers:
         worker.prepare(setting)
-    take_turns(workers, args.rounds, args.turn)
+    alternate(workers, args.rounds, args.turn)
     for worker in workers:
         worker.close()
     name = f"| {setting.model} | {setting.mode} | {setting.batch} | {' '.join(side)} |"

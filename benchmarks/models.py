@@ -101,7 +101,7 @@ class Worker:
         return f"ended with code {code}: {lines[-1][:150] if lines else 'no message'}"
 
 
-def take_turns(workers: Sequence[Worker], rounds: int, turn: float) -> None:
+def alternate(workers: Sequence[Worker], rounds: int, turn: float) -> None:
     """Runs each worker once a round, every other round in reverse; ends at the first error."""
     for number in range(rounds):
         for worker in workers if number % 2 == 0 else workers[::-1]:

@@ -312,7 +312,7 @@ def test_an_interrupted_evaluation_of_several_models_reports_what_is_kept(
 
 
 def test_results_of_training_are_those_of_eval(tmp_path, weights):
-    """The output of `evaluate_config` exists already for `evaluate_in_turn`."""
+    """The output of `evaluate_config` is not evaluated again by the command."""
     config = noise_config()
     config.model = "vgg11"
     found = Weights("vgg11")
