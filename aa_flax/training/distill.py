@@ -143,7 +143,7 @@ def distill(
         frozen: from the name of an array (`layer1.bias`) to whether it keeps its value. Default:
             the running statistics of batch norms, which are found as by `match_statistics`. Arrays
             that are not floats keep theirs in any case.
-        on_step: called after each step with its number, from 1, and its loss.
+        on_step: called with the number of each step, from 1, and its loss, once the next step runs.
 
     Returns:
         Trained parameters, in the pytree of `params`.
@@ -189,14 +189,22 @@ def distill(
         )
     state, answer = optimizer.init(trained), jax.jit(task.answer)
     update = jax.jit(task.update, donate_argnums=(0, 1))
+
+    def report(step: int, loss: Array) -> None:
+        _check_finite(float(loss), f"the loss of step {step}")
+        if on_step is not None:
+            on_step(step, float(loss))
+
+    unread = []  # a loss is read when the next step is queued, so that the device does not wait
     for step, batch in enumerate(chain([first], stream), 1):
         task.check(batch)
         answers = [answer(batch, step, i) for i in range(shifts)]
         target = sum(probabilities for probabilities, _ in answers) / shifts
         trained, state, loss = update(trained, state, params, batch, step, target, answers[0][1])
-        _check_finite(float(loss), f"the loss of step {step}")
-        if on_step is not None:
-            on_step(step, float(loss))
+        unread.append((step, loss))
+        if len(unread) > 1:
+            report(*unread.pop(0))
+    report(*unread.pop())
     _check_finite(float(optax.tree.norm(trained)), "the norm of the trained parameters")
     return _with(params, trained)
 
