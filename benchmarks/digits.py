@@ -86,7 +86,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first_seed", type=int, default=0, help="leave out earlier ones")
+    parser.add_argument("--first_seed", type=int, default=0, help="skip earlier seeds")
     parser.add_argument("--random_shift", action="store_true", help="train on shifted crops")
     parser.add_argument("--dtype", default="float32", help="config.dtype")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/digits_table")

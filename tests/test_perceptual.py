@@ -210,7 +210,7 @@ def test_the_package_is_asked_for_where_it_is_missing(trunk, monkeypatch):
 def test_other_models_are_refused(trunk):
     with pytest.raises(InputError, match="features of AlexNet or VGG, not of resnet18"):
         PerceptualDistance("resnet18", pretrained=False)
-    with pytest.raises(InputError, match="is a name or a model of create_model, got function"):
+    with pytest.raises(InputError, match="takes a name or a model of create_model, got function"):
         PerceptualDistance(distance_of)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="has weights for alexnet and vgg16, not for vgg11"):
         nnx.eval_shape(lambda: PerceptualDistance(create_model("vgg11", features_only=True)))

@@ -60,7 +60,7 @@ def test_a_function_of_numpy_is_refused(tmp_path):
         return np.zeros((len(images), 6)) + float(np.asarray(images).sum())
 
     with pytest.raises(
-        InputError, match="aliasing traces a function of JAX, and predict is not one"
+        InputError, match="aliasing traces functions of JAX, and predict is not one"
     ):
         evaluate(predict, Noise(), ["aliasing"], output=tmp_path / "r.json", crop_size=CROP)
 
