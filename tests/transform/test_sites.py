@@ -282,7 +282,7 @@ ALONE = {
     ),
     "minimum": (
         lambda x: lax.reduce_window(x, jnp.inf, lax.min, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
-        "no pool that is known",
+        "is not a known pool",
     ),
     "padded sum": (
         lambda x: sum_window(x, 3, 2, "SAME"),
