@@ -264,13 +264,19 @@ ALONE = {
     "cubic": (lambda x: resized(x, "cubic", False), "an interpolation that aliases"),
     "linear, filtered": (lambda x: resized(x, "linear", True), "antialiased already"),
     "cubic, filtered": (lambda x: resized(x, "cubic", True), "antialiased already"),
-    "signal by reshape": (lambda x: x[0].reshape(8, 4, 2, 4).max(2), "not one of an image"),
-    "mean by reshape": (lambda x: x[0].reshape(8, 4, 2, 4).mean(2), "not one of an image"),
+    "signal by reshape": (
+        lambda x: x[0].reshape(8, 4, 2, 4).max(2),
+        "not known to be one of an image",
+    ),
+    "mean by reshape": (
+        lambda x: x[0].reshape(8, 4, 2, 4).mean(2),
+        "not known to be one of an image",
+    ),
     "depthwise blur": (lambda x: filtered(x, 2), "antialiased already"),
     "slice of a blur": (lambda x: filtered(x, 1)[:, ::2, ::2], "antialiased already"),
     "BlurPool": (jax.jit(blur_pool), "antialiased already"),
     "in a loop": (lambda x: lax.map(lambda x: jnp.take(x, 2 * jnp.arange(4), 0), x), "a look-up"),
-    "features": (lambda x: x[..., ::2], "not those of images"),
+    "features": (lambda x: x[..., ::2], "not known to be those of images"),
     "integers": (lambda x: x.astype(int)[:, ::2, ::2], "no mean"),
     "whole map": (lambda x: sum_window(x, 8, 8) / 64, "mean of the whole map"),
     "wide average": (lambda x: sum_window(jnp.tile(x, (1, 2, 2, 1)), 7, 3) / 49, "a wider"),
@@ -282,7 +288,7 @@ ALONE = {
     ),
     "minimum": (
         lambda x: lax.reduce_window(x, jnp.inf, lax.min, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
-        "no pool that is known",
+        "is not a known pool",
     ),
     "padded sum": (
         lambda x: sum_window(x, 3, 2, "SAME"),
