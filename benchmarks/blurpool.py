@@ -28,9 +28,9 @@ from aa_flax import blur_pool
 from aa_flax.ops.blur import binomial_taps, padding_widths
 
 MAPS = [(112, 112, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024)]  # of ResNets at 224 pixels
-FIELDS = ("device", "versions", "shape", "filter_size", "dtype", "form", "pass", "ms")
+FIELDS = ("device", "versions", "shape", "filter_size", "dtype", "kernel", "pass", "ms")
 FIELDS += ("copy_gb_s", "of_copy")
-Form = Callable[[jax.Array], jax.Array]
+Kernel = Callable[[jax.Array], jax.Array]
 
 
 def slices(x: jax.Array, filter_size: int) -> jax.Array:
@@ -48,7 +48,7 @@ def slices(x: jax.Array, filter_size: int) -> jax.Array:
     return y.astype(x.dtype)
 
 
-def forms(filter_size: int) -> dict[str, Form]:
+def kernels(filter_size: int) -> dict[str, Kernel]:
     return {
         "conv": partial(blur_pool, filter_size=filter_size, implementation="conv"),
         "gather": partial(blur_pool, filter_size=filter_size, implementation="gather"),
@@ -75,11 +75,11 @@ def copy_bandwidth(num_bytes: int, seconds: float) -> float:
     return 2 * x.nbytes / median_seconds(lambda: copy(x), jax.block_until_ready, seconds)
 
 
-def time_jax(form: Form, x: jax.Array, seconds: float) -> tuple[float, float]:
-    y = jax.eval_shape(form, x)
+def time_jax(kernel: Kernel, x: jax.Array, seconds: float) -> tuple[float, float]:
+    y = jax.eval_shape(kernel, x)
     g = jax.random.normal(jax.random.key(0), y.shape, y.dtype)
-    forward = jax.jit(form)
-    backward = jax.jit(lambda x, g: jax.vjp(form, x)[1](g))
+    forward = jax.jit(kernel)
+    backward = jax.jit(lambda x, g: jax.vjp(kernel, x)[1](g))
     wait = jax.block_until_ready
     return (
         median_seconds(lambda: forward(x), wait, seconds),
@@ -113,23 +113,25 @@ def time_torch(x: jax.Array, filter_size: int, seconds: float) -> tuple[float, f
 def measure(shape: tuple[int, ...], filter_size: int, args: argparse.Namespace) -> list[dict]:
     """Returns a row for each implementation and pass."""
     x = jax.random.normal(jax.random.key(1), shape, args.dtype)
-    y = jax.eval_shape(forms(filter_size)["conv"], x)
+    y = jax.eval_shape(kernels(filter_size)["conv"], x)
     needed = x.nbytes + y.size * y.dtype.itemsize
     copied = copy_bandwidth(needed, args.seconds)
-    times = {name: time_jax(form, x, args.seconds) for name, form in forms(filter_size).items()}
+    times = {
+        name: time_jax(kernel, x, args.seconds) for name, kernel in kernels(filter_size).items()
+    }
     if find_spec("torch") and find_spec("antialiased_cnns"):
         times["torch"] = time_torch(x, filter_size, args.seconds)
     return [
         {
             "shape": "x".join(map(str, shape)),
             "filter_size": filter_size,
-            "form": form,
+            "kernel": kernel,
             "pass": direction,
             "ms": f"{1e3 * seconds:.4g}",
             "copy_gb_s": f"{copied / 1e9:.1f}",
             "of_copy": f"{needed / seconds / copied:.3f}",
         }
-        for form, both in times.items()
+        for kernel, both in times.items()
         for direction, seconds in zip(("forward", "backward"), both, strict=True)
     ]
 
@@ -166,7 +168,7 @@ def main() -> None:
         for filter_size in args.filter_sizes:
             rows = measure(shape, filter_size, args)
             if not found:
-                heads = [f"{row['form']} {row['pass']}" for row in rows]
+                heads = [f"{row['kernel']} {row['pass']}" for row in rows]
                 print(f"| map | k | copy, GB/s | {' | '.join(heads)} |")
                 print("|---" * (len(heads) + 3) + "|")
             print(line(rows), flush=True)

@@ -135,7 +135,7 @@ def kinds_table(times: Counter[str], found: dict[str, Operation]) -> list[str]:
         kinds[found[name].kind + side] += ms
     total = sum(kinds.values())
     rows = [f"| {ms:.1f} | {ms / total:.0%} | {kind} |" for kind, ms in kinds.most_common(15)]
-    return ["| ms | share | kind |", "|---|---|---|", *rows]
+    return ["| ms | fraction | kind |", "|---|---|---|", *rows]
 
 
 def dearest_table(times: Counter[str], found: dict[str, Operation], rows: int) -> list[str]:

@@ -35,7 +35,7 @@ def main() -> None:
 
     plain = time(forward)
     print(f"{args.model}, {x.shape}; jax {jax.__version__} on {jax.devices()[0].device_kind}\n")
-    print("| place | ms | over plain | extra MFLOP |\n|---|---|---|---|")
+    print("| site | ms | over plain | extra MFLOP |\n|---|---|---|---|")
     print(f"| plain | {plain:.1f} | | |")
     report = antialias.report(forward, state, x)
     for row in report.antialiased:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KEEPS_MEMORY = "NETS_KEEP_MEMORY"  # an environment variable
+KEEPS_MEMORY = "AA_FLAX_KEEP_MEMORY"  # an environment variable
 
 
 @dataclass(frozen=True)
