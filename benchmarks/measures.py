@@ -22,7 +22,7 @@ import aa_flax
 from aa_flax.data.digits import Digits
 
 CROP, REACH = 64, 8
-MEASURES: dict[str, float | bool] = {  # with their options
+MEASURES: dict[str, Any] = {  # with their options
     **dict.fromkeys(("accuracy", "shift", "circular", "subpixel", "jitter", "worst_case"), True),
     **dict.fromkeys(("worst_within", "worst_circular", "stability"), 2),
     "realistic": 0.125,
@@ -45,7 +45,7 @@ class First(Digits):
 def seconds(model: nnx.Module, measure: str, count: int) -> float:
     """Returns the time of an evaluation, compilation included."""
     jax.clear_caches()
-    sizes = {"crop_size": CROP, "shift_range": REACH, "resize_size": CROP + REACH}
+    sizes: dict[str, Any] = {"crop_size": CROP, "shift_range": REACH, "resize_size": CROP + REACH}
     options = {} if MEASURES[measure] is True else {measure: MEASURES[measure]}
     began = perf_counter()
     with TemporaryDirectory() as folder:
