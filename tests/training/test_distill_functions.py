@@ -113,6 +113,20 @@ def test_maps_add_their_relative_distance():
     assert new["scale"] == pytest.approx(3 - 0.5 * 2 * 1 / 2**2, rel=1e-4)
 
 
+def test_logits_of_a_single_class_leave_the_maps_alone():
+    def maps_alone(params, images):
+        return np.zeros((len(images), 1)), images * params["scale"]
+
+    losses = []
+    one_step(
+        *(maps_alone, partial(maps_alone, {"scale": 2.0}), {"scale": np.float32(3)}, [IMAGES]),
+        map_weight=1.0,
+        temperature=4.0,
+        on_step=lambda step, loss: losses.append(loss),
+    )
+    assert losses == [pytest.approx(0.25)]
+
+
 def normalised(params, images):
     """A model with a batch norm, a counter and a kernel."""
     x = (images - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5)
