@@ -91,12 +91,11 @@ def trained(
 ) -> nnx.Module:
     """Returns the antialiased model with statistics matched on crops, or distilled in steps.
 
-    A trunk is distilled from the copied weights: it has no batch norm, and matched biases alone
-    make it worse.
+    A trunk is distilled from the copied weights, since it has no batch norm to match.
     """
     _, rate, size = SETTINGS[name]
     student, is_trunk = antialiased(plain, name), isinstance(plain, Pooled)
-    if not (steps and is_trunk):
+    if not is_trunk:
         (crops,) = augmented(photographs, seed, batches=1)
         aa_flax.match_statistics(student, plain, jax.jit(normalise)(middle(crops, size)))
     if steps:
@@ -185,27 +184,31 @@ def measure(name: str, plain: nnx.Module, steps: int, seeds: int, results: Resul
                 values = of_maps(mine, theirs, CHANNELS[name])
             else:
                 values = of_classes(mine, theirs, labels[i])
-            with np.errstate(invalid="ignore"):  # maps of zeros have no direction
-                rows[half] = list(map(float, values))
+            rows[half] = list(map(float, values))
         return rows
 
     part = f"{name}, {steps} steps"
     for seed in range(seeds):
-        for row in ROWS:
+        for row in rows_for(name):
             results.measure(part, f"{row}, {seed}", partial(measured, row, seed))
     return part
 
 
-def rows_of(found: Mapping[str, Any], seeds: int, title: str) -> Iterator[list[str]]:
+def rows_for(name: str) -> tuple[str, ...]:
+    """Returns the rows of a model: trunks have no batch norm to match."""
+    return tuple(row for row in ROWS if row != "matched" or name not in CHANNELS)
+
+
+def rows_of(found: Mapping[str, Any], name: str, seeds: int) -> Iterator[list[str]]:
     """Yields the rows of a model's table: means over seeds and standard deviations."""
-    for row in ROWS:
+    for row in rows_for(name):
         runs = [found[f"{row}, {seed}"] for seed in range(seeds)]
         shown = HALVES if row in ROWS[2:] else HALVES[:1]
         for half in shown:
-            name = row if half == HALVES[0] else f"*{row}, {half}*"
+            title = row if half == HALVES[0] else f"*{row}, {half}*"
             columns = zip(*(run[half] for run in runs), strict=True)
-            cells = (cell(list(column)) if np.isfinite(column).all() else "-" for column in columns)
-            yield [title + name, *cells]
+            cells = (cell(list(column)) for column in columns)
+            yield [f"{name}: {title}" if name in CHANNELS else title, *cells]
 
 
 def main() -> None:
@@ -220,16 +223,16 @@ def main() -> None:
     args = parser.parse_args()
     results = Results(args.results)
 
-    def rows(name: str, plain: nnx.Module, title: str = "") -> list[list[str]]:
+    def rows(name: str, plain: nnx.Module) -> list[list[str]]:
         steps = args.steps or SETTINGS[name][0]
         part = measure(name, plain, steps, args.seeds, results)
-        return list(rows_of(results.found[part], args.seeds, title))
+        return list(rows_of(results.found[part], name, args.seeds))
 
     if args.classifier:
         plain = aa_flax.create_model("mobilenet_v2", pretrained=args.classifier)
         print(table(["mobilenet_v2_lpf4", *OF_CLASSES], rows("mobilenet_v2", plain)) + "\n")
     trunks = [name for name in args.trunks.split(",") if name]
-    cells = [row for name in trunks for row in rows(name, Pooled(our_trunk(name)), f"{name}: ")]
+    cells = [row for name in trunks for row in rows(name, Pooled(our_trunk(name)))]
     if cells:
         print(table(["last map", *OF_MAPS], cells))
 

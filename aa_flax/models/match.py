@@ -24,6 +24,7 @@ Images = Float[Array, "N ..."] | Iterable[Float[Array, "N ..."]]
 Moments = tuple[Array, Array]
 AtLayer = Callable[[Layer, Array], Array]
 
+_LEAST = 0.01  # of the source's variance; with less, matched biases have made a map constant
 _ROUNDING = 1e-10  # a variance that is smaller, relative to the mean's square, is rounding errors
 _VARIANCE = re.compile(r"(?<![a-z])(var|variance)$")  # `var`, `running_var`, `moving_variance`
 
@@ -56,7 +57,8 @@ def match_statistics(model: Any, source: Any, images: Images, params: Any = None
     negative it is 0, and `r` is what belongs to that.
 
     A model without batch norms has the biases of its maps corrected: `bias' = bias + m_s - m`, of
-    the maps that a bias is added to. Fully connected layers are left alone.
+    the maps that a bias is added to. Fully connected layers are left alone. Variances remain lower;
+    where less than a hundredth of the source's would remain (AlexNet, VGG), that is an error.
 
     Args:
         model, source: two modules of Flax NNX, run in evaluation mode, whose batch norms have the
@@ -74,7 +76,8 @@ def match_statistics(model: Any, source: Any, images: Images, params: Any = None
     Raises:
         InputError: other weights than the source's, no batch norm or bias to match or one that is
             called several times, a batch norm in a loop or of other operations, images that are not
-            floats or of different sizes, or statistics that are not finite; nothing is changed.
+            floats or of different sizes, statistics that are not finite, or biases that leave a map
+            without its variance; nothing is changed.
 
     Source: bias correction is that of Nagel et al., Data-Free Quantization, ICCV 2019, Sec. 4.2,
         measured on images; the correction of variances is this package's.
@@ -215,9 +218,17 @@ def _matched(model: _Program, source: _Program) -> Any:
     wanted = jax.jit(partial(_moments_of, source))(source.leaves, source.images)
     # Statistics of the source, to be corrected: those of the model have no influence.
     known = {name: source.leaves[name] for key in source.keys for name in key}
-    found = jax.jit(partial(_corrected, model))(model.leaves | known, model.images, wanted)
-    if not all(np.isfinite(x).all() for x in jax.device_get(found).values()):
+    correct = jax.jit(partial(_corrected, model))
+    found, kept = jax.device_get(correct(model.leaves | known, model.images, wanted))
+    if not all(np.isfinite(x).all() for x in found.values()):
         raise InputError("the statistics of these images are not finite; nothing is changed")
+    for (name,), fraction in kept.items():
+        if fraction < _LEAST:
+            raise InputError(
+                f"with matched biases, the map at {name} would have {100 * fraction:.2g} % of the "
+                "source's variance, which the filters reduce and biases cannot restore; nothing is "
+                "changed. Use the copied weights, and distil or fine-tune"
+            )
     return model.tree.unflatten((model.leaves | found).values())
 
 
@@ -234,20 +245,25 @@ def _moments_of(source: _Program, leaves: dict[str, Any], images: Array) -> dict
 
 def _corrected(
     model: _Program, leaves: dict[str, Any], images: Array, wanted: dict[Any, Moments]
-) -> dict[str, Array]:
-    """Returns corrected parameters by name; each layer is corrected before those after it run."""
-    found = {}
+) -> tuple[dict[str, Array], dict[Any, Array]]:
+    """Returns corrected parameters by name; each layer is corrected before those after it run.
+
+    Also returns, by the name of a bias, the fraction of the source's variance that its map has.
+    """
+    found, kept = {}, {}
 
     def correct(layer: Layer, x: Array) -> Array:
         key = model.key(layer)
         old = [leaves[name] for name in key]
+        if not layer.is_norm:
+            kept[key] = _moments(x, layer.axis)[1].sum() / wanted[key][1].sum()
         new, x = (_correct_norm if layer.is_norm else _correct_bias)(layer, x, wanted[key], old)
         for name, before, value in zip(key, old, new, strict=True):
             found[name] = value.reshape(before.shape).astype(before.dtype)
         return x
 
     model.run(leaves, images, correct)
-    return found
+    return found, kept
 
 
 def _correct_norm(

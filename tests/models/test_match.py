@@ -180,6 +180,17 @@ def test_without_batch_norm_biases_are_corrected():
     np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
 
 
+def test_biases_are_not_matched_where_filters_leave_no_variance():
+    def f(params, x):
+        return x + params["bias"]
+
+    def filtered(params, x):  # of noise, a thousandth of the variance
+        return f(params, jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape))
+
+    with pytest.raises(InputError, match=r"bias would have 0\.\d+ % of the source's variance"):
+        match_statistics(filtered, f, images(), {"bias": jnp.zeros(3)})
+
+
 class LinenModel(linen.Module):
     @linen.compact
     def __call__(self, x, train=False):
