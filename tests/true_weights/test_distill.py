@@ -9,7 +9,7 @@ from benchmarks.distill_true import OF_CLASSES, OF_MAPS, SHIFTS, of_classes, of_
 
 
 def outputs(rng, *shape):
-    """Of four photographs with two crops each: one view unshifted, two at every shift."""
+    """Returns outputs for two crops each of four photographs: unshifted, and two at every shift."""
     return {d: rng.standard_normal((4, 2, 2 if d else 1, *shape)) for d in (0, *SHIFTS)}
 
 
