@@ -70,20 +70,17 @@ def profiles(figure: Path | None) -> None:
     for name in TRUNKS:
         f, state = pooled(our_trunk(name))
         before, after = (
-            antialias.profile(run, state, images, lie="NHWC", milliseconds=run is f)
-            for run in (f, antialias(f))
+            antialias.profile(run, state, images, lie="NHWC") for run in (f, antialias(f))
         )
         curves |= {name: before.arrays(), f"antialias({name})": after.arrays()}
         for plain, filtered in zip(before, after, strict=True):
             numbers = [(r.aliasing_energy, r.damage, r.lie_share) for r in (plain, filtered)]
             cells = [f"{100 * value:.1f}" for pair in zip(*numbers, strict=True) for value in pair]
-            added = plain.extra_milliseconds
-            cells.append("" if np.isnan(added) else f"{added:+.1f}")
             site = f"{plain.site.kind} {plain.site.window[0]}x{plain.site.window[1]}"
             lines.append([name, plain.site.layer, site, *cells])
         print(f"{name} is measured", file=sys.stderr, flush=True)
     head = ["energy (%)", "with antialias", "damage (%)", "with antialias"]
-    head += ["Lie derivative (%)", "with antialias", "extra ms"]
+    head += ["Lie derivative (%)", "with antialias"]
     print(table(["model", "layer", "site", *head], lines))
     if figure:
         plot_aliasing(figure, curves)
