@@ -57,7 +57,10 @@ def convert(arguments: Sequence[str]) -> int:
             args.source, args.output, args.model, to_torch=args.to_torch, **options
         )
     elif options:
-        raise InputError(f"--option is for a file's model; {args.source} has its options")
+        raise InputError(
+            f"--option is for the model of a weights file; the options of {args.source} are known, "
+            "so leave it out"
+        )
     else:
         name = _export(source, args.output, to_torch=args.to_torch)
     print(f"{name}: written to {args.output}")

@@ -1,7 +1,7 @@
 """Distillation with true ImageNet weights on photographs: the tables of docs/distill.md.
 
     python benchmarks/distill_true.py [--classifier FILE] [--trunks alexnet,vgg16] [--seeds 3]
-        [--steps N] [--results runs/distill_true.json]
+        [--results runs/distill_true.json]
 
 The twenty photographs of `packaged.py` are split at random into ten to learn from, without labels,
 and ten that are held out; each seed is another split. Antialiased models get the weights of the
@@ -161,10 +161,10 @@ def of_maps(found: Outputs, plain: Outputs, channels: int) -> Iterator[np.floati
         yield 100 * feature_distance(pooled[0], pooled[d]).mean() / scale
 
 
-def measure(name: str, plain: nnx.Module, steps: int, seeds: int, results: Results) -> str:
+def measure(name: str, plain: nnx.Module, seeds: int, results: Results) -> str:
     """Measures every row for every seed, on both halves of the photographs; returns the part."""
     images, labels = opened(None)
-    size = SETTINGS[name][-1]
+    steps, _, size = SETTINGS[name]
 
     @lru_cache
     def untrained(row: str) -> Outputs:
@@ -218,14 +218,12 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path)
     parser.add_argument("--trunks", default="alexnet,vgg16")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="default: those of `SETTINGS`")
     parser.add_argument("--results", type=Path, default=ROOT / "runs/distill_true.json")
     args = parser.parse_args()
     results = Results(args.results)
 
     def rows(name: str, plain: nnx.Module) -> list[list[str]]:
-        steps = args.steps or SETTINGS[name][0]
-        part = measure(name, plain, steps, args.seeds, results)
+        part = measure(name, plain, args.seeds, results)
         return list(rows_of(results.found[part], name, args.seeds))
 
     if args.classifier:

@@ -51,7 +51,7 @@ def test_a_trunk_learns_maps_of_photographs_that_it_has_not_seen(tmp_path, monke
     monkeypatch.setitem(distill_true.SETTINGS, "alexnet", (8, 1e-4, 96))
     monkeypatch.setattr(distill_true, "SHIFTS", (1,))
     results = distill_true.Results(tmp_path / "results.json")
-    part = distill_true.measure("alexnet", plain, 8, 1, results)
+    part = distill_true.measure("alexnet", plain, 1, results)
     distance = {row: found["held out"][0] for row, found in results.found[part].items()}
     assert distance["plain model, 0"] == 0
     assert distance["distilled, 0"] < 0.9 * distance["copied, 0"]

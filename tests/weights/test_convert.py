@@ -139,6 +139,8 @@ def test_a_runs_checkpoints_become_weights_of_either_kind(convert, tmp_path):
         convert(tmp_path / "run", tmp_path / "third.pth", "--step=3")
     with pytest.raises(InputError, match=f"no run in {tmp_path}"):
         convert(tmp_path, tmp_path / "third.pth")
+    with pytest.raises(InputError, match=r"options of .*run are known, so leave it out"):
+        convert(tmp_path / "run", tmp_path / "third.pth", "--option=width_mult=1")
 
 
 def test_options_are_given_where_a_torch_file_cannot_contain_them(convert, tmp_path):
