@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import pytest
 
-# Compiled programs and their caches are millions of objects; by default Python looks for cycles among
-# them so often that it takes a sixth of the suite's time.
+# Compiled programs and their caches are millions of objects; by default Python looks for cycles
+# among them so often that it takes a sixth of the suite's time.
 gc.set_threshold(50_000, 20, 100)
 
 jax.config.update("jax_num_cpu_devices", 2)
